@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What whole-system tests, the demo and the benchmarks stand on.
+
+pub mod kms;
