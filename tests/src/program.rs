@@ -1,0 +1,185 @@
+//! A program under test, as a child process: started, watched by what it says, stopped or killed.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+/// How long a program may take for anything before a test calls it stuck. Nothing is measured against it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often an outside observer looks at a program's admin port, which is how a person would wait too.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A running program with its log in a file.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    admin: SocketAddr,
+}
+
+impl Program {
+    /// Starts `program` with `arguments`; both output streams are appended to `log`. `admin` is where it will answer
+    /// once it runs.
+    pub fn start<A: AsRef<OsStr>>(
+        program: &Path,
+        arguments: &[A],
+        environment: &[(&'static str, String)],
+        admin: SocketAddr,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let name = program.file_name().and_then(OsStr::to_str).unwrap_or("program").to_owned();
+        let output = fs::File::options().create(true).append(true).open(log)?;
+        let child = Command::new(program)
+            .args(arguments)
+            .envs(environment.iter().map(|(key, value)| (*key, value)))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        Ok(Self { name, child, log: log.to_owned(), admin })
+    }
+
+    /// Waits until `/readyz` says yes.
+    pub async fn ready(&mut self) -> anyhow::Result<()> {
+        self.until("is ready", async |admin| admin.get("/readyz").await.is_ok_and(|reply| reply.status == 200)).await
+    }
+
+    /// Waits until `condition` holds of the running program. Fails with the end of its log if it exits or never gets
+    /// there.
+    pub async fn until(&mut self, what: &str, condition: impl AsyncFn(Admin) -> bool) -> anyhow::Result<()> {
+        let admin = Admin(self.admin);
+        let looking = async {
+            loop {
+                if condition(admin).await {
+                    return Ok(());
+                }
+                if let Some(status) = self.child.try_wait()? {
+                    bail!("{} ended with {status} before it {what}", self.name);
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let outcome = match tokio::time::timeout(PATIENCE, looking).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(anyhow::anyhow!("{} is not so that it {what} after {PATIENCE:?}", self.name)),
+        };
+        outcome.with_context(|| format!("its log ends:\n{}", self.log_tail()))
+    }
+
+    /// Its admin port.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin(self.admin)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// SIGKILL: no goodbye, no flush.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        self.child.start_kill()?;
+        self.child.wait().await?;
+        Ok(())
+    }
+
+    /// SIGTERM, then its own orderly end.
+    pub async fn stop(self) -> anyhow::Result<ExitStatus> {
+        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        kill_process(pid.context("it has ended already")?, Signal::TERM)?;
+        self.wait().await
+    }
+
+    /// Waits for it to end by itself.
+    pub async fn wait(mut self) -> anyhow::Result<ExitStatus> {
+        match tokio::time::timeout(PATIENCE, self.child.wait()).await {
+            Ok(status) => Ok(status?),
+            Err(_) => bail!("{} did not end; its log ends:\n{}", self.name, self.log_tail()),
+        }
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = self.log_text();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Everything it has said.
+    #[must_use]
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// The admin port of a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Admin(pub SocketAddr);
+
+/// An answer of the admin port.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// The whole body.
+    pub body: String,
+}
+
+impl Admin {
+    /// One GET on a connection of its own.
+    pub async fn get(self, path: &str) -> anyhow::Result<Reply> {
+        use http_body_util::{BodyExt as _, Empty};
+        let stream = tokio::net::TcpStream::connect(self.0).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(connection);
+        let request = http::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new())?;
+        let reply = sender.send_request(request).await?;
+        let status = reply.status().as_u16();
+        let body = String::from_utf8(reply.into_body().collect().await?.to_bytes().to_vec())?;
+        driver.abort();
+        Ok(Reply { status, body })
+    }
+
+    /// The sum over all label sets of one metric, 0 if it is absent.
+    pub async fn metric(self, name: &str) -> anyhow::Result<f64> {
+        self.metric_where(name, "").await
+    }
+
+    /// The sum over those label sets of one metric whose text contains `label`.
+    pub async fn metric_where(self, name: &str, label: &str) -> anyhow::Result<f64> {
+        let page = self.get("/metrics").await?.body;
+        let mut sum = 0.0;
+        for line in page.lines() {
+            let Some(rest) = line.strip_prefix(name) else { continue };
+            if !rest.starts_with(['{', ' ']) || !rest.contains(label) {
+                continue;
+            }
+            let value = rest.rsplit(' ').next().unwrap_or_default();
+            sum += value.parse::<f64>().with_context(|| format!("metric line {line:?}"))?;
+        }
+        Ok(sum)
+    }
+}
+
+/// An address on loopback that was free a moment ago. A program under test needs it in its configuration before it
+/// starts, and keeps it over restarts.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
