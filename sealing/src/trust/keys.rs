@@ -15,8 +15,8 @@ use super::digest::Sha256Digest;
 pub const MAX_SPKI: usize = 1024;
 
 const P256_PREFIX: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-    0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 const P256_SPKI: usize = 91;
 const ED25519_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -125,14 +125,14 @@ impl RoleSpki {
                 // 04: uncompressed. The compressed form would be a second name for the same key.
                 let point = der.strip_prefix(&P256_PREFIX).filter(|point| point[0] == 0x04);
                 let point = point.ok_or(SpkiError::RoleKey)?;
-                let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(point).map_err(|_| SpkiError::RoleKey)?;
+                let key =
+                    p256::ecdsa::VerifyingKey::from_sec1_bytes(point).map_err(|_| SpkiError::RoleKey)?;
                 RolePublic::P256(key)
             }
             ED25519_SPKI => {
                 let bytes = der.strip_prefix(&ED25519_PREFIX).ok_or(SpkiError::RoleKey)?;
                 let bytes = bytes.try_into().map_err(|_| SpkiError::RoleKey)?;
-                let key =
-                    ed25519_dalek::VerifyingKey::from_bytes(bytes).map_err(|_| SpkiError::RoleKey)?;
+                let key = ed25519_dalek::VerifyingKey::from_bytes(bytes).map_err(|_| SpkiError::RoleKey)?;
                 // A key of small order has signatures that hold for nearly any message.
                 if key.is_weak() {
                     return Err(SpkiError::RoleKey);
@@ -204,9 +204,9 @@ impl RsaSpki {
             return Err(SpkiError::Rsa);
         }
         let mut outer = Der { rest: der };
-        let mut spki = Der { rest: outer.value(0x30)? };
+        let spki = outer.value(0x30)?;
         outer.finish()?;
-        let rest = spki.rest.strip_prefix(&RSA_ALGORITHM).ok_or(SpkiError::Rsa)?;
+        let rest = spki.strip_prefix(&RSA_ALGORITHM).ok_or(SpkiError::Rsa)?;
         let mut spki = Der { rest };
         let bits = spki.value(0x03)?;
         spki.finish()?;
@@ -264,7 +264,7 @@ impl<'a> Der<'a> {
     fn value(&mut self, tag: u8) -> Result<&'a [u8], SpkiError> {
         let (&[found, first], rest) = self.rest.split_first_chunk::<2>().ok_or(SpkiError::Rsa)?;
         let (len, rest) = match first {
-            0..0x80 => (usize::from(first), rest),
+            0..=0x7f => (usize::from(first), rest),
             0x81 => {
                 let (&[len], rest) = rest.split_first_chunk::<1>().ok_or(SpkiError::Rsa)?;
                 (usize::from(len), rest)

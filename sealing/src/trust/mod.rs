@@ -7,18 +7,44 @@
 //! Pure: no I/O and no clock. A [`Device`] is given bytes and time ([`Clock`]) and answers with a
 //! [`VerifiedKey`], a [`Status`] or a [`TrustError`]; storing its record is the caller's.
 //!
+//! ```text
+//! Bundle ─> cose (form) ─> root / statement (fields) ─> verify (signatures) ─> meaning ─> announced ─> VerifiedKey
+//!                                                            `──────────── apply ─────────────´
+//! ```
+//!
 //! The modules stand in the order in which data meets them.
 
 pub mod arn;
+pub mod bundle;
+mod cbor;
+pub mod cose;
 pub mod digest;
 pub mod error;
 pub mod keys;
+pub mod root;
+pub mod statement;
 pub mod time;
-pub mod verified_key;
+pub mod verify;
 
+mod announced;
+mod apply;
+mod device;
+mod floor;
+mod meaning;
+mod state;
+mod verified_key;
+
+pub mod authoring;
+
+pub use apply::{Accepted, Applied};
 pub use arn::{ArnError, KeyArn};
+pub use bundle::{Bundle, MAX_ROOTS};
+pub use device::{Device, Status};
 pub use digest::Sha256Digest;
 pub use error::TrustError;
-pub use keys::{Algorithm, Kid, RoleSpki, RsaSpki, SpkiError};
+pub use keys::{Algorithm, Kid, MAX_SPKI, RoleSpki, RsaSpki, SpkiError};
+pub use root::{Custody, GatewayPins, Policy, Role, Root, RootFields, RootKey};
+pub use state::MAX_STATE;
+pub use statement::{KeyStatus, SUITE_RSA_OAEP_SHA256, Statement, StatementFields, StatementKey};
 pub use time::{Clock, UnixTime};
 pub use verified_key::VerifiedKey;
