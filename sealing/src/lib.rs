@@ -5,7 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod names;
-
+pub mod trust;
 
 pub mod envelope;
 

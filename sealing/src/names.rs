@@ -17,7 +17,9 @@ pub enum NameError {
     #[error("a site is 1 to 63 of a-z, 0-9 and '-', and begins with a letter or digit")]
     Site,
     /// Not `[A-Za-z0-9][A-Za-z0-9._-]{0,62}`, or it holds `..`.
-    #[error("a device is 1 to 63 of A-Z, a-z, 0-9, '.', '_' and '-', begins with a letter or digit and holds no '..'")]
+    #[error(
+        "a device is 1 to 63 of A-Z, a-z, 0-9, '.', '_' and '-', begins with a letter or digit and holds no '..'"
+    )]
     Device,
     /// Not `[a-z0-9-]{1,32}`.
     #[error("a stream is 1 to 32 of a-z, 0-9 and '-'")]
