@@ -1,0 +1,389 @@
+//! From whatever is in the directory to a spool that serves.
+//!
+//! A group is written only after the sync of the one before it, so a sound group head proves everything before it to have been
+//! durable. What is damaged before such a proof is corruption: stepped over, named, counted. What is damaged after the last one
+//! belongs to a group whose sync never returned, which nobody was told about: a torn tail, cut. The proofs are a later group's
+//! head, a later segment's header, and the closing mark in the cursor file.
+//!
+//! Nothing in here fails because of what bytes say (a newer version excepted, which is no damage), and nothing asks for a
+//! human: a lane whose last segment is beyond use goes on in a new one.
+
+use crate::cursor::CursorFile;
+use crate::error::OpenError;
+use crate::format::{GROUP_HEAD_BYTES, GroupHead, HeaderRead, PAGE, PAGE_BYTES, SegmentHeader};
+use crate::fs::{FileRef, Fs};
+use crate::options::{Options, Verify};
+use crate::owner::{Active, Writer};
+use crate::read::{CorruptRange, note};
+use crate::record::{Lane, Position};
+use crate::segment::{Name, damaged_name};
+use crate::shared::{LaneState, Segment, Spare};
+use crate::walk::{Extent, Found, Group};
+use std::collections::VecDeque;
+use std::path::Path;
+
+/// The most ranges that [`Recovery::corrupt`] names; all are counted.
+pub const MAX_NAMED_RANGES: usize = 1024;
+
+/// Unreadable segments kept beside the log for whoever wants to look; the oldest is removed for a new one.
+const MAX_DAMAGED_FILES: usize = 2;
+
+/// What `open` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Records that are kept and not acknowledged, in all lanes, damaged ones included.
+    pub records: u64,
+    /// Bytes of torn groups that were cut. Nobody had been told that they were durable.
+    pub truncated_bytes: u64,
+    /// Records in those groups, as far as their head could be read.
+    pub truncated_records: u64,
+    /// Records that were durable once and are damaged now, not acknowledged yet; at most [`MAX_NAMED_RANGES`] ranges. With
+    /// [`Verify::Heads`], damaged bodies are named when they are read instead.
+    pub corrupt: Vec<CorruptRange>,
+    /// All such records, named or not.
+    pub corrupt_records: u64,
+    /// Segments that were unreadable as a whole and are set aside.
+    pub damaged_segments: u64,
+}
+
+/// A lane, ready to go on.
+pub(crate) struct Recovered {
+    pub(crate) state: LaneState,
+    pub(crate) writer: Writer,
+    pub(crate) allocated: u64,
+    /// The highest number of a spare's name.
+    pub(crate) spare_number: u64,
+}
+
+/// A segment file whose header, or first group, can be read.
+struct Opened {
+    number: u64,
+    name: String,
+    file: FileRef,
+    header: SegmentHeader,
+    length: u64,
+    damaged: bool,
+}
+
+/// The end of a lane as far as it is proven.
+struct Tail {
+    end: u64,
+    end_offset: u64,
+    /// Nothing is wrong with what lies before `end_offset`.
+    clean: bool,
+}
+
+pub(crate) fn recover(
+    fs: &dyn Fs,
+    dir: &Path,
+    lane: Lane,
+    options: &Options,
+    report: &mut Recovery,
+) -> Result<Recovered, OpenError> {
+    let io = |source| OpenError::from_io(dir, source);
+    let cursor_file = CursorFile::open(fs, dir);
+    let mark = cursor_file.last();
+    let mut allocated = 0;
+    let (mut spares, mut damaged_files, mut opened) = (VecDeque::new(), Vec::new(), Vec::new());
+    let (mut highest, mut spare_number) = (None, 0);
+
+    let mut files = fs.list(dir).map_err(io)?;
+    files.sort();
+    for (name, length) in files {
+        let path = dir.join(&name);
+        match Name::parse(&name) {
+            Name::Other => {}
+            Name::Unfinished => fs.remove(&path).map_err(io)?,
+            Name::Damaged(number) => {
+                damaged_files.push((number, length));
+                allocated += length;
+            }
+            Name::Spare(number) => {
+                spare_number = spare_number.max(number);
+                match fs.open(&path) {
+                    Ok(file) if length == options.segment_bytes => {
+                        spares.push_back(Spare { name, file });
+                        allocated += length;
+                    }
+                    Ok(_) | Err(_) => fs.remove(&path).map_err(io)?,
+                }
+            }
+            Name::Segment(number) => {
+                highest = highest.max(Some(number));
+                let file = fs.open(&path).map_err(io)?;
+                match identify(&file, number, lane, length) {
+                    Identity::Segment { header, damaged } => {
+                        allocated += length;
+                        opened.push(Opened { number, name, file, header, length, damaged });
+                    }
+                    // Renamed back by a crash: a spare that was being taken into use under its next number.
+                    Identity::Stranger => fs.remove(&path).map_err(io)?,
+                    Identity::Newer(version) => return Err(OpenError::Newer { path, version }),
+                    Identity::Unreadable => {
+                        report.damaged_segments += 1;
+                        fs.rename(&path, &dir.join(damaged_name(number))).map_err(io)?;
+                        damaged_files.push((number, length));
+                        allocated += length;
+                    }
+                }
+            }
+        }
+    }
+    damaged_files.sort_unstable();
+    while damaged_files.len() > MAX_DAMAGED_FILES {
+        let (number, length) = damaged_files.remove(0);
+        fs.remove(&dir.join(damaged_name(number))).map_err(io)?;
+        allocated -= length;
+    }
+
+    let (mut cursor, mut durable) = (mark.cursor, mark.durable);
+    let mut segments = VecDeque::with_capacity(opened.len());
+    let mut tail = None;
+    for (index, one) in opened.iter().enumerate() {
+        let next_first = opened.get(index + 1).map(|next| next.header.first);
+        let first = one.header.first;
+        durable = durable.max(first);
+        let mut extent = Extent {
+            file: &one.file,
+            salt: one.header.salt,
+            limit: one.length,
+            known: next_first.unwrap_or(durable),
+            until: next_first.unwrap_or(u64::MAX),
+            tolerant: true,
+        };
+        let found = match next_first {
+            Some(next) => {
+                let end_offset = last_offset(&extent, first, next, &mut cursor);
+                Tail { end: next, end_offset, clean: !one.damaged }
+            }
+            None => find_end(&mut extent, first, &mut durable, &mut cursor, report),
+        };
+        segments.push_back(Segment {
+            number: one.number,
+            name: one.name.clone(),
+            file: FileRef::clone(&one.file),
+            salt: one.header.salt,
+            first,
+            end: found.end.max(first),
+            end_offset: found.end_offset,
+            bytes: one.length,
+            spent: one.damaged || one.length != one.header.bytes,
+        });
+        tail = Some(found);
+    }
+
+    // Positions are never given out twice once they were durable, even when the segment that held them is gone.
+    let found_end = tail.as_ref().map_or(0, |tail| tail.end);
+    let end = found_end.max(durable).max(cursor);
+    let mut active = None;
+    if let (Some(last), Some(tail)) = (segments.back_mut(), &tail) {
+        last.end = end.max(last.first);
+        let sound = tail.clean && tail.end == end && !last.spent && tail.end_offset < last.bytes;
+        if sound && settle(last).is_ok() {
+            let (file, offset) = (FileRef::clone(&last.file), last.end_offset);
+            active = Some(Active { file, salt: last.salt, offset });
+        } else {
+            last.spent |= !tail.clean;
+        }
+    }
+    // Why: what was renamed and removed above must not come back behind what is written from now on.
+    fs.sync_dir(dir).map_err(io)?;
+
+    let lost_front = segments.front().map_or(end, |front| front.first);
+    if report.damaged_segments > 0 {
+        missing(report, lane, cursor, lost_front);
+    }
+    verify(&segments, lane, cursor, options.verify, report);
+    report.records += end - cursor;
+
+    let room = active
+        .as_ref()
+        .zip(segments.back())
+        .map(|(active, last): (&Active, &Segment)| last.bytes - active.offset);
+    let state = LaneState {
+        dir: dir.to_owned(),
+        queue: VecDeque::new(),
+        segments,
+        next_number: highest.map_or(0, |number| number + 1),
+        end,
+        cursor,
+        cursor_saved: cursor,
+        room,
+        spares,
+        preparing: false,
+        wants_spare: false,
+        spare_failed: false,
+        poisoned: false,
+    };
+    Ok(Recovered {
+        state,
+        writer: Writer { active, cursor: cursor_file, failing: false },
+        allocated,
+        spare_number,
+    })
+}
+
+enum Identity {
+    Segment { header: SegmentHeader, damaged: bool },
+    Stranger,
+    Newer(u16),
+    Unreadable,
+}
+
+/// What a file that is called segment `number` is. When its header is damaged, the first group still says what is needed; it
+/// always lies in the second page, where no record's bytes can pass for it.
+fn identify(file: &FileRef, number: u64, lane: Lane, length: u64) -> Identity {
+    let mut page = [0; PAGE];
+    let header = match file.read_at(&mut page, 0) {
+        Ok(()) => SegmentHeader::decode(&page),
+        Err(_) => HeaderRead::Damaged,
+    };
+    match header {
+        HeaderRead::Valid(header) if header.number == number && usize::from(header.lane) == lane.index() => {
+            Identity::Segment { header, damaged: false }
+        }
+        HeaderRead::Valid(_) => Identity::Stranger,
+        HeaderRead::Newer(version) => Identity::Newer(version),
+        HeaderRead::Damaged => {
+            let mut block = [0; GROUP_HEAD_BYTES];
+            let head =
+                file.read_at(&mut block, PAGE_BYTES).ok().and_then(|()| GroupHead::decode(&block, None));
+            head.map_or(Identity::Unreadable, |GroupHead { salt, first, .. }| Identity::Segment {
+                header: SegmentHeader { lane: lane.index() as u8, number, salt, first, bytes: length },
+                damaged: true,
+            })
+        }
+    }
+}
+
+/// Where the groups of a segment that has a successor end, and the cursor they carry.
+fn last_offset(extent: &Extent<'_>, first: u64, end: u64, cursor: &mut u64) -> u64 {
+    let (mut offset, mut expect) = (PAGE_BYTES, first);
+    while expect < end {
+        let Ok(Some(group)) = extent.group(offset, expect) else { break };
+        if let Some(head) = &group.head {
+            *cursor = (*cursor).max(head.cursor);
+        }
+        offset = group.end_offset();
+        expect = group.end();
+    }
+    offset.min(extent.limit)
+}
+
+/// Where the last segment ends: after the last group that is proven or whole.
+fn find_end(
+    extent: &mut Extent<'_>,
+    first: u64,
+    durable: &mut u64,
+    cursor: &mut u64,
+    report: &mut Recovery,
+) -> Tail {
+    let mut tail = Tail { end: first, end_offset: PAGE_BYTES, clean: true };
+    let mut last: Option<Group> = None;
+    while let Ok(Some(group)) = extent.group(tail.end_offset, tail.end) {
+        tail.end_offset = group.end_offset();
+        tail.end = group.end();
+        match &group.head {
+            Some(head) => {
+                *durable = (*durable).max(head.durable);
+                *cursor = (*cursor).max(head.cursor);
+            }
+            None => tail.clean = false,
+        }
+        last = Some(group);
+    }
+    extent.known = *durable;
+    match last {
+        // Nothing after it proves the last group: it counts if it is whole.
+        Some(group)
+            if group.head.is_some()
+                && group.end() > *durable
+                && !extent.is_whole(&group).unwrap_or(false) =>
+        {
+            report.truncated_bytes += group.bytes;
+            report.truncated_records += group.count;
+            tail.end = group.first;
+            tail.end_offset = group.offset;
+        }
+        // A group whose very head is torn leaves no more than that to tell.
+        _ => {
+            let block = extent.read(tail.end_offset, GROUP_HEAD_BYTES).unwrap_or_default();
+            if GroupHead::claims(&block, extent.salt) {
+                report.truncated_bytes += PAGE_BYTES;
+            }
+        }
+    }
+    tail.end_offset = tail.end_offset.min(extent.limit);
+    tail
+}
+
+/// Makes sure of the end of the segment that will be written on.
+fn settle(segment: &Segment) -> std::io::Result<()> {
+    // Why: after a sync that failed and a process that was killed over it, the page cache may show a group that the disk never
+    // took, on pages that call themselves clean; no sync would write them. Writing the same bytes again makes them dirty.
+    // Harmless whenever it is interrupted, since nothing changes.
+    let mut extent = Extent {
+        file: &segment.file,
+        salt: segment.salt,
+        limit: segment.end_offset,
+        known: segment.end,
+        until: segment.end,
+        tolerant: false,
+    };
+    let (mut offset, mut expect) = (PAGE_BYTES, segment.first);
+    let mut last = None;
+    while let Some(group) = extent.group(offset, expect)? {
+        offset = group.end_offset();
+        expect = group.end();
+        last = Some(group);
+    }
+    if let Some(group) = last {
+        extent.tolerant = false;
+        let bytes = extent.read(group.offset, (group.end_offset() - group.offset) as usize)?;
+        segment.file.write_at(&bytes, group.offset)?;
+    }
+    // Why: a killed process leaves groups in the page cache that are whole and not on disk. They are served from now on.
+    segment.file.sync_data()
+}
+
+/// Finds what is damaged among the records that are still to be delivered.
+fn verify(segments: &VecDeque<Segment>, lane: Lane, cursor: u64, depth: Verify, report: &mut Recovery) {
+    let mut ranges = Vec::new();
+    for segment in segments.iter().filter(|segment| segment.end > cursor) {
+        let extent = Extent {
+            file: &segment.file,
+            salt: segment.salt,
+            limit: segment.end_offset,
+            known: segment.end,
+            until: segment.end,
+            tolerant: true,
+        };
+        let (mut offset, mut expect) = (PAGE_BYTES, segment.first);
+        while let Ok(Some(group)) = extent.group(offset, expect) {
+            offset = group.end_offset();
+            expect = group.end();
+            if expect <= cursor {
+                continue;
+            }
+            for found in extent.load(&group, depth == Verify::Everything).unwrap_or_default() {
+                if let Found::Damaged { position, head } = found
+                    && position >= cursor
+                {
+                    report.corrupt_records += 1;
+                    note(&mut ranges, lane, position, head);
+                }
+            }
+        }
+    }
+    ranges.truncate(MAX_NAMED_RANGES.saturating_sub(report.corrupt.len()));
+    report.corrupt.extend(ranges);
+}
+
+/// Names positions of which nothing at all is left.
+fn missing(report: &mut Recovery, lane: Lane, from: u64, to: u64) {
+    if from < to {
+        report.corrupt_records += to - from;
+        report.corrupt.push(CorruptRange { lane, from: Position(from), to: Position(to), heads: Vec::new() });
+    }
+}

@@ -1,0 +1,331 @@
+//! What appenders, readers and the owner share: one state behind one lock that is never held over a system call.
+
+use crate::error::{AppendError, NotDurable};
+use crate::format::{ENTRY_BYTES, GROUP_HEAD_BYTES, PAGE_BYTES, crc, page_up};
+use crate::fs::{FileRef, Fs};
+use crate::options::Options;
+use crate::record::{Lane, MAX_HEAD_BYTES, Record};
+use crate::ticket::{Slot, Ticket};
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+pub(crate) struct Shared {
+    pub(crate) fs: Arc<dyn Fs>,
+    pub(crate) dir: PathBuf,
+    pub(crate) options: Options,
+    state: Mutex<State>,
+    /// The owner waits here for something to do.
+    pub(crate) work: Condvar,
+    /// The preparer waits here for a lane that wants a spare segment.
+    pub(crate) prepare: Condvar,
+    /// Blocked callers wait here for durable records, for room, for a spare and for the end.
+    pub(crate) moved: Condvar,
+}
+
+pub(crate) struct State {
+    pub(crate) lanes: Vec<LaneState>,
+    /// Waiting for the disk or under way to it.
+    pub(crate) queued_bytes: u64,
+    pub(crate) queued_records: usize,
+    /// The most disk that the records not yet written can take.
+    pub(crate) reserved: u64,
+    /// Bytes of all segment files, spares and those being made included.
+    pub(crate) allocated: u64,
+    /// The disk said that it is full; cleared when space is given back, and after a while.
+    pub(crate) disk_full: bool,
+    pub(crate) owner_idle: bool,
+    pub(crate) closing: bool,
+    pub(crate) closed: bool,
+    pub(crate) counters: Counters,
+    waiters: HashMap<u64, Waiter>,
+    next_waiter: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Counters {
+    pub(crate) appended_records: u64,
+    pub(crate) groups: u64,
+    pub(crate) syncs: u64,
+    pub(crate) failed_syncs: u64,
+    pub(crate) corrupt_records: u64,
+}
+
+pub(crate) struct LaneState {
+    pub(crate) dir: PathBuf,
+    pub(crate) queue: VecDeque<Pending>,
+    /// In order of number; the last one is written to while `room` is some.
+    pub(crate) segments: VecDeque<Segment>,
+    pub(crate) next_number: u64,
+    /// The position after the last durable record.
+    pub(crate) end: u64,
+    /// The first position not acknowledged, and what of it is durable itself.
+    pub(crate) cursor: u64,
+    pub(crate) cursor_saved: u64,
+    /// Bytes left in the segment that is written to.
+    pub(crate) room: Option<u64>,
+    pub(crate) spares: VecDeque<Spare>,
+    pub(crate) preparing: bool,
+    pub(crate) wants_spare: bool,
+    /// Making one failed; not tried again before the next segment.
+    pub(crate) spare_failed: bool,
+    pub(crate) poisoned: bool,
+}
+
+/// A segment as readers need it.
+#[derive(Clone)]
+pub(crate) struct Segment {
+    pub(crate) number: u64,
+    pub(crate) name: String,
+    pub(crate) file: FileRef,
+    pub(crate) salt: u64,
+    /// Positions `first..end` are in it, in bytes up to `end_offset`.
+    pub(crate) first: u64,
+    pub(crate) end: u64,
+    pub(crate) end_offset: u64,
+    pub(crate) bytes: u64,
+    /// Damaged or poisoned: removed rather than written again.
+    pub(crate) spent: bool,
+}
+
+/// A file of zeroes, or an old segment, ready to become the next segment.
+pub(crate) struct Spare {
+    pub(crate) name: String,
+    pub(crate) file: FileRef,
+}
+
+/// A record that waits for the disk.
+pub(crate) struct Pending {
+    pub(crate) record: Record,
+    pub(crate) head_crc: u32,
+    pub(crate) body_crc: u32,
+    pub(crate) reserved: u64,
+    pub(crate) promise: Option<Promise>,
+}
+
+/// The owner's end of a ticket. Should the owner fall over, dropping it still answers.
+pub(crate) struct Promise {
+    slot: Arc<Slot>,
+    /// How far the first record of the batch lies before the one that carries the promise.
+    back: u64,
+    kept: bool,
+}
+
+impl Promise {
+    pub(crate) fn keep(mut self, position: u64) {
+        self.kept = true;
+        self.slot.answer(Ok(crate::Position(position - self.back)));
+    }
+
+    pub(crate) fn fail(mut self, why: NotDurable) {
+        self.kept = true;
+        self.slot.answer(Err(why));
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.slot.answer(Err(NotDurable::Closed));
+        }
+    }
+}
+
+impl Pending {
+    pub(crate) fn encoded_bytes(&self) -> u64 {
+        encoded_bytes(&self.record)
+    }
+}
+
+fn encoded_bytes(record: &Record) -> u64 {
+    (ENTRY_BYTES + record.head.len() + record.body.len()) as u64
+}
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Until {
+    Durable { lane: usize, position: u64 },
+    Room { lane: usize, records: usize, bytes: u64 },
+}
+
+pub(crate) struct Waiter {
+    until: Until,
+    waker: Waker,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        fs: Arc<dyn Fs>,
+        dir: PathBuf,
+        options: Options,
+        lanes: Vec<LaneState>,
+        allocated: u64,
+    ) -> Self {
+        let state = State {
+            lanes,
+            queued_bytes: 0,
+            queued_records: 0,
+            reserved: 0,
+            allocated,
+            disk_full: false,
+            owner_idle: false,
+            closing: false,
+            closed: false,
+            counters: Counters::default(),
+            waiters: HashMap::new(),
+            next_waiter: 0,
+        };
+        let (work, prepare, moved) = (Condvar::new(), Condvar::new(), Condvar::new());
+        Self { fs, dir, options, state: Mutex::new(state), work, prepare, moved }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the records of a batch, all or none.
+    pub(crate) fn append(&self, lane: Lane, records: Vec<Record>) -> Result<Ticket, AppendError> {
+        let limit = self.options.max_record_bytes();
+        let (count, mut bytes) = (records.len(), 0);
+        for record in &records {
+            if record.head.len() > MAX_HEAD_BYTES {
+                return Err(AppendError::TooLarge {
+                    bytes: record.head.len() as u64,
+                    limit: MAX_HEAD_BYTES as u64,
+                });
+            }
+            let own = (record.head.len() + record.body.len()) as u64;
+            if own > limit {
+                return Err(AppendError::TooLarge { bytes: own, limit });
+            }
+            bytes += encoded_bytes(record);
+        }
+        if count == 0 {
+            return Err(AppendError::Empty);
+        }
+        // A batch that no queue could ever hold is not to be tried again.
+        if count > self.options.queue_records {
+            return Err(AppendError::TooLarge { bytes, limit: self.options.queue_bytes });
+        }
+        if bytes > self.options.queue_bytes && count > 1 {
+            return Err(AppendError::TooLarge { bytes, limit: self.options.queue_bytes });
+        }
+        self.lock().refuse(&self.options, lane.index(), count, bytes)?;
+
+        // Checksums are the appender's work and are done outside the lock, so they use as many cores as there are appenders.
+        let (ticket, slot) = Ticket::new();
+        let mut promise = Some(Promise { slot, back: count as u64 - 1, kept: false });
+        let mut pending = Vec::with_capacity(count);
+        for (index, record) in records.into_iter().enumerate() {
+            let (head_crc, body_crc) = (crc(&record.head), crc(&record.body));
+            let padding = if index == 0 { GROUP_HEAD_BYTES as u64 + PAGE_BYTES } else { 0 };
+            let reserved = encoded_bytes(&record) + padding;
+            let promise = if index + 1 == count { promise.take() } else { None };
+            pending.push(Pending { record, head_crc, body_crc, reserved, promise });
+        }
+
+        let mut state = self.lock();
+        if let Err(refusal) = state.refuse(&self.options, lane.index(), count, bytes) {
+            drop(state);
+            return Err(refusal);
+        }
+        state.queued_bytes += bytes;
+        state.queued_records += count;
+        state.reserved += pending.iter().map(|one| one.reserved).sum::<u64>();
+        state.lanes[lane.index()].queue.extend(pending);
+        if state.owner_idle {
+            state.owner_idle = false;
+            drop(state);
+            self.work.notify_one();
+        }
+        Ok(ticket)
+    }
+}
+
+impl State {
+    /// Whether, and why, an append of `count` records and `bytes` encoded bytes is refused now.
+    pub(crate) fn refuse(
+        &self,
+        options: &Options,
+        lane: usize,
+        count: usize,
+        bytes: u64,
+    ) -> Result<(), AppendError> {
+        if self.closing {
+            return Err(AppendError::Closed);
+        }
+        let Some(here) = self.lanes.get(lane) else {
+            return Err(AppendError::NoLane { lane: Lane::from_index(lane).unwrap_or_default() });
+        };
+        if here.poisoned {
+            return Err(AppendError::Poisoned);
+        }
+        let over = self.queued_records + count > options.queue_records
+            || self.queued_bytes + bytes > options.queue_bytes;
+        if over && self.queued_records > 0 {
+            return Err(AppendError::QueueFull { records: self.queued_records, bytes: self.queued_bytes });
+        }
+        let (needed, available) = (page_up(bytes + GROUP_HEAD_BYTES as u64), self.available(options, lane));
+        if needed > available {
+            return Err(AppendError::Full { needed, available });
+        }
+        Ok(())
+    }
+
+    /// Bytes that an append to `lane` can count on.
+    pub(crate) fn available(&self, options: &Options, lane: usize) -> u64 {
+        let room = self.lanes[lane].room.unwrap_or(0);
+        let spares: usize =
+            self.lanes.iter().map(|lane| lane.spares.len() + usize::from(lane.preparing)).sum();
+        let unallocated = if self.disk_full {
+            0
+        } else {
+            options.max_bytes.saturating_sub(self.allocated) / options.segment_bytes
+        };
+        // One segment is kept back: a group that does not fit leaves the rest of its segment unused, and what was admitted
+        // must still find room.
+        let segments = (spares as u64 + unallocated).saturating_sub(1);
+        (room + segments * options.usable_segment_bytes()).saturating_sub(self.reserved)
+    }
+
+    /// Removes the wakers of those whose wait is over. The caller wakes them after it has let go of the lock.
+    #[must_use]
+    pub(crate) fn ready(&mut self, options: &Options) -> Vec<Waker> {
+        if self.waiters.is_empty() {
+            return Vec::new();
+        }
+        let over: Vec<u64> = self
+            .waiters
+            .iter()
+            .filter(|(_, waiter)| self.is_over(options, waiter.until))
+            .map(|(id, _)| *id)
+            .collect();
+        over.iter().filter_map(|id| self.waiters.remove(id)).map(|waiter| waiter.waker).collect()
+    }
+
+    pub(crate) fn is_over(&self, options: &Options, until: Until) -> bool {
+        match until {
+            Until::Durable { lane, position } => {
+                self.closed || self.lanes.get(lane).is_none_or(|lane| lane.end > position)
+            }
+            Until::Room { lane, records, bytes } => !matches!(
+                self.refuse(options, lane, records, bytes),
+                Err(AppendError::QueueFull { .. } | AppendError::Full { .. })
+            ),
+        }
+    }
+
+    pub(crate) fn register(&mut self, id: Option<u64>, until: Until, waker: &Waker) -> u64 {
+        let id = id.unwrap_or_else(|| {
+            self.next_waiter += 1;
+            self.next_waiter
+        });
+        self.waiters.insert(id, Waiter { until, waker: waker.clone() });
+        id
+    }
+
+    pub(crate) fn forget(&mut self, id: u64) {
+        self.waiters.remove(&id);
+    }
+}
