@@ -1,7 +1,19 @@
-//! What a device embeds.
-
 #![warn(missing_docs)]
+//! What a device embeds: trust, sealing, an outbox that survives a power cut, and the way to the gateway.
+//!
+//! ```text
+//! bundle ─> keys ─> VerifiedKey ─┐
+//! records ─> batch ──────────────┴> sealer ─> SealedEnvelope ─> outbox ══> uplink ══> gateway
+//! ```
+//!
+//! The modules stand in the order in which data meets them. Without the default features there is no network and no
+//! async runtime: trust, sealing and the outbox, for those who carry the bytes themselves.
 
-pub mod batch;
 pub mod clock;
 pub mod state;
+
+pub mod keys;
+pub mod sequence;
+
+pub mod batch;
+pub mod sealer;

@@ -64,17 +64,18 @@ impl FileStore {
         self.base.with_extension(copy.ending())
     }
 
-    fn read(&self, copy: Copy) -> Result<Option<Result<(u64, Vec<u8>), NotWhole>>, StateError> {
+    fn read(&self, copy: Copy) -> Result<Found, StateError> {
         let path = self.path(copy);
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(source) => return Err(StateError::Io { path, source }),
         };
         let mut bytes = Vec::new();
         let limit = (HEAD_BYTES + MAX_STATE_BYTES + 1) as u64;
         match file.take(limit).read_to_end(&mut bytes) {
-            Ok(_) => Ok(Some(decode(&bytes))),
+            Ok(_) => Ok(decode(&bytes)
+                .map_or(Found::Pieces, |(generation, state)| Found::Whole { generation, state })),
             Err(source) => Err(StateError::Io { path, source }),
         }
     }
@@ -96,16 +97,25 @@ impl FileStore {
 
 impl StateStore for FileStore {
     fn load(&mut self) -> Result<Option<Vec<u8>>, StateError> {
-        let (a, b) = (self.read(Copy::A)?, self.read(Copy::B)?);
-        let found = a.is_some() || b.is_some();
-        let whole = |copy, read: Option<Result<_, NotWhole>>| read?.ok().map(|(at, state)| (copy, at, state));
-        let newest = [whole(Copy::A, a), whole(Copy::B, b)].into_iter().flatten().max_by_key(|(_, at, _)| *at);
+        let mut newest: Option<(Copy, u64, Vec<u8>)> = None;
+        let mut pieces = false;
+        for copy in [Copy::A, Copy::B] {
+            match self.read(copy)? {
+                Found::Whole { generation, state }
+                    if newest.as_ref().is_none_or(|(_, at, _)| *at < generation) =>
+                {
+                    newest = Some((copy, generation, state));
+                }
+                Found::Whole { .. } | Found::Nothing => {}
+                Found::Pieces => pieces = true,
+            }
+        }
         match newest {
             Some((copy, generation, state)) => {
                 self.newest = Some((copy, generation));
                 Ok(Some(state))
             }
-            None if found => Err(StateError::Damaged { path: self.base.clone() }),
+            None if pieces => Err(StateError::Damaged { path: self.base.clone() }),
             None => Ok(None),
         }
     }
@@ -133,9 +143,17 @@ impl StateStore for FileStore {
     }
 }
 
-/// A copy that a power cut or a bad sector left in pieces.
+/// What one of the two files holds.
 #[derive(Debug)]
-struct NotWhole;
+enum Found {
+    Nothing,
+    /// A power cut or a bad sector left it in pieces.
+    Pieces,
+    Whole {
+        generation: u64,
+        state: Vec<u8>,
+    },
+}
 
 fn encode(generation: u64, state: &[u8]) -> Vec<u8> {
     let length = u32::try_from(state.len()).expect("bounded by MAX_STATE_BYTES");
@@ -148,14 +166,15 @@ fn encode(generation: u64, state: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Result<(u64, Vec<u8>), NotWhole> {
-    let (head, payload) = bytes.split_at_checked(HEAD_BYTES).ok_or(NotWhole)?;
-    let field = |from: usize| head[from..from + 4].try_into().map(u32::from_be_bytes).map_err(|_| NotWhole);
-    let generation = head[8..16].try_into().map(u64::from_be_bytes).map_err(|_| NotWhole)?;
+/// Generation and state, if every byte is as it was written.
+fn decode(bytes: &[u8]) -> Option<(u64, Vec<u8>)> {
+    let (head, payload) = bytes.split_at_checked(HEAD_BYTES)?;
+    let field = |from: usize| head[from..from + 4].try_into().ok().map(u32::from_be_bytes);
+    let generation = u64::from_be_bytes(head[8..16].try_into().ok()?);
     let whole = &head[..8] == MAGIC
         && usize::try_from(field(16)?).is_ok_and(|length| length == payload.len())
         && field(20)? == checksum(&head[8..20], payload);
-    if whole { Ok((generation, payload.to_vec())) } else { Err(NotWhole) }
+    whole.then(|| (generation, payload.to_vec()))
 }
 
 fn checksum(head: &[u8], payload: &[u8]) -> u32 {

@@ -1,0 +1,274 @@
+//! From plaintext to sealed envelope: key, session, number.
+//!
+//! A [`Sealer`] needs no network and no outbox: it is for those who carry the bytes themselves. It asks for the key at
+//! every envelope, so that a denylisted or replaced key is not sealed to a moment longer, and starts a session when the
+//! old one has ended, the key or the content has changed, or the line has begun a new run.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+};
+
+use pithead_sealing::{
+    envelope::{
+        ContentType, Encoding, FileName, KernelEntropy, SealedEnvelope, SealedStream, Session, SessionClock,
+        SessionContext,
+    },
+    names::{DeviceId, Identity, Run, Site, StreamName},
+    trust::{TrustError, VerifiedKey},
+};
+
+use crate::{
+    clock::DeviceClock,
+    keys::Keys,
+    sequence::{Sequence, SequenceError},
+};
+
+/// What an envelope's plaintext is, as its context says in clear text. No secret belongs here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Content {
+    /// Media type.
+    pub content_type: ContentType,
+    /// Set if the plaintext that is given was compressed.
+    pub encoding: Option<Encoding>,
+    /// A file's name.
+    pub name: Option<FileName>,
+}
+
+impl Content {
+    /// Of that media type, not compressed, without a name.
+    #[must_use]
+    pub fn new(content_type: ContentType) -> Self {
+        Self { content_type, encoding: None, name: None }
+    }
+
+    /// A [`crate::batch`].
+    #[must_use]
+    pub fn batch() -> Self {
+        Self::new(ContentType::batch())
+    }
+
+    /// The same with a file's name.
+    #[must_use]
+    pub fn named(self, name: FileName) -> Self {
+        Self { name: Some(name), ..self }
+    }
+}
+
+/// Why nothing was sealed. No number was used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// There is no key to seal to: fetch a bundle.
+    #[error("no key to seal to: {0} ({code})", code = .0.code())]
+    Key(#[from] TrustError),
+    /// There is no number for it.
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+    /// Sealing itself.
+    #[error(transparent)]
+    Seal(#[from] pithead_sealing::envelope::SealError),
+}
+
+/// Seals for one device.
+#[derive(Debug)]
+pub struct Sealer {
+    site: Site,
+    device: DeviceId,
+    keys: Keys,
+    sequence: Sequence,
+    sessions: BTreeMap<StreamName, (Content, Session)>,
+    sessions_started: u64,
+}
+
+impl Sealer {
+    /// A sealer for `device`, with its trust and its sequence state.
+    #[must_use]
+    pub fn new(device: DeviceId, keys: Keys, sequence: Sequence) -> Self {
+        let site = keys.trust().site().clone();
+        Self { site, device, keys, sequence, sessions: BTreeMap::new(), sessions_started: 0 }
+    }
+
+    /// Whose envelopes these are.
+    #[must_use]
+    pub fn device(&self) -> &DeviceId {
+        &self.device
+    }
+
+    /// The site whose key is sealed to.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// The device's trust.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The device's trust, to take bundles in.
+    pub fn keys_mut(&mut self) -> &mut Keys {
+        &mut self.keys
+    }
+
+    /// The device's numbers.
+    #[must_use]
+    pub fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+
+    /// Sessions so far: each is one public-key operation here and one KMS call in the cloud.
+    #[must_use]
+    pub fn sessions_started(&self) -> u64 {
+        self.sessions_started
+    }
+
+    /// Seals `plaintext` as the next number of `stream`.
+    ///
+    /// The number is used up: an envelope that is then thrown away is a hole that the cloud will see.
+    pub fn seal(
+        &mut self,
+        stream: &StreamName,
+        content: &Content,
+        plaintext: &[u8],
+    ) -> Result<SealedEnvelope, SealError> {
+        let envelope = self.prepare(stream, content, plaintext)?;
+        self.commit(envelope.identity());
+        Ok(envelope)
+    }
+
+    /// Seals without using the number up: [`Sealer::commit`] does, once the bytes are safe.
+    pub(crate) fn prepare(
+        &mut self,
+        stream: &StreamName,
+        content: &Content,
+        plaintext: &[u8],
+    ) -> Result<SealedEnvelope, SealError> {
+        let (run, seq) = self.sequence.next(stream)?;
+        let boot = DeviceClock::since_boot();
+        let session = self.session(stream, content, run)?;
+        Ok(session.seal(seq, plaintext, boot, &mut KernelEntropy)?)
+    }
+
+    pub(crate) fn commit(&mut self, identity: &Identity) {
+        self.sequence.commit(&identity.stream, identity.seq);
+    }
+
+    /// How many bytes an envelope of `plaintext_len` bytes will have.
+    pub fn sealed_len(
+        &mut self,
+        stream: &StreamName,
+        content: &Content,
+        plaintext_len: u64,
+    ) -> Result<Option<u64>, SealError> {
+        let (run, _) = self.sequence.next(stream)?;
+        Ok(self.session(stream, content, run)?.sealed_len(plaintext_len))
+    }
+
+    /// Seals a file of any length, up to 1 TiB, in constant memory: one message in a session of its own. On an error
+    /// nothing was sealed, whatever `sealed` holds by then, and the number is not used.
+    pub fn seal_stream(
+        &mut self,
+        stream: &StreamName,
+        content: &Content,
+        plaintext: &mut impl Read,
+        sealed: &mut impl Write,
+    ) -> Result<(Identity, SealedStream), SealError> {
+        let (run, seq) = self.sequence.next(stream)?;
+        let key = self.keys.verified_key()?;
+        let context = self.context(stream, content);
+        let clock = self.session_clock();
+        let mut session = Session::start_file(&key, &context, run, None, clock, &mut KernelEntropy)?;
+        self.sessions_started += 1;
+        let message = session.seal_stream(seq, clock.boot, &mut KernelEntropy)?;
+        let identity = message.identity().clone();
+        let lengths = message.seal_all(plaintext, sealed)?;
+        self.commit(&identity);
+        Ok((identity, lengths))
+    }
+
+    /// What the first batch of a run tells of the run before it.
+    #[must_use]
+    pub fn previous(&self, stream: &StreamName) -> Option<crate::batch::LineMark> {
+        self.sequence.previous(stream)
+    }
+
+    /// Begins a new run for a stream, after a conflict.
+    pub fn begin_run(&mut self, stream: &StreamName) -> Result<Run, SequenceError> {
+        self.sequence.begin_run(stream, &mut KernelEntropy)
+    }
+
+    /// Writes down where the lines stand: before the outbox forgets what it held.
+    pub(crate) fn save_sequence(&mut self) -> Result<(), SequenceError> {
+        self.sequence.save()
+    }
+
+    /// Writes everything down: at shutdown.
+    pub fn close(mut self) -> Result<(), CloseError> {
+        self.sequence.save()?;
+        Ok(self.keys.save()?)
+    }
+
+    fn session(
+        &mut self,
+        stream: &StreamName,
+        content: &Content,
+        run: Run,
+    ) -> Result<&mut Session, SealError> {
+        let key = self.keys.verified_key()?;
+        if !self.goes_on(stream, content, run, &key) {
+            let context = self.context(stream, content);
+            let clock = self.session_clock();
+            let session = Session::start(&key, &context, run, None, clock, &mut KernelEntropy)?;
+            self.sessions_started += 1;
+            self.sessions.insert(stream.clone(), (content.clone(), session));
+        }
+        let (_, session) = self.sessions.get_mut(stream).expect("it is there, or was just put there");
+        Ok(session)
+    }
+
+    fn goes_on(&self, stream: &StreamName, content: &Content, run: Run, key: &VerifiedKey) -> bool {
+        self.sessions.get(stream).is_some_and(|(sealed, session)| {
+            sealed == content
+                && session.line().run == run
+                && !session.key_changed(key)
+                && session.needs_rotation(DeviceClock::since_boot()).is_none()
+        })
+    }
+
+    fn context(&self, stream: &StreamName, content: &Content) -> SessionContext {
+        let context = SessionContext::new(
+            self.site.clone(),
+            self.device.clone(),
+            stream.clone(),
+            content.content_type.clone(),
+        );
+        let context = match content.encoding {
+            Some(encoding) => context.encoding(encoding),
+            None => context,
+        };
+        match &content.name {
+            Some(name) => context.file_name(name.clone()),
+            None => context,
+        }
+    }
+
+    fn session_clock(&self) -> SessionClock {
+        let now = self.keys.trust().now(self.keys.clock().now());
+        SessionClock { boot: DeviceClock::since_boot(), now }
+    }
+}
+
+/// What could not be written down at shutdown. Nothing sealed is lost by it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseError {
+    /// Where the lines stand.
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+    /// The trust record with its operating time.
+    #[error("the trust record: {0}")]
+    Keys(#[from] crate::state::StateError),
+}
