@@ -1,1 +1,21 @@
-//! Placeholder.
+//! One hop, both halves: what a device and a gateway, or a gateway and the decryptor, say to each other.
+//!
+//! Whoever listens and whoever connects link the same crate, so that the contract is written once: how a program
+//! starts, fails and stops ([`program`]), how a refusal travels ([`status`]), who the other end is ([`identity`]), how a
+//! connection comes to be ([`tls`], [`accept`], [`connect`], [`backoff`]), how keys come down ([`keys`]) and how
+//! envelopes go up ([`ingest`]).
+#![warn(missing_docs)]
+
+pub mod program;
+pub mod status;
+
+pub mod identity;
+pub mod tls;
+
+pub mod accept;
+pub mod backoff;
+pub mod connect;
+
+pub mod keys;
+
+pub mod ingest;

@@ -1,0 +1,247 @@
+//! One connection, from the first byte of its handshake to its end.
+
+use std::{
+    future::{Future as _, poll_fn},
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use pithead_proto::errors::v1::ErrorReason;
+use rustls::ServerConfig;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, service::Routes};
+use tower_service::Service as _;
+
+use super::{
+    Shared,
+    activity::{Activity, Answer, Quiet},
+    permits::{IpPlace, RosterPlace},
+    stall::Stalling,
+};
+use crate::{backoff, identity::Peer, status::Refusal, tls::ALPN_H2};
+
+/// The other end's address, in every request's extensions beside its [`Peer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteAddress(pub SocketAddr);
+
+pub(super) struct Arrival {
+    pub(super) tcp: TcpStream,
+    pub(super) from: SocketAddr,
+    pub(super) _place: IpPlace,
+}
+
+/// Handshake, then service. Ends when the connection does, or `kill` is cancelled.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    arrival: Arrival,
+    routes: Routes,
+    stop: CancellationToken,
+    kill: CancellationToken,
+) {
+    let Arrival { tcp, from, _place } = arrival;
+    shared.counters.open.add();
+    let _open = Open(shared.clone());
+    let limit = shared.limits.handshake_timeout.get();
+    let handshake = tokio::select! {
+        done = timeout(limit, handshake(&shared, tcp)) => done,
+        // Who is still in its handshake has asked for nothing yet.
+        () = stop.cancelled() => return,
+    };
+    let (stream, peer) = match handshake {
+        Ok(Ok(done)) => done,
+        Ok(Err(why)) => {
+            if why == NotAdmitted::NoAlpn {
+                shared.counters.no_alpn.add();
+            } else {
+                shared.counters.handshake_failed.add();
+            }
+            shared.log_refused(from, &why.to_string());
+            return;
+        }
+        Err(_) => {
+            shared.counters.handshake_timed_out.add();
+            shared.log_refused(from, "the handshake took too long");
+            return;
+        }
+    };
+    shared.counters.admitted.add();
+    tracing::debug!(event = "accept.connected", peer = %peer.id, %from);
+    let cut = CancellationToken::new();
+    let (place, replaced) = shared.roster.enter(&peer, cut.clone(), Instant::now());
+    if replaced {
+        shared.counters.replaced.add();
+        tracing::info!(event = "accept.replaced", peer = %peer.id, %from);
+    }
+    let end = tokio::select! {
+        end = serve(&shared, stream, peer.clone(), from, Arc::new(place), routes, stop) => end,
+        () = cut.cancelled() => { shared.counters.cut.add(); "cut" }
+        () = kill.cancelled() => { shared.counters.killed.add(); "killed" }
+    };
+    tracing::debug!(event = "accept.disconnected", peer = %peer.id, %from, end);
+}
+
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.counters.open.sub();
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum NotAdmitted {
+    #[error("{0}")]
+    Handshake(String),
+    #[error("no HTTP/2 in ALPN")]
+    NoAlpn,
+    #[error("{0}")]
+    Identity(crate::identity::IdentityError),
+    #[error("no client certificate")]
+    NoCertificate,
+}
+
+async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Peer), NotAdmitted> {
+    let failed = |error: std::io::Error| NotAdmitted::Handshake(error.to_string());
+    tcp.set_nodelay(true).map_err(failed)?;
+    // Whoever says nothing holds a connection, and no handshake: the permit is for what costs us signatures.
+    let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await.map_err(failed)?;
+    let _permit =
+        shared.handshakes.acquire().await.map_err(|_| NotAdmitted::Handshake("stopping".to_owned()))?;
+    let config: Arc<ServerConfig> = shared.tls.load_full();
+    let stream = hello.into_stream(config).await.map_err(failed)?;
+    let session = stream.get_ref().1;
+    if session.alpn_protocol() != Some(ALPN_H2) {
+        return Err(NotAdmitted::NoAlpn);
+    }
+    let certificate =
+        session.peer_certificates().and_then(|chain| chain.first()).ok_or(NotAdmitted::NoCertificate)?;
+    let peer = Peer::from_verified_certificate(certificate).map_err(NotAdmitted::Identity)?;
+    Ok((stream, peer))
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    from: SocketAddr,
+    place: Arc<RosterPlace>,
+    routes: Routes,
+    stop: CancellationToken,
+) -> &'static str {
+    let limits = &shared.limits;
+    let activity = Activity::new();
+    let (calls, all) = (activity.clone(), shared.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let all = all.clone();
+        let call = calls.begin();
+        let refused = place.request(Instant::now()).err();
+        let mut routes = routes.clone();
+        request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(RemoteAddress(from));
+        async move {
+            let response = match refused {
+                Some(wait) => {
+                    all.counters.throttled.add();
+                    throttled(wait)
+                }
+                None => match routes.call(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                },
+            };
+            Ok::<_, std::convert::Infallible>(response.map(|body| Answer { body, _call: call }))
+        }
+    });
+    let mut connection = pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.max_concurrent_streams)
+            .max_local_error_reset_streams(limits.max_local_error_reset_streams)
+            .max_pending_accept_reset_streams(limits.max_pending_accept_reset_streams)
+            .max_header_list_size(limits.header_list.get_u32())
+            .max_frame_size(limits.frame.get_u32())
+            .initial_stream_window_size(limits.stream_window.get_u32())
+            .initial_connection_window_size(limits.connection_window.get_u32())
+            .keep_alive_interval(limits.keepalive_interval.get())
+            .keep_alive_timeout(limits.keepalive_timeout.get())
+            .serve_connection(TokioIo::new(Stalling::new(stream, limits.write_stall.get())), service)
+    );
+    let grace = tokio::select! {
+        // Only the first of these is decided by the peer; it is asked first.
+        biased;
+        end = connection.as_mut() => return finished(shared, end),
+        () = stop.cancelled() => Duration::MAX,
+        () = sleep(jittered(limits.age.get(), backoff::random())) => {
+            shared.counters.aged.add();
+            limits.age_grace.get()
+        }
+        quiet = activity.quiet(limits.first_request.get(), limits.idle.get()) => match quiet {
+            Quiet::NoFirstRequest => {
+                shared.counters.no_first_request.add();
+                return "no first request";
+            }
+            Quiet::Idle => {
+                shared.counters.idle.add();
+                limits.age_grace.get()
+            }
+        },
+    };
+    connection.as_mut().graceful_shutdown();
+    // One poll sends the GOAWAY; then the peer has its time. After `stop` the acceptor keeps the time for all.
+    let mut over = pin!(sleep(grace));
+    poll_fn(|cx| match connection.as_mut().poll(cx) {
+        Poll::Ready(end) => Poll::Ready(finished(shared, end)),
+        Poll::Pending => over.as_mut().poll(cx).map(|()| {
+            shared.counters.killed.add();
+            "killed"
+        }),
+    })
+    .await
+}
+
+fn finished(shared: &Shared, end: hyper::Result<()>) -> &'static str {
+    match end {
+        Ok(()) => "closed",
+        Err(error) => {
+            shared.counters.failed.add();
+            tracing::debug!(event = "accept.failed", %error);
+            "failed"
+        }
+    }
+}
+
+fn throttled(wait: Duration) -> Response<Body> {
+    let refusal =
+        Refusal::new(ErrorReason::Throttled, "more requests than this identity may make; come back later")
+            .retry_after(backoff::spread(wait, backoff::random()));
+    tonic::Status::from(refusal).into_http()
+}
+
+/// A fifth more or less.
+fn jittered(age: Duration, random: u64) -> Duration {
+    age * 4 / 5 + backoff::spread(age / 5 * 2, random) - age / 5 * 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_spread_around_the_limit() {
+        let age = Duration::from_secs(100);
+        assert_eq!(jittered(age, 0), Duration::from_secs(80));
+        let oldest = jittered(age, u64::MAX);
+        assert!(oldest > Duration::from_secs(99) && oldest <= Duration::from_secs(120), "{oldest:?}");
+    }
+}

@@ -1,0 +1,276 @@
+//! The open port: our own accept loop in front of tonic's routes.
+//!
+//! ```text
+//! listener -> place for the address -> TLS under a time-out and a handshake permit -> HTTP/2 by ALPN
+//!          -> place for the identity -> hyper's HTTP/2 over tonic's routes, until told, aged, idle, stalled or cut
+//! ```
+//!
+//! tonic's own server has no time-out for a handshake or a first request, announces no stream limit, spins when file
+//! descriptors run out, and its graceful stop waits for ever for a client that says nothing. Here everything that a
+//! stranger can begin has an end that we set. Certificates and revocation lists are swapped under way
+//! ([`AcceptHandle::swap_tls`]), and whoever was revoked is cut ([`AcceptHandle::cut`]).
+//!
+//! Every request carries its [`Peer`](crate::identity::Peer) and [`RemoteAddress`] in its extensions.
+
+mod activity;
+mod connection;
+pub mod limits;
+mod permits;
+mod stall;
+mod stats;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use pithead_proto::errors::v1::ErrorReason;
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+
+pub use connection::RemoteAddress;
+pub use limits::Limits;
+pub use stats::AcceptStats;
+
+use crate::{identity::Peer, program::ProgramError};
+use connection::Arrival;
+use permits::{PerIp, Rate, Roster};
+use stats::Counters;
+
+/// Why there is no port.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// Another program listens there.
+    #[error("{0} is in use")]
+    Taken(SocketAddr),
+    /// The address is not this machine's, or not ours to take.
+    #[error("cannot listen on {address}: {source}")]
+    Impossible {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl From<BindError> for ProgramError {
+    fn from(error: BindError) -> Self {
+        let (reason, todo) = match &error {
+            BindError::Taken(_) => {
+                (ErrorReason::PortTaken, "stop the other program, or listen on another port")
+            }
+            BindError::Impossible { .. } => (ErrorReason::ConfigInvalid, "check the address to listen on"),
+        };
+        Self::new(reason, error.to_string()).affects("nobody can connect").todo(todo)
+    }
+}
+
+/// A port that is bound and not served yet: connections wait in the system's queue.
+#[derive(Debug)]
+pub struct Acceptor {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// How serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Connections that did not go in time and were cut.
+    pub killed: u64,
+}
+
+/// A hand on a port that is being served. Clones are the same hand.
+#[derive(Debug, Clone)]
+pub struct AcceptHandle(Arc<Shared>);
+
+impl AcceptHandle {
+    /// New handshakes use this configuration; live connections go on.
+    pub fn swap_tls(&self, config: Arc<ServerConfig>) {
+        self.0.tls.store(config);
+    }
+
+    /// Cuts the live connections of whoever is unwanted, revoked ones say; returns how many.
+    pub fn cut(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
+        self.0.roster.cut(unwanted)
+    }
+
+    /// Who is connected, once per connection.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.0.roster.peers()
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> AcceptStats {
+        self.0.counters.read()
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    tls: ArcSwap<ServerConfig>,
+    limits: Limits,
+    connections: Arc<Semaphore>,
+    per_ip: Arc<PerIp>,
+    handshakes: Semaphore,
+    roster: Arc<Roster>,
+    counters: Counters,
+    log_next_ms: AtomicU64,
+    began: Instant,
+}
+
+/// At most one line per this long about strangers that were refused: noise from outside must not fill the disk.
+const REFUSED_LOG_INTERVAL_MS: u64 = 1000;
+
+/// What the listener waits after an error such as too many open files, first and at most.
+const LISTENER_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+impl Shared {
+    fn log_refused(&self, from: SocketAddr, why: &str) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let next = self.log_next_ms.load(Ordering::Relaxed);
+        let ours = now >= next
+            && self
+                .log_next_ms
+                .compare_exchange(next, now + REFUSED_LOG_INTERVAL_MS, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if ours {
+            tracing::info!(event = "accept.refused", %from, why);
+        } else {
+            tracing::debug!(event = "accept.refused", %from, why);
+        }
+    }
+}
+
+impl Acceptor {
+    /// Takes the port. Needs a tokio runtime.
+    pub async fn bind(
+        address: SocketAddr,
+        tls: Arc<ServerConfig>,
+        limits: Limits,
+    ) -> Result<Self, BindError> {
+        let impossible = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => BindError::Taken(address),
+            _ => BindError::Impossible { address, source },
+        };
+        let listener = TcpListener::bind(address).await.map_err(impossible)?;
+        let address = listener.local_addr().map_err(impossible)?;
+        let rate = Rate { per_second: limits.requests_per_second, burst: limits.request_burst };
+        let shared = Arc::new(Shared {
+            tls: ArcSwap::new(tls),
+            connections: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
+            per_ip: PerIp::new(limits.connections_per_ip),
+            handshakes: Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS)),
+            roster: Roster::new(limits.connections_per_identity, rate),
+            counters: Counters::default(),
+            log_next_ms: AtomicU64::new(0),
+            began: Instant::now(),
+            limits,
+        });
+        Ok(Self { listener, address, shared })
+    }
+
+    /// The address, with the port that the system chose if none was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A hand on it, for reloads, revocations and metrics.
+    pub fn handle(&self) -> AcceptHandle {
+        AcceptHandle(self.shared.clone())
+    }
+
+    /// Serves until `stop`; then no new connection is taken, every live one is sent GOAWAY and may finish its calls,
+    /// and whoever is not gone after `stop_grace` is cut.
+    pub async fn serve(self, routes: Routes, stop: CancellationToken) -> Stopped {
+        let Self { listener, shared, .. } = self;
+        let routes = routes.prepare();
+        let tasks = TaskTracker::new();
+        let kill = CancellationToken::new();
+        let mut pause = LISTENER_PAUSE.0;
+        loop {
+            let arrived = tokio::select! {
+                arrived = listener.accept() => arrived,
+                () = stop.cancelled() => break,
+            };
+            match arrived {
+                Ok((tcp, from)) => {
+                    pause = LISTENER_PAUSE.0;
+                    take(&shared, tcp, from, &routes, &stop, &kill, &tasks);
+                }
+                Err(error) if is_the_peers(&error) => {}
+                Err(error) => {
+                    // EMFILE, ENFILE, ENOMEM: the connection still waits, and asking again at once would spin.
+                    shared.counters.listener_errors.add();
+                    tracing::warn!(event = "accept.listener_error", %error, pause_ms = pause.as_millis() as u64);
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        () = stop.cancelled() => break,
+                    }
+                    pause = (pause * 2).min(LISTENER_PAUSE.1);
+                }
+            }
+        }
+        drop(listener);
+        tasks.close();
+        let before = shared.counters.killed.get();
+        if timeout(shared.limits.stop_grace.get(), tasks.wait()).await.is_err() {
+            kill.cancel();
+            tasks.wait().await;
+        }
+        let killed = shared.counters.killed.get() - before;
+        if killed > 0 {
+            tracing::warn!(event = "accept.stop_deadline", killed);
+        }
+        Stopped { killed }
+    }
+}
+
+fn take(
+    shared: &Arc<Shared>,
+    tcp: TcpStream,
+    from: SocketAddr,
+    routes: &Routes,
+    stop: &CancellationToken,
+    kill: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    shared.counters.accepted.add();
+    let Ok(permit) = shared.connections.clone().try_acquire_owned() else {
+        shared.counters.refused_full.add();
+        shared.log_refused(from, "as many connections as there may be");
+        return;
+    };
+    let Some(place) = shared.per_ip.take(from.ip()) else {
+        shared.counters.refused_ip.add();
+        shared.log_refused(from, "too many connections from this address");
+        return;
+    };
+    let arrival = Arrival { tcp, from, _place: place };
+    let run = connection::run(shared.clone(), arrival, routes.clone(), stop.clone(), kill.clone());
+    tasks.spawn(async move {
+        run.await;
+        drop(permit);
+    });
+}
+
+/// Errors that tell of one connection that came and went, not of the listener.
+fn is_the_peers(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}

@@ -1,0 +1,1 @@
+//! Envelopes on their way up.

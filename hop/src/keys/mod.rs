@@ -1,0 +1,1 @@
+//! Keys on their way down: the one contract of both hops.

@@ -1,0 +1,19 @@
+//! What every Pithead program does the same way: read its configuration, fail, log, tell the time, and stop.
+
+pub mod clock;
+pub mod config;
+pub mod exit;
+pub mod log;
+pub mod stop;
+pub mod units;
+
+pub use exit::{ExitCode, ProgramError};
+
+/// Makes aws-lc-rs the process's TLS provider. First thing in `main`; calling it again does nothing.
+///
+/// Our own configurations name the provider by hand; this is for libraries that ask for the default, which panic at
+/// their first handshake if there is none.
+pub fn install_crypto() {
+    // An error says that there is one already, and no crate here brings another than this one.
+    let _ = rustls::crypto::CryptoProvider::install_default((*crate::tls::provider()).clone());
+}
