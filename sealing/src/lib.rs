@@ -10,3 +10,6 @@ pub mod trust;
 pub mod envelope;
 
 pub use names::{DeviceId, Identity, Line, NameError, Run, Seq, Site, StreamName};
+
+/// Whether the opener is in this build: what a program says when it is asked, and what the gateway must deny.
+pub const OPENER_COMPILED_IN: bool = cfg!(feature = "open");

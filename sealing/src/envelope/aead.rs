@@ -3,12 +3,13 @@
 //! Everything is in place and detached, so that a frame is ciphered where it lies and nothing is allocated.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::{Aes256Gcm, Key, Nonce, Tag};
+use aes_gcm::{Aes256Gcm, Key, Nonce};
 
 pub(super) const IV_LEN: usize = 12;
 pub(super) const TAG_LEN: usize = 16;
 
 /// The tag does not hold; the buffer is as it was.
+#[cfg(any(feature = "open", test))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TagMismatch;
 
@@ -38,7 +39,7 @@ impl MessageCipher {
         tag: &[u8; TAG_LEN],
     ) -> Result<(), TagMismatch> {
         self.0
-            .decrypt_inout_detached(<&Nonce<_>>::from(iv), aad, buffer.into(), <&Tag>::from(tag))
+            .decrypt_inout_detached(<&Nonce<_>>::from(iv), aad, buffer.into(), <&aes_gcm::Tag>::from(tag))
             .map_err(|_| TagMismatch)
     }
 }

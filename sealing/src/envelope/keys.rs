@@ -40,6 +40,7 @@ impl DataKey {
         Ok(key)
     }
 
+    #[cfg(feature = "open")]
     pub(super) fn from_slice(bytes: &[u8; Self::LEN]) -> Self {
         Self(Zeroizing::new(*bytes))
     }
