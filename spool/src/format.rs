@@ -29,7 +29,7 @@ pub(crate) fn crc(bytes: &[u8]) -> u32 {
 }
 
 fn seeded_crc(salt: u64, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append((salt ^ (salt >> 32)) as u32, bytes)
+    crc32c::crc32c_append(mix(salt) as u32, bytes)
 }
 
 /// One step of splitmix64: spreads a counter over all 64 bits.
@@ -173,7 +173,8 @@ impl GroupHead {
             .u32(self.prefix)
             .u32(self.entries_crc)
             .u64(0);
-        let sum = seeded_crc(self.salt, &out[8..GROUP_HEAD_BYTES]);
+        // Not seeded: the salt is among the bytes, and a seed made of it could cancel out a change to it.
+        let sum = crc(&out[8..GROUP_HEAD_BYTES]);
         out[4..8].copy_from_slice(&sum.to_le_bytes());
     }
 
@@ -183,9 +184,7 @@ impl GroupHead {
             return None;
         }
         let own = u64_at(block, 8);
-        if salt.is_some_and(|salt| salt != own)
-            || seeded_crc(own, &block[8..GROUP_HEAD_BYTES]) != u32_at(block, 4)
-        {
+        if salt.is_some_and(|salt| salt != own) || crc(&block[8..GROUP_HEAD_BYTES]) != u32_at(block, 4) {
             return None;
         }
         let head = Self {

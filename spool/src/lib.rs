@@ -18,6 +18,11 @@ mod ticket;
 mod wait;
 mod walk;
 
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod model;
+
 pub use error::{AcknowledgeError, AppendError, CloseError, Closed, NotDurable, OpenError, ReadError};
 pub use options::{Options, Verify};
 pub use read::{Batch, CorruptRange, Heads, MAX_NAMED_HEADS, Reader};

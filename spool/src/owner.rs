@@ -8,7 +8,7 @@ use crate::format::{
 };
 use crate::fs::FileRef;
 use crate::segment::{self, spare_name, take_into_use};
-use crate::shared::{Pending, Segment, Shared, Spare, State};
+use crate::shared::{Pending, Segment, Shared, Spare, State, Summed};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, PoisonError};
@@ -69,6 +69,16 @@ struct Flight {
     pending: Vec<Pending>,
     bytes: u64,
     outcome: io::Result<()>,
+}
+
+impl Flight {
+    fn records(&self) -> impl Iterator<Item = &Summed> {
+        self.pending.iter().flat_map(|one| &one.records)
+    }
+
+    fn count(&self) -> usize {
+        self.pending.iter().map(|one| one.records.len()).sum()
+    }
 }
 
 enum RollError {
@@ -189,7 +199,7 @@ impl Owner {
     fn take(&mut self, lane: usize) -> Option<Flight> {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        let needed = page_up(GROUP_HEAD_BYTES as u64 + state.lanes[lane].queue.front()?.encoded_bytes());
+        let needed = page_up(GROUP_HEAD_BYTES as u64 + state.lanes[lane].queue.front()?.bytes);
         if state.lanes[lane].room.is_none_or(|room| room < needed) {
             drop(state);
             if let Err(error) = self.roll(lane) {
@@ -201,15 +211,14 @@ impl Owner {
         let State { lanes, reserved, .. } = &mut *state;
         let here = &mut lanes[lane];
         let room = here.room.unwrap_or(0);
-        let limit = room.min(shared.options.max_group_bytes.max(needed));
+        let limit = room.min(shared.options.max_group_bytes);
         let mut bytes = GROUP_HEAD_BYTES as u64;
         let mut pending = Vec::with_capacity(here.queue.len().min(1024));
         while let Some(next) = here.queue.front() {
-            let with = bytes + next.encoded_bytes();
-            if with > limit {
+            if bytes + next.bytes > limit {
                 break;
             }
-            bytes = with;
+            bytes += next.bytes;
             *reserved -= next.reserved;
             pending.extend(here.queue.pop_front());
         }
@@ -229,9 +238,9 @@ impl Owner {
         let Some(active) = &mut self.lanes[flight.lane].active else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let count = flight.pending.len();
+        let count = flight.count();
         let table = GROUP_HEAD_BYTES + count * ENTRY_BYTES;
-        let heads: usize = flight.pending.iter().map(|one| one.record.head.len()).sum();
+        let heads: usize = flight.records().map(|one| one.record.head.len()).sum();
         let prefix = table + heads;
         // The sizes fit: a group is at most 1 GiB (checked with the options).
         let small =
@@ -241,7 +250,7 @@ impl Owner {
         buffer.clear();
         buffer.resize(table, 0);
         let (mut head_at, mut body_at) = (table, prefix);
-        for (index, one) in flight.pending.iter().enumerate() {
+        for (index, one) in flight.records().enumerate() {
             let record = &one.record;
             let entry = Entry {
                 position: flight.first + index as u64,
@@ -278,11 +287,11 @@ impl Owner {
             let zeroes = [0; PAGE_BYTES as usize];
             let mut slices = Vec::with_capacity(count + 2);
             slices.push(IoSlice::new(buffer));
-            slices.extend(flight.pending.iter().map(|one| IoSlice::new(&one.record.body)));
+            slices.extend(flight.records().map(|one| IoSlice::new(&one.record.body)));
             slices.push(IoSlice::new(&zeroes[..padding]));
             active.file.write_slices_at(&mut slices, active.offset)?;
         } else {
-            for one in &flight.pending {
+            for one in flight.records() {
                 buffer.extend_from_slice(&one.record.body);
             }
             buffer.resize(buffer.len() + padding, 0);
@@ -295,7 +304,7 @@ impl Owner {
     /// Publishes a durable group, or gives up the segment of a failed one.
     fn land(&mut self, flight: Flight) {
         let writer = &mut self.lanes[flight.lane];
-        let error = match flight.outcome {
+        let error = match &flight.outcome {
             Ok(()) => {
                 writer.failing = false;
                 None
@@ -311,15 +320,15 @@ impl Owner {
         let offset = writer.active.as_ref().map(|active| active.offset);
 
         let mut state = self.shared.lock();
-        let encoded: u64 = flight.pending.iter().map(Pending::encoded_bytes).sum();
-        state.queued_bytes -= encoded;
-        state.queued_records -= flight.pending.len();
+        let count = flight.count();
+        state.queued_bytes -= flight.pending.iter().map(|one| one.bytes).sum::<u64>();
+        state.queued_records -= count;
         let mut dropped = VecDeque::new();
         if error.is_none() {
             state.counters.groups += 1;
-            state.counters.appended_records += flight.pending.len() as u64;
+            state.counters.appended_records += count as u64;
             let here = &mut state.lanes[flight.lane];
-            here.end = flight.first + flight.pending.len() as u64;
+            here.end = flight.first + count as u64;
             here.cursor_saved = here.cursor_saved.max(flight.cursor);
             let end = here.end;
             if let (Some(segment), Some(offset)) = (here.segments.back_mut(), offset) {
@@ -340,16 +349,17 @@ impl Owner {
         drop(state);
 
         let why = error.map(|kind| NotDurable::Disk { kind });
-        for (index, one) in flight.pending.into_iter().enumerate() {
-            if let Some(promise) = one.promise {
-                match why {
-                    None => promise.keep(flight.first + index as u64),
-                    Some(why) => promise.fail(why),
-                }
+        let mut position = flight.first;
+        for one in flight.pending {
+            let records = one.records.len() as u64;
+            match why {
+                None => one.promise.keep(position),
+                Some(why) => one.promise.fail(why),
             }
+            position += records;
         }
-        for promise in dropped.into_iter().filter_map(|one| one.promise) {
-            promise.fail(why.unwrap_or(NotDurable::Closed));
+        for one in dropped {
+            one.promise.fail(why.unwrap_or(NotDurable::Closed));
         }
         self.shared.moved.notify_all();
         ready.into_iter().for_each(std::task::Waker::wake);
@@ -459,8 +469,8 @@ impl Owner {
         let dropped = state.empty_queue(lane);
         let ready = state.ready(&self.shared.options);
         drop(state);
-        for promise in dropped.into_iter().filter_map(|one| one.promise) {
-            promise.fail(why);
+        for one in dropped {
+            one.promise.fail(why);
         }
         self.shared.moved.notify_all();
         ready.into_iter().for_each(std::task::Waker::wake);
@@ -549,7 +559,7 @@ impl Owner {
 
     /// The end: all tickets are answered by now. Leaves a mark of what is durable, so that the next open can tell damage in
     /// the last group from a torn one.
-    fn close(mut self) -> Result<(), io::ErrorKind> {
+    pub(crate) fn close(mut self) -> Result<(), io::ErrorKind> {
         let mut failed = None;
         for (lane, writer) in self.lanes.iter_mut().enumerate() {
             let (cursor, end) = {
@@ -603,8 +613,8 @@ impl State {
     fn empty_queue(&mut self, lane: usize) -> VecDeque<Pending> {
         let dropped = std::mem::take(&mut self.lanes[lane].queue);
         for one in &dropped {
-            self.queued_bytes -= one.encoded_bytes();
-            self.queued_records -= 1;
+            self.queued_bytes -= one.bytes;
+            self.queued_records -= one.records.len();
             self.reserved -= one.reserved;
         }
         dropped

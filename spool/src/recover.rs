@@ -190,10 +190,12 @@ pub(crate) fn recover(
     // Why: what was renamed and removed above must not come back behind what is written from now on.
     fs.sync_dir(dir).map_err(io)?;
 
-    let lost_front = segments.front().map_or(end, |front| front.first);
+    let lost_front = segments.front().map_or(cursor, |front| front.first);
     if report.damaged_segments > 0 {
         missing(report, lane, cursor, lost_front);
     }
+    // What lies before the first segment was given back, on the word of a cursor that was newer than the one that is left.
+    cursor = cursor.max(lost_front);
     verify(&segments, lane, cursor, options.verify, report);
     report.records += end - cursor;
 
@@ -296,15 +298,18 @@ fn find_end(
     extent.known = *durable;
     match last {
         // Nothing after it proves the last group: it counts if it is whole.
-        Some(group)
-            if group.head.is_some()
-                && group.end() > *durable
-                && !extent.is_whole(&group).unwrap_or(false) =>
-        {
-            report.truncated_bytes += group.bytes;
-            report.truncated_records += group.count;
-            tail.end = group.first;
-            tail.end_offset = group.offset;
+        Some(group) if group.head.is_some() && group.end() > *durable => {
+            match strictly(extent).is_whole(&group) {
+                Ok(true) => {}
+                Ok(false) => {
+                    report.truncated_bytes += group.bytes;
+                    report.truncated_records += group.count;
+                    tail.end = group.first;
+                    tail.end_offset = group.offset;
+                }
+                // A disk that does not answer is no proof of a torn group. It stays, and the lane goes on in a new segment.
+                Err(_) => tail.clean = false,
+            }
         }
         // A group whose very head is torn leaves no more than that to tell.
         _ => {
@@ -318,12 +323,17 @@ fn find_end(
     tail
 }
 
+/// The same extent, where what the disk refuses to give is an error and not damage.
+const fn strictly<'a>(extent: &Extent<'a>) -> Extent<'a> {
+    Extent { tolerant: false, ..*extent }
+}
+
 /// Makes sure of the end of the segment that will be written on.
 fn settle(segment: &Segment) -> std::io::Result<()> {
     // Why: after a sync that failed and a process that was killed over it, the page cache may show a group that the disk never
     // took, on pages that call themselves clean; no sync would write them. Writing the same bytes again makes them dirty.
     // Harmless whenever it is interrupted, since nothing changes.
-    let mut extent = Extent {
+    let extent = Extent {
         file: &segment.file,
         salt: segment.salt,
         limit: segment.end_offset,
@@ -339,7 +349,6 @@ fn settle(segment: &Segment) -> std::io::Result<()> {
         last = Some(group);
     }
     if let Some(group) = last {
-        extent.tolerant = false;
         let bytes = extent.read(group.offset, (group.end_offset() - group.offset) as usize)?;
         segment.file.write_at(&bytes, group.offset)?;
     }

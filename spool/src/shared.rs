@@ -1,7 +1,7 @@
 //! What appenders, readers and the owner share: one state behind one lock that is never held over a system call.
 
 use crate::error::{AppendError, NotDurable};
-use crate::format::{ENTRY_BYTES, GROUP_HEAD_BYTES, PAGE_BYTES, crc, page_up};
+use crate::format::{ENTRY_BYTES, GROUP_HEAD_BYTES, crc, page_up};
 use crate::fs::{FileRef, Fs};
 use crate::options::Options;
 use crate::record::{Lane, MAX_HEAD_BYTES, Record};
@@ -95,27 +95,38 @@ pub(crate) struct Spare {
     pub(crate) file: FileRef,
 }
 
-/// A record that waits for the disk.
+/// Records that wait for the disk, and go there in one group or not at all.
 pub(crate) struct Pending {
+    pub(crate) records: Vec<Summed>,
+    /// Entries, heads and bodies.
+    pub(crate) bytes: u64,
+    pub(crate) reserved: u64,
+    pub(crate) promise: Promise,
+}
+
+/// A record and its checksums.
+pub(crate) struct Summed {
     pub(crate) record: Record,
     pub(crate) head_crc: u32,
     pub(crate) body_crc: u32,
-    pub(crate) reserved: u64,
-    pub(crate) promise: Option<Promise>,
+}
+
+impl From<Record> for Summed {
+    fn from(record: Record) -> Self {
+        Self { head_crc: crc(&record.head), body_crc: crc(&record.body), record }
+    }
 }
 
 /// The owner's end of a ticket. Should the owner fall over, dropping it still answers.
 pub(crate) struct Promise {
     slot: Arc<Slot>,
-    /// How far the first record of the batch lies before the one that carries the promise.
-    back: u64,
     kept: bool,
 }
 
 impl Promise {
     pub(crate) fn keep(mut self, position: u64) {
         self.kept = true;
-        self.slot.answer(Ok(crate::Position(position - self.back)));
+        self.slot.answer(Ok(crate::Position(position)));
     }
 
     pub(crate) fn fail(mut self, why: NotDurable) {
@@ -129,12 +140,6 @@ impl Drop for Promise {
         if !self.kept {
             self.slot.answer(Err(NotDurable::Closed));
         }
-    }
-}
-
-impl Pending {
-    pub(crate) fn encoded_bytes(&self) -> u64 {
-        encoded_bytes(&self.record)
     }
 }
 
@@ -187,7 +192,7 @@ impl Shared {
     /// Takes the records of a batch, all or none.
     pub(crate) fn append(&self, lane: Lane, records: Vec<Record>) -> Result<Ticket, AppendError> {
         let limit = self.options.max_record_bytes();
-        let (count, mut bytes) = (records.len(), 0);
+        let (count, mut bytes) = (records.len(), 0_u64);
         for record in &records {
             if record.head.len() > MAX_HEAD_BYTES {
                 return Err(AppendError::TooLarge {
@@ -204,26 +209,20 @@ impl Shared {
         if count == 0 {
             return Err(AppendError::Empty);
         }
-        // A batch that no queue could ever hold is not to be tried again.
-        if count > self.options.queue_records {
-            return Err(AppendError::TooLarge { bytes, limit: self.options.queue_bytes });
-        }
-        if bytes > self.options.queue_bytes && count > 1 {
-            return Err(AppendError::TooLarge { bytes, limit: self.options.queue_bytes });
+        // What no group could hold is not to be tried again.
+        let group = self.options.max_group_bytes - GROUP_HEAD_BYTES as u64;
+        if bytes > group || count > self.options.queue_records {
+            return Err(AppendError::TooLarge { bytes, limit: group });
         }
         self.lock().refuse(&self.options, lane.index(), count, bytes)?;
 
         // Checksums are the appender's work and are done outside the lock, so they use as many cores as there are appenders.
         let (ticket, slot) = Ticket::new();
-        let mut promise = Some(Promise { slot, back: count as u64 - 1, kept: false });
-        let mut pending = Vec::with_capacity(count);
-        for (index, record) in records.into_iter().enumerate() {
-            let (head_crc, body_crc) = (crc(&record.head), crc(&record.body));
-            let padding = if index == 0 { GROUP_HEAD_BYTES as u64 + PAGE_BYTES } else { 0 };
-            let reserved = encoded_bytes(&record) + padding;
-            let promise = if index + 1 == count { promise.take() } else { None };
-            pending.push(Pending { record, head_crc, body_crc, reserved, promise });
-        }
+        let promise = Promise { slot, kept: false };
+        // At worst it lies in a group of its own.
+        let reserved = page_up(bytes + GROUP_HEAD_BYTES as u64);
+        let records = records.into_iter().map(Summed::from).collect();
+        let pending = Pending { records, bytes, reserved, promise };
 
         let mut state = self.lock();
         if let Err(refusal) = state.refuse(&self.options, lane.index(), count, bytes) {
@@ -232,8 +231,8 @@ impl Shared {
         }
         state.queued_bytes += bytes;
         state.queued_records += count;
-        state.reserved += pending.iter().map(|one| one.reserved).sum::<u64>();
-        state.lanes[lane.index()].queue.extend(pending);
+        state.reserved += reserved;
+        state.lanes[lane.index()].queue.push_back(pending);
         if state.owner_idle {
             state.owner_idle = false;
             drop(state);

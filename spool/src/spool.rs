@@ -127,11 +127,12 @@ impl Spool {
         self.shared.append(lane, vec![record])
     }
 
-    /// Takes several records, all or none, in this order and without others in between. One ticket speaks for all: it resolves
-    /// to the position of the first, and the others follow without a gap.
+    /// Takes several records in this order and without others in between. They go to the disk in one group: whatever happens,
+    /// all of them become durable or none does. One ticket speaks for all: it resolves to the position of the first, and the
+    /// others follow without a gap.
     ///
     /// # Errors
-    /// As [`append`](Self::append). A batch that is larger than the queue is `TooLarge`.
+    /// As [`append`](Self::append). A batch that is larger than a group ([`Options::max_group_bytes`]) is `TooLarge`.
     pub fn append_all(&self, lane: Lane, records: Vec<Record>) -> Result<Ticket, AppendError> {
         self.shared.append(lane, records)
     }
