@@ -497,3 +497,21 @@ fn a_full_disk_refuses_serves_and_recovers_when_it_is_drained() {
     open.owner.commit();
     assert_eq!(ticket.wait(), Ok(Position(promised)));
 }
+
+/// The model found it.
+#[test]
+fn a_group_that_fills_its_segment_and_failed_to_sync_is_written_again_after_a_kill() {
+    let append = |sizes: &[u16]| Step::Append { lane: 1, sizes: sizes.to_vec() };
+    let steps = [
+        append(&[510, 745, 384, 7373, 621]),
+        Step::FailSyncAfter(1),
+        append(&[605, 154, 491, 4934]),
+        append(&[12_169]),
+        Step::Commit,
+        Step::Commit,
+        Step::Kill,
+    ];
+    for seed in 0..100 {
+        live(seed, &steps);
+    }
+}

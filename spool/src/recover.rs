@@ -180,7 +180,8 @@ pub(crate) fn recover(
     if let (Some(last), Some(tail)) = (segments.back_mut(), &tail) {
         last.end = end.max(last.first);
         let sound = tail.clean && tail.end == end && !last.spent && tail.end_offset < last.bytes;
-        if sound && settle(last).is_ok() {
+        // Also when nothing more fits into it: its last group is served from now on.
+        if settle(last).is_ok() && sound {
             let (file, offset) = (FileRef::clone(&last.file), last.end_offset);
             active = Some(Active { file, salt: last.salt, offset });
         } else {
