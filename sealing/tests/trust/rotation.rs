@@ -106,6 +106,17 @@ fn a_new_vehicle_uses_its_first_statement_and_the_key_that_became_valid_last() {
 }
 
 #[test]
+fn of_two_keys_that_became_valid_together_the_first_listed_is_used() {
+    let world = World::new();
+    let mut device = world.device();
+    let mut statement = world.statement();
+    statement.keys = vec![key(2, Active), key(1, Active)];
+    statement.keys[1].not_before = statement.keys[0].not_before;
+    offer(&mut device, world.sign(&statement), up(0)).unwrap();
+    assert_eq!(sealing_to(&device, up(0)), Ok(2));
+}
+
+#[test]
 fn without_a_hold_down_a_new_key_is_used_at_once() {
     let world = World::new();
     let mut root = world.root();

@@ -336,7 +336,15 @@ fn times_are_in_order_in_the_roots_life_and_within_policy() {
     assert_eq!(refuses(|s| s.refresh_by = UnixTime(s.issued_at.0 - 1)), TrustError::Validity);
     assert_eq!(refuses(|s| s.refresh_by = s.expires_at.plus(1)), TrustError::Validity);
     assert_eq!(refuses(|s| s.expires_at = s.issued_at.plus(401 * DAY + 1)), TrustError::Validity);
-    assert_eq!(refuses(|s| s.issued_at = UnixTime(T0 - 1)), TrustError::Validity);
+    assert_eq!(
+        refuses(|s| {
+            s.issued_at = UnixTime(T0 - 1);
+            s.expires_at = UnixTime(T0 + 30 * DAY);
+            s.refresh_by = s.expires_at;
+        }),
+        TrustError::Validity,
+        "before the root's life"
+    );
     assert_eq!(
         refuses(|s| {
             s.issued_at = UnixTime(T0 + 5 * YEAR - DAY);

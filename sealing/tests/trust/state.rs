@@ -82,7 +82,10 @@ fn a_record_that_contradicts_itself_is_refused_though_its_digest_is_right() {
     let in_use = |n: u8, since: u64, flag: u64| {
         [bstr(fingerprint(n).as_bytes()), head(0, since), head(0, flag)].concat()
     };
+    let floor = |operated: u64| [head(0, T0 + DAY), head(0, operated)].concat();
     let wrong = [
+        ("the root's floor lies in the future", replaced(&floor(600), &floor(1801))),
+        ("the statement's floor lies in the future", replaced(&floor(1200), &floor(1801))),
         ("another site", replaced(b"\x02\x69pilbara-3", b"\x02\x69pilbara-4")),
         ("another authority", replaced(b"\x70acme-mining/prod", b"\x70acme-mining/test")),
         ("operated less than the floor", replaced(&head(0, 1800), &head(0, 1100))),
