@@ -166,9 +166,18 @@ impl Remote {
         }
     }
 
-    /// True if it was the connection that failed, not the far end that answered.
+    /// True if it was the connection that failed, or something on it, and not the far end that answered.
     pub fn is_connection(&self) -> bool {
-        !self.answered && !matches!(self.code, Code::Unimplemented)
+        !self.answered
+            && (self.reason.is_some()
+                || matches!(
+                    self.code,
+                    Code::Unavailable
+                        | Code::Unknown
+                        | Code::Cancelled
+                        | Code::DeadlineExceeded
+                        | Code::Internal
+                ))
     }
 }
 
@@ -214,6 +223,7 @@ fn printable(text: &str) -> String {
 }
 
 /// The code of a reason. No wildcard: a new reason has to say which it is.
+#[warn(clippy::wildcard_enum_match_arm)]
 fn code_of(reason: ErrorReason) -> Code {
     use ErrorReason as R;
     match reason {
@@ -329,6 +339,7 @@ fn code_of(reason: ErrorReason) -> Code {
 }
 
 /// Whether the same request, sent again later, may succeed. No wildcard, for the same reason.
+#[warn(clippy::wildcard_enum_match_arm)]
 pub fn is_retryable(reason: ErrorReason) -> bool {
     use ErrorReason as R;
     match reason {

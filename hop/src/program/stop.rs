@@ -64,3 +64,29 @@ impl Signals {
         Ok(Self { stop, reloads: Reloads(reloads) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::process::{Signal, getpid, kill_process};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_hangup_asks_for_a_reload_and_a_term_stops_once() {
+        let mut signals = Signals::listen().unwrap();
+        kill_process(getpid(), Signal::HUP).unwrap();
+        timeout(LONG, signals.reloads.next()).await.expect("a reload is asked for");
+        assert!(!signals.stop.is_cancelled());
+        for _ in 0..2 {
+            kill_process(getpid(), Signal::TERM).unwrap();
+            timeout(LONG, signals.stop.cancelled()).await.expect("told to stop");
+        }
+        let none = timeout(Duration::from_millis(20), signals.reloads.next()).await;
+        assert!(none.is_err(), "one hangup is one reload");
+    }
+}

@@ -149,7 +149,7 @@ impl ByteSize {
     const HELP: &'static str = SIZE_HELP;
 
     /// So many bytes.
-    pub const fn bytes(bytes: u64) -> Self {
+    pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 

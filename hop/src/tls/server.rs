@@ -227,7 +227,13 @@ impl ClientCertVerifier for SiteVerifier {
             .map_err(|why| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why)))))?;
         let verifier =
             self.sites.get(&named.site).ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
-        verifier.verify_client_cert(end_entity, intermediates, now)
+        verifier.verify_client_cert(end_entity, intermediates, now).map_err(|error| match error {
+            // A CA of the right name with another key, such as the one before `init` was run again: another issuer.
+            Error::InvalidCertificate(CertificateError::BadSignature) => {
+                Error::InvalidCertificate(CertificateError::UnknownIssuer)
+            }
+            other => other,
+        })
     }
 
     fn verify_tls12_signature(
