@@ -1,0 +1,235 @@
+//! Admission: from bytes and who sent them to an [`Admitted`] envelope. The one admission, at every hop.
+//!
+//! In order: size, custody, structure (strict, without a key), profile, the sender's right to speak for that device, and
+//! whether the key was ever named in a statement accepted here. A key that has been retired or revoked since refuses
+//! nothing, since the plaintext is gone: it is flagged. Nothing here remembers anything; duplicates are [`super::lines`]'.
+
+use bytes::Bytes;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_proto::ingest::v1::Hop;
+use pithead_sealing::Identity;
+use pithead_sealing::envelope::{AdmittedEnvelope, FormatError, Profile, ProfileError, check};
+use pithead_sealing::trust::KeyArn;
+use sha2::{Digest as _, Sha256};
+
+use crate::identity::{GatewayName, Peer, Role};
+use crate::status::Refusal;
+
+/// Hops on the way here at most: sites can be chained, and a longer chain is a loop.
+pub const HOPS_MAX: usize = 8;
+
+/// What the statements accepted here say of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Named, and active in the statement in force.
+    Active,
+    /// Named at some time, and not active now.
+    NotActive,
+    /// No accepted statement has ever named it.
+    Unknown,
+    /// No statement was accepted here yet: nobody can say. A refusal for good would cost the device its data.
+    NotReady,
+}
+
+/// Every key that a statement accepted here has named: the gateway's key book, the decryptor's books.
+pub trait KnownKeys: Send + Sync {
+    /// What is known of this key for envelopes of `identity`'s site.
+    fn standing(&self, arn: &KeyArn, identity: &Identity) -> Standing;
+}
+
+/// An envelope that this hop may take. No constructor but [`admit`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Admitted {
+    /// The envelope: bytes, header, profile, identity.
+    pub envelope: AdmittedEnvelope,
+    /// SHA-256 of the bytes, computed once, here.
+    pub sha256: [u8; 32],
+    /// A key of it is not active in the statement in force.
+    pub key_not_active: bool,
+    /// Custody as the sender tells it, the oldest first. It counts under the sender's certificate only.
+    pub hops: Vec<Hop>,
+}
+
+impl Admitted {
+    /// The envelope's bytes.
+    pub fn bytes(&self) -> &Bytes {
+        self.envelope.bytes()
+    }
+
+    /// What it is filed under.
+    pub fn identity(&self) -> &Identity {
+        self.envelope.identity()
+    }
+
+    /// What it says of itself.
+    pub fn profile(&self) -> &Profile {
+        self.envelope.profile()
+    }
+
+    /// True if a gateway on the way has seen other bytes under this identity.
+    pub fn is_flagged_conflict(&self) -> bool {
+        self.hops.iter().any(|hop| hop.conflict)
+    }
+}
+
+/// Why an envelope was not admitted, and whose it says it is, as far as that could be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotAdmitted {
+    /// What the sender is told.
+    pub refusal: Refusal,
+    /// Present where structure and profile hold and the sender may speak for the device: the number counts as used.
+    pub identity: Option<Identity>,
+}
+
+impl From<Refusal> for NotAdmitted {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, identity: None }
+    }
+}
+
+/// Takes an envelope in. `inline_max` is the largest one in bytes.
+///
+/// # Errors
+/// [`NotAdmitted`]. `REQUEST_INVALID` is the client program's fault and ends its call; `KEYS_NOT_READY` is to be tried
+/// again; everything else is for good.
+pub fn admit(
+    bytes: Bytes,
+    hops: Vec<Hop>,
+    peer: &Peer,
+    keys: &dyn KnownKeys,
+    inline_max: u64,
+) -> Result<Admitted, NotAdmitted> {
+    if bytes.is_empty() {
+        return Err(Refusal::field("envelope", "is empty").into());
+    }
+    if bytes.len() as u64 > inline_max {
+        let detail = format!("the envelope has {} bytes, above {inline_max}; use an upload", bytes.len());
+        return Err(Refusal::new(ErrorReason::EnvelopeTooLarge, detail)
+            .with("inline_bytes", inline_max)
+            .into());
+    }
+    check_hops(&hops, peer)?;
+    let checked = check(bytes).map_err(|error| refusal_of_format(&error))?;
+    let envelope = checked.admit(|_| true).map_err(|error| refusal_of_profile(&error))?;
+    may_speak(peer, envelope.identity())?;
+    let mut key_not_active = false;
+    for (arn, _) in envelope.profile().edks() {
+        match keys.standing(arn, envelope.identity()) {
+            Standing::Active => {}
+            Standing::NotActive => key_not_active = true,
+            Standing::Unknown => {
+                let refusal = refusal_of_profile(&ProfileError::KeyUnknown);
+                return Err(NotAdmitted { refusal, identity: Some(envelope.identity().clone()) });
+            }
+            Standing::NotReady => {
+                let detail = "no key statement was accepted here yet; the envelope cannot be judged";
+                return Err(Refusal::new(ErrorReason::KeysNotReady, detail).into());
+            }
+        }
+    }
+    let sha256 = Sha256::digest(envelope.bytes()).into();
+    Ok(Admitted { envelope, sha256, key_not_active, hops })
+}
+
+/// A device tells no custody, and a gateway tells it in a form that can be shown and stored.
+fn check_hops(hops: &[Hop], peer: &Peer) -> Result<(), Refusal> {
+    if hops.is_empty() {
+        return Ok(());
+    }
+    if peer.device().is_some() {
+        // A device that could write custody could claim to come by a gateway that never saw it.
+        return Err(Refusal::field("hops", "a device has none"));
+    }
+    if hops.len() > HOPS_MAX {
+        return Err(Refusal::field("hops", "more than 8: is there a loop?"));
+    }
+    for hop in hops {
+        if GatewayName::new(&hop.gateway).is_err() {
+            return Err(Refusal::field("hops.gateway", "is not a gateway's name"));
+        }
+        if !matches!(hop.certificate_sha256.len(), 0 | 32) {
+            return Err(Refusal::field("hops.certificate_sha256", "is not 32 bytes"));
+        }
+    }
+    Ok(())
+}
+
+/// A device for itself, a gateway for every device of its site, nobody else.
+fn may_speak(peer: &Peer, identity: &Identity) -> Result<(), Refusal> {
+    if *peer.site() != identity.site {
+        let detail =
+            format!("the envelope is of site {}, the certificate of site {}", identity.site, peer.site());
+        return Err(Refusal::new(ErrorReason::SiteMismatch, detail));
+    }
+    match peer.role() {
+        Role::Device(device) if *device == identity.device => Ok(()),
+        Role::Device(device) => {
+            let detail =
+                format!("the envelope is of device {}, the certificate of device {device}", identity.device);
+            Err(Refusal::new(ErrorReason::DeviceMismatch, detail))
+        }
+        Role::Gateway(_) => Ok(()),
+        Role::Operator(_) => {
+            Err(Refusal::new(ErrorReason::RoleNotAllowed, "an operator's certificate sends no envelopes"))
+        }
+    }
+}
+
+/// The refusal for bytes that are no envelope.
+pub fn refusal_of_format(error: &FormatError) -> Refusal {
+    Refusal::new(reason_of_format(error), error.to_string())
+}
+
+/// The refusal for an envelope that is not one of ours.
+pub fn refusal_of_profile(error: &ProfileError) -> Refusal {
+    Refusal::new(reason_of_profile(error), error.to_string()).with("rule", error.code())
+}
+
+/// The registry's reason for a class of the reader's refusals.
+pub fn reason_of_format(error: &FormatError) -> ErrorReason {
+    let name = error.class().to_ascii_uppercase().replace('-', "_");
+    // The classes are the registry's names: the test below asks for all of them.
+    ErrorReason::from_name(&format!("ENVELOPE_{name}")).unwrap_or(ErrorReason::Internal)
+}
+
+/// The registry's reason for a rule of the profile.
+pub fn reason_of_profile(error: &ProfileError) -> ErrorReason {
+    match error {
+        ProfileError::KeyUnknown => ErrorReason::KeyUnknown,
+        ProfileError::NoIdentity => ErrorReason::ProfileNumber,
+        ProfileError::BadValue(pithead_sealing::envelope::ContextKey::Seq) => ErrorReason::ProfileNumber,
+        ProfileError::EdkProvider | ProfileError::EdkKeyArn => ErrorReason::ProfileEdk,
+        // Every other rule is about the context.
+        _ => ErrorReason::ProfileContext,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pithead_sealing::envelope::{EdkFault, HeaderFault};
+
+    use super::*;
+
+    #[test]
+    fn every_class_of_the_reader_has_its_reason() {
+        let classes = [
+            FormatError::UnsupportedVersion { found: 1 },
+            FormatError::UnsupportedSuite { found: 1 },
+            FormatError::MalformedHeader(HeaderFault::ContextUtf8),
+            FormatError::Edk(EdkFault::NoneOurs),
+            FormatError::Commitment,
+            FormatError::HeaderTag,
+            FormatError::Sequence { expected: 1, found: 2 },
+            FormatError::Iv { frame: 1 },
+            FormatError::FrameTag { frame: 1 },
+            FormatError::FinalTooLong { length: 2, frame_length: 1 },
+            FormatError::Truncated,
+            FormatError::Trailing,
+        ];
+        let mut reasons: Vec<_> = classes.iter().map(|error| reason_of_format(error) as i32).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        assert_eq!(reasons, (2001..=2012).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,225 @@
+//! What every line of one site has seen: which numbers are held or were passed on, which are missing, which the device
+//! dropped by its own word; and whether what comes now is new, a resend, or other bytes under a used number.
+//!
+//! Pure: time is an argument, and nothing is read or written. The owner persists by feeding [`Lines::recall`] from what is
+//! stored, or by a checkpoint ([`Lines::encode`], [`Lines::decode`]) and the tail after it. A number is *held* from the
+//! moment it was offered, and until [`Lines::stored`] or [`Lines::failed`] says how that ended it is *in flight*: a resend
+//! meanwhile shares its ticket and its fate.
+//!
+//! Bounds, each with its reason: see the constants. A device can only hurt its own lines.
+
+mod checkpoint;
+mod device;
+mod line;
+mod refusal;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use pithead_sealing::{DeviceId, Line, Seq};
+
+pub use checkpoint::CheckpointError;
+use device::Device;
+pub use line::LineView;
+pub use refusal::LineRefusal;
+
+/// Numbers that a line may jump ahead: a corrupt or hostile number must not make everything after it "old".
+pub const SEQ_JUMP_MAX: u64 = 1 << 32;
+/// Intervals of a line: 16 kB of memory for the worst of them.
+pub const INTERVALS_PER_LINE: usize = 1_024;
+/// Intervals of a device's lines beyond the one that each has anyway.
+pub const INTERVALS_PER_DEVICE: usize = 8_192;
+/// Streams of a device.
+pub const STREAMS_PER_DEVICE: usize = 16;
+/// New runs of a device at once: a one-shot command in a loop works.
+pub const RUNS_BURST: u32 = 600;
+/// New runs of a device per hour in the long run: a run is kept for 30 days.
+pub const RUNS_PER_HOUR: u32 = 60;
+/// Hashes of a line that are kept after the envelope has left.
+pub const HASHES_KEPT: usize = 1_024;
+/// A line that was quiet for this long may be put away, see [`Lines::take_idle`].
+pub const IDLE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Devices of a site. Only the site's own CA, or a gateway of the site, can name more.
+pub const DEVICES_MAX: usize = 100_000;
+
+/// The first 8 bytes of an envelope's SHA-256: enough to tell a resend from other bytes, since whoever could make the two
+/// collide has the right to the number anyway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ShortHash(pub [u8; 8]);
+
+impl From<&[u8; 32]> for ShortHash {
+    fn from(sha256: &[u8; 32]) -> Self {
+        let mut short = [0; 8];
+        short.copy_from_slice(&sha256[..8]);
+        Self(short)
+    }
+}
+
+/// What numbers below the first one seen of a line are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unseen {
+    /// Missing: lines begin at 1. The decryptor's view, which alone calls a gap a hole.
+    Missing,
+    /// Elsewhere: a line begins where the Hello says, or with the first number seen. A gateway's view.
+    Elsewhere,
+}
+
+/// What an offered envelope is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict<T> {
+    /// Not seen before: store it under this ticket, then say [`Lines::stored`] or [`Lines::failed`].
+    New(T),
+    /// The same bytes are on their way to the disk: share that ticket and its fate.
+    InFlight(T),
+    /// The same bytes were stored before.
+    Duplicate {
+        /// The hash is no longer kept, so the bytes could not be compared.
+        unverified: bool,
+    },
+    /// Other bytes were offered or stored under this identity.
+    Conflict,
+}
+
+/// The lines of one site. `T` is the ticket by which an envelope in flight is waited for.
+#[derive(Debug)]
+pub struct Lines<T> {
+    unseen: Unseen,
+    devices: HashMap<DeviceId, Device<T>>,
+}
+
+impl<T: Clone> Lines<T> {
+    /// No line yet.
+    pub fn new(unseen: Unseen) -> Self {
+        Self { unseen, devices: HashMap::new() }
+    }
+
+    /// Judges an envelope. If it is new, its number is taken from now on, and `ticket` makes what others wait for.
+    ///
+    /// `now` is time since any fixed point; it never runs backwards.
+    ///
+    /// # Errors
+    /// [`LineRefusal`]; nothing has changed then.
+    pub fn offer(
+        &mut self,
+        line: &Line,
+        seq: Seq,
+        hash: ShortHash,
+        now: Duration,
+        ticket: impl FnOnce() -> T,
+    ) -> Result<Verdict<T>, LineRefusal> {
+        let start = self.start(seq);
+        if seq.get() - start >= SEQ_JUMP_MAX && !self.contains(line) {
+            return Err(LineRefusal::SeqJump { newest: start - 1 });
+        }
+        self.device(&line.device, now)?.offer(line, seq, hash, now, start, ticket)
+    }
+
+    /// The envelope is durable.
+    pub fn stored(&mut self, line: &Line, seq: Seq) {
+        if let Some(device) = self.devices.get_mut(&line.device) {
+            device.change(line, |line| line.stored(seq.get()));
+        }
+    }
+
+    /// It was not stored: the number is free again.
+    pub fn failed(&mut self, line: &Line, seq: Seq) {
+        if let Some(device) = self.devices.get_mut(&line.device) {
+            device.change(line, |line| line.failed(seq.get()));
+        }
+    }
+
+    /// A durable envelope has left: it was acknowledged by the next hop, or it was applied. Its number stays held, its
+    /// hash is one of the last [`HASHES_KEPT`].
+    pub fn passed_on(&mut self, line: &Line, seq: Seq) {
+        if let Some(device) = self.devices.get_mut(&line.device) {
+            device.change(line, |line| line.passed_on(seq.get()));
+        }
+    }
+
+    /// What was stored turned out to be damaged: the number is missing again, so that a good copy can still come.
+    pub fn quarantined(&mut self, line: &Line, seq: Seq) {
+        if let Some(device) = self.devices.get_mut(&line.device) {
+            device.change(line, |line| line.quarantined(seq.get()));
+        }
+    }
+
+    /// An envelope under this number was refused for good: the number is used, and no hole. Good bytes that come later
+    /// win. False if there is no room to note it.
+    pub fn refused(&mut self, line: &Line, seq: Seq, now: Duration) -> bool {
+        let start = self.start(seq);
+        self.device(&line.device, now).is_ok_and(|device| {
+            device.open(line, start, now).is_ok()
+                && device.change(line, |line| line.refused(seq.get())) == Some(true)
+        })
+    }
+
+    /// The device dropped `from..=to` by its own policy, and says so. Data that comes later wins. False if there is no
+    /// room to note it.
+    pub fn declare(&mut self, line: &Line, from: Seq, to: Seq, now: Duration) -> bool {
+        let start = self.start(from);
+        self.device(&line.device, now).is_ok_and(|device| {
+            device.open(line, start, now).is_ok()
+                && device.change(line, |line| line.declare(from.get(), to.get())) == Some(true)
+        })
+    }
+
+    /// The device is about to send this line from `first_unacked` on. Answers up to which number nothing need be resent;
+    /// 0 if it has to send all of it.
+    pub fn hello(&mut self, line: &Line, first_unacked: Seq, now: Duration) -> u64 {
+        let start = self.start(first_unacked);
+        let Ok(device) = self.device(&line.device, now) else { return 0 };
+        if device.open(line, start, now).is_err() {
+            return 0;
+        }
+        device.line(line).map_or(0, |line| line.durable_from(first_unacked.get()))
+    }
+
+    /// Feeds back what is stored, at a start: the envelope is durable and here. No bound is asked: it was accepted once.
+    pub fn recall(&mut self, line: &Line, seq: Seq, hash: ShortHash, now: Duration) {
+        let start = self.start(seq);
+        let device = self.devices.entry(line.device.clone()).or_insert_with(|| Device::new(now));
+        device.open_unbounded(line, start, now);
+        device.change(line, |line| line.recall(seq.get(), hash));
+    }
+
+    /// What a line has seen.
+    pub fn view(&self, line: &Line) -> Option<LineView> {
+        Some(self.devices.get(&line.device)?.line(line)?.view())
+    }
+
+    /// All lines, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (Line, LineView)> + '_ {
+        self.devices
+            .iter()
+            .flat_map(|(name, device)| device.lines(name).map(|(line, state)| (line, state.view())))
+    }
+
+    /// How many lines are in memory.
+    pub fn len(&self) -> usize {
+        self.devices.values().map(Device::len).sum()
+    }
+
+    /// True if there is no line.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// True if the line is in memory.
+    pub fn contains(&self, line: &Line) -> bool {
+        self.devices.get(&line.device).is_some_and(|device| device.line(line).is_some())
+    }
+
+    fn start(&self, seq: Seq) -> u64 {
+        match self.unseen {
+            Unseen::Missing => 1,
+            Unseen::Elsewhere => seq.get(),
+        }
+    }
+
+    fn device(&mut self, name: &DeviceId, now: Duration) -> Result<&mut Device<T>, LineRefusal> {
+        if !self.devices.contains_key(name) && self.devices.len() >= DEVICES_MAX {
+            return Err(LineRefusal::TooManyDevices);
+        }
+        Ok(self.devices.entry(name.clone()).or_insert_with(|| Device::new(now)))
+    }
+}

@@ -1,0 +1,188 @@
+//! The receiving half of the contract, as a tonic service over an [`Intake`].
+//!
+//! An answer goes out when the intake says durable, in the order in which the envelopes came; all that has become durable
+//! together is one acknowledgement. What a retry can cure ends the call after the acknowledgements before it, so that
+//! nothing overtakes it; what no retry can cure is told in band, and the good ones go on.
+
+mod append;
+mod batch;
+mod progress;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_proto::ingest::v1 as wire;
+use pithead_proto::ingest::v1::ingest_service_server::{IngestService, IngestServiceServer};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::admit::{NotAdmitted, admit};
+use super::intake::{Intake, Outcome};
+use super::limits::IngestLimits;
+use crate::identity::{Peer, Role};
+use crate::status::Refusal;
+
+/// Answers that may wait for a client that does not read: then its acknowledgements coalesce, and then its envelopes wait.
+const ANSWERS_WAITING: usize = 2;
+
+/// How long a client is asked to stay away from a server that stops.
+const DRAINING_RETRY: Duration = Duration::from_secs(2);
+
+/// The service. Clones share the intake.
+#[derive(Debug)]
+pub struct IngestServer<I> {
+    intake: Arc<I>,
+    limits: IngestLimits,
+    stop: CancellationToken,
+}
+
+impl<I> Clone for IngestServer<I> {
+    fn clone(&self) -> Self {
+        Self { intake: Arc::clone(&self.intake), limits: self.limits, stop: self.stop.clone() }
+    }
+}
+
+impl<I: Intake> IngestServer<I> {
+    /// A service that takes envelopes until `stop` is cancelled: then calls are answered to the end of what they have
+    /// offered, and end with `DRAINING`.
+    pub fn new(intake: Arc<I>, limits: IngestLimits, stop: CancellationToken) -> Self {
+        Self { intake, limits, stop }
+    }
+
+    /// As tonic's routes take it. Messages above the limit are refused before they are read.
+    pub fn into_service(self) -> IngestServiceServer<Self> {
+        let request_max = usize::try_from(self.limits.request.get()).unwrap_or(usize::MAX);
+        IngestServiceServer::new(self).max_decoding_message_size(request_max)
+    }
+}
+
+/// Who calls, if it may send envelopes at all.
+fn sender<T>(request: &Request<T>) -> Result<Peer, Refusal> {
+    let peer = request.extensions().get::<Peer>().ok_or_else(|| {
+        Refusal::new(ErrorReason::CertificateRequired, "show a client certificate of the site")
+    })?;
+    match peer.role() {
+        Role::Device(_) | Role::Gateway(_) => Ok(peer.clone()),
+        Role::Operator(_) => {
+            Err(Refusal::new(ErrorReason::RoleNotAllowed, "an operator's certificate sends no envelopes"))
+        }
+    }
+}
+
+fn draining() -> Refusal {
+    Refusal::new(ErrorReason::Draining, "stopping; connect again").retry_after(DRAINING_RETRY)
+}
+
+/// True for a refusal that ends the call: a retry cures it, or the client program breaks the rules.
+fn ends_the_call(refusal: &Refusal) -> bool {
+    refusal.is_retryable()
+        || matches!(
+            refusal.reason,
+            ErrorReason::RequestInvalid | ErrorReason::WindowExceeded | ErrorReason::RoleNotAllowed
+        )
+}
+
+fn uploads_not_supported() -> Status {
+    Refusal::new(ErrorReason::UploadsNotSupported, "this server takes inline envelopes only").into()
+}
+
+#[tonic::async_trait]
+impl<I: Intake> IngestService for IngestServer<I> {
+    type AppendStream = ReceiverStream<Result<wire::AppendResponse, Status>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<wire::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let peer = sender(&request)?;
+        if self.stop.is_cancelled() {
+            return Err(draining().into());
+        }
+        let (answers, stream) = tokio::sync::mpsc::channel(ANSWERS_WAITING);
+        let call = append::Call {
+            intake: Arc::clone(&self.intake),
+            limits: self.limits,
+            stop: self.stop.clone(),
+            peer,
+            answers,
+        };
+        tokio::spawn(call.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn submit(
+        &self,
+        request: Request<wire::SubmitRequest>,
+    ) -> Result<Response<wire::SubmitResponse>, Status> {
+        let peer = sender(&request)?;
+        if self.stop.is_cancelled() {
+            return Err(draining().into());
+        }
+        self.intake.ready(&peer)?;
+        let bytes = request.into_inner().envelope;
+        let admitted = match admit(bytes, Vec::new(), &peer, self.intake.keys(), self.limits.inline.get()) {
+            Ok(admitted) => admitted,
+            Err(NotAdmitted { refusal, identity }) => {
+                if !ends_the_call(&refusal) {
+                    self.intake.refused(&peer, identity.as_ref(), &refusal);
+                }
+                return Err(refusal.into());
+            }
+        };
+        let pending = self.intake.offer(&peer, admitted).await?;
+        let duplicate = match pending.await? {
+            Outcome::Stored => None,
+            Outcome::Duplicate { unverified } => Some(wire::Duplicate { unverified }),
+            Outcome::Conflict { kept } => return Err(conflict(kept).into()),
+            Outcome::Refused(refusal) => return Err(refusal.into()),
+        };
+        Ok(Response::new(wire::SubmitResponse {
+            durability: self.intake.durability() as i32,
+            duplicate,
+            trust: self.intake.trust(),
+        }))
+    }
+
+    async fn open_upload(
+        &self,
+        _: Request<wire::OpenUploadRequest>,
+    ) -> Result<Response<wire::OpenUploadResponse>, Status> {
+        Err(uploads_not_supported())
+    }
+
+    type WriteUploadStream = Pin<Box<dyn Stream<Item = Result<wire::WriteUploadResponse, Status>> + Send>>;
+
+    async fn write_upload(
+        &self,
+        _: Request<Streaming<wire::WriteUploadRequest>>,
+    ) -> Result<Response<Self::WriteUploadStream>, Status> {
+        Err(uploads_not_supported())
+    }
+
+    async fn get_upload(
+        &self,
+        _: Request<wire::GetUploadRequest>,
+    ) -> Result<Response<wire::GetUploadResponse>, Status> {
+        Err(uploads_not_supported())
+    }
+
+    async fn abort_upload(
+        &self,
+        _: Request<wire::AbortUploadRequest>,
+    ) -> Result<Response<wire::AbortUploadResponse>, Status> {
+        Err(uploads_not_supported())
+    }
+}
+
+fn conflict(kept: bool) -> Refusal {
+    let detail = if kept {
+        "other bytes stand under this identity; both are kept; begin a new run"
+    } else {
+        "other bytes stand under this identity, and there is no room to keep these; begin a new run"
+    };
+    Refusal::new(ErrorReason::Conflict, detail).with("kept", kept)
+}
