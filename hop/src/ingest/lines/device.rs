@@ -24,7 +24,7 @@ impl Bucket {
     fn spend(&mut self, now: Duration) -> Result<(), Duration> {
         self.credit = (self.credit + now.saturating_sub(self.at)).min(CREDIT_MAX);
         self.at = now;
-        self.credit = self.credit.checked_sub(RUN_PRICE).ok_or(RUN_PRICE - self.credit)?;
+        self.credit = self.credit.checked_sub(RUN_PRICE).ok_or_else(|| RUN_PRICE - self.credit)?;
         Ok(())
     }
 }
