@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The on-premises gateway: two paths, and what carries them.
+//!
+//! ```text
+//! keys/       statement source, SPKI source -> history -> book -> service      what devices seal to
+//! envelopes/  service -> admission -> spool -> relay                           what devices send
+//! ```
+//!
+//! It holds no key that opens an envelope and no key that signs a statement, and nothing in it can cause a signature.
+//! Device-facing answers never wait for the cloud.
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+
+pub mod clock;
+pub mod disk;
+pub mod health;
+pub mod metrics;
+
+pub mod kms;
+
+pub mod keys;
+
+pub mod envelopes;
+
+pub mod admin;
+pub mod run;

@@ -1,1 +1,7 @@
-fn main() {}
+//! `pithead-gateway`: parses its arguments and delegates.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pithead_gateway::cli::main()
+}

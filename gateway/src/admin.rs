@@ -1,0 +1,205 @@
+//! The admin port: is it alive, is it ready, how is it, and its numbers. For people and probes, not for devices.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/livez` | 200 as long as the program answers at all |
+//! | `/readyz` | 200 if devices can be sent here, 503 with the reason otherwise |
+//! | `/statusz` | everything as JSON, each state with its age |
+//! | `/metrics` | OpenMetrics text |
+//! | `POST /refresh` | asks the source of statements now |
+//!
+//! No authentication: it listens on loopback unless configured otherwise, shows no secret, and can cause no more than a
+//! refresh.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use pithead_hop::accept::AcceptHandle;
+use pithead_hop::identity::GatewayName;
+use pithead_hop::program::ProgramError;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::Site;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use crate::clock::{since_boot, wall_ms};
+use crate::commands::spool as spool_facts;
+use crate::envelopes::refused::Refused;
+use crate::envelopes::relay::RelayReport;
+use crate::envelopes::spool::EnvelopeSpool;
+use crate::health::{Health, Lamp};
+use crate::keys::book::Book;
+use crate::keys::history::History;
+use crate::keys::refresh::SharedReport;
+use crate::metrics::Metrics;
+
+/// What the pages are made of.
+#[derive(Debug)]
+pub struct Facts {
+    /// The site that is served.
+    pub site: Site,
+    /// This gateway.
+    pub name: GatewayName,
+    /// Operating time at the start.
+    pub started: Duration,
+    /// The lamps.
+    pub health: Health,
+    /// The numbers.
+    pub metrics: Metrics,
+    /// The keys that are served.
+    pub book: Book,
+    /// Statements ever accepted.
+    pub history: Arc<History>,
+    /// How refreshing goes.
+    pub refresh: SharedReport,
+    /// Wakes the refresh.
+    pub poke: Arc<Notify>,
+    /// What waits.
+    pub spool: EnvelopeSpool,
+    /// What the far end will never take.
+    pub refused: Arc<Refused>,
+    /// How the relay goes.
+    pub relay: RelayReport,
+    /// The port for devices.
+    pub port: AcceptHandle,
+}
+
+/// Takes the port.
+///
+/// # Errors
+/// When another program has it.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, ProgramError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let (reason, what) = match error.kind() {
+            io::ErrorKind::AddrInUse => (ErrorReason::PortTaken, format!("{address} is in use")),
+            _ => (ErrorReason::ConfigInvalid, format!("cannot listen on {address}: {error}")),
+        };
+        ProgramError::new(reason, what)
+            .affects("health and metrics cannot be asked for")
+            .todo("stop the other program, or set [admin] listen")
+    })
+}
+
+/// Serves the pages until `stop` resolves.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(
+    listener: TcpListener,
+    facts: Arc<Facts>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/statusz", get(statusz))
+        .route("/metrics", get(metrics))
+        .route("/refresh", post(refresh))
+        .with_state(facts);
+    axum::serve(listener, router).with_graceful_shutdown(stop).await
+}
+
+async fn readyz(State(facts): State<Arc<Facts>>) -> Response {
+    if facts.health.is_ready() {
+        return "ready\n".into_response();
+    }
+    let mut why = String::from("not ready\n");
+    if facts.health.is_draining() {
+        why.push_str("draining\n");
+    }
+    for (name, lamp) in facts.health.report() {
+        why.push_str(&format!("{name}: {}, {}\n", lamp.level.name(), lamp.words));
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+}
+
+async fn statusz(State(facts): State<Arc<Facts>>) -> Response {
+    let body = format!("{:#}\n", facts.status());
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn metrics(State(facts): State<Arc<Facts>>) -> Response {
+    facts.measure();
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], facts.metrics.page()).into_response()
+}
+
+async fn refresh(State(facts): State<Arc<Facts>>) -> Response {
+    facts.poke.notify_one();
+    (StatusCode::ACCEPTED, "asked\n").into_response()
+}
+
+impl Facts {
+    /// Everything, each state with its age.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        let now = since_boot();
+        let age = |at: Duration| now.saturating_sub(at).as_secs();
+        let lamp = |lamp: &Lamp| json!({ "level": lamp.level.name(), "words": lamp.words, "for_s": age(lamp.since) });
+        let dimensions: serde_json::Map<String, Value> =
+            self.health.report().iter().map(|(name, held)| ((*name).to_owned(), lamp(held))).collect();
+        let report = self.refresh.get();
+        let book = self.book.current();
+        let (held, relay) = (self.refused.held(), self.relay.get());
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "site": self.site.as_str(),
+            "gateway": self.name.as_str(),
+            "uptime_s": age(self.started),
+            "ready": self.health.is_ready(),
+            "draining": self.health.is_draining(),
+            "dimensions": dimensions,
+            "ingest": { "connections": self.port.peers().len() },
+            "keys": {
+                "epoch": book.as_ref().map(|keys| keys.version().epoch),
+                "sequence": book.as_ref().map(|keys| keys.version().sequence),
+                "digest": book.as_ref().map(|keys| keys.digest().to_string()),
+                "root_version": book.as_ref().map(|keys| keys.root_version()),
+                "statements_known": self.history.len(),
+                "refreshed_s_ago": report.good_at.map(age),
+                "failure": report.failure.as_ref().map(|(reason, text, _)| format!("{}: {text}", reason.code())),
+                "failed_s_ago": report.failure.as_ref().map(|(_, _, at)| age(*at)),
+            },
+            "spool": spool_facts::facts(&self.spool.stats(), wall_ms()),
+            "relay": {
+                "up": relay.up,
+                "in_flight_bytes": relay.in_flight_bytes,
+                "acknowledged": relay.acknowledged,
+                "acknowledged_s_ago": relay.acknowledged_at.map(age),
+                "failure": relay.failure.as_ref().map(|(reason, text, _)| {
+                    format!("{}: {text}", reason.map_or_else(|| "PH-0".to_owned(), ErrorReason::code))
+                }),
+                "failed_s_ago": relay.failure.as_ref().map(|(_, _, at)| age(*at)),
+                "refused_records": held.records,
+                "refused_bytes": held.bytes,
+                "refused_capacity_bytes": self.refused.capacity(),
+            },
+        })
+    }
+
+    /// Brings the metrics up to date that are looked at rather than counted.
+    pub fn measure(&self) {
+        let stats = self.spool.stats();
+        let oldest_s = stats.oldest_ms.map_or(0.0, |oldest| wall_ms().saturating_sub(oldest) as f64 / 1000.0);
+        self.metrics.spool(
+            stats.records,
+            stats.allocated_bytes,
+            stats.capacity_bytes,
+            oldest_s,
+            stats.failed_syncs,
+        );
+        self.metrics.connections(self.port.stats().open);
+        if let Some(good_at) = self.refresh.get().good_at {
+            self.metrics.key_refresh_age(since_boot().saturating_sub(good_at).as_secs_f64());
+        }
+    }
+}

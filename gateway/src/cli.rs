@@ -1,0 +1,191 @@
+//! The command line: parsed here, done in [`commands`](crate::commands).
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pithead_hop::program::{self, ExitCode, ProgramError, log};
+use pithead_proto::errors::v1::ErrorReason;
+
+use crate::commands;
+
+/// The on-premises gateway: serves verified keys to devices, takes their sealed envelopes, and passes them on.
+#[derive(Debug, Parser)]
+#[command(name = "pithead-gateway", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// More in the log; twice for still more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Less in the log.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub quiet: u8,
+    /// How log lines look: auto is text on a terminal and JSON otherwise.
+    #[arg(long, global = true, default_value = "auto", value_parser = ["auto", "json", "text"])]
+    pub log_format: String,
+}
+
+/// Where the configuration is.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArg {
+    /// The configuration file.
+    #[arg(short, long = "config", default_value = "/etc/pithead/gateway.toml", value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OutputArg {
+    /// For people or for programs.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the gateway until it is told to stop (SIGTERM).
+    Run(ConfigArg),
+    /// The version, and whether an opener of envelopes is in this build (it must not be).
+    Version(OutputArg),
+    /// The keys that devices seal to.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// The configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// What waits on disk.
+    #[command(subcommand)]
+    Spool(SpoolCommand),
+    /// How the running gateway is. Exits 0 if all is well, 3 if degraded, 4 if not ready, 69 if it does not run.
+    Status {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+}
+
+/// `key ...`
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// The statement in force and its keys, out of the data directory.
+    Show {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Verifies a bundle that was carried in, and takes it; a running gateway takes it over at once.
+    Import {
+        /// The bundle: what `pithead-decryptor authority statement --out` wrote.
+        file: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Every statement that was ever accepted here.
+    History {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+}
+
+/// `config ...`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Reads the file and every file that it names, and says what is wrong.
+    Check(ConfigArg),
+    /// What is in force: the file, the defaults and the environment together.
+    Show(ConfigArg),
+    /// A file with every key and its meaning.
+    Template,
+}
+
+/// `spool ...`
+#[derive(Debug, Subcommand)]
+pub enum SpoolCommand {
+    /// How full it is and what waits. Asks the running gateway, or else reads the directory.
+    Stat {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+}
+
+/// Parses the process's arguments, does what they say, and gives the exit code.
+pub fn main() -> process::ExitCode {
+    program::install_crypto();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for and go to stdout; a usage error ends with 2.
+            let _ = error.print();
+            let code = if error.use_stderr() { ExitCode::USAGE } else { ExitCode::OK };
+            return code.into();
+        }
+    };
+    match perform(cli, &mut io::stdout().lock()) {
+        Ok(code) => code.into(),
+        Err(error) => error.report(),
+    }
+}
+
+/// Does what the arguments say; results go to `out`.
+///
+/// # Errors
+/// What the process ends with and says last.
+pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    let format = cli.log_format.parse().unwrap_or_default();
+    // Only the long-running command narrates; the others answer, and log what goes wrong.
+    let base = if matches!(cli.command, Command::Run(_)) { 0 } else { 1 };
+    if let Err(error) = log::init(format, log::level(cli.verbose, cli.quiet + base)) {
+        return Err(ProgramError::new(ErrorReason::ConfigInvalid, error.to_string()).exit(ExitCode::USAGE));
+    }
+    match cli.command {
+        Command::Run(config) => crate::run::main(&config.config),
+        Command::Version(output) => commands::version::print(output.output, out),
+        Command::Key(KeyCommand::Show { config, output }) => commands::key::show(&config.config, output.output, out),
+        Command::Key(KeyCommand::Import { file, config }) => commands::key::import(&file, &config.config, out),
+        Command::Key(KeyCommand::History { config, output }) => {
+            commands::key::history(&config.config, output.output, out)
+        }
+        Command::Config(ConfigCommand::Check(config)) => commands::config::check(&config.config, out),
+        Command::Config(ConfigCommand::Show(config)) => commands::config::show(&config.config, out),
+        Command::Config(ConfigCommand::Template) => commands::config::template(out),
+        Command::Spool(SpoolCommand::Stat { config, output }) => {
+            commands::spool::stat(&config.config, output.output, out)
+        }
+        Command::Status { config, output } => commands::status::print(&config.config, output.output, out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_its_file_by_the_short_option() {
+        let cli = Cli::try_parse_from(["pithead-gateway", "run", "-c", "a.toml"]).unwrap();
+        assert!(matches!(cli.command, Command::Run(ConfigArg { config }) if config == PathBuf::from("a.toml")));
+    }
+}

@@ -1,0 +1,47 @@
+//! `config check | show | template`.
+
+use std::io::Write;
+use std::path::Path;
+
+use pithead_hop::program::{ExitCode, ProgramError};
+
+use crate::config::{Config, TEMPLATE};
+use crate::run::material::Material;
+
+/// Reads the file and everything that it names; says so if all of it is good.
+///
+/// # Errors
+/// The first thing that is wrong, as `run` would say it.
+pub fn check(path: &Path, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    let config = Config::load(path)?;
+    let material = Material::load(&config)?;
+    let mut text = format!(
+        "{}: good\n  site {}, gateway {}, authority {}\n",
+        path.display(),
+        config.gateway.site,
+        material.name,
+        config.trust.authority
+    );
+    for warning in material.warnings() {
+        text += &format!("  warning: {warning}\n");
+    }
+    super::done(out, &text)
+}
+
+/// What is in force after defaults and environment.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn show(path: &Path, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    let config = Config::load(path)?;
+    // Holds paths and limits; secrets are only ever named by path.
+    super::done(out, &format!("{config:#?}\n"))
+}
+
+/// Every key, commented.
+///
+/// # Errors
+/// When the output cannot be written.
+pub fn template(out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    super::done(out, TEMPLATE)
+}

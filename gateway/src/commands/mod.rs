@@ -1,0 +1,32 @@
+//! What the command line can do besides running: each answers and ends.
+
+pub mod config;
+pub mod key;
+pub mod spool;
+pub mod status;
+pub mod version;
+
+mod admin_client;
+
+use std::io::{self, Write};
+
+use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_proto::errors::v1::ErrorReason;
+
+/// Writes a result; a reader that has gone away (`| head`) is no failure of ours.
+fn write(out: &mut dyn Write, text: &str) -> Result<(), ProgramError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(ProgramError::new(ErrorReason::Unspecified, format!("cannot write the result: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn done(out: &mut dyn Write, text: &str) -> Result<ExitCode, ProgramError> {
+    write(out, text).map(|()| ExitCode::OK)
+}
+
+fn json(value: &serde_json::Value) -> String {
+    format!("{value:#}\n")
+}

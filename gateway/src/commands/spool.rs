@@ -1,0 +1,60 @@
+//! `spool stat`: how full the spool is.
+
+use std::io::Write;
+use std::path::Path;
+
+use pithead_hop::program::{ExitCode, ProgramError};
+use serde_json::{Value, json};
+
+use super::admin_client::statusz;
+use crate::cli::Output;
+use crate::clock;
+use crate::config::Config;
+use crate::envelopes::spool;
+use crate::run::directory::DataDir;
+
+/// Asks the running gateway; if none runs, opens the spool itself.
+///
+/// # Errors
+/// When there is neither.
+pub fn stat(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    let config = Config::load(path)?;
+    let facts = match statusz(config.admin.listen) {
+        Ok(status) => status["spool"].clone(),
+        Err(_) => {
+            let data = DataDir::open(&config.gateway.data_dir)?;
+            let (spool, _) = spool::open(&data.spool(), &config.spool)?;
+            let facts = facts(&spool.stats(), clock::wall_ms());
+            // Opened only to look: the closing mark is all that it may write.
+            let _ = spool.close();
+            facts
+        }
+    };
+    let text = match output {
+        Output::Json => super::json(&facts),
+        Output::Table => facts
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, value)| format!("{name:20} {value}\n"))
+            .collect(),
+    };
+    super::done(out, &text)
+}
+
+/// The spool's numbers, for status pages.
+pub(crate) fn facts(stats: &pithead_spool::Stats, now_ms: u64) -> Value {
+    json!({
+        "records": stats.records,
+        "bytes": stats.bytes,
+        "allocated_bytes": stats.allocated_bytes,
+        "capacity_bytes": stats.capacity_bytes,
+        "available_bytes": stats.available_bytes,
+        "oldest_age_s": stats.oldest_ms.map(|oldest| now_ms.saturating_sub(oldest) / 1000),
+        "appended_records": stats.appended_records,
+        "syncs": stats.syncs,
+        "failed_syncs": stats.failed_syncs,
+        "corrupt_records": stats.corrupt_records,
+        "disk_full": stats.disk_full,
+    })
+}

@@ -1,0 +1,334 @@
+//! The configuration file, parsed into values that can only be right.
+//!
+//! `config template` prints [`TEMPLATE`], where every key stands with its meaning and its default. Paths are relative to
+//! the file's own folder.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use pithead_hop::accept::Limits;
+use pithead_hop::connect::Endpoint;
+use pithead_hop::ingest::IngestLimits;
+use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
+use pithead_sealing::Site;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// The prefix of environment variables that stand for keys of the file.
+pub const ENV_PREFIX: &str = "PITHEAD";
+
+/// Every key, commented.
+pub const TEMPLATE: &str = include_str!("config.template.toml");
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who this gateway is.
+    pub gateway: Gateway,
+    /// Whom it believes.
+    pub trust: Trust,
+    /// Where keys come from.
+    pub keys: Keys,
+    /// The port for devices.
+    pub ingest: Ingest,
+    /// What waits on disk.
+    #[serde(default)]
+    pub spool: Spool,
+    /// Where envelopes go; absent at a site that carries them away by hand.
+    pub relay: Option<Relay>,
+    /// Health and metrics.
+    #[serde(default)]
+    pub admin: Admin,
+    /// How long each part may take to stop.
+    #[serde(default)]
+    pub stop: Stop,
+}
+
+/// `[gateway]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    /// The site it serves.
+    #[serde(deserialize_with = "parsed")]
+    pub site: Site,
+    /// Where state and spool lie. It must exist.
+    pub data_dir: PathBuf,
+    /// PEM: its certificate chain, shown to devices and to the cloud.
+    pub certificate: PathBuf,
+    /// PEM: the private key of that certificate.
+    pub private_key: PathBuf,
+}
+
+/// `[trust]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    /// The authority's name in the trust root.
+    pub authority: String,
+    /// The provisioned trust root, version 1.
+    pub root: PathBuf,
+    /// The machine's clock is set by NTS, authenticated PTP or the operator.
+    #[serde(default)]
+    pub trusted_clock: bool,
+}
+
+/// `[keys]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// The upstream `KeyService`.
+    pub upstream: Option<Endpoint>,
+    /// PEM: the CA of the upstream's certificate.
+    pub upstream_ca: Option<PathBuf>,
+    /// The name in the upstream's certificate, if it is not the endpoint's host.
+    pub upstream_name: Option<String>,
+    /// A bundle file that somebody carries in, instead of an upstream.
+    pub bundle: Option<PathBuf>,
+    /// Ask AWS KMS for the public keys as well, and compare.
+    #[serde(default)]
+    pub kms: bool,
+    /// Not more often than this, except when the upstream says that there is something newer.
+    #[serde(default = "min_interval")]
+    pub min_interval: Duration,
+    /// At least this often.
+    #[serde(default = "max_interval")]
+    pub max_interval: Duration,
+}
+
+/// `[ingest]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ingest {
+    /// Where devices connect.
+    pub listen: SocketAddr,
+    /// PEM: the CA of the site's devices and relays.
+    pub device_ca: PathBuf,
+    /// PEM: certificate revocation lists of that CA.
+    #[serde(default)]
+    pub crls: Vec<PathBuf>,
+    /// Bounds of what is taken at a time.
+    #[serde(default)]
+    pub envelopes: IngestLimits,
+    /// Bounds of the open port.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// `[spool]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// The disk budget.
+    pub max_size: ByteSize,
+    /// Size of one segment file.
+    pub segment_size: ByteSize,
+    /// Conflicts kept beside, per device.
+    pub conflicts_per_device: ByteSize,
+}
+
+/// `[relay]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// The decryptor, or another gateway.
+    pub endpoint: Endpoint,
+    /// PEM: the CA of its certificate.
+    pub ca: PathBuf,
+    /// The name in its certificate, if it is not the endpoint's host.
+    pub name: Option<String>,
+    /// Bytes that may be under way unanswered.
+    #[serde(default = "window")]
+    pub window: ByteSize,
+    /// What the refused area may take.
+    #[serde(default = "refused_size")]
+    pub refused_size: ByteSize,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Where health and metrics are asked for. Keep it on loopback: it has no authentication.
+    pub listen: SocketAddr,
+}
+
+/// `[stop]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stop {
+    /// For calls under way.
+    pub intake: Duration,
+    /// For answers to what the relay has sent.
+    pub relay: Duration,
+    /// For the last syncs.
+    pub spool: Duration,
+    /// For the admin port.
+    pub admin: Duration,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self {
+            max_size: ByteSize::mib(8 << 10),
+            segment_size: ByteSize::mib(32),
+            conflicts_per_device: ByteSize::mib(64),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7480)) }
+    }
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self {
+            intake: Duration::from_secs(10),
+            relay: Duration::from_secs(10),
+            spool: Duration::from_secs(20),
+            admin: Duration::from_secs(2),
+        }
+    }
+}
+
+const fn min_interval() -> Duration {
+    Duration::from_secs(60)
+}
+
+const fn max_interval() -> Duration {
+    Duration::from_secs(900)
+}
+
+const fn window() -> ByteSize {
+    ByteSize::mib(16)
+}
+
+const fn refused_size() -> ByteSize {
+    ByteSize::mib(1024)
+}
+
+impl Config {
+    /// Reads the file and the environment, and finds what does not go together.
+    ///
+    /// # Errors
+    /// [`ConfigError`], pointing at the place.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = config::load(path, ENV_PREFIX)?;
+        config.check().map_err(|message| ConfigError::invalid(path, message))?;
+        config.resolve(path.parent().unwrap_or(Path::new("")));
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let keys = &self.keys;
+        match (&keys.upstream, &keys.bundle) {
+            (None, None) => return Err("[keys] needs `upstream` or `bundle`: statements come from somewhere".into()),
+            (Some(_), Some(_)) => return Err("[keys] has both `upstream` and `bundle`; name one".into()),
+            (Some(_), None) if keys.upstream_ca.is_none() => {
+                return Err("[keys] `upstream` needs `upstream_ca`".into());
+            }
+            (Some(_), None) | (None, Some(_)) => {}
+        }
+        if keys.min_interval > keys.max_interval || keys.min_interval.is_zero() {
+            return Err("[keys] `min_interval` must be above 0 and not above `max_interval`".into());
+        }
+        if self.admin.listen == self.ingest.listen && self.admin.listen.port() != 0 {
+            return Err("[admin] and [ingest] `listen` on the same address".into());
+        }
+        if self.trust.authority.is_empty() {
+            return Err("[trust] `authority` is empty".into());
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self, base: &Path) {
+        let mut paths = vec![
+            &mut self.gateway.data_dir,
+            &mut self.gateway.certificate,
+            &mut self.gateway.private_key,
+            &mut self.trust.root,
+            &mut self.ingest.device_ca,
+        ];
+        paths.extend(&mut self.ingest.crls);
+        paths.extend(&mut self.keys.upstream_ca);
+        paths.extend(&mut self.keys.bundle);
+        paths.extend(self.relay.as_mut().map(|relay| &mut relay.ca));
+        for path in paths {
+            *path = base.join(&*path);
+        }
+    }
+}
+
+/// A value that has a grammar of its own, as text.
+fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn the_template_loads_and_says_the_defaults() {
+        let config = load(TEMPLATE).unwrap();
+        assert_eq!(config.stop.spool, Stop::default().spool);
+        assert_eq!(config.spool.max_size, Spool::default().max_size);
+        assert_eq!(config.keys.max_interval, max_interval());
+        assert_eq!(config.relay.unwrap().window, window());
+        assert_eq!(config.admin.listen, Admin::default().listen);
+    }
+
+    #[test]
+    fn every_key_that_is_commented_out_in_the_template_is_known() {
+        let commented: String = TEMPLATE
+            .lines()
+            .map(|line| match line.strip_prefix("#") {
+                // "#key = value" is a key with its default, "# words" is prose.
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let error = load(&commented).map(|_| ()).map_err(|error| error.to_string());
+        // All at once they contradict each other in one thing, which is found after every key was known.
+        assert!(error.is_err_and(|text| text.contains("both `upstream` and `bundle`")));
+    }
+
+    #[test]
+    fn a_misspelt_key_is_shown_with_a_caret_and_what_was_meant() {
+        let error = load(&TEMPLATE.replace("data_dir", "data_dri")).unwrap_err().to_string();
+        assert!(error.contains("did you mean `data_dir`?"), "{error}");
+        assert!(error.contains('^'), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_without_a_source_of_keys_is_refused() {
+        let without: String =
+            TEMPLATE.lines().filter(|line| !line.starts_with("upstream = ")).map(|line| format!("{line}\n")).collect();
+        let error = load(&without).unwrap_err().to_string();
+        assert!(error.contains("`upstream` or `bundle`"), "{error}");
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.toml");
+        std::fs::write(&path, TEMPLATE.replace("/etc/pithead/root.cose", "root.cose")).unwrap();
+        assert_eq!(Config::load(&path).unwrap().trust.root, folder.path().join("root.cose"));
+    }
+}

@@ -1,0 +1,164 @@
+//! How many new data keys a device may use.
+//!
+//! Anybody who may submit for a device can mint encrypted data keys (EDKs), and each costs one call to KMS in the cloud.
+//! So *new* EDKs are counted per device named in the context, whoever brings them: a bucket of two weeks' worth, refilled
+//! at what a device with four streams that rotate every 15 minutes needs, several times over. An EDK among the device's
+//! last 256 is not new: resends and a long outbox cost nothing.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use moka::sync::Cache;
+use pithead_sealing::DeviceId;
+
+/// New EDKs per device and hour.
+pub const REFILL_PER_HOUR: u64 = 120;
+/// Two weeks of outbox, sealed offline at the full rate.
+pub const CAPACITY: u64 = REFILL_PER_HOUR * 24 * 14;
+/// EDKs of a device that are remembered: 16 streams, and as many sessions each.
+pub const REMEMBERED: usize = 256;
+/// Devices that are remembered at a time, 2 kB to 10 kB each. A site has thousands; only its own CA can name more.
+const DEVICES_MAX: u64 = 20_000;
+
+const TOKEN: Duration = Duration::from_secs(3600 / REFILL_PER_HOUR);
+/// After this long a bucket is full again, and forgetting it changes nothing.
+const FULL_AGAIN: Duration = Duration::from_secs(3600 * CAPACITY / REFILL_PER_HOUR);
+
+/// SHA-256 of key ARN and ciphertext: which data key an EDK is.
+pub type EdkHash = [u8; 32];
+
+/// Too many new data keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more than {CAPACITY} new data keys, refilled by {REFILL_PER_HOUR} an hour")]
+pub struct OverBudget {
+    /// When one more will be allowed.
+    pub retry_after: Duration,
+}
+
+/// The budgets of all devices.
+#[derive(Debug)]
+pub struct Budgets {
+    devices: Cache<DeviceId, Arc<Mutex<Budget>>>,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self { devices: Cache::builder().max_capacity(DEVICES_MAX).time_to_idle(FULL_AGAIN).build() }
+    }
+}
+
+impl Budgets {
+    /// Pays for those of an envelope's EDKs that are new for the device, all or none. `now` is operating time.
+    ///
+    /// # Errors
+    /// [`OverBudget`] if the bucket does not hold that many; nothing is paid or remembered then.
+    pub fn spend(&self, device: &DeviceId, edks: &[EdkHash], now: Duration) -> Result<(), OverBudget> {
+        let budget = self.devices.get_with_by_ref(device, || Arc::new(Mutex::new(Budget::full(now))));
+        budget.lock().unwrap_or_else(PoisonError::into_inner).spend(edks, now)
+    }
+}
+
+#[derive(Debug)]
+struct Budget {
+    /// When the bucket would have been empty: time since then, in tokens, is what it holds.
+    empty_at: Duration,
+    /// Operating time may be younger than a full bucket is old.
+    ahead: Duration,
+    recent: VecDeque<EdkHash>,
+}
+
+impl Budget {
+    fn full(now: Duration) -> Self {
+        Self { empty_at: now, ahead: FULL_AGAIN, recent: VecDeque::new() }
+    }
+
+    fn spend(&mut self, edks: &[EdkHash], now: Duration) -> Result<(), OverBudget> {
+        let mut new: Vec<EdkHash> = Vec::new();
+        for edk in edks {
+            if !self.recent.contains(edk) && !new.contains(edk) {
+                new.push(*edk);
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let saved = (self.ahead + now.saturating_sub(self.empty_at)).min(FULL_AGAIN);
+        let price = TOKEN * u32::try_from(new.len()).unwrap_or(u32::MAX);
+        (self.ahead, self.empty_at) = (saved, now);
+        if saved < price {
+            return Err(OverBudget { retry_after: price - saved });
+        }
+        self.ahead = saved - price;
+        for edk in new {
+            if self.recent.len() == REMEMBERED {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(edk);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edk(number: u64) -> EdkHash {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        bytes
+    }
+
+    fn device(name: &str) -> DeviceId {
+        DeviceId::new(name).unwrap()
+    }
+
+    const START: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn two_weeks_of_sessions_are_taken_at_once_and_then_one_every_half_minute() {
+        let budgets = Budgets::default();
+        let truck = device("truck-1");
+        for number in 0..CAPACITY {
+            assert_eq!(budgets.spend(&truck, &[edk(number)], START), Ok(()), "{number}");
+        }
+        let refused = budgets.spend(&truck, &[edk(u64::MAX)], START).unwrap_err();
+        assert_eq!(refused.retry_after, Duration::from_secs(30));
+        let later = START + refused.retry_after;
+        assert_eq!(budgets.spend(&truck, &[edk(u64::MAX)], later), Ok(()));
+        assert!(budgets.spend(&truck, &[edk(u64::MAX - 1)], later).is_err());
+        // Another device has a bucket of its own.
+        assert_eq!(budgets.spend(&device("truck-2"), &[edk(1)], later), Ok(()));
+    }
+
+    #[test]
+    fn the_last_256_data_keys_cost_nothing_when_they_come_again() {
+        let budgets = Budgets::default();
+        let truck = device("truck-1");
+        for number in 0..CAPACITY {
+            budgets.spend(&truck, &[edk(number)], START).unwrap();
+        }
+        for number in CAPACITY - REMEMBERED as u64..CAPACITY {
+            assert_eq!(budgets.spend(&truck, &[edk(number)], START), Ok(()));
+        }
+        assert!(budgets.spend(&truck, &[edk(CAPACITY - REMEMBERED as u64 - 1)], START).is_err());
+    }
+
+    #[test]
+    fn an_envelope_with_three_data_keys_pays_for_three_or_for_none() {
+        let mut budget = Budget::full(START);
+        budget.ahead = TOKEN * 2;
+        assert!(budget.spend(&[edk(1), edk(2), edk(3)], START).is_err());
+        assert_eq!(budget.spend(&[edk(1), edk(2), edk(2)], START), Ok(()));
+        assert_eq!(budget.ahead, Duration::ZERO);
+    }
+
+    #[test]
+    fn an_idle_bucket_never_holds_more_than_its_capacity() {
+        let mut budget = Budget::full(START);
+        let later = START + FULL_AGAIN * 3;
+        budget.spend(&[edk(1)], later).unwrap();
+        assert_eq!(budget.ahead, FULL_AGAIN - TOKEN);
+    }
+}

@@ -1,0 +1,276 @@
+//! The spool as an intake: from an admitted envelope to a ticket that resolves when it is durable.
+//!
+//! In order: the device's budget of new data keys, its lines (new, resend, other bytes), the spool. A resend of what is
+//! still on its way to the disk shares the ticket of the first copy, and its fate. Nothing is acknowledged before its
+//! fdatasync.
+//!
+//! What was appended is settled in the background, whether or not the call that brought it still lives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use pithead_hop::backoff::{random, spread};
+use pithead_hop::identity::{GatewayName, Peer};
+use pithead_hop::ingest::intake::Durability;
+use pithead_hop::ingest::{
+    Admitted, DeclaredGap, HelloLine, Hop, Intake, KnownKeys, Outcome, Pending, ShortHash, Standing,
+};
+use pithead_hop::status::Refusal;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_proto::keys::v1::TrustVersion;
+use pithead_sealing::Identity;
+use pithead_sealing::trust::{KeyArn, KeyStatus};
+use pithead_spool::{AppendError, NotDurable, Ticket};
+use tokio::sync::{mpsc, oneshot};
+
+use super::budgets::Budgets;
+use super::numbers::{Numbers, Offered, Reservation, SharedTicket};
+use super::record::Head;
+use super::spool::EnvelopeSpool;
+use crate::clock::{since_boot, wall_ms, wall_us};
+use crate::keys::book::Book;
+use crate::keys::history::History;
+use crate::metrics::{Metrics, Outcome as Counted};
+
+/// Envelopes that are appended and not yet settled: as many as the spool's own queue holds.
+const SETTLING_MAX: usize = 65_536;
+/// What a device is told to wait when the disk is full, before jitter: it drains as fast as the relay does.
+const FULL_WAIT: Duration = Duration::from_secs(10);
+/// When the disk has failed, somebody has to mend it.
+const FAILED_WAIT: Duration = Duration::from_secs(60);
+
+/// Takes envelopes for the spool.
+#[derive(Debug)]
+pub struct SpoolIntake {
+    gateway: GatewayName,
+    history: Arc<History>,
+    book: Book,
+    budgets: Budgets,
+    numbers: Numbers,
+    spool: EnvelopeSpool,
+    metrics: Metrics,
+    settle: mpsc::Sender<Settling>,
+}
+
+/// An envelope on its way to the disk.
+struct Settling {
+    ticket: Ticket,
+    reservation: Reservation,
+    tell: oneshot::Sender<Result<(), NotDurable>>,
+    bytes: usize,
+    began: Duration,
+}
+
+impl SpoolIntake {
+    /// Begins to take envelopes. Inside a tokio runtime.
+    #[must_use]
+    pub fn start(
+        gateway: GatewayName,
+        history: Arc<History>,
+        book: Book,
+        numbers: Numbers,
+        spool: EnvelopeSpool,
+        metrics: Metrics,
+    ) -> Self {
+        let (settle, settling) = mpsc::channel(SETTLING_MAX);
+        tokio::spawn(settle_all(settling, metrics.clone()));
+        Self { gateway, history, book, budgets: Budgets::default(), numbers, spool, metrics, settle }
+    }
+
+    fn hop(&self, peer: &Peer, key_not_active: bool, conflict: bool) -> Hop {
+        Hop {
+            gateway: self.gateway.as_str().to_owned(),
+            received_us: wall_us(),
+            assurance: peer.assurance.to_wire() as i32,
+            certificate_sha256: peer.certificate_sha256.map(|sha256| sha256.to_vec().into()).unwrap_or_default(),
+            key_not_active,
+            conflict,
+        }
+    }
+
+    /// Appends under a number that was reserved. Waits while the spool's queue is full: so pressure travels back.
+    async fn store(
+        &self,
+        peer: &Peer,
+        admitted: Admitted,
+        reservation: Reservation,
+        tell: oneshot::Sender<Result<(), NotDurable>>,
+    ) -> Result<(), Refusal> {
+        let began = since_boot();
+        // The place among the settling comes first: from the append on nothing may be awaited, or a call that is cut
+        // there would leave a number in flight for ever.
+        let place = self.settle.reserve().await.map_err(|_| refusal_of(&AppendError::Closed))?;
+        let conflict = reservation.is_conflict();
+        let mut hops = admitted.hops.clone();
+        hops.push(self.hop(peer, admitted.key_not_active, conflict));
+        let head = Head { identity: admitted.identity().clone(), sha256: admitted.sha256, hops };
+        let bytes = admitted.bytes().len();
+        let ticket = loop {
+            match self.spool.append(&head, admitted.bytes().clone(), conflict, wall_ms()) {
+                Ok(ticket) => break ticket,
+                Err(AppendError::QueueFull { .. }) => self.spool.room(bytes as u64).await,
+                Err(error) => return Err(refusal_of(&error)),
+            }
+        };
+        place.send(Settling { ticket, reservation, tell, bytes, began });
+        Ok(())
+    }
+}
+
+/// Tickets resolve in the order of the appends, so waiting for one after the other holds nothing up.
+async fn settle_all(mut settling: mpsc::Receiver<Settling>, metrics: Metrics) {
+    while let Some(Settling { ticket, reservation, tell, bytes, began }) = settling.recv().await {
+        let outcome = ticket.await.map(|_| ());
+        match outcome {
+            Ok(()) => {
+                reservation.stored();
+                metrics.stored(bytes, since_boot().saturating_sub(began).as_secs_f64());
+            }
+            Err(error) => {
+                tracing::error!(event = "spool.not_durable", %error);
+                drop(reservation);
+            }
+        }
+        // Nobody may be listening any more.
+        let _ = tell.send(outcome);
+    }
+}
+
+impl Intake for SpoolIntake {
+    fn keys(&self) -> &dyn KnownKeys {
+        self
+    }
+
+    fn trust(&self) -> Option<TrustVersion> {
+        self.book.version().map(TrustVersion::from)
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Disk
+    }
+
+    fn ready(&self, _peer: &Peer) -> Result<(), Refusal> {
+        match self.spool.admit() {
+            Ok(()) | Err(AppendError::QueueFull { .. }) => Ok(()),
+            Err(error) => Err(refusal_of(&error)),
+        }
+    }
+
+    async fn offer(&self, peer: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
+        let identity = admitted.identity().clone();
+        let edks: Vec<[u8; 32]> = admitted.profile().edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
+        if let Err(over) = self.budgets.spend(&identity.device, &edks, since_boot()) {
+            self.metrics.refused(ErrorReason::TooManySessions);
+            return Err(Refusal::new(ErrorReason::TooManySessions, over.to_string())
+                .retry_after(spread(over.retry_after, random())));
+        }
+        if admitted.key_not_active {
+            self.metrics.key_not_active();
+        }
+        let (tell, told) = oneshot::channel();
+        let told: SharedTicket = told.shared();
+        let bytes = admitted.bytes().len() as u64;
+        let hash = ShortHash::from(&admitted.sha256);
+        let offered = self.numbers.offer(&identity, hash, bytes, since_boot(), told.clone());
+        let offered = offered.inspect_err(|refusal| self.metrics.refused(Refusal::from(*refusal).reason))?;
+        let metrics = self.metrics.clone();
+        let (ticket, outcome, counted) = match offered {
+            Offered::Done(outcome) => {
+                metrics.answered(counted_as(&outcome));
+                return Ok(std::future::ready(Ok(outcome)).boxed());
+            }
+            Offered::Shared(ticket, outcome) => {
+                let counted = counted_as(&outcome);
+                (ticket, outcome, counted)
+            }
+            Offered::Store(reservation) => {
+                let outcome =
+                    if reservation.is_conflict() { Outcome::Conflict { kept: true } } else { Outcome::Stored };
+                if reservation.is_conflict() {
+                    tracing::warn!(event = "ingest.conflict", %identity);
+                }
+                let stored = self.store(peer, admitted, reservation, tell).await;
+                stored.inspect_err(|refusal| metrics.refused(refusal.reason))?;
+                let counted = counted_as(&outcome);
+                (told, outcome, counted)
+            }
+        };
+        Ok(async move {
+            match ticket.await {
+                Ok(Ok(())) => {
+                    metrics.answered(counted);
+                    Ok(outcome)
+                }
+                Ok(Err(error)) => Err(refusal_of_sync(error)),
+                // Whoever brought the first copy went away before it was appended.
+                Err(_) => Err(refusal_of_sync(NotDurable::Closed)),
+            }
+        }
+        .boxed())
+    }
+
+    fn hello(&self, _peer: &Peer, lines: &[HelloLine]) -> Vec<u64> {
+        let now = since_boot();
+        lines.iter().map(|hello| self.numbers.hello(&hello.line, hello.first_unacked, now)).collect()
+    }
+
+    fn declared(&self, _peer: &Peer, gaps: &[DeclaredGap]) {
+        let now = since_boot();
+        for gap in gaps {
+            self.numbers.declare(&gap.line, gap.from, gap.to, now);
+        }
+    }
+
+    fn refused(&self, _peer: &Peer, identity: Option<&Identity>, refusal: &Refusal) {
+        self.metrics.refused(refusal.reason);
+        self.metrics.answered(Counted::Refused);
+        if let Some(identity) = identity {
+            self.numbers.refused(identity, since_boot());
+        }
+    }
+}
+
+impl KnownKeys for SpoolIntake {
+    fn standing(&self, arn: &KeyArn, _identity: &Identity) -> Standing {
+        match self.history.status_of(arn) {
+            Some(KeyStatus::Active) => Standing::Active,
+            Some(_) => Standing::NotActive,
+            None if self.history.is_empty() => Standing::NotReady,
+            None => Standing::Unknown,
+        }
+    }
+}
+
+fn counted_as(outcome: &Outcome) -> Counted {
+    match outcome {
+        Outcome::Stored => Counted::Stored,
+        Outcome::Duplicate { .. } => Counted::Duplicate,
+        Outcome::Conflict { .. } => Counted::Conflict,
+        Outcome::Refused(_) => Counted::Refused,
+    }
+}
+
+fn refusal_of(error: &AppendError) -> Refusal {
+    let (reason, wait) = match error {
+        AppendError::Full { .. } | AppendError::QueueFull { .. } => (ErrorReason::SpoolFull, Some(FULL_WAIT)),
+        AppendError::TooLarge { .. } => (ErrorReason::EnvelopeTooLarge, None),
+        AppendError::Closed => (ErrorReason::Draining, Some(FULL_WAIT)),
+        AppendError::Poisoned => (ErrorReason::NotDurable, Some(FAILED_WAIT)),
+        _ => (ErrorReason::Internal, Some(FAILED_WAIT)),
+    };
+    let refusal = Refusal::new(reason, error.to_string());
+    match wait {
+        Some(wait) => refusal.retry_after(spread(wait, random())),
+        None => refusal,
+    }
+}
+
+fn refusal_of_sync(error: NotDurable) -> Refusal {
+    let (reason, wait) = match error {
+        NotDurable::Full => (ErrorReason::SpoolFull, FULL_WAIT),
+        NotDurable::Poisoned => (ErrorReason::NotDurable, FAILED_WAIT),
+        _ => (ErrorReason::NotDurable, Duration::from_secs(1)),
+    };
+    Refusal::new(reason, error.to_string()).retry_after(spread(wait, random()))
+}

@@ -1,0 +1,16 @@
+//! The envelope path: from a device's call to the far end's acknowledgement.
+//!
+//! ```text
+//! hop's ingest service -> intake: budgets -> numbers (lines, conflicts) -> spool -> ticket -> ack
+//!                                                                          spool -> relay -> far end -> acknowledge
+//! ```
+
+pub mod budgets;
+pub mod numbers;
+pub mod record;
+pub mod spool;
+
+pub mod intake;
+
+pub mod refused;
+pub mod relay;

@@ -1,0 +1,278 @@
+//! Which numbers of which line have been taken: in memory, rebuilt from the spool, and remembered past it.
+//!
+//! The record heads in the spool say what is still here. What has left the spool is known from a checkpoint, which is
+//! written *before* records are reclaimed: so a resend is recognised whether the first copy still waits or has long
+//! been delivered.
+//!
+//! Other bytes under a used number are kept beside the first, within a bound per device, and remembered by hash for as
+//! long as they are in the spool, so that a device that insists is not stored again and again.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::Shared;
+use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, Verdict};
+use pithead_sealing::{DeviceId, Identity, Line, Seq};
+use pithead_spool::NotDurable;
+use tokio::sync::oneshot;
+
+use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
+use super::spool::EnvelopeSpool;
+use crate::clock::since_boot;
+use crate::disk;
+
+/// Conflicts kept per device, besides the bound in bytes.
+pub const CONFLICTS_PER_DEVICE: usize = 1_000;
+
+/// What everybody waits for who offered the same bytes.
+pub type SharedTicket = Shared<oneshot::Receiver<Result<(), NotDurable>>>;
+
+/// What is to be done with an envelope.
+#[derive(Debug)]
+pub enum Offered {
+    /// It was here before, or cannot be kept: the answer is known.
+    Done(Outcome),
+    /// The same bytes are on their way to the disk.
+    Shared(SharedTicket, Outcome),
+    /// Store it; the reservation says how that ended.
+    Store(Reservation),
+}
+
+/// A number (or a conflict's place) that is taken while the envelope is on its way to the disk. Dropped without
+/// [`stored`](Self::stored), it is free again.
+#[derive(Debug)]
+pub struct Reservation {
+    numbers: Arc<Inner>,
+    line: Line,
+    seq: Seq,
+    /// Hash and size of a conflict.
+    conflict: Option<(ShortHash, u64)>,
+    settled: bool,
+}
+
+impl Reservation {
+    /// Whether it is kept beside another.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.conflict.is_some()
+    }
+
+    /// The envelope is durable.
+    pub fn stored(mut self) {
+        self.settled = true;
+        let mut state = self.numbers.lock();
+        match self.conflict {
+            None => state.lines.stored(&self.line, self.seq),
+            Some((hash, _)) => {
+                if let Some(held) = state.conflict(&self.line, self.seq, hash) {
+                    held.ticket = None;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let mut state = self.numbers.lock();
+        match self.conflict {
+            None => state.lines.failed(&self.line, self.seq),
+            Some((hash, bytes)) => state.forget_conflict(&self.line, self.seq, hash, bytes),
+        }
+    }
+}
+
+/// The lines of the site.
+#[derive(Debug, Clone)]
+pub struct Numbers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    checkpoint: PathBuf,
+    conflict_bytes_per_device: u64,
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    lines: Lines<SharedTicket>,
+    conflicts: HashMap<DeviceId, Conflicts>,
+}
+
+#[derive(Debug, Default)]
+struct Conflicts {
+    bytes: u64,
+    held: HashMap<(Line, Seq, [u8; 8]), HeldConflict>,
+}
+
+#[derive(Debug)]
+struct HeldConflict {
+    /// While it is on its way to the disk.
+    ticket: Option<SharedTicket>,
+}
+
+impl State {
+    fn conflict(&mut self, line: &Line, seq: Seq, hash: ShortHash) -> Option<&mut HeldConflict> {
+        self.conflicts.get_mut(&line.device)?.held.get_mut(&(line.clone(), seq, hash.0))
+    }
+
+    fn add_conflict(&mut self, line: &Line, seq: Seq, hash: ShortHash, bytes: u64, ticket: Option<SharedTicket>) {
+        let conflicts = self.conflicts.entry(line.device.clone()).or_default();
+        if conflicts.held.insert((line.clone(), seq, hash.0), HeldConflict { ticket }).is_none() {
+            conflicts.bytes += bytes;
+        }
+    }
+
+    fn forget_conflict(&mut self, line: &Line, seq: Seq, hash: ShortHash, bytes: u64) {
+        let Some(conflicts) = self.conflicts.get_mut(&line.device) else { return };
+        if conflicts.held.remove(&(line.clone(), seq, hash.0)).is_some() {
+            conflicts.bytes = conflicts.bytes.saturating_sub(bytes);
+        }
+        if conflicts.held.is_empty() {
+            self.conflicts.remove(&line.device);
+        }
+    }
+}
+
+impl Numbers {
+    /// Rebuilds the lines from the checkpoint and from what is still in the spool. A checkpoint that does not read back
+    /// is reported and passed over: then resends of what has been delivered are recognised at the far end alone.
+    ///
+    /// # Errors
+    /// When the checkpoint exists and the disk does not give it.
+    pub fn open(checkpoint: PathBuf, spool: &EnvelopeSpool, conflict_bytes_per_device: u64) -> io::Result<Self> {
+        let now = since_boot();
+        let mut lines = match std::fs::read(&checkpoint) {
+            Ok(bytes) => Lines::decode(&bytes, Unseen::Elsewhere, now).unwrap_or_else(|error| {
+                tracing::error!(event = "lines.checkpoint_damaged", path = %checkpoint.display(), %error);
+                Lines::new(Unseen::Elsewhere)
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Lines::new(Unseen::Elsewhere),
+            Err(error) => return Err(error),
+        };
+        let mut conflicts = Vec::new();
+        let mut recalled = 0_u64;
+        for record in spool.waiting() {
+            let Ok(head) = Head::decode(&record.head) else {
+                tracing::error!(event = "spool.foreign_record", position = record.position.0);
+                continue;
+            };
+            let (line, hash) = (head.identity.line(), ShortHash::from(&head.sha256));
+            match record.kind {
+                KIND_ENVELOPE => lines.recall(&line, head.identity.seq, hash, now),
+                KIND_CONFLICT => conflicts.push((line, head.identity.seq, hash, u64::from(record.body_bytes))),
+                _ => continue,
+            }
+            recalled += 1;
+        }
+        let mut state = State { lines, conflicts: HashMap::new() };
+        for (line, seq, hash, bytes) in conflicts {
+            state.add_conflict(&line, seq, hash, bytes, None);
+        }
+        tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);
+        Ok(Self(Arc::new(Inner { state: Mutex::new(state), checkpoint, conflict_bytes_per_device })))
+    }
+
+    /// Judges an envelope of `bytes` bytes. If it is to be stored, its number is taken from now on, and whoever resends
+    /// it meanwhile waits for `ticket`.
+    ///
+    /// # Errors
+    /// A bound of the device's lines; nothing has changed.
+    pub fn offer(
+        &self,
+        identity: &Identity,
+        hash: ShortHash,
+        bytes: u64,
+        now: Duration,
+        ticket: SharedTicket,
+    ) -> Result<Offered, LineRefusal> {
+        let (line, seq) = (identity.line(), identity.seq);
+        let reserve = |conflict| Reservation {
+            numbers: self.0.clone(),
+            line: line.clone(),
+            seq,
+            conflict,
+            settled: false,
+        };
+        let mut state = self.0.lock();
+        Ok(match state.lines.offer(&line, seq, hash, now, || ticket.clone())? {
+            Verdict::New(_) => Offered::Store(reserve(None)),
+            Verdict::InFlight(first) => Offered::Shared(first, Outcome::Duplicate { unverified: false }),
+            Verdict::Duplicate { unverified } => Offered::Done(Outcome::Duplicate { unverified }),
+            Verdict::Conflict => {
+                if let Some(held) = state.conflict(&line, seq, hash) {
+                    let kept = Outcome::Conflict { kept: true };
+                    return Ok(match &held.ticket {
+                        Some(first) => Offered::Shared(first.clone(), kept),
+                        None => Offered::Done(kept),
+                    });
+                }
+                let held = state.conflicts.get(&line.device);
+                let full = held.is_some_and(|conflicts| {
+                    conflicts.held.len() >= CONFLICTS_PER_DEVICE
+                        || conflicts.bytes + bytes > self.0.conflict_bytes_per_device
+                });
+                if full || bytes > self.0.conflict_bytes_per_device {
+                    return Ok(Offered::Done(Outcome::Conflict { kept: false }));
+                }
+                state.add_conflict(&line, seq, hash, bytes, Some(ticket));
+                Offered::Store(reserve(Some((hash, bytes))))
+            }
+        })
+    }
+
+    /// The next hop has it: it may leave the spool.
+    pub fn passed_on(&self, head: &Head, conflict: bool, bytes: u64) {
+        let (line, seq) = (head.identity.line(), head.identity.seq);
+        let mut state = self.0.lock();
+        if conflict {
+            state.forget_conflict(&line, seq, ShortHash::from(&head.sha256), bytes);
+        } else {
+            state.lines.passed_on(&line, seq);
+        }
+    }
+
+    /// It was in the spool and is damaged: a good copy may still come.
+    pub fn quarantined(&self, head: &Head) {
+        self.0.lock().lines.quarantined(&head.identity.line(), head.identity.seq);
+    }
+
+    /// It was refused for good at the door: the number is used.
+    pub fn refused(&self, identity: &Identity, now: Duration) {
+        self.0.lock().lines.refused(&identity.line(), identity.seq, now);
+    }
+
+    /// Up to which number nothing need be resent.
+    #[must_use]
+    pub fn hello(&self, line: &Line, first_unacked: Seq, now: Duration) -> u64 {
+        self.0.lock().lines.hello(line, first_unacked, now)
+    }
+
+    /// The device dropped a range by its own policy.
+    pub fn declare(&self, line: &Line, from: Seq, to: Seq, now: Duration) {
+        self.0.lock().lines.declare(line, from, to, now);
+    }
+
+    /// Writes the checkpoint, so that what leaves the spool from here on is still known after a restart. Blocks for a
+    /// sync. Gives its size in bytes.
+    ///
+    /// # Errors
+    /// What the disk says; then nothing may be reclaimed.
+    pub fn checkpoint(&self) -> io::Result<usize> {
+        let bytes = self.0.lock().lines.encode(since_boot());
+        disk::replace(&self.0.checkpoint, &bytes)?;
+        Ok(bytes.len())
+    }
+}

@@ -1,0 +1,125 @@
+//! What a spool record of ours is: the envelope in its body, who it is and how it came in its head.
+//!
+//! The head is a message of its own with a checksum of its own in the spool, so that a damaged body can still be named,
+//! and so that a start reads heads alone to know every number, hash and conflict that is still here.
+
+use bytes::Bytes;
+use pithead_proto::ingest::v1::Hop;
+use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
+use pithead_spool::Record;
+use prost::Message as _;
+
+/// An envelope as it came.
+pub const KIND_ENVELOPE: u16 = 1;
+/// Other bytes under a used identity: kept beside and relayed with the flag.
+pub const KIND_CONFLICT: u16 = 2;
+
+/// The head as it is stored. Fields are added, never changed.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredHead {
+    #[prost(string, tag = "1")]
+    site: String,
+    #[prost(string, tag = "2")]
+    device: String,
+    #[prost(string, tag = "3")]
+    stream: String,
+    #[prost(fixed64, tag = "4")]
+    run: u64,
+    #[prost(uint64, tag = "5")]
+    seq: u64,
+    #[prost(bytes = "bytes", tag = "6")]
+    sha256: Bytes,
+    #[prost(message, repeated, tag = "7")]
+    hops: Vec<Hop>,
+}
+
+/// What is known of a spooled envelope without its bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// What it is filed under.
+    pub identity: Identity,
+    /// Of its bytes.
+    pub sha256: [u8; 32],
+    /// Custody, the oldest first; the last is our own.
+    pub hops: Vec<Hop>,
+}
+
+/// A record's head that is not one of ours. It cannot happen to a record that the spool served whole, unless another
+/// program wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not the head of a spooled envelope")]
+pub struct NotAHead;
+
+impl Head {
+    /// The head's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let stored = StoredHead {
+            site: self.identity.site.to_string(),
+            device: self.identity.device.to_string(),
+            stream: self.identity.stream.to_string(),
+            run: self.identity.run.get(),
+            seq: self.identity.seq.get(),
+            sha256: Bytes::copy_from_slice(&self.sha256),
+            hops: self.hops.clone(),
+        };
+        stored.encode_to_vec().into()
+    }
+
+    /// Reads a head back.
+    ///
+    /// # Errors
+    /// [`NotAHead`].
+    pub fn decode(bytes: &Bytes) -> Result<Self, NotAHead> {
+        let stored = StoredHead::decode(bytes.clone()).map_err(|_| NotAHead)?;
+        let names = (Site::new(&stored.site), DeviceId::new(&stored.device), StreamName::new(&stored.stream));
+        let numbers = (Run::new(stored.run), Seq::new(stored.seq));
+        let ((Ok(site), Ok(device), Ok(stream)), (Ok(run), Ok(seq))) = (names, numbers) else { return Err(NotAHead) };
+        let sha256 = stored.sha256.as_ref().try_into().map_err(|_| NotAHead)?;
+        Ok(Self { identity: Identity { site, device, stream, run, seq }, sha256, hops: stored.hops })
+    }
+
+    /// The record with this head; `at_ms` is when it came.
+    #[must_use]
+    pub fn record(&self, envelope: Bytes, conflict: bool, at_ms: u64) -> Record {
+        let kind = if conflict { KIND_CONFLICT } else { KIND_ENVELOPE };
+        Record::new(kind, at_ms, self.encode(), envelope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head() -> Head {
+        let identity = Identity {
+            site: Site::new("pit-7").unwrap(),
+            device: DeviceId::new("truck-42").unwrap(),
+            stream: StreamName::new("can").unwrap(),
+            run: Run::new(7).unwrap(),
+            seq: Seq::new(9).unwrap(),
+        };
+        let hop = Hop { gateway: "edge-1".into(), received_us: 5, ..Hop::default() };
+        Head { identity, sha256: [3; 32], hops: vec![hop] }
+    }
+
+    #[test]
+    fn a_head_reads_back_as_it_was_written() {
+        assert_eq!(Head::decode(&head().encode()), Ok(head()));
+        assert_eq!(head().record(Bytes::new(), true, 0).kind, KIND_CONFLICT);
+    }
+
+    #[test]
+    fn the_bytes_of_a_head_are_fixed() {
+        let expected = "0a057069742d371208747275636b2d34321a0363616e21070000000000000028093220";
+        let bytes = hex::encode(head().encode());
+        assert_eq!(&bytes[..expected.len()], expected);
+        assert_eq!(&bytes[expected.len()..], format!("{}3a110a06656467652d31110500000000000000", "03".repeat(32)));
+    }
+
+    #[test]
+    fn what_is_no_head_is_refused() {
+        assert_eq!(Head::decode(&Bytes::new()), Err(NotAHead));
+        assert_eq!(Head::decode(&Bytes::from_static(b"\xff\xff")), Err(NotAHead));
+    }
+}

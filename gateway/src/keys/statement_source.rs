@@ -1,0 +1,147 @@
+//! Where statements come from: the upstream `KeyService`, or a bundle file that somebody carries in.
+//!
+//! Neither is believed. What they bring is verified against the root held here, exactly as a device does.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use pithead_hop::connect::{ConnectError, ConnectOptions, Endpoint, connect};
+use pithead_hop::keys::{FetchError, KeyClient, KeyFile, WireError};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::Site;
+use pithead_sealing::trust::Bundle;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+pub use pithead_hop::keys::Held;
+
+/// An upstream answers from memory; what takes longer is not coming.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why there is no bundle.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// No connection to the upstream.
+    #[error("upstream: {0}")]
+    Connect(#[from] ConnectError),
+    /// The upstream refused, or answered with no bundle.
+    #[error("upstream: {0}")]
+    Fetch(#[from] FetchError),
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The bundle.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is no bundle.
+    #[error("{}: {source}", path.display())]
+    NotABundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: WireError,
+    },
+}
+
+impl SourceError {
+    /// The reason in the registry.
+    #[must_use]
+    pub fn reason(&self) -> ErrorReason {
+        match self {
+            Self::Connect(error) => error.reason(),
+            Self::Fetch(FetchError::Remote(remote)) => remote.reason.unwrap_or(ErrorReason::PeerUnreachable),
+            Self::Fetch(FetchError::TimedOut(_)) => ErrorReason::PeerUnreachable,
+            Self::Fetch(_) | Self::NotABundle { .. } => ErrorReason::TrustParse,
+            Self::File { .. } => ErrorReason::ConfigUnreadable,
+        }
+    }
+}
+
+/// Gives bundles. What it gives is not verified.
+pub trait StatementSource: Send + Sync + std::fmt::Debug {
+    /// What is newer than what is held; nothing if nothing is.
+    fn fetch<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>>;
+
+    /// Resolves when the source says that it has something newer; never, if it cannot say. Cancel safe.
+    fn changed<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, ()>;
+}
+
+/// The `KeyService` of the cloud, or of another gateway.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// The name in its certificate.
+    pub name: ServerName<'static>,
+    /// Its CA, and our certificate.
+    pub tls: Arc<ClientConfig>,
+    /// Whose statements.
+    pub authority: String,
+    /// For which site.
+    pub site: Site,
+}
+
+impl Upstream {
+    async fn client(&self) -> Result<KeyClient, ConnectError> {
+        let options = ConnectOptions::default();
+        let connection = connect(&self.endpoint, &self.name, self.tls.clone(), &options).await?;
+        Ok(KeyClient::new(connection, self.authority.clone(), self.site.clone()))
+    }
+}
+
+impl StatementSource for Upstream {
+    fn fetch<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>> {
+        Box::pin(async move { Ok(self.client().await?.fetch(held, ANSWER_LIMIT).await?.bundle) })
+    }
+
+    fn changed<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let told = async {
+                let mut watch = self.client().await?.watch(held).await?;
+                watch.next().await?;
+                Ok::<(), SourceError>(())
+            };
+            if told.await.is_err() {
+                // A watch is a courtesy. When it breaks, the next visit comes by the interval.
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+}
+
+/// A bundle file: what `pithead-decryptor authority statement --out` wrote.
+#[derive(Debug, Clone)]
+pub struct BundleFile {
+    path: PathBuf,
+}
+
+impl BundleFile {
+    /// The file at `path`, read anew at every visit.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+}
+
+impl StatementSource for BundleFile {
+    fn fetch<'a>(&'a self, _held: &'a Held) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>> {
+        let path = || self.path.clone();
+        let read = || {
+            let bytes = std::fs::read(&self.path).map_err(|source| SourceError::File { path: path(), source })?;
+            let file = KeyFile::decode(Bytes::from(bytes));
+            Ok(Some(file.map_err(|source| SourceError::NotABundle { path: path(), source })?.bundle))
+        };
+        Box::pin(std::future::ready(read()))
+    }
+
+    fn changed<'a>(&'a self, _held: &'a Held) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::pending())
+    }
+}

@@ -1,0 +1,120 @@
+//! Certificates, keys, CAs and the trust root, read and checked before anything starts.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pithead_hop::identity::{GatewayName, PeerId, Role};
+use pithead_hop::program::ProgramError;
+use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, ServerTls, SiteTrust, SystemClock, TlsError};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::trust::verify;
+
+use crate::config::Config;
+
+/// Everything that the configuration names by path and that has to be good.
+#[derive(Debug)]
+pub struct Material {
+    /// This gateway's name, out of its certificate.
+    pub name: GatewayName,
+    /// For the port of the devices.
+    pub server: Arc<rustls::ServerConfig>,
+    /// For the upstream `KeyService`, if there is one.
+    pub keys: Option<Arc<rustls::ClientConfig>>,
+    /// For the relay, if there is one.
+    pub relay: Option<Arc<rustls::ClientConfig>>,
+    /// The provisioned trust root.
+    pub root: Bytes,
+    tls: ServerTls,
+}
+
+impl Material {
+    /// Reads and checks all of it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, naming the file.
+    pub fn load(config: &Config) -> Result<Self, ProgramError> {
+        let tls = server_tls(config)?;
+        let server = tls.build()?;
+        let name = own_name(config, &tls.certificate)?;
+        let client = |ca: &std::path::Path, passed_expiry| -> Result<_, TlsError> {
+            let identity = Some((tls.certificate.clone(), tls.key.clone()));
+            ClientTls { ca: Pem::read(ca)?, identity, clock: Arc::new(SystemClock), passed_expiry }.build()
+        };
+        let keys = match (&config.keys.upstream, &config.keys.upstream_ca) {
+            (Some(_), Some(ca)) => Some(client(ca, PassedExpiry::TakeWithoutClock)?),
+            _ => None,
+        };
+        let relay = match &config.relay {
+            Some(relay) => Some(client(&relay.ca, PassedExpiry::Refuse)?),
+            None => None,
+        };
+        Ok(Self { name, server, keys, relay, root: root(config)?, tls })
+    }
+
+    /// Reads certificates and revocation lists of the port again, for a reload.
+    ///
+    /// # Errors
+    /// What is wrong; then the old ones stay in force.
+    pub fn reload_server(config: &Config) -> Result<Arc<rustls::ServerConfig>, ProgramError> {
+        let tls = server_tls(config)?;
+        own_name(config, &tls.certificate)?;
+        Ok(tls.build()?)
+    }
+
+    /// What an operator should know: certificates and lists that run out.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.tls.warnings(rustls::pki_types::UnixTime::now())
+    }
+}
+
+fn server_tls(config: &Config) -> Result<ServerTls, TlsError> {
+    let site = SiteTrust {
+        site: config.gateway.site.clone(),
+        ca: Pem::read(&config.ingest.device_ca)?,
+        crls: config.ingest.crls.iter().map(|path| Pem::read(path)).collect::<Result<_, _>>()?,
+    };
+    Ok(ServerTls {
+        certificate: Pem::read(&config.gateway.certificate)?,
+        key: Pem::read(&config.gateway.private_key)?,
+        sites: vec![site],
+        crl_expiry: Default::default(),
+    })
+}
+
+/// The name in our own certificate. It goes into every custody fact and opens the doors of the cloud, so one that is for
+/// something else is found here and not at the first envelope.
+fn own_name(config: &Config, certificate: &Pem) -> Result<GatewayName, ProgramError> {
+    let wrong = |what: String| {
+        let todo = format!("have it name spiffe://{}/gateway/<name>", config.gateway.site);
+        ProgramError::new(ErrorReason::CertificateInvalid, format!("{}: {what}", certificate.origin())).todo(todo)
+    };
+    let chain = certificate.certificates()?;
+    let leaf = chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
+    let id = PeerId::from_certificate(leaf).map_err(|error| wrong(error.to_string()))?;
+    if id.site != config.gateway.site {
+        return Err(wrong(format!("it is of site {}, this gateway serves {}", id.site, config.gateway.site)));
+    }
+    match id.role {
+        Role::Gateway(name) => Ok(name),
+        Role::Device(_) | Role::Operator(_) => Err(wrong(format!("{id} is no gateway"))),
+    }
+}
+
+fn root(config: &Config) -> Result<Bytes, ProgramError> {
+    let path = &config.trust.root;
+    let bytes = std::fs::read(path).map_err(|error| {
+        ProgramError::new(ErrorReason::ConfigUnreadable, format!("{}: {error}", path.display()))
+            .affects("no statement can be verified")
+            .todo("put the trust root there that the authority published, version 1")
+    })?;
+    let object = Bytes::from(bytes);
+    verify::first_root(&config.trust.authority, &object).map_err(|error| {
+        let reason = pithead_hop::status::reason_of_trust(error);
+        ProgramError::new(reason, format!("{}: {error}", path.display()))
+            .affects("no statement can be verified")
+            .todo("compare the file and [trust] authority with what the authority published")
+            .exit(pithead_hop::program::ExitCode::CONFIG_INVALID)
+    })?;
+    Ok(object)
+}

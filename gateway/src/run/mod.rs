@@ -1,0 +1,72 @@
+//! `run`: puts the two paths together, keeps them going, and takes them apart in order.
+//!
+//! Everything that can be wrong with what was configured is found before the first device is served. From then on
+//! nothing that fails ends the program: it says so, and goes on with what it has.
+//!
+//! Order of stopping: not ready, intake, relay, spool, admin; each with its own limit.
+
+pub mod directory;
+pub mod material;
+
+mod serving;
+mod stopping;
+
+use std::path::Path;
+
+use pithead_hop::program::{ExitCode, ProgramError, stop::Signals};
+use pithead_proto::errors::v1::ErrorReason;
+
+use crate::config::Config;
+use directory::DataDir;
+use material::Material;
+use serving::Serving;
+
+/// Runs until it is told to stop.
+///
+/// # Errors
+/// Why it could not start.
+pub fn main(path: &Path) -> Result<ExitCode, ProgramError> {
+    let config = Config::load(path)?;
+    let material = Material::load(&config)?;
+    let data = DataDir::open(&config.gateway.data_dir)?;
+    let failed = |error: std::io::Error| ProgramError::new(ErrorReason::Internal, error.to_string());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let signals = Signals::listen().map_err(failed)?;
+        run(config, material, data, signals).await
+    })
+}
+
+async fn run(
+    config: Config,
+    material: Material,
+    data: DataDir,
+    mut signals: Signals,
+) -> Result<ExitCode, ProgramError> {
+    for warning in material.warnings() {
+        tracing::warn!(event = "tls.warning", warning);
+    }
+    let serving = Serving::start(&config, material, &data).await?;
+    loop {
+        tokio::select! {
+            () = signals.stop.cancelled() => break,
+            () = signals.reloads.next() => reload(&config, &serving),
+        }
+    }
+    serving.stop(&config.stop).await;
+    // The lock goes last: until here nobody else may touch the directory.
+    drop(data);
+    Ok(ExitCode::OK)
+}
+
+/// Certificates and revocation lists are read again; what is wrong leaves the old ones in force.
+fn reload(config: &Config, serving: &Serving) {
+    serving.poke.notify_one();
+    match Material::reload_server(config) {
+        Ok(tls) => {
+            serving.port.swap_tls(tls);
+            tracing::info!(event = "tls.reloaded");
+        }
+        Err(error) => tracing::error!(event = "tls.reload_refused", %error),
+    }
+}

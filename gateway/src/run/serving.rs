@@ -1,0 +1,371 @@
+//! A gateway that serves: its tasks, and how they are started and stopped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pithead_hop::accept::{AcceptHandle, Acceptor};
+use pithead_hop::ingest::IngestServer;
+use pithead_hop::program::config::Duration as ConfigDuration;
+use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_hop::status::reason_of_trust;
+use pithead_proto::errors::v1::ErrorReason;
+use rustls::pki_types::ServerName;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+
+use super::directory::DataDir;
+use super::material::Material;
+use super::stopping::part;
+use crate::admin::{self, Facts};
+use crate::clock::{GatewayClock, since_boot};
+use crate::config::{self, Config};
+use crate::envelopes::intake::SpoolIntake;
+use crate::envelopes::numbers::Numbers;
+use crate::envelopes::record::Head;
+use crate::envelopes::refused::Refused;
+use crate::envelopes::relay::{Relay, RelayReport, Target};
+use crate::envelopes::spool::{self, EnvelopeSpool};
+use crate::health::{Health, Level};
+use crate::keys::book::Book;
+use crate::keys::history::History;
+use crate::keys::keeper::{Keeper, OpenError, Origin};
+use crate::keys::refresh::{Intervals, Refresh, SharedReport};
+use crate::keys::service;
+use crate::keys::spki_source::{KmsSpkis, SpkiSource};
+use crate::keys::statement_source::{BundleFile, StatementSource, Upstream};
+use crate::kms::Kms;
+use crate::metrics::{Dimension, Metrics};
+
+/// How often the disk's lamp is looked after.
+const DISK_LOOK: Duration = Duration::from_secs(1);
+/// Below this share of the spool's capacity, in percent, the disk's lamp is not green.
+const DISK_LOW_PERCENT: u64 = 30;
+
+const SERVICES: [&str; 3] = ["", "pithead.ingest.v1.IngestService", "pithead.keys.v1.KeyService"];
+
+/// What runs.
+pub(super) struct Serving {
+    health: Health,
+    /// Wakes the refresh of keys.
+    pub(super) poke: Arc<Notify>,
+    /// The port for devices.
+    pub(super) port: AcceptHandle,
+    spool: EnvelopeSpool,
+    intake: (CancellationToken, Vec<JoinHandle<()>>),
+    relay: (CancellationToken, Option<JoinHandle<()>>),
+    admin: (CancellationToken, JoinHandle<()>),
+}
+
+impl Serving {
+    /// Starts everything. When this returns, devices are served.
+    pub(super) async fn start(config: &Config, material: Material, data: &DataDir) -> Result<Self, ProgramError> {
+        let started = since_boot();
+        let metrics = Metrics::new();
+        let health = Health::new(metrics.clone(), started);
+
+        // Both ports first: nothing on disk is touched by a second gateway that was started by mistake.
+        let mut limits = config.ingest.limits.clone();
+        limits.stop_grace = config.stop.intake;
+        let acceptor = Acceptor::bind(config.ingest.listen, material.server.clone(), limits).await?;
+        let admin_port = admin::bind(config.admin.listen).await?;
+
+        // Key path.
+        let disk_failed = |error: &dyn std::fmt::Display| {
+            ProgramError::new(ErrorReason::DiskFailed, error.to_string()).affects("keys cannot be served")
+        };
+        let (history, damaged) = History::open(&data.history()).map_err(|error| disk_failed(&error))?;
+        for path in damaged {
+            tracing::error!(event = "key.history_damaged", path = %path.display());
+        }
+        let history = Arc::new(history);
+        let book = Book::default();
+        let keeper = open_keeper(config, &material, data, &history, &book, &metrics).await?;
+        let (poke, report) = (Arc::new(Notify::new()), SharedReport::default());
+        let refresh = Refresh {
+            keeper,
+            source: source(config, &material)?,
+            inbox: data.inbox(),
+            intervals: Intervals { min: config.keys.min_interval.get(), max: config.keys.max_interval.get() },
+            clock: GatewayClock::start(config.trust.trusted_clock),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            report: report.clone(),
+            history: history.clone(),
+            poke: poke.clone(),
+        };
+
+        // Envelope path.
+        let (spool, recovery) = spool::open(&data.spool(), &config.spool)?;
+        tracing::info!(
+            event = "spool.recovered",
+            records = recovery.records,
+            truncated_bytes = recovery.truncated_bytes,
+            corrupt_records = recovery.corrupt_records,
+        );
+        metrics.spool_corrupt(recovery.corrupt_records);
+        let numbers = Numbers::open(data.lines(), &spool, config.spool.conflicts_per_device.get())
+            .map_err(|error| disk_failed(&error))?;
+        let refused_size = config.relay.as_ref().map_or(0, |relay| relay.refused_size.get());
+        let refused = Refused::open(&data.refused(), refused_size, metrics.clone());
+        let refused = Arc::new(refused.map_err(|error| disk_failed(&error))?);
+        for head in recovery.corrupt.iter().flat_map(|range| &range.heads) {
+            if let Ok(head) = Head::decode(&head.head) {
+                tracing::error!(event = "spool.envelope_damaged", identity = %head.identity);
+                numbers.quarantined(&head);
+            }
+        }
+        let intake = Arc::new(SpoolIntake::start(
+            material.name.clone(),
+            history.clone(),
+            book.clone(),
+            numbers.clone(),
+            spool.clone(),
+            metrics.clone(),
+        ));
+
+        // From here on nothing can fail.
+        let (intake_stop, relay_stop, admin_stop) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let keys = service::serve(&config.trust.authority, &config.gateway.site, &book, intake_stop.clone());
+        let ingest = IngestServer::new(intake, config.ingest.envelopes, intake_stop.clone());
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let routes = Routes::new(keys.into_service()).add_service(ingest.into_service()).add_service(health_service);
+        let port = acceptor.handle();
+        let address = acceptor.local_addr();
+        let serve = {
+            let stop = intake_stop.clone();
+            async move {
+                acceptor.serve(routes, stop).await;
+            }
+        };
+        let follow = follow_readiness(health.clone(), reporter, intake_stop.clone());
+        let disk = look_after_disk(health.clone(), spool.clone(), intake_stop.clone());
+        let intake = vec![
+            tokio::spawn(serve),
+            tokio::spawn(refresh.run(intake_stop.clone())),
+            tokio::spawn(disk),
+            tokio::spawn(follow),
+        ];
+        let now = since_boot();
+        health.set(Dimension::Ingest, Level::Ok, format!("listening on {address}"), now);
+
+        let relay_report = RelayReport::default();
+        let relay = match (&config.relay, &material.relay) {
+            (Some(section), Some(tls)) => {
+                let target = Target {
+                    endpoint: section.endpoint.clone(),
+                    name: server_name("[relay] name", section.name.as_deref(), &section.endpoint)?,
+                    tls: tls.clone(),
+                    window_bytes: section.window.get(),
+                };
+                let relay = Relay {
+                    spool: spool.clone(),
+                    numbers: numbers.clone(),
+                    refused: refused.clone(),
+                    health: health.clone(),
+                    metrics: metrics.clone(),
+                    report: relay_report.clone(),
+                };
+                Some(tokio::spawn(relay.run(target, relay_stop.clone())))
+            }
+            _ => {
+                health.set(Dimension::Relay, Level::Ok, "not configured: envelopes wait here", now);
+                None
+            }
+        };
+
+        let facts = Facts {
+            site: config.gateway.site.clone(),
+            name: material.name,
+            started,
+            health: health.clone(),
+            metrics,
+            book,
+            history,
+            refresh: report,
+            poke: poke.clone(),
+            spool: spool.clone(),
+            refused,
+            relay: relay_report,
+            port: port.clone(),
+        };
+        let admin_address = admin_port.local_addr().ok();
+        let told = admin_stop.clone();
+        let admin = tokio::spawn(async move {
+            let stop = async move { told.cancelled().await };
+            if let Err(error) = admin::serve(admin_port, Arc::new(facts), stop).await {
+                tracing::error!(event = "admin.failed", %error);
+            }
+        });
+        tracing::info!(
+            event = "gateway.started",
+            site = %config.gateway.site,
+            ingest = %address,
+            admin = admin_address.map(tracing::field::display),
+        );
+        Ok(Self {
+            health,
+            poke,
+            port,
+            spool,
+            intake: (intake_stop, intake),
+            relay: (relay_stop, relay),
+            admin: (admin_stop, admin),
+        })
+    }
+
+    /// Stops everything, in order.
+    pub(super) async fn stop(self, limits: &config::Stop) {
+        self.health.drain();
+        tracing::info!(event = "gateway.draining");
+
+        let (stop, tasks) = self.intake;
+        stop.cancel();
+        // The port cuts whoever is left when its own grace, which is the same limit, is over.
+        part("intake", with_margin(limits.intake), join(tasks)).await;
+
+        let (stop, task) = self.relay;
+        stop.cancel();
+        let aborts: Vec<_> = task.iter().map(JoinHandle::abort_handle).collect();
+        if !part("relay", limits.relay.get(), join(task)).await {
+            // What it had under way is not acknowledged, and is sent again.
+            aborts.iter().for_each(tokio::task::AbortHandle::abort);
+        }
+
+        let spool = self.spool;
+        let close = tokio::task::spawn_blocking(move || spool.close());
+        part("spool", limits.spool.get(), async {
+            if let Ok(Err(error)) = close.await {
+                tracing::warn!(event = "spool.not_closed", %error);
+            }
+        })
+        .await;
+
+        let (stop, task) = self.admin;
+        stop.cancel();
+        let abort = task.abort_handle();
+        if !part("admin", limits.admin.get(), join([task])).await {
+            abort.abort();
+        }
+        tracing::info!(event = "gateway.stopped");
+    }
+}
+
+fn with_margin(limit: ConfigDuration) -> Duration {
+    limit.get() + Duration::from_secs(1)
+}
+
+async fn join(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
+    for task in tasks {
+        // A task that panicked has said so, and is over all the same.
+        let _ = task.await;
+    }
+}
+
+async fn open_keeper(
+    config: &Config,
+    material: &Material,
+    data: &DataDir,
+    history: &Arc<History>,
+    book: &Book,
+    metrics: &Metrics,
+) -> Result<Keeper, ProgramError> {
+    let kms: Option<Arc<dyn SpkiSource>> = match config.keys.kms {
+        true => Some(Arc::new(KmsSpkis::new(Kms::from_environment().await, metrics.clone()))),
+        false => None,
+    };
+    let (authority, site) = (&config.trust.authority, &config.gateway.site);
+    let (root, history, book) = (material.root.clone(), history.clone(), book.clone());
+    match Keeper::open(&data.keys(), authority, site, root, history, kms, book) {
+        Ok((keeper, origin)) => {
+            let version = keeper.device().version();
+            match origin {
+                Origin::Damaged => tracing::error!(event = "key.state_damaged"),
+                Origin::Provisioned => tracing::info!(event = "key.provisioned"),
+                Origin::Restored => {
+                    tracing::info!(event = "key.restored", epoch = version.0, sequence = version.1);
+                }
+            }
+            Ok(keeper)
+        }
+        Err(OpenError::Root(error)) => {
+            let what = format!("{}: {error}", config.trust.root.display());
+            Err(ProgramError::new(reason_of_trust(error), what).exit(ExitCode::CONFIG_INVALID))
+        }
+        Err(error @ OpenError::Foreign { .. }) => Err(ProgramError::new(ErrorReason::ConfigInvalid, error.to_string())
+            .todo("give each gateway a data directory of its own, or correct [trust] authority and [gateway] site")),
+        Err(error) => Err(ProgramError::new(ErrorReason::DiskFailed, error.to_string())),
+    }
+}
+
+fn source(config: &Config, material: &Material) -> Result<Box<dyn StatementSource>, ProgramError> {
+    match (&config.keys.upstream, &material.keys, &config.keys.bundle) {
+        (Some(endpoint), Some(tls), _) => Ok(Box::new(Upstream {
+            endpoint: endpoint.clone(),
+            name: server_name("[keys] upstream_name", config.keys.upstream_name.as_deref(), endpoint)?,
+            tls: tls.clone(),
+            authority: config.trust.authority.clone(),
+            site: config.gateway.site.clone(),
+        })),
+        (_, _, Some(path)) => Ok(Box::new(BundleFile::new(path.clone()))),
+        _ => Err(ProgramError::new(ErrorReason::ConfigInvalid, "[keys] names no source")),
+    }
+}
+
+fn server_name(
+    key: &str,
+    name: Option<&str>,
+    endpoint: &pithead_hop::connect::Endpoint,
+) -> Result<ServerName<'static>, ProgramError> {
+    let Some(name) = name else { return Ok(endpoint.server_name()) };
+    ServerName::try_from(name.to_owned())
+        .map_err(|_| ProgramError::new(ErrorReason::ConfigInvalid, format!("{key}: {name:?} is no host name")))
+}
+
+/// The gRPC health service says what `/readyz` says.
+async fn follow_readiness(
+    health: Health,
+    reporter: tonic_health::server::HealthReporter,
+    stop: CancellationToken,
+) {
+    let mut ready = health.watch_ready();
+    loop {
+        let status = if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in SERVICES {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            changed = ready.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => break,
+        }
+    }
+    for service in SERVICES {
+        reporter.set_service_status(service, ServingStatus::NotServing).await;
+    }
+}
+
+async fn look_after_disk(health: Health, spool: EnvelopeSpool, stop: CancellationToken) {
+    loop {
+        let stats = spool.stats();
+        let (level, words) = if stats.lanes.iter().any(|lane| lane.poisoned) {
+            (Level::Down, "the disk has failed; restart when it is mended".to_owned())
+        } else if stats.disk_full || stats.available_bytes == 0 {
+            (Level::Degraded, format!("full: {} records wait, devices are told to come back", stats.records))
+        } else if stats.available_bytes < stats.capacity_bytes / 100 * DISK_LOW_PERCENT {
+            let percent = stats.available_bytes * 100 / stats.capacity_bytes.max(1);
+            (Level::Degraded, format!("{percent} % of the spool is left"))
+        } else {
+            (Level::Ok, format!("{} records wait", stats.records))
+        };
+        if health.set(Dimension::Disk, level, words.clone(), since_boot()) {
+            tracing::info!(event = "health.changed", dimension = "disk", level = level.name(), words);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(DISK_LOOK) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
