@@ -211,7 +211,7 @@ pub fn reason_of_trust(error: TrustError) -> ErrorReason {
 }
 
 /// A foreign sentence made safe for a terminal and a log line.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len().min(Remote::DETAIL_MAX));
     for c in text.chars() {
         if out.len() + c.len_utf8() > Remote::DETAIL_MAX {

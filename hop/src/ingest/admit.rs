@@ -79,7 +79,7 @@ pub struct NotAdmitted {
     /// What the sender is told.
     pub refusal: Refusal,
     /// Present where structure and profile hold and the sender may speak for the device: the number counts as used.
-    pub identity: Option<Identity>,
+    pub identity: Option<Box<Identity>>,
 }
 
 impl From<Refusal> for NotAdmitted {
@@ -120,7 +120,7 @@ pub fn admit(
             Standing::NotActive => key_not_active = true,
             Standing::Unknown => {
                 let refusal = refusal_of_profile(&ProfileError::KeyUnknown);
-                return Err(NotAdmitted { refusal, identity: Some(envelope.identity().clone()) });
+                return Err(NotAdmitted { refusal, identity: Some(Box::new(envelope.identity().clone())) });
             }
             Standing::NotReady => {
                 let detail = "no key statement was accepted here yet; the envelope cannot be judged";

@@ -197,7 +197,7 @@ impl<I: Intake> Call<I> {
             },
             Err(NotAdmitted { refusal, identity }) => {
                 if !ends_the_call(&refusal) {
-                    self.intake.refused(&self.peer, identity.as_ref(), &refusal);
+                    self.intake.refused(&self.peer, identity.as_deref(), &refusal);
                 }
                 refusal
             }

@@ -128,7 +128,7 @@ impl<I: Intake> IngestService for IngestServer<I> {
             Ok(admitted) => admitted,
             Err(NotAdmitted { refusal, identity }) => {
                 if !ends_the_call(&refusal) {
-                    self.intake.refused(&peer, identity.as_ref(), &refusal);
+                    self.intake.refused(&peer, identity.as_deref(), &refusal);
                 }
                 return Err(refusal.into());
             }
