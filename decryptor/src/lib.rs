@@ -1,1 +1,32 @@
-//! Placeholder.
+//! The reference cloud end of Pithead, and the authority's tool.
+//!
+//! The envelope path of `run`, one module per station, in the order in which an envelope meets them:
+//! [`sites`] (who may call) -> [`books`] (which keys are known) -> [`intake`] (admission is hop's; lines, turns) ->
+//! [`unwrap`] (data keys: KMS or a local private key) -> [`content`] (what the opened bytes say) -> [`sink`] (plaintext made
+//! durable) -> [`ledger`] (what was applied, for ever) -> acknowledgement.
+//!
+//! The key path: [`authority`] signs roots and statements with an offline key, [`books`] believes the published bundles, and
+//! `run` serves them to gateways.
+//!
+//! An acknowledgement leaves this program only after the sink's commit and the ledger's entry are both on disk.
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+
+pub mod authority;
+pub mod books;
+pub mod publish;
+pub mod sites;
+
+pub mod kms;
+pub mod unwrap;
+
+pub mod aside;
+pub mod content;
+pub mod intake;
+pub mod ledger;
+pub mod sink;
+
+pub mod admin;
+pub mod metrics;

@@ -1,0 +1,262 @@
+//! The authority's published statements, as this decryptor believes them: which keys are known, and what gateways are served.
+//!
+//! - A bundle file is believed by its signatures: the first root by its own threshold, each next one by both, the statement by
+//!   the statement keys of the last. What was believed once is kept in `DATA/keys/statements`, so that an envelope under a key
+//!   of *any* statement ever accepted here is admitted, whatever the key's status is now (its plaintext is gone elsewhere).
+//! - The newest statement per site is served. An older one, another one under the same number, another authority's, or one
+//!   that does not verify, is refused, and what was served before stays: a bad reload changes nothing.
+//! - A device asks more of a statement (announcement, validity against its own clock) before it seals; that is its own to judge.
+//!   A decryptor that refused to *know* an unannounced key could only lose envelopes by it.
+
+use crate::aside::create_folder;
+use bytes::Bytes;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_proto::keys::v1::KeyBundle;
+use pithead_sealing::Site;
+use pithead_sealing::trust::verify::{self, SignedByRoles};
+use pithead_sealing::trust::{
+    KeyArn, KeyStatus, MAX_ROOTS, Root, Sha256Digest, Statement, StatementFields, TrustError,
+};
+use prost::Message as _;
+use rustix::fs::CWD;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A bundle file is a few kilobytes; this is what the key call takes at most.
+const BUNDLE_MAX: u64 = 1 << 20;
+
+/// Why a bundle was not taken in. What was in force stays in force.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BooksError {
+    /// A file or folder.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Not a bundle.
+    #[error("{} is no key bundle: {what}", path.display())]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A root or the statement is not believed.
+    #[error("{}: the {object} is refused with {}", path.display(), error.code())]
+    Refused {
+        /// Which file.
+        path: PathBuf,
+        /// `root` or `statement`.
+        object: &'static str,
+        /// The code.
+        error: TrustError,
+    },
+}
+
+impl BooksError {
+    /// The reason in the registry.
+    #[must_use]
+    pub fn reason(&self) -> ErrorReason {
+        match self {
+            Self::Io { .. } => ErrorReason::ConfigUnreadable,
+            Self::Malformed { .. } => ErrorReason::TrustParse,
+            Self::Refused { error, .. } => pithead_hop::status::reason_of_trust(*error),
+        }
+    }
+}
+
+/// What is served for one site.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The authority's name.
+    pub authority: String,
+    /// The site.
+    pub site: Site,
+    /// All roots, ascending from the first in the bundle.
+    pub roots: Vec<Bytes>,
+    /// The last of them.
+    pub root: Root,
+    /// The statement in force.
+    pub statement: Statement,
+    /// The public keys that came with it.
+    pub spkis: Vec<Bytes>,
+}
+
+/// The books. Cheap to read: whoever admits holds an `Arc` of the current ones.
+#[derive(Debug, Clone, Default)]
+pub struct Books {
+    known: BTreeSet<KeyArn>,
+    allowed: BTreeSet<KeyArn>,
+    digests: BTreeSet<[u8; 16]>,
+    served: BTreeMap<Site, Arc<Published>>,
+}
+
+impl Books {
+    /// Reads back every statement that was ever accepted here; `allow` are the keys that the configuration names besides.
+    pub fn open(data_dir: &Path, allow: &[KeyArn]) -> Result<Self, BooksError> {
+        let folder = statements_folder(data_dir);
+        for folder in [data_dir.join("keys"), folder.clone()] {
+            create_folder(&folder).map_err(at(&folder))?;
+        }
+        let mut books = Self { allowed: allow.iter().cloned().collect(), ..Self::default() };
+        for entry in fs::read_dir(&folder).map_err(at(&folder))? {
+            let path = entry.map_err(at(&folder))?.path();
+            if path.extension().is_none_or(|ext| ext != "cose") {
+                continue;
+            }
+            let object = fs::read(&path).map_err(at(&path))?;
+            // Its signatures were verified before it was kept.
+            match StatementFields::read_unverified(&object) {
+                Ok((fields, digest)) => books.note(&fields, &digest),
+                Err(error) => {
+                    tracing::error!(event = "keys.damaged", path = %path.display(), code = error.code(), "a kept statement does not read back");
+                }
+            }
+        }
+        Ok(books)
+    }
+
+    fn note(&mut self, fields: &StatementFields, digest: &Sha256Digest) {
+        self.known.extend(fields.keys.iter().map(|key| key.arn.clone()));
+        let mut short = [0; 16];
+        short.copy_from_slice(&digest.as_bytes()[..16]);
+        self.digests.insert(short);
+    }
+
+    /// Takes in a bundle file: verifies it, keeps its statement, and serves it if it is newer. True if something changed.
+    pub fn take_in(&mut self, data_dir: &Path, path: &Path) -> Result<bool, BooksError> {
+        let size = fs::metadata(path).map_err(at(path))?.len();
+        let malformed = |what| BooksError::Malformed { path: path.to_owned(), what };
+        if size > BUNDLE_MAX {
+            return Err(malformed("it is larger than 1 MiB"));
+        }
+        let bytes = Bytes::from(fs::read(path).map_err(at(path))?);
+        let bundle = KeyBundle::decode(bytes).map_err(|_| malformed("it is not the protobuf message"))?;
+        let published = believe(path, bundle)?;
+        let statement = &published.statement;
+        if let Some(served) = self.served.get(&published.site) {
+            let refused =
+                |error| Err(BooksError::Refused { path: path.to_owned(), object: "statement", error });
+            if served.authority != published.authority {
+                return refused(TrustError::Authority);
+            }
+            match statement.version().cmp(&served.statement.version()) {
+                std::cmp::Ordering::Less => return refused(TrustError::Rollback),
+                std::cmp::Ordering::Equal if statement.digest() != served.statement.digest() => {
+                    return refused(TrustError::Equivocation);
+                }
+                std::cmp::Ordering::Equal if served.roots.len() == published.roots.len() => return Ok(false),
+                _ => {}
+            }
+        }
+        keep(data_dir, statement)?;
+        self.note(statement.fields(), statement.digest());
+        self.served.insert(published.site.clone(), Arc::new(published));
+        Ok(true)
+    }
+
+    /// Whether some statement accepted here has named the key (or the configuration does).
+    #[must_use]
+    pub fn knows(&self, arn: &KeyArn) -> bool {
+        self.known.contains(arn) || self.allowed.contains(arn)
+    }
+
+    /// Whether no key is known at all: nobody can be told that a key is unknown then.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty() && self.allowed.is_empty()
+    }
+
+    /// Whether the statement in force for the site lists the key as active.
+    #[must_use]
+    pub fn is_active(&self, site: &Site, arn: &KeyArn) -> bool {
+        let served = self.served.get(site);
+        served
+            .and_then(|published| published.statement.key_by_arn(arn))
+            .is_some_and(|key| matches!(key.status, KeyStatus::Active))
+    }
+
+    /// Whether a statement with this digest (its first 16 bytes) was accepted here.
+    #[must_use]
+    pub fn knows_statement(&self, digest: &[u8; 16]) -> bool {
+        self.digests.contains(digest)
+    }
+
+    /// What is served, by site.
+    #[must_use]
+    pub fn served(&self) -> &BTreeMap<Site, Arc<Published>> {
+        &self.served
+    }
+}
+
+/// Verifies a bundle as far as somebody without a device's state can.
+fn believe(path: &Path, bundle: KeyBundle) -> Result<Published, BooksError> {
+    let malformed = |what| BooksError::Malformed { path: path.to_owned(), what };
+    let refused = |object| move |error| BooksError::Refused { path: path.to_owned(), object, error };
+    let site = Site::new(&bundle.site).map_err(|_| malformed("it names no valid site"))?;
+    if bundle.roots.len() > MAX_ROOTS {
+        return Err(malformed("it has more than 32 roots"));
+    }
+    let (first, rest) = bundle.roots.split_first().ok_or_else(|| malformed("it has no root"))?;
+    let mut root = verify::first_root(&bundle.authority, first).map_err(refused("root"))?;
+    for next in rest {
+        root = verify::next_root(&root, next).map_err(refused("root"))?;
+    }
+    let SignedByRoles { statement, .. } =
+        verify::statement(&root, &bundle.statement).map_err(refused("statement"))?;
+    if statement.authority != bundle.authority {
+        return Err(refused("statement")(TrustError::Authority));
+    }
+    if !statement.sites.contains(&site) {
+        return Err(refused("statement")(TrustError::Audience));
+    }
+    if statement.root_version > root.fields().version {
+        return Err(refused("statement")(TrustError::NeedRoot));
+    }
+    if statement.epoch != root.fields().epoch {
+        return Err(refused("statement")(TrustError::Epoch));
+    }
+    Ok(Published {
+        authority: bundle.authority,
+        site,
+        roots: bundle.roots,
+        root,
+        statement,
+        spkis: bundle.spkis,
+    })
+}
+
+fn statements_folder(data_dir: &Path) -> PathBuf {
+    data_dir.join("keys").join("statements")
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> BooksError {
+    let path = path.to_owned();
+    move |source| BooksError::Io { path, source }
+}
+
+/// Keeps an accepted statement, before anything is admitted by it.
+fn keep(data_dir: &Path, statement: &Statement) -> Result<(), BooksError> {
+    let folder = statements_folder(data_dir);
+    let name = hex::encode(statement.digest().as_bytes());
+    let path = folder.join(format!("{name}.cose"));
+    if path.exists() {
+        return Ok(());
+    }
+    let part = folder.join(format!("{name}.part"));
+    let write = || {
+        let mut file = File::create(&part)?;
+        file.write_all(statement.object())?;
+        file.sync_all()?;
+        rustix::fs::renameat(CWD, &part, CWD, &path)?;
+        File::open(&folder)?.sync_all()
+    };
+    write().map_err(at(&path))
+}

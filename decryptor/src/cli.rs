@@ -1,0 +1,58 @@
+//! The command line.
+
+use crate::commands::{authority, inspect, open, run, site};
+use pithead_hop::program::ProgramError;
+use pithead_hop::program::log::LogFormat;
+
+/// The reference cloud end of Pithead, and the authority's tool.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "pithead-decryptor", version, propagate_version = true)]
+pub struct Cli {
+    /// More in the log; twice for everything
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Less in the log; twice for errors alone
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub quiet: u8,
+    /// How the log is written: `text`, `json`, or `auto` (JSON when stderr is not a terminal)
+    #[arg(long, default_value = "auto", global = true)]
+    pub log_format: LogFormat,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Take envelopes from gateways, open them and make their plaintext durable
+    Run(run::Args),
+    /// Open one sealed envelope
+    Open(open::Args),
+    /// Show what a sealed envelope says in clear; needs no key
+    Inspect(inspect::Args),
+    /// The sites whose gateways may connect
+    Site(site::Args),
+    /// Make and sign trust roots and key statements
+    Authority(Box<authority::Args>),
+    /// Print the configuration file with every key, commented
+    ConfigTemplate,
+}
+
+impl Cli {
+    /// Does what it says.
+    #[allow(clippy::print_stdout, reason = "the answer of a command")]
+    pub async fn run(self) -> Result<(), ProgramError> {
+        match self.command {
+            Command::Run(args) => run::run(args).await,
+            Command::Open(args) => open::run(args).await,
+            Command::Inspect(args) => inspect::run(args).await,
+            Command::Site(args) => site::run(&args),
+            Command::Authority(args) => authority::run(*args).await,
+            Command::ConfigTemplate => {
+                print!("{}", crate::config::TEMPLATE);
+                Ok(())
+            }
+        }
+    }
+}

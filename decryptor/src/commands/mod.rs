@@ -1,0 +1,8 @@
+//! The subcommands. Each module has its `Args` (clap) and `run(args) -> Result<(), ProgramError>`: `main` parses and delegates,
+//! tests call the same function.
+
+pub mod authority;
+pub mod inspect;
+pub mod open;
+pub mod run;
+pub mod site;

@@ -1,0 +1,432 @@
+//! `run`: the cloud end itself.
+//!
+//! Start: configuration, data directory, books, data keys, ledger and sink, ports; ready only when all of that stands.
+//! Stop, each part within its own bound, and the log names the one that ran out: not ready; intake closed; pipeline drained
+//! into the writing thread; last group and ledger; admin port.
+
+use crate::admin::{Admin, Phase, Status};
+use crate::aside::Area;
+use crate::books::{Books, BooksError};
+use crate::config::{Config, SinkKind};
+use crate::intake::pipeline::{Parts, Pipeline};
+use crate::intake::registry::{Registry, RegistryBooks};
+use crate::intake::scribe::{self, Scribe, ScribeError};
+use crate::intake::service::Front;
+use crate::kms::{Kms, KmsTimeouts};
+use crate::ledger::{Ledger, LedgerError};
+use crate::metrics::Metrics;
+use crate::publish::Publisher;
+use crate::sink::{FolderSink, JsonLinesSink, Sink, SinkError};
+use crate::sites;
+use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper, KmsUnwrapper, LocalKeys, Unwrapping};
+use arc_swap::ArcSwap;
+use pithead_hop::accept::{AcceptHandle, Acceptor};
+use pithead_hop::ingest::IngestServer;
+use pithead_hop::program::stop::{Reloads, Signals};
+use pithead_hop::program::{ProgramError, clock};
+use pithead_hop::tls::{CrlExpiry, Pem, ServerTls};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::trust::KeyArn;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+/// How often expired data keys are cleared from memory.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Arguments of `run`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", default_value = "decryptor.toml")]
+    pub config: PathBuf,
+}
+
+/// Where a running decryptor is reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// By gateways.
+    pub ingest: SocketAddr,
+    /// By operators.
+    pub admin: SocketAddr,
+}
+
+/// Runs until a signal says stop.
+pub async fn run(args: Args) -> Result<(), ProgramError> {
+    let signals = Signals::listen().map_err(|error| {
+        ProgramError::new(ErrorReason::Internal, format!("cannot listen for signals: {error}"))
+    })?;
+    let (started, _) = oneshot::channel();
+    serve(&args.config, signals.stop, Some(signals.reloads), started).await
+}
+
+/// Runs until `stop`; says where once it serves. What `run` does, without the signals.
+pub async fn serve(
+    path: &Path,
+    stop: CancellationToken,
+    mut reloads: Option<Reloads>,
+    started: oneshot::Sender<Addresses>,
+) -> Result<(), ProgramError> {
+    let config = Config::load(path)?;
+    let data_dir = config.decryptor.data_dir.clone();
+    check_data_dir(&data_dir)?;
+    let tls = tls(&config)?;
+    let acceptor = Acceptor::bind(config.ingest.listen, tls.build()?, config.ingest.limits.clone()).await?;
+    let admin = Admin::bind(config.admin.listen).await?;
+    let addresses = Addresses { ingest: acceptor.local_addr(), admin: admin.address() };
+
+    let mut books = Books::open(&data_dir, &config.keys.allow)?;
+    let mut bundles = Bundles::new(&config.keys.bundles);
+    bundles.look(&data_dir, &mut books);
+    if books.served().is_empty() {
+        tracing::warn!(
+            event = "keys.none",
+            "no bundle was accepted: gateways get no keys from here until one is"
+        );
+    }
+    let (unwrapper, kms) = unwrapper(&config).await?;
+    let data_keys = Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), Budgets::default()));
+    let metrics = Arc::new(Metrics::new());
+    let calls = kms.map(|kms| Arc::clone(kms.calls()));
+    let handle = acceptor.handle();
+    let sink_name = config.sink.path.display().to_string();
+    let status = Status::new(Arc::clone(&metrics), Arc::clone(&data_keys), calls, handle.clone(), sink_name);
+    let admin_stop = CancellationToken::new();
+    let admin_task = tokio::spawn(admin.serve(Arc::clone(&status), admin_stop.clone()));
+
+    // Reading the ledger may take a while after a long life: the admin port answers "starting" meanwhile.
+    let registry = Arc::new(Mutex::new(Registry::default()));
+    let failed = CancellationToken::new();
+    let scribe = {
+        let (config, registry) = (config.clone(), Arc::clone(&registry));
+        let (metrics, failed) = (Arc::clone(&metrics), failed.clone());
+        tokio::task::spawn_blocking(move || open_scribe(&config, registry, metrics, failed))
+            .await
+            .map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))??
+    };
+    let (jobs, queue) = mpsc::channel(scribe::QUEUE);
+    let (scribe_ended, mut scribe_end) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("scribe".into())
+        .spawn(move || {
+            let _ = scribe_ended.send(scribe.run(queue));
+        })
+        .map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))?;
+
+    let mut publisher = Publisher::new(stop.child_token());
+    publisher.publish(&books);
+    show_statement(&metrics, &books);
+    let books = Arc::new(ArcSwap::from_pointee(books));
+    let pipeline = Pipeline::new(Parts {
+        books: Arc::clone(&books),
+        data_keys: Arc::clone(&data_keys),
+        registry,
+        jobs,
+        metrics: Arc::clone(&metrics),
+        under_way_bytes: config.ingest.under_way.get_usize(),
+    });
+
+    let intake_stop = CancellationToken::new();
+    let front = Arc::new(Front::new(Arc::clone(&pipeline), Arc::clone(&books), Arc::clone(&metrics)));
+    let server = IngestServer::new(front, config.ingest.calls, intake_stop.clone());
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let routes = Routes::new(server.into_service())
+        .add_service(publisher.server().into_service())
+        .add_service(health_service);
+    let mut intake = tokio::spawn(acceptor.serve(routes, intake_stop.clone()));
+    status.enter(Phase::Serving);
+    tracing::info!(event = "program.ready", ingest = %addresses.ingest, admin = %addresses.admin);
+    let _ = started.send(addresses);
+
+    let mut poll = tokio::time::interval(config.keys.poll.get());
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = failed.cancelled() => break,
+            _ = sweep.tick() => data_keys.sweep().await,
+            _ = poll.tick() => take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics),
+            () = next(&mut reloads) => {
+                bundles.forget();
+                take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics);
+                reload(path, &handle);
+            }
+        }
+    }
+
+    status.enter(if failed.is_cancelled() { Phase::Failed } else { Phase::Stopping });
+    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    intake_stop.cancel();
+    // Bounded by the accept layer's own stop_grace.
+    match (&mut intake).await {
+        Ok(stopped) => tracing::info!(event = "stop.intake", killed = stopped.killed),
+        Err(error) => tracing::error!(event = "stop.intake", %error),
+    }
+    within("pipeline", config.stop.pipeline.get(), pipeline.drain()).await;
+    let end = tokio::time::timeout(config.stop.ledger.get(), &mut scribe_end).await;
+    let result = match end {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(error))) => Err(error.into()),
+        Ok(Err(_)) => {
+            Err(ProgramError::new(ErrorReason::Internal, "the writing thread ended without a word"))
+        }
+        Err(_) => {
+            tracing::error!(event = "stop.deadline", part = "ledger");
+            Err(ProgramError::new(ErrorReason::DiskFailed, "the ledger was not closed in time")
+                .affects("nothing that was acknowledged; the next start reads a little more"))
+        }
+    };
+    admin_stop.cancel();
+    within("admin", config.stop.admin.get(), async {
+        let _ = admin_task.await;
+    })
+    .await;
+    tracing::info!(event = "program.stopped", ok = result.is_ok());
+    result
+}
+
+async fn within(part: &'static str, limit: Duration, ending: impl Future<Output = ()>) {
+    match tokio::time::timeout(limit, ending).await {
+        Ok(()) => tracing::info!(event = "stop.part", part),
+        Err(_) => tracing::error!(event = "stop.deadline", part, limit_s = limit.as_secs_f64()),
+    }
+}
+
+async fn next(reloads: &mut Option<Reloads>) {
+    match reloads {
+        Some(reloads) => reloads.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn open_scribe(
+    config: &Config,
+    registry: Arc<Mutex<Registry>>,
+    metrics: Arc<Metrics>,
+    failed: CancellationToken,
+) -> Result<Scribe<RegistryBooks>, ProgramError> {
+    let data_dir = &config.decryptor.data_dir;
+    let area = |name: &str| Area::open(&data_dir.join(name)).map_err(|error| cannot_write(data_dir, &error));
+    let mut read = Registry::default();
+    let ledger = Ledger::open(&data_dir.join("ledger"), |replay| read.replay(replay))?;
+    let sink: Box<dyn Sink> = match config.sink.kind {
+        SinkKind::Folder => Box::new(FolderSink::open(&config.sink.path)?),
+        SinkKind::Jsonl => {
+            let mut sink = JsonLinesSink::open(&config.sink.path, ledger.mark())?;
+            sink.forget(|identity| read.holds(identity));
+            Box::new(sink)
+        }
+    };
+    metrics.lines.set(i64::try_from(read.lines()).unwrap_or(i64::MAX));
+    *crate::intake::pipeline::lock(&registry) = read;
+    Ok(Scribe {
+        sink,
+        ledger,
+        refused: area("refused")?,
+        conflicts: area("conflicts")?,
+        books: RegistryBooks::new(registry, Arc::clone(&metrics)),
+        metrics,
+        failed,
+    })
+}
+
+async fn unwrapper(config: &Config) -> Result<(Arc<dyn KeyUnwrapper>, Option<Kms>), ProgramError> {
+    let local = if config.unwrap.local.is_empty() {
+        None
+    } else {
+        let files = config.unwrap.local.iter().map(|key| (key.arn.clone(), key.private_key.as_path()));
+        Some(LocalKeys::load(files).map_err(|error| {
+            ProgramError::new(ErrorReason::ConfigInvalid, error.to_string()).todo("check [[unwrap.local]]")
+        })?)
+    };
+    let kms =
+        if config.unwrap.kms { Some(Kms::from_environment(KmsTimeouts::default()).await) } else { None };
+    let unwrapper: Arc<dyn KeyUnwrapper> = match (local, kms.clone()) {
+        (Some(local), Some(kms)) => Arc::new(LocalFirst { local, kms: KmsUnwrapper::new(kms) }),
+        (Some(local), None) => Arc::new(local),
+        (None, Some(kms)) => Arc::new(KmsUnwrapper::new(kms)),
+        (None, None) => return Err(ProgramError::new(ErrorReason::ConfigInvalid, "[unwrap] names nobody")),
+    };
+    Ok((unwrapper, kms))
+}
+
+/// Private keys in files for those ARNs that have one, KMS for all others.
+#[derive(Debug)]
+struct LocalFirst {
+    local: LocalKeys,
+    kms: KmsUnwrapper,
+}
+
+impl KeyUnwrapper for LocalFirst {
+    fn unwrap<'a>(&'a self, arn: &'a KeyArn, ciphertext: &'a [u8]) -> Unwrapping<'a> {
+        if self.local.may_hold(arn) {
+            self.local.unwrap(arn, ciphertext)
+        } else {
+            self.kms.unwrap(arn, ciphertext)
+        }
+    }
+
+    fn may_hold(&self, arn: &KeyArn) -> bool {
+        self.local.may_hold(arn) || self.kms.may_hold(arn)
+    }
+}
+
+fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
+    let sites = sites::trust(config)?;
+    if sites.is_empty() {
+        return Err(ProgramError::new(ErrorReason::ConfigInvalid, "no site is known: nobody could connect")
+            .todo("add one: pithead-decryptor site add NAME --ca PEM"));
+    }
+    Ok(ServerTls {
+        certificate: Pem::read(&config.decryptor.certificate)?,
+        key: Pem::read(&config.decryptor.private_key)?,
+        sites,
+        crl_expiry: CrlExpiry::UseStale,
+    })
+}
+
+/// Certificates, CAs, revocation lists: all of the new ones, or the old ones.
+fn reload(path: &Path, handle: &AcceptHandle) {
+    let fresh = Config::load(path).map_err(ProgramError::from).and_then(|config| Ok(tls(&config)?.build()?));
+    match fresh {
+        Ok(tls) => {
+            handle.swap_tls(tls);
+            tracing::info!(event = "tls.reloaded");
+        }
+        Err(error) => tracing::error!(event = "tls.reload_refused", %error, "the old ones stay in force"),
+    }
+}
+
+/// The bundle files and when they last changed.
+struct Bundles(Vec<(PathBuf, Option<(std::time::SystemTime, u64)>)>);
+
+impl Bundles {
+    fn new(paths: &[PathBuf]) -> Self {
+        Self(paths.iter().map(|path| (path.clone(), None)).collect())
+    }
+
+    fn forget(&mut self) {
+        for (_, seen) in &mut self.0 {
+            *seen = None;
+        }
+    }
+
+    /// Takes in what has changed; true if the books did.
+    fn look(&mut self, data_dir: &Path, books: &mut Books) -> bool {
+        let mut changed = false;
+        for (path, seen) in &mut self.0 {
+            let stamp = std::fs::metadata(&*path).and_then(|meta| Ok((meta.modified()?, meta.len()))).ok();
+            if stamp.is_some() && stamp == *seen {
+                continue;
+            }
+            match books.take_in(data_dir, path) {
+                Ok(new) => {
+                    *seen = stamp;
+                    changed |= new;
+                    if new {
+                        tracing::info!(event = "keys.accepted", path = %path.display());
+                    }
+                }
+                Err(error) => {
+                    // Said once for each state of the file; a file that is away is asked for again.
+                    *seen = stamp;
+                    log_refused(&error);
+                }
+            }
+        }
+        changed
+    }
+}
+
+fn log_refused(error: &BooksError) {
+    let reason = error.reason();
+    tracing::error!(event = "keys.refused", code = reason.code(), reason = reason.name(), %error, "what was in force stays");
+}
+
+fn take_in(
+    data_dir: &Path,
+    bundles: &mut Bundles,
+    books: &ArcSwap<Books>,
+    publisher: &mut Publisher,
+    metrics: &Metrics,
+) {
+    let mut fresh = Books::clone(&books.load());
+    if bundles.look(data_dir, &mut fresh) {
+        publisher.publish(&fresh);
+        show_statement(metrics, &fresh);
+        books.store(Arc::new(fresh));
+    }
+}
+
+fn show_statement(metrics: &Metrics, books: &Books) {
+    let newest = books.served().values().map(|published| published.statement.sequence).max().unwrap_or(0);
+    metrics.statement_sequence.set(i64::try_from(newest).unwrap_or(i64::MAX));
+}
+
+/// A data directory that cannot be written is said at once, before anything is promised to anybody.
+fn check_data_dir(data_dir: &Path) -> Result<(), ProgramError> {
+    let probe = data_dir.join(".writable");
+    let write = || {
+        std::fs::write(&probe, clock::wall_us().to_string())?;
+        std::fs::File::open(&probe)?.sync_all()?;
+        std::fs::remove_file(&probe)
+    };
+    write().map_err(|error| cannot_write(data_dir, &error))
+}
+
+fn cannot_write(data_dir: &Path, error: &io::Error) -> ProgramError {
+    let reason = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorReason::DiskFull,
+        _ => ErrorReason::DataDirUnwritable,
+    };
+    ProgramError::new(reason, format!("the data directory {}: {error}", data_dir.display()))
+        .affects("nothing is taken from any gateway")
+        .todo("make it, mount it, or give it to this user; decryptor.data_dir names it")
+}
+
+impl From<LedgerError> for ProgramError {
+    fn from(error: LedgerError) -> Self {
+        let reason = error.reason();
+        let todo = match reason {
+            ErrorReason::DataDirLocked => {
+                "stop the other decryptor, or give this one a data directory of its own"
+            }
+            ErrorReason::DiskFull => "make room on the disk",
+            _ => "look at the disk and at the data directory's owner",
+        };
+        Self::new(reason, format!("the ledger: {error}"))
+            .affects("nothing is taken from any gateway")
+            .todo(todo)
+    }
+}
+
+impl From<SinkError> for ProgramError {
+    fn from(error: SinkError) -> Self {
+        let reason = if error.is_full() { ErrorReason::DiskFull } else { ErrorReason::SinkFailed };
+        Self::new(reason, format!("the sink: {error}"))
+            .exit(pithead_hop::program::ExitCode::CANNOT_WRITE)
+            .affects("nothing is taken from any gateway")
+            .todo("sink.path must be writable, and its parent must exist")
+    }
+}
+
+impl From<ScribeError> for ProgramError {
+    fn from(error: ScribeError) -> Self {
+        match error {
+            ScribeError::Sink(error) => error.into(),
+            ScribeError::Ledger(error) => error.into(),
+        }
+    }
+}
+
+impl From<BooksError> for ProgramError {
+    fn from(error: BooksError) -> Self {
+        Self::new(error.reason(), error.to_string()).todo("check the data directory and the bundle files")
+    }
+}

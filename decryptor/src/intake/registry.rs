@@ -1,0 +1,312 @@
+//! The books in memory: hop's lines of every site, and what is known of each line beyond its numbers.
+//!
+//! Rebuilt at every start from the ledger; moved on by the writing thread when an entry is durable, and only then.
+
+use super::pipeline::{Ticket, lock};
+use super::scribe::Books;
+use crate::ledger::record::{Applied, Checkpoint, LineFacts, Said, SaidGap, SetAside, SiteLines, Who};
+use crate::ledger::{Entry, Replay};
+use crate::metrics::Metrics;
+use pithead_hop::ingest::{Lines, ShortHash, Unseen};
+use pithead_hop::program::clock;
+use pithead_hop::status::Refusal;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::{Identity, Line, Run, Seq, Site, StreamName};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// When another envelope under the same identity is being opened: its fate decides.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+
+/// The reason number that the ledger has for a declared gap by policy.
+const BY_POLICY: u32 = 1;
+
+/// What an offered envelope is.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Not seen before; claimed under the ticket that was given.
+    New,
+    /// The same bytes are under way.
+    SameUnderWay(Ticket),
+    /// The same bytes were applied before.
+    Duplicate {
+        /// The first one's hash is no longer kept.
+        unverified: bool,
+    },
+    /// Other bytes were applied under this identity.
+    Conflict,
+    /// Its number cannot be, or not now.
+    Refused(Refusal),
+}
+
+/// All lines of all sites.
+#[derive(Debug, Default)]
+pub struct Registry {
+    sites: BTreeMap<Site, Lines<Ticket>>,
+    facts: BTreeMap<(Site, Line), LineFacts>,
+    claimed: HashSet<Identity>,
+    /// The latest time seen: lines want time that never runs backwards.
+    latest: Duration,
+}
+
+impl Registry {
+    fn now(&mut self, us: u64) -> Duration {
+        self.latest = self.latest.max(Duration::from_micros(us));
+        self.latest
+    }
+
+    fn site(&mut self, site: &Site) -> &mut Lines<Ticket> {
+        self.sites.entry(site.clone()).or_insert_with(|| Lines::new(Unseen::Missing))
+    }
+
+    /// Judges an envelope. If it is new, its identity is claimed until [`Registry::withdraw`] or an entry.
+    pub fn offer(&mut self, identity: &Identity, sha256: &[u8; 32], now_us: u64, ticket: &Ticket) -> Verdict {
+        use pithead_hop::ingest::Verdict as Seen;
+        let now = self.now(now_us);
+        let line = identity.line();
+        let seen = self
+            .site(&identity.site)
+            .offer(&line, identity.seq, ShortHash::from(sha256), now, || ticket.clone());
+        match seen {
+            Ok(Seen::New(_)) => {
+                self.claimed.insert(identity.clone());
+                Verdict::New
+            }
+            Ok(Seen::InFlight(first)) => Verdict::SameUnderWay(first),
+            Ok(Seen::Duplicate { unverified }) => Verdict::Duplicate { unverified },
+            // Nothing of the first one is authentic yet: were this a conflict already, poison could push good bytes aside.
+            Ok(Seen::Conflict) if self.claimed.contains(identity) => Verdict::Refused(
+                Refusal::new(ErrorReason::NotReady, "another envelope under this identity is being opened")
+                    .retry_after(BUSY_RETRY),
+            ),
+            Ok(Seen::Conflict) => Verdict::Conflict,
+            Err(refusal) => Verdict::Refused(refusal.into()),
+        }
+    }
+
+    /// The claim ends with nothing entered.
+    pub fn withdraw(&mut self, identity: &Identity) {
+        if self.claimed.remove(identity) {
+            self.site(&identity.site).failed(&identity.line(), identity.seq);
+        }
+    }
+
+    /// An entry is durable.
+    pub fn enter(&mut self, identity: &Identity, entry: &Entry) {
+        let line = identity.line();
+        match entry {
+            Entry::Applied { applied, said } => {
+                self.claimed.remove(identity);
+                let lines = self.site(&identity.site);
+                lines.stored(&line, identity.seq);
+                lines.passed_on(&line, identity.seq);
+                self.note_applied(identity, applied, said.as_ref());
+            }
+            Entry::SetAside(aside) => {
+                self.withdraw(identity);
+                self.note_aside(identity, aside);
+            }
+        }
+    }
+
+    /// What a start reads back.
+    pub fn replay(&mut self, replay: Replay) {
+        match replay {
+            Replay::Checkpoint(checkpoint) => self.restore(*checkpoint),
+            Replay::Entry(entry) => {
+                let who = match &*entry {
+                    Entry::Applied { applied, .. } => applied.who.as_ref(),
+                    Entry::SetAside(aside) => aside.who.as_ref(),
+                };
+                let Some(identity) = who.and_then(|who| who.identity().ok()) else {
+                    tracing::error!(event = "ledger.nameless", "an entry of the ledger names no identity");
+                    return;
+                };
+                match *entry {
+                    Entry::Applied { applied, said } => {
+                        let now = self.now(applied.received_us);
+                        let mut hash = ShortHash([0; 8]);
+                        if let Some(first) = applied.sha256.get(..8) {
+                            hash.0.copy_from_slice(first);
+                        }
+                        let line = identity.line();
+                        let lines = self.site(&identity.site);
+                        lines.recall(&line, identity.seq, hash, now);
+                        lines.passed_on(&line, identity.seq);
+                        self.note_applied(&identity, &applied, said.as_ref());
+                    }
+                    Entry::SetAside(aside) => self.note_aside(&identity, &aside),
+                }
+            }
+        }
+    }
+
+    fn facts(&mut self, site: &Site, line: &Line) -> &mut LineFacts {
+        self.facts.entry((site.clone(), line.clone())).or_default()
+    }
+
+    fn note_applied(&mut self, identity: &Identity, applied: &Applied, said: Option<&Said>) {
+        let facts = self.facts(&identity.site, &identity.line());
+        facts.envelopes += 1;
+        facts.records += u64::from(applied.records);
+        facts.plaintext_bytes += applied.plaintext_bytes;
+        if facts.first_us == 0 {
+            facts.first_us = applied.received_us;
+        }
+        facts.last_us = facts.last_us.max(applied.received_us);
+        let Some(said) = said else { return };
+        if let Some(previous) = &said.previous {
+            self.facts(&identity.site, &identity.line()).previous = Some(previous.clone());
+        }
+        // A device speaks for all of its own streams, and for no other device's.
+        for gap in &said.gaps {
+            self.note_gap(identity, gap);
+        }
+        for beat in &said.heartbeat {
+            let Some(line) = line_of(identity, &beat.stream, beat.run) else { continue };
+            let facts = self.facts(&identity.site, &line);
+            facts.heartbeat_last = facts.heartbeat_last.max(beat.last);
+            facts.heartbeat_us = facts.heartbeat_us.max(applied.received_us);
+        }
+    }
+
+    fn note_gap(&mut self, identity: &Identity, gap: &SaidGap) {
+        let line = line_of(identity, &gap.stream, gap.run);
+        let (Some(line), Ok(from), Ok(to)) = (line, Seq::new(gap.from), Seq::new(gap.to)) else { return };
+        let now = self.latest;
+        if !self.site(&identity.site).declare(&line, from, to, now) {
+            tracing::warn!(event = "gap.unnoted", %line, from = gap.from, to = gap.to, "no room to note a declared gap");
+        }
+        if gap.reason == BY_POLICY {
+            let facts = self.facts(&identity.site, &line);
+            facts.dropped_by_policy = facts.dropped_by_policy.saturating_add(gap.to - gap.from + 1);
+        }
+    }
+
+    fn note_aside(&mut self, identity: &Identity, aside: &SetAside) {
+        let line = identity.line();
+        if aside.reason == ErrorReason::Conflict as i32 {
+            self.facts(&identity.site, &line).conflicts += 1;
+            return;
+        }
+        let now = self.now(aside.received_us);
+        if self.site(&identity.site).refused(&line, identity.seq, now) {
+            self.facts(&identity.site, &line).refused += 1;
+        }
+    }
+
+    /// Whether the identity was applied.
+    #[must_use]
+    pub fn holds(&self, identity: &Identity) -> bool {
+        let view = self.sites.get(&identity.site).and_then(|lines| lines.view(&identity.line()));
+        view.is_some_and(|view| view.held.contains(identity.seq.get()))
+    }
+
+    /// Lines in memory.
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.sites.values().map(Lines::len).sum()
+    }
+
+    /// What is known of a line beyond its numbers.
+    #[must_use]
+    pub fn facts_of(&self, site: &Site, line: &Line) -> Option<&LineFacts> {
+        self.facts.get(&(site.clone(), line.clone()))
+    }
+
+    /// The lines of a site.
+    #[must_use]
+    pub fn lines_of(&self, site: &Site) -> Option<&Lines<Ticket>> {
+        self.sites.get(site)
+    }
+
+    /// A device's newest numbers, for its Hello.
+    pub fn hello(&mut self, site: &Site, line: &Line, first_unacked: Seq, now_us: u64) -> u64 {
+        let now = self.now(now_us);
+        self.site(site).hello(line, first_unacked, now)
+    }
+
+    /// Everything that is durable, for the ledger.
+    #[must_use]
+    pub fn checkpoint(&self) -> Checkpoint {
+        let sites = self.sites.iter().map(|(site, lines)| SiteLines {
+            site: site.to_string(),
+            lines: lines.encode(self.latest).into(),
+        });
+        let facts = self.facts.iter().map(|((site, line), facts)| LineFacts {
+            who: Some(Who {
+                site: site.to_string(),
+                device: line.device.to_string(),
+                stream: line.stream.to_string(),
+                run: line.run.get(),
+                seq: 0,
+            }),
+            ..facts.clone()
+        });
+        Checkpoint { sites: sites.collect(), facts: facts.collect(), mark: bytes::Bytes::new() }
+    }
+
+    fn restore(&mut self, checkpoint: Checkpoint) {
+        // Times in it count from the same 1970 as ours.
+        let now = self.latest.max(Duration::from_micros(clock::wall_us()));
+        *self = Self { latest: now, ..Self::default() };
+        for site in checkpoint.sites {
+            match (Site::new(&site.site), Lines::decode(&site.lines, Unseen::Missing, now)) {
+                (Ok(name), Ok(lines)) => {
+                    self.sites.insert(name, lines);
+                }
+                _ => tracing::error!(
+                    event = "ledger.checkpoint_damaged",
+                    site = site.site,
+                    "the lines of a site do not read back"
+                ),
+            }
+        }
+        for mut facts in checkpoint.facts {
+            let Some(who) = facts.who.take() else { continue };
+            // A line has no number of its own: any will do to parse the rest.
+            let Ok(identity) = (Who { seq: 1, ..who }).identity() else { continue };
+            self.facts.insert((identity.site.clone(), identity.line()), facts);
+        }
+    }
+}
+
+fn line_of(identity: &Identity, stream: &str, run: u64) -> Option<Line> {
+    Some(Line {
+        device: identity.device.clone(),
+        stream: StreamName::new(stream).ok()?,
+        run: Run::new(run).ok()?,
+    })
+}
+
+/// The registry as the writing thread moves it on.
+#[derive(Debug)]
+pub struct RegistryBooks {
+    registry: Arc<Mutex<Registry>>,
+    metrics: Arc<Metrics>,
+}
+
+impl RegistryBooks {
+    /// Moves on this registry.
+    #[must_use]
+    pub fn new(registry: Arc<Mutex<Registry>>, metrics: Arc<Metrics>) -> Self {
+        Self { registry, metrics }
+    }
+}
+
+impl Books for RegistryBooks {
+    fn entered(&mut self, identity: &Identity, entry: &Entry) {
+        let mut registry = lock(&self.registry);
+        registry.enter(identity, entry);
+        self.metrics.lines.set(i64::try_from(registry.lines()).unwrap_or(i64::MAX));
+    }
+
+    fn withdrawn(&mut self, identity: &Identity) {
+        lock(&self.registry).withdraw(identity);
+    }
+
+    fn checkpoint(&mut self) -> Checkpoint {
+        lock(&self.registry).checkpoint()
+    }
+}

@@ -1,0 +1,353 @@
+//! The ledger's records as they lie on disk, format 1. Each is one record of the spool log: its kind, and one protobuf
+//! message. Fields are only ever added.
+//!
+//! | kind | message | meaning |
+//! |---|---|---|
+//! | 1 | [`Applied`] | the sink has committed this envelope |
+//! | 2 | [`SetAside`] | refused for good, or a conflict; kept beside, or not |
+//! | 3 | [`Mark`] | where the sink's end was after the group |
+//! | 4 | [`CheckpointPart`] | a piece of everything known so far |
+//!
+//! An [`Applied`] stands in the record's head (own checksum, readable when the body is damaged) without what the batch said
+//! of its lines, which is the body.
+
+use crate::content::{Batch, GapReason, LineEnd};
+use crate::sink::{Assurance, Delivery};
+use pithead_sealing::{Identity, NameError, Run, Seq};
+
+/// Kind of [`Applied`].
+pub const APPLIED: u16 = 1;
+/// Kind of [`SetAside`].
+pub const SET_ASIDE: u16 = 2;
+/// Kind of [`Mark`].
+pub const MARK: u16 = 3;
+/// Kind of [`CheckpointPart`].
+pub const CHECKPOINT: u16 = 4;
+
+/// Who an envelope is, in the ledger.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Who {
+    /// The site.
+    #[prost(string, tag = "1")]
+    pub site: String,
+    /// The device.
+    #[prost(string, tag = "2")]
+    pub device: String,
+    /// The stream.
+    #[prost(string, tag = "3")]
+    pub stream: String,
+    /// The run.
+    #[prost(fixed64, tag = "4")]
+    pub run: u64,
+    /// The number.
+    #[prost(uint64, tag = "5")]
+    pub seq: u64,
+}
+
+impl Who {
+    /// As it is written.
+    #[must_use]
+    pub fn of(identity: &Identity) -> Self {
+        Self {
+            site: identity.site.to_string(),
+            device: identity.device.to_string(),
+            stream: identity.stream.to_string(),
+            run: identity.run.get(),
+            seq: identity.seq.get(),
+        }
+    }
+
+    /// As it was meant.
+    pub fn identity(&self) -> Result<Identity, NameError> {
+        Ok(Identity {
+            site: self.site.parse()?,
+            device: self.device.parse()?,
+            stream: self.stream.parse()?,
+            run: Run::new(self.run)?,
+            seq: Seq::new(self.seq)?,
+        })
+    }
+}
+
+/// An envelope whose plaintext is durable in the sink.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Applied {
+    /// Its identity.
+    #[prost(message, optional, tag = "1")]
+    pub who: Option<Who>,
+    /// SHA-256 of its sealed bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub sha256: bytes::Bytes,
+    /// Sealed bytes.
+    #[prost(uint64, tag = "3")]
+    pub sealed_bytes: u64,
+    /// Plaintext bytes.
+    #[prost(uint64, tag = "4")]
+    pub plaintext_bytes: u64,
+    /// Records in it: of a batch its records, of anything else 1.
+    #[prost(uint32, tag = "5")]
+    pub records: u32,
+    /// 1 claimed, 2 vouched, 3 signed.
+    #[prost(uint32, tag = "6")]
+    pub assurance: u32,
+    /// Its key was retired or revoked when it came.
+    #[prost(bool, tag = "7")]
+    pub key_not_active: bool,
+    /// The first 16 bytes of the digest of the statement that its device went by; empty if it does not say.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub statement: bytes::Bytes,
+    /// When it came, microseconds since 1970 by this program's clock.
+    #[prost(fixed64, tag = "9")]
+    pub received_us: u64,
+}
+
+/// What a batch says of its device's lines; authentic since it was sealed.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Said {
+    /// What will never come.
+    #[prost(message, repeated, tag = "1")]
+    pub gaps: Vec<SaidGap>,
+    /// The run before this one on the same stream.
+    #[prost(message, optional, tag = "2")]
+    pub previous: Option<SaidLine>,
+    /// The newest number of each stream.
+    #[prost(message, repeated, tag = "3")]
+    pub heartbeat: Vec<SaidLine>,
+}
+
+/// A declared gap, both ends included.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SaidGap {
+    /// The stream.
+    #[prost(string, tag = "1")]
+    pub stream: String,
+    /// The run.
+    #[prost(fixed64, tag = "2")]
+    pub run: u64,
+    /// The first number.
+    #[prost(uint64, tag = "3")]
+    pub from: u64,
+    /// The last number.
+    #[prost(uint64, tag = "4")]
+    pub to: u64,
+    /// 0 unknown, 1 dropped by policy, 2 outbox damaged, 3 refused.
+    #[prost(uint32, tag = "5")]
+    pub reason: u32,
+}
+
+/// A line's newest number; 0 if it has none.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SaidLine {
+    /// The stream.
+    #[prost(string, tag = "1")]
+    pub stream: String,
+    /// The run.
+    #[prost(fixed64, tag = "2")]
+    pub run: u64,
+    /// The number.
+    #[prost(uint64, tag = "3")]
+    pub last: u64,
+}
+
+impl Said {
+    /// What a batch says; nothing if it says nothing.
+    #[must_use]
+    pub fn of(batch: &Batch) -> Option<Self> {
+        if batch.gaps.is_empty() && batch.previous.is_none() && batch.heartbeat.is_empty() {
+            return None;
+        }
+        let line = |line: &LineEnd| SaidLine {
+            stream: line.stream.to_string(),
+            run: line.run.get(),
+            last: line.last.map_or(0, Seq::get),
+        };
+        let gaps = batch.gaps.iter().map(|gap| SaidGap {
+            stream: gap.stream.to_string(),
+            run: gap.run.get(),
+            from: gap.from.get(),
+            to: gap.to.get(),
+            reason: match gap.reason {
+                GapReason::Unknown => 0,
+                GapReason::DroppedByPolicy => 1,
+                GapReason::OutboxDamaged => 2,
+                GapReason::Refused => 3,
+            },
+        });
+        Some(Self {
+            gaps: gaps.collect(),
+            previous: batch.previous.as_ref().map(line),
+            heartbeat: batch.heartbeat.iter().map(line).collect(),
+        })
+    }
+}
+
+impl Applied {
+    /// The entry of a delivery.
+    #[must_use]
+    pub fn of(
+        delivery: &Delivery,
+        sealed_bytes: u64,
+        key_not_active: bool,
+        statement: Option<&[u8; 16]>,
+    ) -> Self {
+        Self {
+            who: Some(Who::of(&delivery.identity)),
+            sha256: bytes::Bytes::copy_from_slice(&delivery.envelope_sha256),
+            sealed_bytes,
+            plaintext_bytes: delivery.content.plaintext().len() as u64,
+            records: delivery
+                .content
+                .batch()
+                .map_or(1, |b| u32::try_from(b.records.len()).unwrap_or(u32::MAX)),
+            assurance: match delivery.custody.assurance {
+                Assurance::Claimed => 1,
+                Assurance::Vouched => 2,
+                Assurance::Signed => 3,
+            },
+            key_not_active,
+            statement: statement.map(|digest| bytes::Bytes::copy_from_slice(digest)).unwrap_or_default(),
+            received_us: delivery.custody.received_us,
+        }
+    }
+}
+
+/// An envelope that did not go to the sink and was answered for good.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SetAside {
+    /// Its identity: of a poisoned envelope only what it claims.
+    #[prost(message, optional, tag = "1")]
+    pub who: Option<Who>,
+    /// SHA-256 of its sealed bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub sha256: bytes::Bytes,
+    /// The number of the registry's reason.
+    #[prost(int32, tag = "3")]
+    pub reason: i32,
+    /// Whether its bytes are kept.
+    #[prost(bool, tag = "4")]
+    pub kept: bool,
+    /// When it came.
+    #[prost(fixed64, tag = "5")]
+    pub received_us: u64,
+}
+
+/// Where the sink's end was, in the sink's own words.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Mark {
+    /// What [`Sink::mark`](crate::sink::Sink::mark) gave.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub mark: bytes::Bytes,
+}
+
+/// A piece of a checkpoint. It counts when all pieces of one number are there.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CheckpointPart {
+    /// Which checkpoint.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Which piece, from 0.
+    #[prost(uint32, tag = "2")]
+    pub index: u32,
+    /// Of how many.
+    #[prost(uint32, tag = "3")]
+    pub of: u32,
+    /// Its bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub bytes: bytes::Bytes,
+}
+
+/// What the pieces of a checkpoint make together.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Checkpoint {
+    /// The lines of each site.
+    #[prost(message, repeated, tag = "1")]
+    pub sites: Vec<SiteLines>,
+    /// What is known of each line beyond its numbers.
+    #[prost(message, repeated, tag = "2")]
+    pub facts: Vec<LineFacts>,
+    /// The sink's mark.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub mark: bytes::Bytes,
+}
+
+/// The lines of one site.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SiteLines {
+    /// The site.
+    #[prost(string, tag = "1")]
+    pub site: String,
+    /// Its lines, as hop writes them.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub lines: bytes::Bytes,
+}
+
+/// What is known of a line beyond the numbers it holds: what a verification reports.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct LineFacts {
+    /// Site, device, stream and run; the number is 0.
+    #[prost(message, optional, tag = "1")]
+    pub who: Option<Who>,
+    /// Envelopes applied.
+    #[prost(uint64, tag = "2")]
+    pub envelopes: u64,
+    /// Records applied.
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    /// Plaintext bytes applied.
+    #[prost(uint64, tag = "4")]
+    pub plaintext_bytes: u64,
+    /// When the first came.
+    #[prost(fixed64, tag = "5")]
+    pub first_us: u64,
+    /// When the last came.
+    #[prost(fixed64, tag = "6")]
+    pub last_us: u64,
+    /// Conflicts, kept or not.
+    #[prost(uint64, tag = "7")]
+    pub conflicts: u64,
+    /// Envelopes refused for good that claimed to be of this line.
+    #[prost(uint64, tag = "8")]
+    pub refused: u64,
+    /// Numbers that the device declared as dropped by policy.
+    #[prost(uint64, tag = "9")]
+    pub dropped_by_policy: u64,
+    /// The run before, if the first batch said.
+    #[prost(message, optional, tag = "10")]
+    pub previous: Option<SaidLine>,
+    /// The newest number by the newest heartbeat; 0 if there was none.
+    #[prost(uint64, tag = "11")]
+    pub heartbeat_last: u64,
+    /// When that heartbeat came; 0 if there was none.
+    #[prost(fixed64, tag = "12")]
+    pub heartbeat_us: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::testing::batch;
+    use prost::Message as _;
+
+    /// Format 1 as it was first written: a ledger of today must be read for ever.
+    #[test]
+    fn an_applied_entry_has_these_bytes() {
+        let mut delivery = batch("t", 1, 2);
+        delivery.envelope_sha256 = [0xab; 32];
+        let entry = Applied::of(&delivery, 600, true, Some(&[9; 16]));
+        let committed = format!(
+            "0a1a0a057069742d371201741a0363616e2101000000030000002801\
+             1220{}18d80420{:02x}2802300238014210{}490100000000000000",
+            "ab".repeat(32),
+            delivery.content.plaintext().len(),
+            "09".repeat(16),
+        );
+        assert_eq!(hex::encode(entry.encode_to_vec()), committed);
+        assert_eq!(Applied::decode(&entry.encode_to_vec()[..]), Ok(entry));
+    }
+
+    #[test]
+    fn an_identity_comes_back_as_it_was() {
+        let identity = crate::sink::testing::identity("Truck-1", 7);
+        assert_eq!(Who::of(&identity).identity(), Ok(identity));
+    }
+}

@@ -1,0 +1,275 @@
+//! Every metric of this program, declared once. A device id is never a label.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::fmt::{self, Write as _};
+use std::sync::atomic::AtomicU64;
+
+/// What became of an envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Opened, made durable and entered into the ledger.
+    Applied,
+    /// Here before, the same bytes.
+    Duplicate,
+    /// Other bytes under a used identity, kept beside.
+    Conflict,
+    /// Other bytes under a used identity, and no room to keep them.
+    ConflictUnkept,
+    /// Never to be opened; the sender is told, and the bytes are kept with the reason.
+    Refused,
+    /// Refused by the admission, before anything was done.
+    NotAdmitted,
+    /// To be sent again: KMS or the sink could not, now.
+    Retry,
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        encoder.write_str(match self {
+            Self::Applied => "applied",
+            Self::Duplicate => "duplicate",
+            Self::Conflict => "conflict",
+            Self::ConflictUnkept => "conflict_unkept",
+            Self::Refused => "refused",
+            Self::NotAdmitted => "not_admitted",
+            Self::Retry => "retry",
+        })
+    }
+}
+
+/// Labels of the envelope counter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// A reason of the registry, by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// `KMS_THROTTLED`.
+    pub reason: &'static str,
+}
+
+/// How one KMS Decrypt ended: `ok`, or the name of a reason in small letters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KmsLabel {
+    /// `ok`, `throttled`, `denied`, `unreachable`, `invalid_ciphertext`, ...
+    pub outcome: &'static str,
+}
+
+/// Which of the two areas beside the sink.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AreaLabel {
+    /// `refused` or `conflicts`.
+    pub area: &'static str,
+}
+
+/// All of them. Clones of the parts share their values.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Envelopes by outcome.
+    pub envelopes: Family<OutcomeLabel, Counter>,
+    /// Envelopes that were refused for good, by reason.
+    pub refused: Family<ReasonLabel, Counter>,
+    /// Records delivered to the sink (records of batches, and one for any other envelope).
+    pub records: Counter,
+    /// Sealed bytes of applied envelopes.
+    pub sealed_bytes: Counter,
+    /// Plaintext bytes of applied envelopes.
+    pub plaintext_bytes: Counter,
+    /// Calls of KMS Decrypt by outcome.
+    pub kms_decrypt_calls: Family<KmsLabel, Counter>,
+    /// Data keys asked of the cache, and found there.
+    pub data_key_hits: Counter,
+    /// Private operations begun, wherever the private key is.
+    pub unwraps: Counter,
+    /// Data keys in the cache.
+    pub data_keys_held: Gauge,
+    /// Connections of gateways and devices.
+    pub connections: Gauge,
+    /// Groups that the sink made durable.
+    pub sink_commits: Counter,
+    /// Groups that the sink could not make durable.
+    pub sink_failures: Counter,
+    /// How long a group took, sink and ledger together.
+    pub commit_seconds: Histogram,
+    /// Envelopes between admission and acknowledgement.
+    pub under_way: Gauge,
+    /// Sealed bytes between admission and acknowledgement.
+    pub under_way_bytes: Gauge,
+    /// When the oldest envelope under way was admitted (0 if there is none), seconds since 1970.
+    pub oldest_under_way: Gauge<f64, AtomicU64>,
+    /// Envelopes kept beside the sink.
+    pub kept_envelopes: Family<AreaLabel, Gauge>,
+    /// Their bytes.
+    pub kept_bytes: Family<AreaLabel, Gauge>,
+    /// Lines in memory.
+    pub lines: Gauge,
+    /// Sequence of the statement in force.
+    pub statement_sequence: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Declares and registers them.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("pithead");
+        let r = &mut registry;
+        macro_rules! declare {
+            ($make:expr, $name:literal, $help:literal) => {{
+                let metric = $make;
+                r.register($name, $help, metric.clone());
+                metric
+            }};
+            ($make:expr, $name:literal, $unit:expr, $help:literal) => {{
+                let metric = $make;
+                r.register_with_unit($name, $help, $unit, metric.clone());
+                metric
+            }};
+        }
+        Self {
+            envelopes: declare!(Family::default(), "decryptor_envelopes", "Envelopes by what became of them"),
+            refused: declare!(
+                Family::default(),
+                "decryptor_refused",
+                "Envelopes refused for good, by reason"
+            ),
+            records: declare!(Counter::default(), "decryptor_records", "Records delivered to the sink"),
+            sealed_bytes: declare!(
+                Counter::default(),
+                "decryptor_sealed",
+                Unit::Bytes,
+                "Sealed bytes of applied envelopes"
+            ),
+            plaintext_bytes: declare!(
+                Counter::default(),
+                "decryptor_plaintext",
+                Unit::Bytes,
+                "Plaintext bytes of applied envelopes"
+            ),
+            kms_decrypt_calls: declare!(
+                Family::default(),
+                "kms_decrypt_calls",
+                "Calls of KMS Decrypt by outcome, retries counted"
+            ),
+            data_key_hits: declare!(
+                Counter::default(),
+                "data_key_hits",
+                "Data keys that were found in the cache"
+            ),
+            unwraps: declare!(
+                Counter::default(),
+                "unwraps",
+                "Private operations begun, by KMS or with a local key"
+            ),
+            data_keys_held: declare!(Gauge::default(), "data_keys_held", "Data keys in the cache"),
+            connections: declare!(Gauge::default(), "connections", "Connections of gateways and devices"),
+            sink_commits: declare!(Counter::default(), "sink_commits", "Groups that the sink made durable"),
+            sink_failures: declare!(
+                Counter::default(),
+                "sink_failures",
+                "Groups that the sink could not make durable"
+            ),
+            commit_seconds: declare!(
+                Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
+                "commit",
+                Unit::Seconds,
+                "Time of one group: sink and ledger"
+            ),
+            under_way: declare!(
+                Gauge::default(),
+                "decryptor_under_way",
+                "Envelopes between admission and acknowledgement"
+            ),
+            under_way_bytes: declare!(
+                Gauge::default(),
+                "decryptor_under_way",
+                Unit::Bytes,
+                "Their sealed bytes"
+            ),
+            oldest_under_way: declare!(
+                Gauge::default(),
+                "decryptor_oldest_under_way_timestamp",
+                Unit::Seconds,
+                "When the oldest envelope under way was admitted; 0 if there is none"
+            ),
+            kept_envelopes: declare!(
+                Family::default(),
+                "decryptor_kept_envelopes",
+                "Envelopes kept beside the sink"
+            ),
+            kept_bytes: declare!(
+                Family::default(),
+                "decryptor_kept",
+                Unit::Bytes,
+                "Bytes of the envelopes kept beside the sink"
+            ),
+            lines: declare!(Gauge::default(), "decryptor_lines", "Lines (device, stream, run) in memory"),
+            statement_sequence: declare!(
+                Gauge::default(),
+                "statement_sequence",
+                "Sequence of the newest statement served"
+            ),
+            registry,
+        }
+    }
+
+    /// Counts an envelope.
+    pub fn envelope(&self, outcome: Outcome) {
+        self.envelopes.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// How many envelopes had that outcome.
+    #[must_use]
+    pub fn envelopes_with(&self, outcome: Outcome) -> u64 {
+        self.envelopes.get_or_create(&OutcomeLabel { outcome }).get()
+    }
+
+    /// Counts one call of KMS Decrypt.
+    pub fn kms_decrypt_call(&self, outcome: &'static str) {
+        self.kms_decrypt_calls.get_or_create(&KmsLabel { outcome }).inc();
+    }
+
+    /// The text that Prometheus reads.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_that_demo_and_bench_read_stay() {
+        let metrics = Metrics::new();
+        metrics.kms_decrypt_call("ok");
+        metrics.envelope(Outcome::Applied);
+        metrics.records.inc_by(50);
+        let text = metrics.text();
+        for line in [
+            "pithead_kms_decrypt_calls_total{outcome=\"ok\"} 1",
+            "pithead_decryptor_envelopes_total{outcome=\"applied\"} 1",
+            "pithead_decryptor_records_total 50",
+        ] {
+            assert!(text.contains(line), "{line} is missing from:\n{text}");
+        }
+    }
+}
