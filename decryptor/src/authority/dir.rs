@@ -1,0 +1,242 @@
+//! The authority's folder. It is the authority's memory: back it up, and keep it from everybody else.
+//!
+//! ```text
+//! DIR/roots/1.cose ...                    signed roots, for ever
+//! DIR/statements/<site>/<sequence>.cose   signed statements, for ever
+//! DIR/spki/<fingerprint>.der              public keys that statements name
+//! DIR/keys/root-1.pem ... statement-1.pem PKCS#8, mode 0600; the root keys do not stay here
+//! DIR/bundles/<site>.pb                   what gateways are given: a pithead.keys.v1.KeyBundle, replaced each time
+//! DIR/audit.log                           one JSON line per act
+//! DIR/lock                                held while somebody is at work
+//! ```
+//!
+//! Signed objects are never replaced: a second one under the same name is an error. A file is written beside its place,
+//! synced, renamed, and its folder synced.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use pithead_sealing::Site;
+use pithead_sealing::trust::{MAX_ROOTS, MAX_SPKI, Root, RsaSpki, Sha256Digest, Statement, verify};
+
+use super::error::AuthorityError;
+
+/// An authority's folder, locked for as long as this value lives.
+#[derive(Debug)]
+pub struct AuthorityDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl AuthorityDir {
+    /// Makes the folder for a new authority.
+    pub(super) fn create(path: &Path) -> Result<AuthorityDir, AuthorityError> {
+        make_folder(path, 0o700)?;
+        let dir = AuthorityDir::lock(path)?;
+        if dir.root_path(1).exists() || dir.path.join("keys").exists() {
+            return Err(AuthorityError::Exists(path.into()));
+        }
+        Ok(dir)
+    }
+
+    /// Opens the folder of an authority that was made before.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Missing`], [`AuthorityError::Locked`].
+    pub fn open(path: &Path) -> Result<AuthorityDir, AuthorityError> {
+        if !path.join("roots/1.cose").exists() {
+            return Err(AuthorityError::Missing(path.into()));
+        }
+        AuthorityDir::lock(path)
+    }
+
+    fn lock(path: &Path) -> Result<AuthorityDir, AuthorityError> {
+        let lock_path = path.join("lock");
+        let mut options = OpenOptions::new();
+        let options = options.create(true).truncate(false).write(true).mode(0o600);
+        let lock = options.open(&lock_path).map_err(AuthorityError::file("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(AuthorityDir { path: path.into(), _lock: lock }),
+            // Two that sign at once would give one sequence number to two statements.
+            Err(TryLockError::WouldBlock) => Err(AuthorityError::Locked(path.into())),
+            Err(TryLockError::Error(error)) => Err(AuthorityError::file("lock", lock_path)(error)),
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn root_path(&self, version: u64) -> PathBuf {
+        self.path.join(format!("roots/{version}.cose"))
+    }
+
+    fn statement_path(&self, site: &Site, sequence: u64) -> PathBuf {
+        self.path.join(format!("statements/{site}/{sequence}.cose"))
+    }
+
+    /// Where the key file of that name is.
+    pub fn key_path(&self, name: &str) -> PathBuf {
+        self.path.join(format!("keys/{name}.pem"))
+    }
+
+    /// Where a site's bundle is.
+    pub fn bundle_path(&self, site: &Site) -> PathBuf {
+        self.path.join(format!("bundles/{site}.pb"))
+    }
+
+    pub(super) fn audit_path(&self) -> PathBuf {
+        self.path.join("audit.log")
+    }
+
+    /// All roots, each verified against the one before it.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Damaged`] for the first that does not verify.
+    pub fn roots(&self) -> Result<Vec<Root>, AuthorityError> {
+        let mut roots: Vec<Root> = Vec::new();
+        for version in 1.. {
+            let path = self.root_path(version);
+            let object = match fs::read(&path) {
+                Ok(object) => Bytes::from(object),
+                Err(error) if error.kind() == ErrorKind::NotFound && version > 1 => break,
+                Err(error) => return Err(AuthorityError::file("read", path)(error)),
+            };
+            let verified = match roots.last() {
+                Some(current) => verify::next_root(current, &object),
+                None => pithead_sealing::trust::RootFields::read_unverified(&object)
+                    .and_then(|(fields, _)| verify::first_root(&fields.authority, &object)),
+            };
+            roots.push(verified.map_err(|error| AuthorityError::Damaged { path, error })?);
+            if roots.len() > MAX_ROOTS {
+                return Err(AuthorityError::Request("more roots than one bundle carries"));
+            }
+        }
+        Ok(roots)
+    }
+
+    /// The sites that statements were signed for.
+    pub fn sites(&self) -> Result<Vec<Site>, AuthorityError> {
+        let names = names_in(&self.path.join("statements"))?;
+        Ok(names.iter().filter_map(|name| Site::new(name).ok()).collect())
+    }
+
+    /// All statements of a site in the order of their sequence numbers, their signatures verified under the root that
+    /// each names.
+    pub fn statements(&self, site: &Site, roots: &[Root]) -> Result<Vec<Statement>, AuthorityError> {
+        let folder = self.path.join(format!("statements/{site}"));
+        let names = names_in(&folder)?;
+        let mut sequences: Vec<u64> =
+            names.iter().filter_map(|name| name.strip_suffix(".cose")?.parse().ok()).collect();
+        sequences.sort_unstable();
+        sequences.into_iter().map(|sequence| self.statement(site, sequence, roots)).collect()
+    }
+
+    fn statement(&self, site: &Site, sequence: u64, roots: &[Root]) -> Result<Statement, AuthorityError> {
+        use pithead_sealing::trust::{StatementFields, TrustError};
+        let path = self.statement_path(site, sequence);
+        let object = Bytes::from(fs::read(&path).map_err(AuthorityError::file("read", &path))?);
+        let verified = StatementFields::read_unverified(&object).and_then(|(fields, _)| {
+            let root = roots.iter().find(|root| root.version == fields.root_version);
+            verify::statement(root.ok_or(TrustError::NeedRoot)?, &object)
+        });
+        match verified {
+            Ok(signed) if signed.statement.sequence == sequence => Ok(signed.statement),
+            Ok(_) => Err(AuthorityError::Damaged { path, error: TrustError::Parse }),
+            Err(error) => Err(AuthorityError::Damaged { path, error }),
+        }
+    }
+
+    /// The public key with that fingerprint.
+    pub fn spki(&self, fingerprint: &Sha256Digest) -> Result<RsaSpki, AuthorityError> {
+        let path = self.path.join(format!("spki/{fingerprint}.der"));
+        let der = fs::read(&path).map_err(AuthorityError::file("read", &path))?;
+        let damaged = |what| AuthorityError::KeyFile { path: path.clone(), what };
+        if der.len() > MAX_SPKI {
+            return Err(damaged("longer than any public key"));
+        }
+        let spki = RsaSpki::from_der(&der).map_err(|_| damaged("not a strict RSA public key"))?;
+        if spki.fingerprint() != *fingerprint {
+            return Err(damaged("not the key that its name says"));
+        }
+        Ok(spki)
+    }
+
+    pub(super) fn keep_root(&self, root: &Root) -> Result<(), AuthorityError> {
+        write_new(&self.root_path(root.version), root.object(), 0o644)
+    }
+
+    pub(super) fn keep_statement(&self, site: &Site, statement: &Statement) -> Result<(), AuthorityError> {
+        write_new(&self.statement_path(site, statement.sequence), statement.object(), 0o644)
+    }
+
+    pub(super) fn keep_spki(&self, spki: &RsaSpki) -> Result<(), AuthorityError> {
+        write_whole(&self.path.join(format!("spki/{}.der", spki.fingerprint())), spki.der(), 0o644)
+    }
+
+    pub(super) fn keep_key(&self, name: &str, pem: &[u8]) -> Result<(), AuthorityError> {
+        write_new(&self.key_path(name), pem, 0o600)
+    }
+}
+
+fn names_in(folder: &Path) -> Result<Vec<String>, AuthorityError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(AuthorityError::file("read", folder)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(AuthorityError::file("read", folder))?;
+        names.extend(entry.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), AuthorityError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(mode).create(path).map_err(AuthorityError::file("create", path))
+}
+
+/// A file that must not be there yet.
+fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
+    write(path, content, mode, rustix::fs::RenameFlags::NOREPLACE)
+}
+
+/// A file whose older content is replaced.
+pub(super) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
+    write(path, content, mode, rustix::fs::RenameFlags::empty())
+}
+
+fn write(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    flags: rustix::fs::RenameFlags,
+) -> Result<(), AuthorityError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_folder(folder, 0o700)?;
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.part", std::process::id()));
+    let part = folder.join(name);
+    let written = (|| {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&part)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        rustix::fs::renameat_with(rustix::fs::CWD, &part, rustix::fs::CWD, path, flags)?;
+        File::open(folder)?.sync_all()
+    })();
+    written.map_err(|error| {
+        // The error is what matters; a part that stays behind is overwritten by the next try.
+        let _ = fs::remove_file(&part);
+        AuthorityError::file("write", path)(error)
+    })
+}

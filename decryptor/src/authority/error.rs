@@ -1,0 +1,177 @@
+//! Why the authority did nothing.
+
+use std::path::PathBuf;
+
+use pithead_hop::program::ProgramError;
+use pithead_hop::status::reason_of_trust;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::Site;
+use pithead_sealing::trust::authoring::AuthoringError;
+use pithead_sealing::trust::{KeyArn, TrustError, UnixTime};
+
+use super::show::rfc3339;
+use crate::kms::KmsError;
+
+/// A statement that could not be taken back once vehicles hold it, and so is not signed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeptBack {
+    /// No key stands by: a stolen active key could be revoked only through the root.
+    #[error("no key is announced as next, so that the active one could not be revoked without the root keys")]
+    NoStandby,
+    /// Envelopes sealed in good faith might arrive after the key is gone.
+    #[error(
+        "{arn} must stay able to decrypt until {}: 180 days after the last statement that lists it as active expires",
+        rfc3339(*.earliest)
+    )]
+    DecryptUntil {
+        /// Which key.
+        arn: KeyArn,
+        /// The earliest time that may be promised.
+        earliest: UnixTime,
+    },
+}
+
+/// Why the authority did nothing. Nothing was signed, or nothing that left this program.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {error}", .path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        error: std::io::Error,
+    },
+    /// `init` where an authority is already.
+    #[error("{} holds an authority already", .0.display())]
+    Exists(PathBuf),
+    /// No root in the folder.
+    #[error("{} holds no authority: there is no roots/1.cose", .0.display())]
+    Missing(PathBuf),
+    /// Another process is at work in the folder.
+    #[error("another process is using {}", .0.display())]
+    Locked(PathBuf),
+    /// A kept object that does not verify any more.
+    #[error("{} does not verify: {error}", .path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What a device would say.
+        error: TrustError,
+    },
+    /// A file that holds no such key.
+    #[error("{}: {what}", .path.display())]
+    KeyFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// What was asked contradicts itself.
+    #[error("{0}")]
+    Request(&'static str),
+    /// An ARN that is neither listed already nor came with a public key.
+    #[error("{0} is not in the last statement; give its public key as well: --key ARN=SPKI.pem")]
+    UnknownKey(KeyArn),
+    /// Listing it again would take a step back that no device follows.
+    #[error("what is signed for the sites {0} and {1} differs; issue their statements one at a time")]
+    SitesDiffer(Site, Site),
+    /// It could not be taken back.
+    #[error(transparent)]
+    KeptBack(#[from] KeptBack),
+    /// Devices would refuse it.
+    #[error("devices of {site} would refuse it: {error}")]
+    Refused {
+        /// Of which site.
+        site: Site,
+        /// With which code.
+        error: TrustError,
+    },
+    /// A device that reads the root refuses it.
+    #[error("devices would refuse the root: {0}")]
+    RootRefused(TrustError),
+    /// The object cannot be made.
+    #[error(transparent)]
+    Authoring(#[from] AuthoringError),
+    /// The public key could not be had from KMS, or is not one to seal to.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// The kernel gave no randomness.
+    #[error("the kernel gave no randomness")]
+    Entropy,
+}
+
+impl AuthorityError {
+    pub(super) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> AuthorityError {
+        let path = path.into();
+        move |error| AuthorityError::File { action, path, error }
+    }
+
+    /// The reason in the registry.
+    pub fn reason(&self) -> ErrorReason {
+        match self {
+            AuthorityError::File { action: "read", .. } => ErrorReason::ConfigUnreadable,
+            AuthorityError::File { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => {
+                ErrorReason::DiskFull
+            }
+            AuthorityError::File { .. } => ErrorReason::DataDirUnwritable,
+            AuthorityError::Missing(_) | AuthorityError::KeyFile { .. } => ErrorReason::ConfigUnreadable,
+            AuthorityError::Locked(_) => ErrorReason::DataDirLocked,
+            AuthorityError::Damaged { .. } => ErrorReason::StateDamaged,
+            AuthorityError::Exists(_)
+            | AuthorityError::Request(_)
+            | AuthorityError::UnknownKey(_)
+            | AuthorityError::SitesDiffer(..)
+            | AuthorityError::KeptBack(_) => ErrorReason::RequestInvalid,
+            AuthorityError::Refused { error, .. } | AuthorityError::RootRefused(error) => {
+                reason_of_trust(*error)
+            }
+            AuthorityError::Authoring(AuthoringError::Unreadable(error)) => reason_of_trust(*error),
+            AuthorityError::Authoring(_) | AuthorityError::Entropy => ErrorReason::SealingFailed,
+            AuthorityError::Kms(error) => error.fault.reason(),
+        }
+    }
+
+    fn todo(&self) -> Option<&'static str> {
+        match self {
+            AuthorityError::Exists(_) => Some("choose another --dir; an authority is made once"),
+            AuthorityError::Missing(_) => {
+                Some("make one with `pithead-decryptor authority init --dir DIR --authority NAME`")
+            }
+            AuthorityError::Damaged { .. } => {
+                Some("restore the folder from its backup before anything is signed")
+            }
+            AuthorityError::KeptBack(KeptBack::NoStandby) => Some(
+                "announce a second key with --next-key ARN=SPKI.pem, or accept the risk with --no-standby",
+            ),
+            AuthorityError::Refused { error: TrustError::Unannounced, .. } => {
+                Some("announce the key as next first, and activate it when the hold-down is over")
+            }
+            AuthorityError::Refused { error: TrustError::Validity | TrustError::Expired, .. } => {
+                Some("shorten --validity, or extend the root with a new version")
+            }
+            AuthorityError::Refused { error: TrustError::KeyBits, .. } => {
+                Some("use a longer key; the shortest that the root allows is set at `authority init`")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<AuthorityError> for ProgramError {
+    fn from(error: AuthorityError) -> ProgramError {
+        let program =
+            ProgramError::new(error.reason(), error.to_string()).affects("nothing was signed or written");
+        match error.todo() {
+            Some(todo) => program.todo(todo),
+            None => program,
+        }
+    }
+}

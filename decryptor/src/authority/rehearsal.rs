@@ -1,0 +1,74 @@
+//! What a device would say: one that was there from the beginning, and one that is new today.
+//!
+//! The old one takes in every root and every statement at the time at which each was issued, operating all the while, and
+//! then the new statement; the new one is enrolled with the new statement alone. Both are [`Device`], the code that
+//! vehicles run. A device that operates less than all the time may still be waiting for an announcement that this one has
+//! sat out: it goes on sealing to the key that it has.
+
+use bytes::Bytes;
+use pithead_sealing::Site;
+use pithead_sealing::trust::{Bundle, Clock, Device, Root, Statement, TrustError, UnixTime, VerifiedKey};
+
+use super::error::AuthorityError;
+
+/// The history that devices of one site have seen.
+#[derive(Debug)]
+pub(super) struct History<'a> {
+    pub(super) site: &'a Site,
+    pub(super) roots: &'a [Root],
+    pub(super) statements: &'a [Statement],
+    pub(super) spkis: &'a [Bytes],
+}
+
+/// Lets both devices take in `statement` at `now`.
+///
+/// # Errors
+/// [`AuthorityError::Refused`] with the code that the device answers. Gives the key that the old device then seals to.
+pub(super) fn rehearse(
+    history: &History<'_>,
+    statement: &Bytes,
+    now: UnixTime,
+) -> Result<VerifiedKey, AuthorityError> {
+    let refused = |error| AuthorityError::Refused { site: history.site.clone(), error };
+    let key = there_from_the_start(history, statement, now).map_err(refused)?;
+    enrolled_today(history, statement, now).map_err(refused)?;
+    Ok(key)
+}
+
+fn provision(history: &History<'_>, clock: Clock) -> Result<Device, TrustError> {
+    let first = history.roots.first().ok_or(TrustError::NeedRoot)?;
+    Device::provision(&first.authority, history.site, first.object(), clock)
+}
+
+fn newer_roots(history: &History<'_>, device: &Device, up_to: u64) -> Vec<Bytes> {
+    let newer = |root: &&Root| root.version > device.root_version() && root.version <= up_to;
+    history.roots.iter().filter(newer).map(|root| root.object().clone()).collect()
+}
+
+fn enrolled_today(history: &History<'_>, statement: &Bytes, now: UnixTime) -> Result<(), TrustError> {
+    let clock = Clock::trusted(0, now);
+    let mut device = provision(history, clock)?;
+    let roots = newer_roots(history, &device, u64::MAX);
+    device
+        .apply(&Bundle { roots, statement: Some(statement.clone()), spkis: history.spkis.to_vec() }, clock)?;
+    device.verified_key(clock).map(drop)
+}
+
+fn there_from_the_start(
+    history: &History<'_>,
+    statement: &Bytes,
+    now: UnixTime,
+) -> Result<VerifiedKey, TrustError> {
+    let start = history.roots.first().map_or(now, |root| root.issued_at);
+    let at = |time: UnixTime| Clock::trusted(time.since(start), time);
+    let mut device = provision(history, at(start))?;
+    for past in history.statements {
+        let roots = newer_roots(history, &device, past.root_version);
+        let bundle = Bundle { roots, statement: Some(past.object().clone()), spkis: history.spkis.to_vec() };
+        device.apply(&bundle, at(past.issued_at))?;
+    }
+    let roots = newer_roots(history, &device, u64::MAX);
+    let bundle = Bundle { roots, statement: Some(statement.clone()), spkis: history.spkis.to_vec() };
+    device.apply(&bundle, at(now))?;
+    device.verified_key(at(now))
+}

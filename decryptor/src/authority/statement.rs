@@ -1,0 +1,346 @@
+//! `authority statement`: the next statement of a site, or of several.
+//!
+//! What the last one listed stays listed: a key leaves a statement by being retired, not by being forgotten on a command
+//! line. Offered keys are added, or raised to another status; then the rules, the signature, the rehearsal, the log, the
+//! files, in that order.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pithead_sealing::Site;
+use pithead_sealing::trust::authoring::Draft;
+use pithead_sealing::trust::{
+    KeyArn, KeyStatus, Root, RsaSpki, SUITE_RSA_OAEP_SHA256, Sha256Digest, Statement, StatementFields,
+    StatementKey, UnixTime, VerifiedKey, verify,
+};
+use serde_json::json;
+
+use super::audit;
+use super::dir::{AuthorityDir, write_whole};
+use super::error::AuthorityError;
+use super::export;
+use super::rehearsal::{History, rehearse};
+use super::rules;
+use super::signer::StatementSigner;
+
+/// A key to be listed.
+#[derive(Debug, Clone)]
+pub struct OfferedKey {
+    /// Its full ARN.
+    pub arn: KeyArn,
+    /// Its public key; may be left out for a key that is listed already.
+    pub spki: Option<RsaSpki>,
+    /// Next or active.
+    pub status: KeyStatus,
+}
+
+/// What the next statement is to say.
+#[derive(Debug, Clone)]
+pub struct StatementRequest {
+    /// Whom it is for.
+    pub sites: Vec<Site>,
+    /// Keys to be added, or raised to another status.
+    pub keys: Vec<OfferedKey>,
+    /// Keys that are not sealed to any more.
+    pub retire: Vec<KeyArn>,
+    /// How long it is valid; 180 days, or as long as the root lives.
+    pub validity: Option<Duration>,
+    /// Sign although no key stands by.
+    pub no_standby: bool,
+    /// How long retired keys stay able to decrypt; the earliest that the rules allow if it is not given.
+    pub decrypt_until: Option<UnixTime>,
+    /// The change request behind it.
+    pub ticket: Option<String>,
+}
+
+/// A statement that was signed, rehearsed and written.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The statement.
+    pub statement: Statement,
+    /// The key that a device of the first site seals to with it, if it has operated all the time.
+    pub in_force: VerifiedKey,
+    /// Keys that are active and not announced for long enough yet, as far as operating time can be known here.
+    pub not_yet_usable: Vec<KeyArn>,
+}
+
+const DEFAULT_VALIDITY_S: u64 = 180 * 86_400;
+const DEFAULT_REFRESH_S: u64 = 30 * 86_400;
+
+/// What was signed for one site so far.
+struct SiteHistory {
+    site: Site,
+    statements: Vec<Statement>,
+}
+
+impl SiteHistory {
+    fn last(&self) -> Option<&Statement> {
+        self.statements.last()
+    }
+}
+
+/// Issues the next statement, and writes the bundle of each of its sites.
+///
+/// # Errors
+/// [`AuthorityError`]. Unless it is a failed write, the folder is as it was.
+pub async fn issue(
+    dir: &AuthorityDir,
+    signer: &dyn StatementSigner,
+    request: &StatementRequest,
+    now: UnixTime,
+) -> Result<Issued, AuthorityError> {
+    let roots = dir.roots()?;
+    let root = roots.last().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
+    let histories = histories(dir, &roots, request)?;
+    let fields = next_statement(root, &histories, request, now)?;
+    let past: Vec<Statement> =
+        histories.iter().flat_map(|history| history.statements.iter().cloned()).collect();
+    rules::judge(&fields, &past, request.no_standby)?;
+    let spkis = public_keys(dir, &fields, &past, request)?;
+
+    let mut draft = Draft::statement(&fields)?;
+    let public = signer.public().clone();
+    let signature = signer.sign(&draft.to_be_signed(&public)).await?;
+    draft.attach(&public, &signature)?;
+    let object = draft.finish()?;
+
+    let ders: Vec<Bytes> = spkis.values().map(|spki| Bytes::copy_from_slice(spki.der())).collect();
+    let mut in_force = None;
+    for history in &histories {
+        let seen =
+            History { site: &history.site, roots: &roots, statements: &history.statements, spkis: &ders };
+        let key = rehearse(&seen, &object, now)?;
+        in_force.get_or_insert(key);
+    }
+    let in_force = in_force.ok_or(AuthorityError::Request("a statement is for at least one site"))?;
+    let statement = verify::statement(root, &object)
+        .map_err(|error| AuthorityError::Refused { site: histories[0].site.clone(), error })?
+        .statement;
+
+    audit::record(dir, now, "statement.sign", facts(&statement, &public.kid().to_string()))?;
+    let spkis: Vec<RsaSpki> = spkis.into_values().collect();
+    for spki in &spkis {
+        dir.keep_spki(spki)?;
+    }
+    for history in &histories {
+        dir.keep_statement(&history.site, &statement)?;
+    }
+    for history in &histories {
+        let bundle = export::bundle(&history.site, &roots, &statement, &spkis);
+        write_whole(&dir.bundle_path(&history.site), &bundle, 0o644)?;
+    }
+    let not_yet_usable = not_yet_usable(root, &statement, &histories, now);
+    Ok(Issued { statement, in_force, not_yet_usable })
+}
+
+fn histories(
+    dir: &AuthorityDir,
+    roots: &[Root],
+    request: &StatementRequest,
+) -> Result<Vec<SiteHistory>, AuthorityError> {
+    let mut sites = request.sites.clone();
+    sites.sort();
+    sites.dedup();
+    if sites.len() != request.sites.len() || sites.is_empty() || sites.len() > 16 {
+        return Err(AuthorityError::Request("a statement is for 1 to 16 different sites"));
+    }
+    let load = |site: &Site| {
+        let statements = dir.statements(site, roots)?;
+        Ok(SiteHistory { site: site.clone(), statements })
+    };
+    request.sites.iter().map(load).collect()
+}
+
+fn next_statement(
+    root: &Root,
+    histories: &[SiteHistory],
+    request: &StatementRequest,
+    now: UnixTime,
+) -> Result<StatementFields, AuthorityError> {
+    let validity_s = match request.validity {
+        Some(validity) => validity.as_secs(),
+        None => DEFAULT_VALIDITY_S.min(root.expires_at.since(now)).min(root.policy.max_statement_validity_s),
+    };
+    let expires_at = now.plus(validity_s);
+    let (sequence, previous) = link(histories);
+    let mut fields = StatementFields {
+        authority: root.authority.clone(),
+        sites: request.sites.clone(),
+        root_version: root.version,
+        epoch: root.epoch,
+        sequence,
+        issued_at: now,
+        // A short-lived statement is stale halfway, so that somebody is told before it is gone.
+        refresh_by: now.plus(DEFAULT_REFRESH_S.min(validity_s / 2)),
+        expires_at,
+        previous,
+        keys: carried_over(histories)?,
+        ticket: request.ticket.clone(),
+    };
+    for key in &mut fields.keys {
+        if key.status.is_listed() {
+            key.seal_until = expires_at;
+        }
+    }
+    for offered in &request.keys {
+        offer(&mut fields, offered, now)?;
+    }
+    let past: Vec<Statement> =
+        histories.iter().flat_map(|history| history.statements.iter().cloned()).collect();
+    for arn in &request.retire {
+        retire(&mut fields, arn, &past, request.decrypt_until, now)?;
+    }
+    if fields.keys.is_empty() {
+        return Err(AuthorityError::Request(
+            "a first statement needs a key: --key ARN=SPKI.pem or --kms-key ARN",
+        ));
+    }
+    Ok(fields)
+}
+
+/// The next number, and the digest of the statement before it.
+///
+/// Sites whose histories differ have no common predecessor. Their next number leaves a gap: devices allow gaps, and
+/// hold only the very next number against its predecessor.
+fn link(histories: &[SiteHistory]) -> (u64, Sha256Digest) {
+    let newest = histories.iter().filter_map(SiteHistory::last).max_by_key(|statement| statement.sequence);
+    let Some(newest) = newest else { return (1, Sha256Digest::ZERO) };
+    let forked = histories
+        .iter()
+        .filter_map(SiteHistory::last)
+        .any(|last| last.sequence == newest.sequence && last.digest() != newest.digest());
+    (newest.sequence + if forked { 2 } else { 1 }, *newest.digest())
+}
+
+/// The keys of the last statements, which have to agree: which of two truths about a key is to be carried on is not to
+/// be guessed.
+fn carried_over(histories: &[SiteHistory]) -> Result<Vec<StatementKey>, AuthorityError> {
+    let mut keys: Vec<StatementKey> = Vec::new();
+    for history in histories {
+        for key in history.last().map(|last| last.keys.as_slice()).unwrap_or_default() {
+            match keys.iter().find(|known| known.arn == key.arn || known.fingerprint == key.fingerprint) {
+                None => keys.push(key.clone()),
+                Some(known)
+                    if known.arn == key.arn
+                        && known.fingerprint == key.fingerprint
+                        && known.status == key.status => {}
+                Some(_) => {
+                    return Err(AuthorityError::SitesDiffer(histories[0].site.clone(), history.site.clone()));
+                }
+            }
+        }
+    }
+    Ok(keys)
+}
+
+fn offer(fields: &mut StatementFields, offered: &OfferedKey, now: UnixTime) -> Result<(), AuthorityError> {
+    if !offered.status.is_listed() {
+        return Err(AuthorityError::Request("a key is offered as next or active"));
+    }
+    let expires_at = fields.expires_at;
+    if let Some(known) = fields.keys.iter_mut().find(|key| key.arn == offered.arn) {
+        if let Some(spki) = &offered.spki {
+            // Another key under a known ARN: signed as asked, and refused by the rehearsal with the device's own code.
+            known.fingerprint = spki.fingerprint();
+            known.bits = spki.bits().into();
+        }
+        if known.status != offered.status {
+            known.not_before = now;
+        }
+        known.status = offered.status;
+        known.seal_until = expires_at;
+        return Ok(());
+    }
+    let spki = offered.spki.as_ref().ok_or_else(|| AuthorityError::UnknownKey(offered.arn.clone()))?;
+    fields.keys.push(StatementKey {
+        arn: offered.arn.clone(),
+        suite: SUITE_RSA_OAEP_SHA256,
+        fingerprint: spki.fingerprint(),
+        bits: spki.bits().into(),
+        status: offered.status,
+        not_before: now,
+        seal_until: expires_at,
+        decrypt_until: None,
+        reason: None,
+    });
+    Ok(())
+}
+
+fn retire(
+    fields: &mut StatementFields,
+    arn: &KeyArn,
+    history: &[Statement],
+    decrypt_until: Option<UnixTime>,
+    now: UnixTime,
+) -> Result<(), AuthorityError> {
+    let position = fields.keys.iter().position(|key| key.arn == *arn);
+    let position = position.ok_or_else(|| AuthorityError::UnknownKey(arn.clone()))?;
+    fields.keys[position].status = fields.keys[position].status.max(KeyStatus::Retired);
+    let earliest =
+        rules::last_active_expiry(arn, fields, history).map(|expiry| expiry.plus(rules::STRAGGLERS_S));
+    let key = &mut fields.keys[position];
+    key.seal_until = key.seal_until.min(now);
+    key.decrypt_until = decrypt_until.or(earliest).or(key.decrypt_until);
+    Ok(())
+}
+
+/// The public key of everything listed: offered now, or kept since it was.
+fn public_keys(
+    dir: &AuthorityDir,
+    fields: &StatementFields,
+    history: &[Statement],
+    request: &StatementRequest,
+) -> Result<BTreeMap<Sha256Digest, RsaSpki>, AuthorityError> {
+    let offered = request.keys.iter().filter_map(|key| key.spki.clone());
+    let mut known: BTreeMap<Sha256Digest, RsaSpki> = offered.map(|spki| (spki.fingerprint(), spki)).collect();
+    let listed = history.iter().flat_map(|statement| &statement.keys).chain(&fields.keys);
+    for key in listed {
+        if let std::collections::btree_map::Entry::Vacant(entry) = known.entry(key.fingerprint) {
+            entry.insert(dir.spki(&key.fingerprint)?);
+        }
+    }
+    Ok(known)
+}
+
+fn not_yet_usable(
+    root: &Root,
+    statement: &Statement,
+    histories: &[SiteHistory],
+    now: UnixTime,
+) -> Vec<KeyArn> {
+    let listed_since = |history: &SiteHistory, key: &StatementKey| {
+        let listing = |statement: &&Statement| {
+            statement.key(&key.fingerprint).is_some_and(|key| key.status.is_listed())
+        };
+        history.statements.iter().rev().take_while(listing).last().map(|first| first.issued_at)
+    };
+    let waits = |key: &&StatementKey| {
+        key.status == KeyStatus::Active
+            && histories.iter().any(|history| {
+                let was_active = history.last().is_some_and(|last| {
+                    last.key(&key.fingerprint).is_some_and(|key| key.status == KeyStatus::Active)
+                });
+                let announced_s = listed_since(history, key).map_or(0, |since| now.since(since));
+                history.last().is_some() && !was_active && announced_s < root.policy.hold_down_s
+            })
+    };
+    statement.keys.iter().filter(waits).map(|key| key.arn.clone()).collect()
+}
+
+fn facts(statement: &Statement, signed_by: &str) -> serde_json::Value {
+    let keys = statement.keys.iter().map(|key| {
+        json!({
+            "arn": key.arn.as_str(), "fingerprint": key.fingerprint.to_string(), "bits": key.bits,
+            "status": super::show::status_name(key.status),
+        })
+    });
+    json!({
+        "authority": statement.authority,
+        "sites": statement.sites.iter().map(Site::as_str).collect::<Vec<_>>(),
+        "root_version": statement.root_version, "epoch": statement.epoch, "sequence": statement.sequence,
+        "expires_at": super::show::rfc3339(statement.expires_at),
+        "statement": statement.digest().to_string(), "signed_by": signed_by,
+        "keys": keys.collect::<Vec<_>>(), "ticket": statement.ticket,
+    })
+}

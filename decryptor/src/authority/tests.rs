@@ -1,0 +1,258 @@
+//! The authority against the devices that believe it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use pithead_hop::keys::KeyFile;
+use pithead_sealing::trust::{Algorithm, Bundle, Clock, Custody, Device, KeyStatus, TrustError, UnixTime};
+
+use super::testing::{DAY, START, TestAuthority, request, site};
+use super::*;
+
+fn bundle(authority: &TestAuthority, site_name: &str) -> (KeyFile, Bundle) {
+    let path = authority.dir().bundle_path(&site(site_name));
+    let file = KeyFile::decode(std::fs::read(path).unwrap().into()).unwrap();
+    let bundle = file.bundle.clone();
+    (file, bundle)
+}
+
+#[test]
+fn a_new_authority_has_a_root_of_its_own_keys_and_keeps_them_to_itself() {
+    let authority = TestAuthority::new();
+    let dir = authority.dir();
+    let roots = dir.roots().unwrap();
+    let [root] = roots.as_slice() else { panic!("{} roots", roots.len()) };
+    assert_eq!((root.version, root.epoch, root.root_role.threshold, root.root_role.kids.len()), (1, 1, 2, 2));
+    assert_eq!(root.policy.custody, Some(Custody::KeyFile));
+    for name in ["root-1", "root-2", "statement-1"] {
+        let mode = std::fs::metadata(dir.key_path(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let log = std::fs::read_to_string(dir.audit_path()).unwrap();
+    assert!(log.contains(r#""act":"authority.init""#) && log.contains(&root.digest().to_string()));
+}
+
+#[test]
+fn an_authority_is_made_once_and_one_works_at_a_time() {
+    let authority = TestAuthority::new();
+    let path = authority.folder.path().join("authority");
+    let again = init(&path, &InitOptions::new("acme-mining/prod"), START);
+    assert!(matches!(again.unwrap_err(), AuthorityError::Exists(_)));
+    let held = authority.dir();
+    assert!(matches!(AuthorityDir::open(&path).unwrap_err(), AuthorityError::Locked(_)));
+    drop(held);
+    let elsewhere = AuthorityDir::open(authority.folder.path());
+    assert!(matches!(elsewhere.unwrap_err(), AuthorityError::Missing(_)));
+}
+
+#[test]
+fn root_keys_under_a_passphrase_need_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("passphrase");
+    std::fs::write(&file, "a long enough passphrase\n").unwrap();
+    let options = InitOptions {
+        root_passphrase: Some(Passphrase::read(&file).unwrap()),
+        algorithm: Algorithm::Ed25519,
+        root_keys: 1,
+        root_threshold: 1,
+        ..InitOptions::new("acme")
+    };
+    let dir = folder.path().join("dir");
+    let root = init(&dir, &options, START).unwrap();
+    let key = dir.join("keys/root-1.pem");
+    assert!(std::fs::read_to_string(&key).unwrap().starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"));
+    assert!(read_signing_key(&key, None).is_err());
+    let read = read_signing_key(&key, Some(&Passphrase::read(&file).unwrap())).unwrap();
+    assert_eq!(read.public().kid(), root.root_role.kids[0]);
+}
+
+#[tokio::test]
+async fn a_device_follows_the_chain_of_statements_out_of_the_bundles() {
+    let authority = TestAuthority::new();
+    let (first, second) = (authority.key(1), authority.key(2));
+    let keys = [first.offered(KeyStatus::Active), second.offered(KeyStatus::Next)];
+    let one = authority.list(&keys, START).await.unwrap();
+    assert_eq!((one.statement.sequence, one.statement.keys.len()), (1, 2));
+
+    let (wire, plain) = bundle(&authority, "pit-7");
+    assert_eq!(
+        (wire.authority.as_str(), wire.site.as_str(), plain.roots.len()),
+        ("acme-mining/prod", "pit-7", 1)
+    );
+    let clock = |days: u64| Clock::trusted(days * DAY, START.plus(days * DAY));
+    let mut device =
+        Device::provision("acme-mining/prod", &site("pit-7"), &plain.roots[0], clock(0)).unwrap();
+    device.apply(&plain.newer_than(1), clock(0)).unwrap();
+    assert_eq!(device.verified_key(clock(0)).unwrap().arn(), &first.arn);
+
+    // A day later nothing is asked for: the keys are carried on, their life is extended.
+    let two = authority.list(&[], START.plus(DAY)).await.unwrap();
+    assert_eq!((two.statement.sequence, two.statement.previous), (2, *one.statement.digest()));
+    assert_eq!(two.statement.keys[0].seal_until, START.plus(181 * DAY));
+    device.apply(&bundle(&authority, "pit-7").1.newer_than(1), clock(1)).unwrap();
+
+    // After the hold-down the next key takes over, and the first is retired with a promise.
+    let mut swap = request(&[OfferedKey { arn: second.arn.clone(), spki: None, status: KeyStatus::Active }]);
+    swap.retire = vec![first.arn.clone()];
+    let three = authority.issue(&swap, START.plus(4 * DAY)).await.unwrap();
+    assert_eq!(three.in_force.arn(), &second.arn);
+    let retired = three.statement.key_by_arn(&first.arn).unwrap();
+    assert_eq!(retired.status, KeyStatus::Retired);
+    assert_eq!(
+        retired.decrypt_until,
+        Some(START.plus((1 + 180 + 180) * DAY)),
+        "180 days after statement 2 expires"
+    );
+    device.apply(&bundle(&authority, "pit-7").1.newer_than(1), clock(4)).unwrap();
+    assert_eq!(device.verified_key(clock(4)).unwrap().arn(), &second.arn);
+
+    let log = std::fs::read_to_string(authority.dir().audit_path()).unwrap();
+    assert_eq!(log.lines().filter(|line| line.contains("statement.sign")).count(), 3);
+    let overview = overview(&authority.dir(), START.plus(40 * DAY)).unwrap();
+    assert_eq!((overview.sites[0].sequence, overview.sites[0].state), (3, "stale"));
+}
+
+#[tokio::test]
+async fn what_devices_would_refuse_is_not_written() {
+    let authority = TestAuthority::new();
+    let (first, second) = (authority.key(1), authority.key(2));
+    authority.list(&[first.offered(KeyStatus::Active)], START).await.unwrap();
+    let dir = authority.folder.path().join("authority");
+    let before = files(&dir);
+
+    let refusals: Vec<(StatementRequest, TrustError)> = vec![
+        // The other key's public half under the first one's name.
+        (
+            request(&[OfferedKey { arn: first.arn.clone(), ..second.offered(KeyStatus::Active) }]),
+            TrustError::KidRebind,
+        ),
+        (request(&[first.offered(KeyStatus::Next)]), TrustError::KeyTransition),
+        (StatementRequest { retire: vec![first.arn.clone()], ..request(&[]) }, TrustError::NoActive),
+        (
+            // Swapped without an announcement: devices would wait, with no key meanwhile.
+            StatementRequest {
+                retire: vec![first.arn.clone()],
+                ..request(&[second.offered(KeyStatus::Active)])
+            },
+            TrustError::Unannounced,
+        ),
+        (
+            StatementRequest { validity: Some(Duration::from_secs(500 * DAY)), ..request(&[]) },
+            TrustError::Validity,
+        ),
+    ];
+    for (refused, code) in refusals {
+        match authority.issue(&refused, START.plus(DAY)).await.unwrap_err() {
+            // A new device would take the swap; one that knows the old key would not.
+            AuthorityError::Refused { error, .. } => assert_eq!(error, code),
+            other => panic!("{code:?}: {other}"),
+        }
+        assert_eq!(files(&dir), before, "{code:?}: nothing was written");
+    }
+    let short = testing::TestKey::generate(authority.folder.path(), 9, aws_lc_rs::rsa::KeySize::Rsa2048);
+    let strict = authority.folder.path().join("strict");
+    init(&strict, &InitOptions::new("acme"), START).unwrap();
+    let signer = KeyFileSigner::new(read_signing_key(&strict.join("keys/statement-1.pem"), None).unwrap());
+    let strict = AuthorityDir::open(&strict).unwrap();
+    let refused = issue(&strict, &signer, &request(&[short.offered(KeyStatus::Active)]), START).await;
+    assert!(matches!(refused.unwrap_err(), AuthorityError::Refused { error: TrustError::KeyBits, .. }));
+}
+
+#[tokio::test]
+async fn what_could_not_be_taken_back_is_not_signed() {
+    let authority = TestAuthority::new();
+    let (first, second) = (authority.key(1), authority.key(2));
+    let alone = StatementRequest { no_standby: false, ..request(&[first.offered(KeyStatus::Active)]) };
+    let refused = authority.issue(&alone, START).await.unwrap_err();
+    assert!(matches!(refused, AuthorityError::KeptBack(KeptBack::NoStandby)));
+
+    let with_next = [first.offered(KeyStatus::Active), second.offered(KeyStatus::Next)];
+    let pair = StatementRequest { no_standby: false, ..request(&with_next) };
+    authority.issue(&pair, START).await.unwrap();
+    let swap = |decrypt_until| StatementRequest {
+        retire: vec![first.arn.clone()],
+        decrypt_until: Some(decrypt_until),
+        ..request(&[second.offered(KeyStatus::Active)])
+    };
+    let earliest = START.plus(360 * DAY);
+    let early = authority.issue(&swap(UnixTime(earliest.0 - 1)), START.plus(5 * DAY)).await.unwrap_err();
+    let AuthorityError::KeptBack(KeptBack::DecryptUntil { earliest: told, .. }) = early else {
+        panic!("{early}")
+    };
+    assert_eq!(told, earliest);
+    authority.issue(&swap(earliest), START.plus(5 * DAY)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_early_activation_is_told_and_devices_stay_with_the_old_key() {
+    let authority = TestAuthority::new();
+    let (first, second) = (authority.key(1), authority.key(2));
+    authority.list(&[first.offered(KeyStatus::Active)], START).await.unwrap();
+    let early = authority.list(&[second.offered(KeyStatus::Active)], START.plus(DAY)).await.unwrap();
+    assert_eq!(early.in_force.arn(), &first.arn);
+    assert_eq!(early.not_yet_usable, std::slice::from_ref(&second.arn));
+}
+
+#[tokio::test]
+async fn one_statement_for_sites_with_different_pasts_forks_nobody() {
+    let authority = TestAuthority::new();
+    let key = authority.key(1);
+    let at = |name: &str| StatementRequest {
+        sites: vec![site(name)],
+        ..request(&[key.offered(KeyStatus::Active)])
+    };
+    authority.issue(&at("pit-7"), START).await.unwrap();
+    authority.issue(&at("port-1"), START.plus(1)).await.unwrap();
+    let both = StatementRequest { sites: vec![site("pit-7"), site("port-1")], ..request(&[]) };
+    let issued = authority.issue(&both, START.plus(2)).await.unwrap();
+    assert_eq!(issued.statement.sequence, 3, "both are at 1 with different digests");
+    let next = authority.issue(&both, START.plus(3)).await.unwrap();
+    assert_eq!((next.statement.sequence, next.statement.previous), (4, *issued.statement.digest()));
+    for name in ["pit-7", "port-1"] {
+        assert_eq!(bundle(&authority, name).0.site.as_str(), name);
+    }
+}
+
+#[tokio::test]
+async fn a_statement_can_be_made_in_the_past_for_those_who_test_expiry() {
+    let authority = TestAuthority::new();
+    let key = authority.key(1);
+    let short = StatementRequest {
+        validity: Some(Duration::from_secs(DAY)),
+        ..request(&[key.offered(KeyStatus::Active)])
+    };
+    authority.issue(&short, START).await.unwrap();
+    let (_, plain) = bundle(&authority, "pit-7");
+    let later = Clock::trusted(0, START.plus(2 * DAY));
+    let mut device = Device::provision("acme-mining/prod", &site("pit-7"), &plain.roots[0], later).unwrap();
+    assert_eq!(device.apply(&plain.newer_than(1), later).unwrap_err(), TrustError::Expired);
+}
+
+#[tokio::test]
+async fn a_damaged_statement_stops_the_authority() {
+    let authority = TestAuthority::new();
+    let key = authority.key(1);
+    authority.list(&[key.offered(KeyStatus::Active)], START).await.unwrap();
+    let path = authority.folder.path().join("authority/statements/pit-7/1.cose");
+    let mut object = std::fs::read(&path).unwrap();
+    *object.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, object).unwrap();
+    let refused = authority.list(&[], START.plus(DAY)).await.unwrap_err();
+    assert!(matches!(refused, AuthorityError::Damaged { .. }), "{refused}");
+}
+
+fn files(folder: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push((path.clone(), std::fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
