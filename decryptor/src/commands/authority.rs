@@ -1,0 +1,418 @@
+//! `authority init | statement | show`: the authority at work, with key files.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use pithead_hop::program::{ProgramError, clock, units};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::Site;
+use pithead_sealing::trust::{Algorithm, KeyArn, KeyStatus, MAX_SPKI, RsaSpki, UnixTime};
+use rustls_pki_types::SubjectPublicKeyInfoDer;
+use rustls_pki_types::pem::PemObject as _;
+
+use crate::authority::{
+    self, AuthorityDir, AuthorityError, InitOptions, KeyFileSigner, OfferedKey, Overview, Passphrase,
+    StatementRequest, StatementSigner as _,
+};
+use crate::kms::{Kms, KmsTimeouts};
+
+/// Arguments of `authority`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `authority ...`
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Make the root keys, a statement key, and the first trust root
+    Init(InitArgs),
+    /// Sign the next key statement of a site, and write the bundle that gateways are given
+    Statement(StatementArgs),
+    /// Show the root in force and each site's last statement, verified
+    Show(ShowArgs),
+}
+
+/// How keys sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Alg {
+    /// ECDSA on P-256 with SHA-256
+    P256,
+    /// Ed25519
+    Ed25519,
+}
+
+/// Where a key stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Status {
+    /// Announced
+    Next,
+    /// Sealed to
+    Active,
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Arguments of `authority init`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct InitArgs {
+    /// The authority's folder; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Its name for ever, such as acme-mining/prod
+    #[arg(long, value_name = "NAME")]
+    pub authority: String,
+    /// How many root keys
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub root_keys: usize,
+    /// How many of them must sign a root
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub root_threshold: usize,
+    /// How keys sign
+    #[arg(long, value_enum, default_value_t = Alg::P256)]
+    pub alg: Alg,
+    /// How long a key is announced before it is used, in operating time of the vehicles
+    #[arg(long, value_name = "TIME", default_value = "3d")]
+    pub hold_down: units::Duration,
+    /// Shortest RSA key that devices seal to: 2048, 3072 or 4096
+    #[arg(long, value_name = "BITS", default_value_t = 3072)]
+    pub min_rsa_bits: u64,
+    /// How long the root authorises statements
+    #[arg(long, value_name = "TIME", default_value = "730d")]
+    pub root_life: units::Duration,
+    /// Longest life of a statement
+    #[arg(long, value_name = "TIME", default_value = "400d")]
+    pub max_validity: units::Duration,
+    /// Encrypt the root keys under the first line of this file
+    #[arg(long, value_name = "FILE")]
+    pub root_passphrase_file: Option<PathBuf>,
+    /// The time at which it is made: seconds since 1970 or RFC 3339
+    #[arg(long, hide = true)]
+    pub now: Option<Moment>,
+}
+
+/// Arguments of `authority statement`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct StatementArgs {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Whom it is for; may be given several times
+    #[arg(long = "site", value_name = "SITE", required = true)]
+    pub sites: Vec<Site>,
+    /// List this key, with its public key in PEM or DER; the file may be left out for a key that is listed already
+    #[arg(long = "key", value_name = "ARN[=SPKI]")]
+    pub keys: Vec<KeyArg>,
+    /// List this key, and fetch its public key from KMS
+    #[arg(long = "kms-key", value_name = "ARN")]
+    pub kms_keys: Vec<KeyArn>,
+    /// What the keys of --key and --kms-key are
+    #[arg(long, value_enum, default_value_t = Status::Active)]
+    pub status: Status,
+    /// List this key as next: the one that stands by
+    #[arg(long = "next-key", value_name = "ARN[=SPKI]")]
+    pub next_keys: Vec<KeyArg>,
+    /// List this key as next, and fetch its public key from KMS
+    #[arg(long = "kms-next-key", value_name = "ARN")]
+    pub kms_next_keys: Vec<KeyArn>,
+    /// Seal to this key no more; it still decrypts
+    #[arg(long, value_name = "ARN")]
+    pub retire: Vec<KeyArn>,
+    /// Sign although no key stands by for the active one
+    #[arg(long)]
+    pub no_standby: bool,
+    /// How long the statement is valid: 180d unless the root ends earlier
+    #[arg(long, value_name = "TIME")]
+    pub validity: Option<units::Duration>,
+    /// How long retired keys stay able to decrypt: seconds since 1970 or RFC 3339
+    #[arg(long, value_name = "WHEN")]
+    pub decrypt_until: Option<Moment>,
+    /// The change request behind it
+    #[arg(long, value_name = "TEXT")]
+    pub ticket: Option<String>,
+    /// Write the bundle here as well (one site)
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The statement key, if it is not DIR/keys/statement-1.pem
+    #[arg(long, value_name = "PEM")]
+    pub statement_key: Option<PathBuf>,
+    /// The time at which it is signed: seconds since 1970 or RFC 3339
+    #[arg(long, hide = true)]
+    pub now: Option<Moment>,
+}
+
+/// Arguments of `authority show`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ShowArgs {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// How it is printed
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    /// The time by which statements are called stale or expired
+    #[arg(long, hide = true)]
+    pub now: Option<Moment>,
+}
+
+/// A point in time on the command line: seconds since 1970, or RFC 3339.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(pub UnixTime);
+
+impl FromStr for Moment {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Moment, Self::Err> {
+        if let Ok(seconds) = text.parse() {
+            return Ok(Moment(UnixTime(seconds)));
+        }
+        let format = &time::format_description::well_known::Rfc3339;
+        let moment = time::OffsetDateTime::parse(text, format)
+            .map_err(|_| "neither seconds since 1970 nor RFC 3339, such as 2027-01-31T00:00:00Z")?;
+        u64::try_from(moment.unix_timestamp()).map(UnixTime).map(Moment).map_err(|_| "before 1970")
+    }
+}
+
+/// `ARN` or `ARN=FILE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyArg {
+    /// The key.
+    pub arn: KeyArn,
+    /// Where its public key is.
+    pub spki: Option<PathBuf>,
+}
+
+impl FromStr for KeyArg {
+    type Err = pithead_sealing::trust::ArnError;
+
+    fn from_str(text: &str) -> Result<KeyArg, Self::Err> {
+        let (arn, file) = match text.split_once('=') {
+            Some((arn, file)) => (arn, Some(file.into())),
+            None => (text, None),
+        };
+        Ok(KeyArg { arn: KeyArn::new(arn)?, spki: file })
+    }
+}
+
+fn now_or(given: Option<Moment>) -> UnixTime {
+    given.map_or_else(|| UnixTime(clock::wall_s()), |Moment(at)| at)
+}
+
+/// Runs it.
+///
+/// # Errors
+/// What the authority refuses, for the person in front of it.
+#[allow(clippy::print_stdout, reason = "the answer of a command")]
+pub async fn run(args: Args) -> Result<(), ProgramError> {
+    match args.command {
+        Command::Init(args) => print!("{}", init(&args)?),
+        Command::Statement(args) => print!("{}", statement(&args).await?),
+        Command::Show(args) => print!("{}", show(&args)?),
+    }
+    Ok(())
+}
+
+fn init(args: &InitArgs) -> Result<String, ProgramError> {
+    let root_passphrase = args.root_passphrase_file.as_deref().map(Passphrase::read).transpose()?;
+    let encrypted = root_passphrase.is_some();
+    let options = InitOptions {
+        authority: args.authority.clone(),
+        root_keys: args.root_keys,
+        root_threshold: args.root_threshold,
+        algorithm: match args.alg {
+            Alg::P256 => Algorithm::Esp256,
+            Alg::Ed25519 => Algorithm::Ed25519,
+        },
+        hold_down: args.hold_down.get(),
+        min_rsa_bits: args.min_rsa_bits,
+        root_life: args.root_life.get(),
+        max_statement_validity: args.max_validity.get(),
+        root_passphrase,
+    };
+    let root = authority::init(&args.dir, &options, now_or(args.now))?;
+    let dir = args.dir.display();
+    let move_them = if encrypted {
+        "The root keys are encrypted. Move them off this machine all the same:"
+    } else {
+        "WARNING: THE ROOT KEYS LIE HERE UNENCRYPTED. Whoever reads them is the authority. Move them off this\n\
+         machine now, to media in different hands (and next time give --root-passphrase-file):"
+    };
+    let keys = (1..=args.root_keys).map(|n| format!("  {dir}/keys/root-{n}.pem\n")).collect::<String>();
+    Ok(format!(
+        "authority    {}\nroot         version 1, {} of {} keys, custody: key file\n\
+         fingerprint  {}\nexpires      {}\n\n{move_them}\n{keys}\
+         The statement key {dir}/keys/statement-1.pem stays with whoever signs statements.\n\n\
+         next: pithead-decryptor authority statement --dir {dir} --site SITE --kms-key ARN --kms-next-key ARN\n",
+        root.authority,
+        root.root_role.threshold,
+        root.root_role.kids.len(),
+        root.digest(),
+        authority::rfc3339(root.expires_at),
+    ))
+}
+
+async fn statement(args: &StatementArgs) -> Result<String, ProgramError> {
+    if args.out.is_some() && args.sites.len() > 1 {
+        return Err(AuthorityError::Request(
+            "--out takes the bundle of one site; see DIR/bundles for the others",
+        )
+        .into());
+    }
+    let dir = AuthorityDir::open(&args.dir)?;
+    let key_path = args.statement_key.clone().unwrap_or_else(|| dir.key_path("statement-1"));
+    let signer = KeyFileSigner::new(authority::read_signing_key(&key_path, None)?);
+    let request = StatementRequest {
+        sites: args.sites.clone(),
+        keys: offered(args).await?,
+        retire: args.retire.clone(),
+        validity: args.validity.map(units::Duration::get),
+        no_standby: args.no_standby,
+        decrypt_until: args.decrypt_until.map(|Moment(at)| at),
+        ticket: args.ticket.clone(),
+    };
+    let issued = authority::issue(&dir, &signer, &request, now_or(args.now)).await?;
+    let site = &args.sites[0];
+    if let Some(out) = &args.out {
+        authority::copy_bundle(&dir, site, out)?;
+    }
+    let bundle = args.out.clone().unwrap_or_else(|| dir.bundle_path(site));
+    Ok(describe(&issued, &signer, &bundle))
+}
+
+fn describe(issued: &authority::Issued, signer: &KeyFileSigner, bundle: &Path) -> String {
+    use fmt::Write as _;
+    let statement = &issued.statement;
+    let mut text = String::new();
+    let sites: Vec<&str> = statement.sites.iter().map(Site::as_str).collect();
+    // Writing to a String does not fail.
+    let _ = write!(
+        text,
+        "statement    sequence {}, epoch {}, for {}\nfingerprint  {}  (of the key that devices seal to)\n\
+         digest       {}\nsigned by    {}\nstale        {}\nexpires      {}\n",
+        statement.sequence,
+        statement.epoch,
+        sites.join(", "),
+        issued.in_force.fingerprint(),
+        statement.digest(),
+        signer.public().kid(),
+        authority::rfc3339(statement.refresh_by),
+        authority::rfc3339(statement.expires_at),
+    );
+    for key in &statement.keys {
+        let key = authority::KeyView::of(key);
+        let _ = writeln!(text, "key          {:<8} {} ({} bits)", key.status, key.arn, key.bits);
+    }
+    for arn in &issued.not_yet_usable {
+        let _ = writeln!(
+            text,
+            "note         {arn} is active and not announced for long enough yet: devices wait"
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nnext: give {} to the decryptor ([keys] bundles), or to a site by hand",
+        bundle.display()
+    );
+    text
+}
+
+async fn offered(args: &StatementArgs) -> Result<Vec<OfferedKey>, ProgramError> {
+    let status = match args.status {
+        Status::Next => KeyStatus::Next,
+        Status::Active => KeyStatus::Active,
+    };
+    let mut offered = Vec::new();
+    for (keys, status) in [(&args.keys, status), (&args.next_keys, KeyStatus::Next)] {
+        for key in keys {
+            let spki = key.spki.as_deref().map(read_spki).transpose()?;
+            offered.push(OfferedKey { arn: key.arn.clone(), spki, status });
+        }
+    }
+    if args.kms_keys.is_empty() && args.kms_next_keys.is_empty() {
+        return Ok(offered);
+    }
+    let kms = Kms::from_environment(KmsTimeouts::default()).await;
+    for (arns, status) in [(&args.kms_keys, status), (&args.kms_next_keys, KeyStatus::Next)] {
+        for arn in arns {
+            let spki = kms.sealing_key(arn).await.map_err(AuthorityError::Kms)?;
+            offered.push(OfferedKey { arn: arn.clone(), spki: Some(spki), status });
+        }
+    }
+    Ok(offered)
+}
+
+/// A public key in PEM ("BEGIN PUBLIC KEY") or DER.
+fn read_spki(path: &Path) -> Result<RsaSpki, AuthorityError> {
+    let wrong = |what| AuthorityError::KeyFile { path: path.into(), what };
+    let content = std::fs::read(path).map_err(|error| AuthorityError::File {
+        action: "read",
+        path: path.into(),
+        error,
+    })?;
+    // PEM of the longest SPKI, with room for comments around it.
+    if content.len() > 16 * MAX_SPKI {
+        return Err(wrong("longer than any public key"));
+    }
+    let spki = if content.starts_with(&[0x30]) {
+        RsaSpki::from_der(&content)
+    } else {
+        let der = SubjectPublicKeyInfoDer::from_pem_slice(&content)
+            .map_err(|_| wrong("neither PEM with BEGIN PUBLIC KEY nor DER"))?;
+        RsaSpki::from_der(&der)
+    };
+    spki.map_err(|_| wrong("not a strict RSA public key (SubjectPublicKeyInfo, exponent 65537)"))
+}
+
+fn show(args: &ShowArgs) -> Result<String, ProgramError> {
+    let dir = AuthorityDir::open(&args.dir)?;
+    let overview = authority::overview(&dir, now_or(args.now))?;
+    match args.output {
+        Output::Table => Ok(table(&overview)),
+        Output::Json => serde_json::to_string_pretty(&overview)
+            .map(|json| json + "\n")
+            .map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string())),
+    }
+}
+
+fn table(overview: &Overview) -> String {
+    use fmt::Write as _;
+    let mut text = format!(
+        "authority  {}\nroot       version {}, epoch {}, {} of {} keys, custody: {}\nroot       {}\nexpires    {}\n",
+        overview.authority,
+        overview.root_version,
+        overview.epoch,
+        overview.root_threshold.0,
+        overview.root_threshold.1,
+        overview.custody,
+        overview.root,
+        overview.root_expires_at,
+    );
+    for site in &overview.sites {
+        let _ = writeln!(
+            text,
+            "\nsite       {}\nstatement  sequence {}, {}\n           {}\nissued     {}\nstale      {}\nexpires    {}",
+            site.site,
+            site.sequence,
+            site.state,
+            site.statement,
+            site.issued_at,
+            site.refresh_by,
+            site.expires_at,
+        );
+        for key in &site.keys {
+            let _ =
+                writeln!(text, "key        {:<8} {}\n           {}", key.status, key.arn, key.fingerprint);
+        }
+    }
+    text
+}

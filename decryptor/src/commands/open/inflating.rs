@@ -1,0 +1,172 @@
+//! Inflates while it writes, by the rules of [`crate::content::inflate`]: one frame, nothing before or behind it, no
+//! dictionary, window at most 8 MiB, and a limit.
+
+use std::io::{self, Write};
+
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
+
+use crate::content::ContentError;
+
+/// What a pipe is taken to hold at most, for its limit while it runs.
+pub(super) const PIPE_ASSUMED_BYTES: u64 = 1 << 40;
+
+const FRAME_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const WINDOW_LOG_MAX: u32 = 23;
+/// One block of zstd is at most this long.
+const PIECE: usize = 128 * 1024;
+
+/// Takes compressed bytes and hands plain ones on.
+pub(super) struct Inflating<W> {
+    output: W,
+    decoder: Decoder<'static>,
+    piece: Vec<u8>,
+    /// Magic and descriptor, until there are five bytes to be judged.
+    head: Vec<u8>,
+    ended: bool,
+    written: u64,
+    limit: u64,
+    refused: Option<ContentError>,
+}
+
+impl<W: Write> Inflating<W> {
+    pub(super) fn new(output: W, limit: u64) -> Result<Self, ContentError> {
+        let not_started = |_| ContentError::Zstd { what: "the decoder did not start" };
+        let mut decoder = Decoder::new().map_err(not_started)?;
+        decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(not_started)?;
+        Ok(Self {
+            output,
+            decoder,
+            piece: vec![0; PIECE],
+            head: Vec::with_capacity(5),
+            ended: false,
+            written: 0,
+            limit,
+            refused: None,
+        })
+    }
+
+    /// Why the content was refused, if it was.
+    pub(super) fn refused(&self) -> Option<ContentError> {
+        self.refused
+    }
+
+    /// The content is over: gives the bytes written.
+    pub(super) fn finish(self) -> Result<u64, ContentError> {
+        match self.refused {
+            Some(error) => Err(error),
+            None if self.ended => Ok(self.written),
+            None => Err(ContentError::Zstd { what: "it ends before its frame does" }),
+        }
+    }
+
+    fn refuse(&mut self, error: ContentError) -> io::Error {
+        self.refused = Some(error);
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+
+    fn inflate(&mut self, compressed: &[u8]) -> io::Result<()> {
+        let mut input = InBuffer::around(compressed);
+        loop {
+            if self.ended {
+                if input.pos() < compressed.len() {
+                    return Err(self.refuse(ContentError::Zstd { what: "there are bytes behind the frame" }));
+                }
+                return Ok(());
+            }
+            let mut output = OutBuffer::around(self.piece.as_mut_slice());
+            let step = self.decoder.run(&mut input, &mut output);
+            let produced = output.pos();
+            let Ok(hint) = step else {
+                let what = "the frame is damaged, or its window is over 8 MiB";
+                return Err(self.refuse(ContentError::Zstd { what }));
+            };
+            self.written += produced as u64;
+            if self.written > self.limit {
+                return Err(self.refuse(ContentError::InflateLimit { limit: self.limit }));
+            }
+            self.output.write_all(&self.piece[..produced])?;
+            self.ended = hint == 0;
+            if !self.ended && input.pos() == compressed.len() && produced < PIECE {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl<W: Write> Write for Inflating<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        if let Some(error) = self.refused {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        let mut rest = buffer;
+        if self.head.len() < 5 {
+            let taken = rest.len().min(5 - self.head.len());
+            self.head.extend_from_slice(&rest[..taken]);
+            rest = &rest[taken..];
+            // The library would step over skippable frames: a place to hide bytes that two readers see differently.
+            let magic = self.head.len().min(4);
+            if self.head[..magic] != FRAME_MAGIC[..magic] {
+                return Err(self.refuse(ContentError::Zstd { what: "it does not begin with a zstd frame" }));
+            }
+            if self.head.len() < 5 {
+                return Ok(buffer.len());
+            }
+            if self.head[4] & 0b11 != 0 {
+                return Err(self.refuse(ContentError::Zstd { what: "it asks for a dictionary" }));
+            }
+            let head = self.head.clone();
+            self.inflate(&head)?;
+        }
+        self.inflate(rest)?;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn inflated(compressed: &[u8], limit: u64, chunk: usize) -> Result<Vec<u8>, ContentError> {
+        let mut plain = Vec::new();
+        let mut inflating = Inflating::new(&mut plain, limit).unwrap();
+        let fed = compressed.chunks(chunk).try_for_each(|chunk| inflating.write_all(chunk));
+        assert_eq!(fed.is_err(), inflating.refused().is_some());
+        inflating.finish()?;
+        Ok(plain)
+    }
+
+    #[test]
+    fn a_frame_in_pieces_of_any_size_comes_out_whole() {
+        let plain: Vec<u8> = (0..700_000_u32).map(|n| (n / 7) as u8).collect();
+        let compressed = zstd::stream::encode_all(plain.as_slice(), 3).unwrap();
+        for chunk in [1, 3, 1000, usize::MAX] {
+            assert_eq!(inflated(&compressed, 700_000, chunk).unwrap(), plain);
+        }
+        assert_eq!(inflated(&zstd::stream::encode_all(&b""[..], 3).unwrap(), 0, 1).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_the_rules_forbid_is_refused_in_any_pieces() {
+        let good = zstd::stream::encode_all(&b"telemetry"[..], 3).unwrap();
+        let twice = [good.clone(), good.clone()].concat();
+        let trailing = [&good[..], &[0]].concat();
+        let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 9][..], &good].concat();
+        for bad in
+            [&twice, &trailing, &skippable, &good[..good.len() - 1].to_vec(), &good[..3].to_vec(), &vec![]]
+        {
+            for chunk in [1, usize::MAX] {
+                assert!(
+                    matches!(inflated(bad, 1 << 20, chunk), Err(ContentError::Zstd { .. })),
+                    "{bad:02x?}"
+                );
+            }
+        }
+        let bomb = zstd::stream::encode_all(&vec![0_u8; 10_000_000][..], 3).unwrap();
+        assert_eq!(inflated(&bomb, 1 << 20, 100), Err(ContentError::InflateLimit { limit: 1 << 20 }));
+    }
+}
