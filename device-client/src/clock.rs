@@ -9,6 +9,7 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -17,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Where trusted time comes from, if the owner has such a source: seconds since 1970, or nothing while it is not
 /// synchronised.
-pub type TrustedClock = Box<dyn Fn() -> Option<UnixTime> + Send + Sync>;
+pub type TrustedClock = Arc<dyn Fn() -> Option<UnixTime> + Send + Sync>;
 
 /// The clocks as they stand while a device is open.
 pub struct DeviceClock {
@@ -51,6 +52,12 @@ impl DeviceClock {
     #[must_use]
     pub fn start_with(trusted: TrustedClock) -> Self {
         Self { trusted: Some(trusted), ..Self::start() }
+    }
+
+    /// The same sources, counting operating time from now on.
+    #[must_use]
+    pub fn restarted(&self) -> Self {
+        Self { trusted: self.trusted.clone(), ..Self::start() }
     }
 
     /// What the trust rules are given: seconds operated since the start, and trusted time if there is any.
@@ -88,7 +95,7 @@ mod tests {
     fn operating_time_starts_at_zero_and_a_trusted_clock_is_asked_each_time() {
         assert_eq!(DeviceClock::start().now(), Clock::uptime(0));
         let synchronised = std::sync::atomic::AtomicBool::new(false);
-        let clock = DeviceClock::start_with(Box::new(move || {
+        let clock = DeviceClock::start_with(Arc::new(move || {
             synchronised.fetch_not(std::sync::atomic::Ordering::Relaxed).then_some(UnixTime(1_800_000_000))
         }));
         assert_eq!(clock.now().trusted_now, None);

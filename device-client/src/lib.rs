@@ -17,3 +17,12 @@ pub mod sequence;
 
 pub mod batch;
 pub mod sealer;
+
+pub mod outbox;
+
+pub mod device;
+#[cfg(feature = "client")]
+pub mod uplink;
+
+/// The largest envelope that is sent in one piece, until uploads exist: the gateway's default inline limit.
+pub const INLINE_LIMIT_BYTES: u64 = 1024 * 1024;

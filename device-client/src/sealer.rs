@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
+    sync::{Arc, Mutex},
 };
 
 use pithead_sealing::{
@@ -19,8 +20,10 @@ use pithead_sealing::{
 };
 
 use crate::{
+    batch::LineMark,
     clock::DeviceClock,
     keys::Keys,
+    outbox::lock,
     sequence::{Sequence, SequenceError},
 };
 
@@ -77,7 +80,7 @@ pub struct Sealer {
     site: Site,
     device: DeviceId,
     keys: Keys,
-    sequence: Sequence,
+    sequence: Arc<Mutex<Sequence>>,
     sessions: BTreeMap<StreamName, (Content, Session)>,
     sessions_started: u64,
 }
@@ -86,6 +89,11 @@ impl Sealer {
     /// A sealer for `device`, with its trust and its sequence state.
     #[must_use]
     pub fn new(device: DeviceId, keys: Keys, sequence: Sequence) -> Self {
+        Self::sharing(device, keys, Arc::new(Mutex::new(sequence)))
+    }
+
+    /// A sealer whose numbers the outbox writes down too, before it forgets.
+    pub(crate) fn sharing(device: DeviceId, keys: Keys, sequence: Arc<Mutex<Sequence>>) -> Self {
         let site = keys.trust().site().clone();
         Self { site, device, keys, sequence, sessions: BTreeMap::new(), sessions_started: 0 }
     }
@@ -113,10 +121,21 @@ impl Sealer {
         &mut self.keys
     }
 
-    /// The device's numbers.
+    /// Run and last number of every stream since this opening: a heartbeat.
     #[must_use]
-    pub fn sequence(&self) -> &Sequence {
-        &self.sequence
+    pub fn marks(&self) -> Vec<LineMark> {
+        lock(&self.sequence).marks()
+    }
+
+    /// The same with `stream` as it will stand when its next envelope is sealed: what that envelope itself may claim.
+    pub fn marks_with_next(&mut self, stream: &StreamName) -> Vec<LineMark> {
+        let mut sequence = lock(&self.sequence);
+        let mut marks = sequence.marks();
+        if let Ok((run, seq)) = sequence.next(stream) {
+            marks.retain(|mark| mark.stream != *stream);
+            marks.push(LineMark { stream: stream.clone(), run, last_seq: seq.get() });
+        }
+        marks
     }
 
     /// Sessions so far: each is one public-key operation here and one KMS call in the cloud.
@@ -146,14 +165,14 @@ impl Sealer {
         content: &Content,
         plaintext: &[u8],
     ) -> Result<SealedEnvelope, SealError> {
-        let (run, seq) = self.sequence.next(stream)?;
+        let (run, seq) = lock(&self.sequence).next(stream)?;
         let boot = DeviceClock::since_boot();
         let session = self.session(stream, content, run)?;
         Ok(session.seal(seq, plaintext, boot, &mut KernelEntropy)?)
     }
 
     pub(crate) fn commit(&mut self, identity: &Identity) {
-        self.sequence.commit(&identity.stream, identity.seq);
+        lock(&self.sequence).commit(&identity.stream, identity.seq);
     }
 
     /// How many bytes an envelope of `plaintext_len` bytes will have.
@@ -163,7 +182,7 @@ impl Sealer {
         content: &Content,
         plaintext_len: u64,
     ) -> Result<Option<u64>, SealError> {
-        let (run, _) = self.sequence.next(stream)?;
+        let (run, _) = lock(&self.sequence).next(stream)?;
         Ok(self.session(stream, content, run)?.sealed_len(plaintext_len))
     }
 
@@ -176,7 +195,7 @@ impl Sealer {
         plaintext: &mut impl Read,
         sealed: &mut impl Write,
     ) -> Result<(Identity, SealedStream), SealError> {
-        let (run, seq) = self.sequence.next(stream)?;
+        let (run, seq) = lock(&self.sequence).next(stream)?;
         let key = self.keys.verified_key()?;
         let context = self.context(stream, content);
         let clock = self.session_clock();
@@ -191,23 +210,18 @@ impl Sealer {
 
     /// What the first batch of a run tells of the run before it.
     #[must_use]
-    pub fn previous(&self, stream: &StreamName) -> Option<crate::batch::LineMark> {
-        self.sequence.previous(stream)
+    pub fn previous(&self, stream: &StreamName) -> Option<LineMark> {
+        lock(&self.sequence).previous(stream)
     }
 
     /// Begins a new run for a stream, after a conflict.
     pub fn begin_run(&mut self, stream: &StreamName) -> Result<Run, SequenceError> {
-        self.sequence.begin_run(stream, &mut KernelEntropy)
-    }
-
-    /// Writes down where the lines stand: before the outbox forgets what it held.
-    pub(crate) fn save_sequence(&mut self) -> Result<(), SequenceError> {
-        self.sequence.save()
+        lock(&self.sequence).begin_run(stream, &mut KernelEntropy)
     }
 
     /// Writes everything down: at shutdown.
     pub fn close(mut self) -> Result<(), CloseError> {
-        self.sequence.save()?;
+        lock(&self.sequence).save()?;
         Ok(self.keys.save()?)
     }
 

@@ -1,1 +1,17 @@
-fn main() {}
+//! `pithead-device`: a device on the command line.
+
+mod cli;
+mod config;
+mod enroll;
+mod failure;
+mod key;
+mod outbox;
+mod output;
+mod seal;
+mod send;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,175 @@
+//! The command line: parsed here, done in the module of each command.
+
+use std::{path::PathBuf, process, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use pithead_hop::{
+    connect::Endpoint,
+    program::{self, ExitCode, ProgramError, log, units},
+};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::{
+    envelope::ContentType,
+    names::{DeviceId, Site, StreamName},
+};
+
+use crate::{enroll, key, outbox, output::Output, seal, send};
+
+/// A device: verifies keys, seals, keeps what it sealed, and sends it to the gateway.
+#[derive(Debug, Parser)]
+#[command(name = "pithead-device", version, arg_required_else_help = true)]
+struct Cli {
+    /// The device's file, as `enroll` wrote it.
+    #[arg(short, long, global = true, default_value = "device.toml", value_name = "FILE")]
+    config: PathBuf,
+    /// How results are printed.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// More in the log; twice for still more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Less in the log.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    quiet: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes a device in a folder: names, certificate, and the trust root that it believes from now on.
+    Enroll(EnrollArgs),
+    /// The key that the device seals to, verified here; asks the gateway for news first.
+    Key {
+        /// Asks nobody: what is believed now.
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Seals one file to another: for those who carry envelopes themselves. Needs no gateway.
+    Seal(SealArgs),
+    /// Seals records, keeps them in the outbox, and sends them until the gateway has them on its disk.
+    Send(SendArgs),
+    /// What waits to be sent.
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnrollArgs {
+    /// The device's folder; it is made. Its file will be DIR/device.toml.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// The site that the device works at.
+    #[arg(long)]
+    pub(crate) site: Site,
+    /// The device's name, as its certificate says it.
+    #[arg(long)]
+    pub(crate) device: DeviceId,
+    /// The authority whose keys it will believe, such as acme-mining/prod.
+    #[arg(long)]
+    pub(crate) authority: String,
+    /// The authority's first trust root: the anchor. Get it from the authority, not from the gateway.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) root: PathBuf,
+    /// A key bundle to begin with, so that the device can seal before it has met a gateway.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bundle: Option<PathBuf>,
+    /// A gateway, host:port; several in the order of preference. Without one the device only seals.
+    #[arg(long = "gateway", value_name = "HOST:PORT", requires = "ca")]
+    pub(crate) gateways: Vec<Endpoint>,
+    /// The CA of the gateways' certificates.
+    #[arg(long, value_name = "PEM")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The device's certificate, with any CAs between it and the site's.
+    #[arg(long, value_name = "PEM", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The certificate's private key.
+    #[arg(long, value_name = "PEM", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// The name in the gateways' certificates, if it is not the host.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SealArgs {
+    /// The plaintext; - is standard input.
+    pub(crate) file: PathBuf,
+    /// Where the envelope goes.
+    #[arg(short = 'O', long = "out", value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// The stream that the envelope is filed under.
+    #[arg(long, default_value = "files")]
+    pub(crate) stream: StreamName,
+    /// What the plaintext is.
+    #[arg(long, default_value = "application/octet-stream", value_parser = ContentType::new)]
+    pub(crate) content_type: ContentType,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SendArgs {
+    /// A file to send whole, or - for standard input, line by line as records.
+    pub(crate) file: PathBuf,
+    /// The stream; `records` for lines and `files` for a file if it is not given.
+    #[arg(long)]
+    pub(crate) stream: Option<StreamName>,
+    /// What a file is; lines travel as batches.
+    #[arg(long, default_value = "application/octet-stream", value_parser = ContentType::new)]
+    pub(crate) content_type: ContentType,
+    /// How long a record may wait for others to share its seal.
+    #[arg(long, default_value = "200ms")]
+    pub(crate) linger: units::Duration,
+    /// How long to wait for the gateway once everything is in the outbox; what it does not have by then stays there.
+    #[arg(long, default_value = "60s")]
+    pub(crate) timeout: units::Duration,
+}
+
+#[derive(Debug, Subcommand)]
+enum OutboxCommand {
+    /// How much waits, and the room there is.
+    Stat,
+}
+
+pub(crate) fn main() -> process::ExitCode {
+    program::install_crypto();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for and go to stdout; a usage error ends with 2.
+            let _ = error.print();
+            let code = if error.use_stderr() { ExitCode::USAGE } else { ExitCode::OK };
+            return code.into();
+        }
+    };
+    // A one-shot command speaks through its result; its log is for those who ask.
+    let level = log::level(cli.verbose, cli.quiet.saturating_add(1));
+    if let Err(error) = log::init(log::LogFormat::Auto, level) {
+        return ProgramError::new(ErrorReason::Internal, error.to_string()).report();
+    }
+    match run(&cli) {
+        Ok(code) => code.into(),
+        Err(error) => error.report(),
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
+    match &cli.command {
+        Command::Enroll(arguments) => enroll::run(arguments, cli.output),
+        Command::Key { offline } => in_runtime(key::run(&cli.config, *offline, cli.output)),
+        Command::Seal(arguments) => seal::run(&cli.config, arguments, cli.output),
+        Command::Send(arguments) => in_runtime(send::run(&cli.config, arguments, cli.output)),
+        Command::Outbox(OutboxCommand::Stat) => outbox::stat(&cli.config, cli.output),
+    }
+}
+
+fn in_runtime(work: impl Future<Output = Result<ExitCode, ProgramError>>) -> Result<ExitCode, ProgramError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| ProgramError::new(ErrorReason::Internal, format!("no runtime: {error}")))?;
+    let done = runtime.block_on(work);
+    // A blocking read of standard input cannot be cancelled and must not hold the process.
+    runtime.shutdown_timeout(Duration::ZERO);
+    done
+}

@@ -1,0 +1,128 @@
+//! `enroll`: a folder with names, certificate and trust.
+
+use std::{fs, io, path::Path};
+
+use bytes::Bytes;
+use pithead_device_client::device::Device;
+use pithead_hop::{
+    keys::KeyFile,
+    program::{ExitCode, ProgramError, disk},
+    tls::Pem,
+};
+use pithead_proto::errors::v1::ErrorReason;
+use serde_json::json;
+
+use crate::{cli::EnrollArgs, failure, key, output::Output};
+
+pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramError> {
+    let root = read(&arguments.root)?;
+    let bundle = arguments.bundle.as_deref().map(read_bundle).transpose()?;
+    // Everything is looked at before anything is written.
+    check_pems(arguments)?;
+    let mut keys = Device::enroll(&arguments.dir, &arguments.authority, &arguments.site, &root)
+        .map_err(|error| failure::open(&error))?;
+    if let Some(bundle) = bundle {
+        let held = keys.trust().root_version();
+        keys.apply(&bundle.bundle.newer_than(held)).map_err(|error| match error {
+            pithead_device_client::keys::KeysError::Trust(refused) => failure::trust(refused),
+            other => ProgramError::new(ErrorReason::StateDamaged, failure::chain(&other)),
+        })?;
+    }
+    let copied = copy_pems(arguments)?;
+    let file = arguments.dir.join("device.toml");
+    write(&file, device_toml(arguments, &copied).as_bytes())?;
+    let mut fields = vec![
+        ("device", json!(arguments.device.to_string())),
+        ("site", json!(arguments.site.to_string())),
+        ("authority", json!(keys.trust().authority())),
+        ("file", json!(file.display().to_string())),
+    ];
+    fields.extend(key::facts(&keys));
+    output.print(&fields);
+    Ok(ExitCode::OK)
+}
+
+struct Copied {
+    ca: bool,
+    identity: bool,
+}
+
+fn check_pems(arguments: &EnrollArgs) -> Result<(), ProgramError> {
+    let tls = |error| failure::tls(&error);
+    for path in [&arguments.ca, &arguments.cert].into_iter().flatten() {
+        Pem::read(path).and_then(|pem| pem.certificates()).map_err(tls)?;
+    }
+    if let Some(path) = &arguments.key {
+        Pem::read(path).and_then(|pem| pem.private_key().map(drop)).map_err(tls)?;
+    }
+    Ok(())
+}
+
+fn copy_pems(arguments: &EnrollArgs) -> Result<Copied, ProgramError> {
+    let copy = |from: &Option<std::path::PathBuf>, to: &str| -> Result<bool, ProgramError> {
+        let Some(from) = from else { return Ok(false) };
+        let bytes = zeroize::Zeroizing::new(read(from)?);
+        let to = arguments.dir.join(to);
+        write(&to, &bytes)?;
+        if to.extension().is_some_and(|ending| ending == "key") {
+            private(&to).map_err(|error| cannot_write(&to, &error))?;
+        }
+        Ok(true)
+    };
+    let ca = copy(&arguments.ca, "ca.pem")?;
+    let identity = copy(&arguments.cert, "device.pem")? && copy(&arguments.key, "device.key")?;
+    Ok(Copied { ca, identity })
+}
+
+fn private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+}
+
+fn device_toml(arguments: &EnrollArgs, copied: &Copied) -> String {
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    let mut text = format!(
+        "# A Pithead device. Paths are relative to this file.\n\n[device]\nsite = {}\nid = {}\n# Trust record, \
+         sequence state and outbox.\nstate = \".\"\n",
+        quoted(arguments.site.as_str()),
+        quoted(arguments.device.as_str())
+    );
+    if copied.ca && !arguments.gateways.is_empty() {
+        let endpoints: Vec<_> =
+            arguments.gateways.iter().map(|endpoint| quoted(&endpoint.to_string())).collect();
+        text.push_str(&format!(
+            "\n[gateway]\n# In the order of preference.\nendpoints = [{}]\nca = \"ca.pem\"\n",
+            endpoints.join(", ")
+        ));
+        if let Some(name) = &arguments.server_name {
+            text.push_str(&format!("server_name = {}\n", quoted(name)));
+        }
+        if copied.identity {
+            text.push_str("certificate = \"device.pem\"\nkey = \"device.key\"\n");
+        }
+    }
+    text.push_str("\n[outbox]\nmax_bytes = \"64MiB\"\n");
+    text
+}
+
+/// A bundle as the authority exports it.
+pub(crate) fn read_bundle(path: &Path) -> Result<KeyFile, ProgramError> {
+    KeyFile::decode(Bytes::from(read(path)?)).map_err(|error| {
+        ProgramError::new(ErrorReason::TrustParse, format!("{}: {error}", path.display()))
+            .todo("give the file that `pithead-decryptor authority statement --out` wrote")
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ProgramError> {
+    fs::read(path).map_err(|error| {
+        ProgramError::new(ErrorReason::ConfigUnreadable, format!("{}: {error}", path.display()))
+    })
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), ProgramError> {
+    disk::replace(path, bytes).map_err(|error| cannot_write(path, &error))
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> ProgramError {
+    ProgramError::new(ErrorReason::DataDirUnwritable, format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,43 @@
+//! `key`: what is believed, and the key that is sealed to.
+
+use std::path::Path;
+
+use pithead_device_client::keys::Keys;
+use pithead_hop::program::{ExitCode, ProgramError};
+use serde_json::{Value, json};
+
+use crate::{config::Config, failure, output::Output};
+
+pub(crate) async fn run(file: &Path, offline: bool, output: Output) -> Result<ExitCode, ProgramError> {
+    let config = Config::load(file)?;
+    let mut keys = config.open_keys()?;
+    if !offline && let Some(uplink) = config.uplink(&keys)? {
+        uplink.refresh(&mut keys).await.map_err(|error| failure::refresh(&error))?;
+    }
+    output.print(&facts(&keys));
+    match keys.verified_key() {
+        Ok(_) => Ok(ExitCode::OK),
+        Err(error) => Err(failure::trust(error)),
+    }
+}
+
+/// Status, and the key with its fingerprint if there is one.
+pub(crate) fn facts(keys: &Keys) -> Vec<(&'static str, Value)> {
+    let (epoch, sequence) = keys.trust().version();
+    let mut facts = vec![
+        ("status", json!(keys.status().code())),
+        ("root_version", json!(keys.trust().root_version())),
+        ("epoch", json!(epoch)),
+        ("sequence", json!(sequence)),
+    ];
+    if let Ok(key) = keys.verified_key() {
+        facts.extend([
+            ("key", json!(key.arn().to_string())),
+            ("fingerprint", json!(hex::encode(key.fingerprint().as_bytes()))),
+            ("bits", json!(key.modulus_bits())),
+            ("refresh_by", json!(key.refresh_by().as_secs())),
+            ("expires_at", json!(key.expires_at().as_secs())),
+        ]);
+    }
+    facts
+}

@@ -1,0 +1,158 @@
+//! The way to the gateway: keys come down, sealed envelopes go up.
+//!
+//! An [`Uplink`] knows the gateways in the order of the owner's preference and how to prove who we are. It holds no
+//! connection of its own: [`Uplink::refresh`] asks for keys on one, [`Uplink::deliver`] keeps one for as long as there
+//! is something to deliver and tells through [`Progress`] how it stands, [`Uplink::submit`] sends one envelope.
+//!
+//! Needs a tokio runtime, starts no thread, installs no logger and reads no environment variable.
+
+mod deliver;
+mod order;
+mod refused;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use pithead_hop::{
+    backoff::Policy,
+    connect::{self, ConnectError, ConnectOptions, Connection, Endpoint},
+    keys::{FetchError, Held, KeyClient},
+    tls::{ClientTls, KnownTime, PassedExpiry, Pem, TimeSource, TlsError},
+};
+use pithead_sealing::trust::Applied;
+use rustls_pki_types::{ServerName, UnixTime};
+
+use crate::{
+    clock::DeviceClock,
+    keys::{Keys, KeysError},
+};
+
+pub use deliver::{DeliverError, Progress, Receipt, SubmitError, Trouble};
+pub use refused::{RefusedArea, RefusedError};
+
+/// How long a gateway may take to answer a question about keys.
+const KEY_ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Answers applied in one refresh: 32 roots come at a time, and a device asleep for years needs more than one answer.
+const ANSWERS_PER_REFRESH: usize = 8;
+
+/// Where the gateways are, and who we are to them.
+#[derive(Clone, Debug)]
+pub struct Gateways {
+    /// In the order of preference.
+    pub endpoints: Vec<Endpoint>,
+    /// The name in the gateways' certificates, if it is not the host of the endpoint.
+    pub server_name: Option<ServerName<'static>>,
+    /// The CA of the site.
+    pub ca: Pem,
+    /// Our certificate with its key; none in network mode.
+    pub identity: Option<(Pem, Pem)>,
+    /// How connections are made and kept.
+    pub options: ConnectOptions,
+    /// How delays grow while no gateway takes anything.
+    pub retry: Policy,
+}
+
+/// What a device knows of time for TLS: its trusted clock, else the largest time that has certainly passed.
+struct FloorClock {
+    clock: DeviceClock,
+    floor_s: u64,
+}
+
+impl fmt::Debug for FloorClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FloorClock").field("floor_s", &self.floor_s).finish_non_exhaustive()
+    }
+}
+
+impl TimeSource for FloorClock {
+    fn now(&self) -> KnownTime {
+        let now = self.clock.now();
+        match now.trusted_now {
+            Some(trusted) => KnownTime::Trusted(at(trusted.as_secs())),
+            None => KnownTime::AtLeast(at(self.floor_s.saturating_add(now.uptime_s))),
+        }
+    }
+}
+
+fn at(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
+
+/// Why keys could not be refreshed. What was believed before stands.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RefreshError {
+    /// No gateway could be reached; the reason is the last one's.
+    #[error("no gateway: {0}")]
+    Connect(#[from] ConnectError),
+    /// A gateway did not answer with a bundle.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// What it answered was refused, or could not be kept.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+}
+
+/// The way to the gateways of a site.
+#[derive(Clone, Debug)]
+pub struct Uplink {
+    gateways: Arc<Gateways>,
+    /// For envelopes: a certificate past its end is refused.
+    tls: Arc<rustls::ClientConfig>,
+    /// For keys: roots and statements carry their own signatures, and a poisoned floor must be curable.
+    keys_tls: Arc<rustls::ClientConfig>,
+}
+
+impl Uplink {
+    /// Checks certificates and keys and makes the uplink. `keys` gives the lower bound of time for TLS.
+    pub fn new(gateways: Gateways, keys: &Keys) -> Result<Self, TlsError> {
+        let floor_s = keys.trust().now_lower_bound(keys.clock().now()).as_secs();
+        let build = |passed_expiry| {
+            let clock = Arc::new(FloorClock { clock: keys.clock().restarted(), floor_s });
+            let (ca, identity) = (gateways.ca.clone(), gateways.identity.clone());
+            ClientTls { ca, identity, clock, passed_expiry }.build()
+        };
+        let tls = build(PassedExpiry::Refuse)?;
+        let keys_tls = build(PassedExpiry::TakeWithoutClock)?;
+        Ok(Self { gateways: Arc::new(gateways), tls, keys_tls })
+    }
+
+    /// Asks the first gateway that answers for everything newer, verifies it and takes it in. Gives what has changed.
+    ///
+    /// Cancel safe: what was accepted is kept.
+    pub async fn refresh(&self, keys: &mut Keys) -> Result<Applied, RefreshError> {
+        let connection = self.connect(&self.keys_tls).await?;
+        let mut client = KeyClient::new(connection, keys.trust().authority(), keys.trust().site().clone());
+        let mut all = Applied::default();
+        for _ in 0..ANSWERS_PER_REFRESH {
+            let held = Held {
+                root_version: keys.trust().root_version(),
+                statement_digest: keys.trust().statement().map(|statement| *statement.digest()),
+            };
+            let Some(bundle) = client.fetch(&held, KEY_ANSWER_LIMIT).await?.bundle else { break };
+            let applied = keys.apply(&bundle.newer_than(held.root_version))?;
+            let moved = applied.roots > 0 || applied.statement.as_ref().is_some_and(|accepted| accepted.new);
+            all.roots += applied.roots;
+            all.statement = applied.statement.or(all.statement);
+            if !moved {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// A connection to the first gateway that takes us; the last one's reason if none does.
+    async fn connect(&self, tls: &Arc<rustls::ClientConfig>) -> Result<Connection, ConnectError> {
+        let mut last = ConnectError::Unreachable(std::io::ErrorKind::NotFound);
+        for endpoint in &self.gateways.endpoints {
+            let name = self.gateways.server_name.clone().unwrap_or_else(|| endpoint.server_name());
+            match connect::connect(endpoint, &name, Arc::clone(tls), &self.gateways.options).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => {
+                    tracing::debug!(event = "uplink.no_connection", %endpoint, %error);
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+}

@@ -1,0 +1,185 @@
+//! A device on a real disk: what it sealed survives, and what it did not finish leaves no hole.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::Path;
+
+use bytes::Bytes;
+use pithead_device_client::{
+    INLINE_LIMIT_BYTES,
+    batch::{BatchBuilder, BatchLimits},
+    clock::DeviceClock,
+    device::{AppendRefused, Device, OpenError},
+    keys::KeysError,
+    sealer::{Content, SealError},
+};
+use pithead_sealing::{
+    names::{DeviceId, Site, StreamName},
+    trust::{Bundle, Status, TrustError},
+};
+use pithead_spool::Options;
+
+struct Trust {
+    authority: String,
+    site: Site,
+    root: Vec<u8>,
+    bundle: Bundle,
+}
+
+/// Root, statement and key of the first conformance case: real signatures, made by another implementation.
+fn trust() -> Trust {
+    let cases: serde_json::Value =
+        serde_json::from_str(include_str!("../../sealing/tests/vectors/trust.json")).unwrap();
+    let case = cases.as_array().unwrap().iter().find(|case| case["name"] == "first-statement").unwrap();
+    let bytes = |value: &serde_json::Value| hex::decode(value.as_str().unwrap()).unwrap();
+    let step = &case["steps"][0];
+    Trust {
+        authority: case["device"]["authority"].as_str().unwrap().to_owned(),
+        site: Site::new(case["device"]["site"].as_str().unwrap()).unwrap(),
+        root: bytes(&case["device"]["root"]),
+        bundle: Bundle {
+            roots: vec![],
+            statement: Some(bytes(&step["stmt"]).into()),
+            spkis: vec![bytes(&step["spki"][0]).into()],
+        },
+    }
+}
+
+fn open(folder: &Path) -> Result<Device, OpenError> {
+    let device = DeviceId::new("truck-7").unwrap();
+    Device::open(folder, &trust().site, device, Options::outbox(), DeviceClock::start())
+}
+
+fn enrolled(folder: &Path) -> Device {
+    let trust = trust();
+    let mut keys = Device::enroll(folder, &trust.authority, &trust.site, &trust.root).unwrap();
+    keys.apply(&trust.bundle).unwrap();
+    drop(keys);
+    open(folder).unwrap()
+}
+
+fn can() -> StreamName {
+    StreamName::new("can").unwrap()
+}
+
+fn append(device: &mut Device, text: &str) -> u64 {
+    let stored = device.append(&can(), &Content::batch(), text.as_bytes()).unwrap();
+    let seq = stored.identity.seq.get();
+    stored.wait().unwrap();
+    seq
+}
+
+fn waiting(device: &Device) -> Vec<(String, Bytes)> {
+    let mut reader = device.outbox().waiting();
+    let mut found = Vec::new();
+    loop {
+        let batch = reader.next_batch(1 << 20).unwrap();
+        if batch.is_empty() {
+            return found;
+        }
+        for waiting in batch {
+            let (bytes, identity) = waiting.envelope.into_parts();
+            found.push((identity.to_string(), bytes));
+        }
+    }
+}
+
+#[test]
+fn what_waits_is_sent_again_as_the_same_bytes_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut device = enrolled(folder.path());
+    assert_eq!(
+        [append(&mut device, "one"), append(&mut device, "two"), append(&mut device, "three")],
+        [1, 2, 3]
+    );
+    let before = waiting(&device);
+    // No close: the process is gone.
+    drop(device);
+    let mut device = open(folder.path()).unwrap();
+    assert_eq!(waiting(&device), before);
+    assert_eq!(append(&mut device, "four"), 1, "a new run counts from one");
+    let all = waiting(&device);
+    assert_eq!(all.len(), 4);
+    assert_ne!(all[3].0.rsplit('/').nth(1), all[2].0.rsplit('/').nth(1), "and is another run");
+}
+
+#[test]
+fn what_was_acknowledged_is_forgotten_and_its_line_is_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut device = enrolled(folder.path());
+    for text in ["one", "two", "three"] {
+        append(&mut device, text);
+    }
+    let mut reader = device.outbox().waiting();
+    let batch = reader.next_batch(1 << 20).unwrap();
+    let run = batch[0].envelope.identity().run;
+    device.outbox().acknowledge(batch[1].position).unwrap();
+    assert_eq!(waiting(&device).len(), 1);
+    device.outbox().acknowledge(batch[2].position).unwrap();
+    device.close().unwrap();
+    let device = open(folder.path()).unwrap();
+    assert_eq!(waiting(&device), []);
+    let previous = device.sealer().previous(&can()).expect("the run before is known");
+    assert_eq!((previous.run, previous.last_seq), (run, 3));
+}
+
+#[test]
+fn a_second_process_is_told_that_the_device_is_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = enrolled(folder.path());
+    assert!(matches!(open(folder.path()), Err(OpenError::Outbox(pithead_spool::OpenError::Locked { .. }))));
+}
+
+#[test]
+fn a_device_that_was_never_enrolled_or_has_no_key_says_so_and_uses_no_number() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(open(folder.path()), Err(OpenError::Keys(KeysError::NotEnrolled))));
+    let trust = trust();
+    drop(Device::enroll(folder.path(), &trust.authority, &trust.site, &trust.root).unwrap());
+    let mut device = open(folder.path()).unwrap();
+    let refused = device.append(&can(), &Content::batch(), b"x").unwrap_err();
+    assert!(matches!(refused, AppendRefused::Seal(SealError::Key(TrustError::NoKey))), "{refused}");
+    device.sealer_mut().keys_mut().apply(&trust.bundle).unwrap();
+    assert_eq!(device.sealer().keys().status(), Status::Fresh);
+    assert_eq!(append(&mut device, "x"), 1);
+}
+
+#[test]
+fn an_envelope_over_the_inline_limit_is_refused_before_it_is_sealed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut device = enrolled(folder.path());
+    let refused = device.append(&can(), &Content::batch(), &vec![0; 1 << 20]).unwrap_err();
+    assert!(matches!(refused, AppendRefused::TooLarge { limit: INLINE_LIMIT_BYTES, .. }), "{refused}");
+    assert_eq!(append(&mut device, "small"), 1);
+}
+
+#[test]
+fn many_records_are_one_session_and_a_full_outbox_leaves_no_hole() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut device = enrolled(folder.path());
+    let mut builder = BatchBuilder::new(BatchLimits::default());
+    let mut last = 0;
+    let refused = loop {
+        while builder.push(0, "", Bytes::from(vec![7; 100])).is_ok() {}
+        let plaintext = builder.finish(None, &[]);
+        match device.append(&can(), &Content::batch(), &plaintext) {
+            Ok(stored) => {
+                last = stored.identity.seq.get();
+                stored.wait().unwrap();
+            }
+            Err(AppendRefused::Outbox(refused)) => break refused,
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert!(
+        matches!(refused, pithead_spool::AppendError::Full { .. }) && refused.is_retryable(),
+        "{refused}"
+    );
+    assert_eq!(device.sealer().sessions_started(), 1);
+    let waiting_before = waiting(&device);
+    assert_eq!(waiting_before.len() as u64, last);
+    let first_batch = device.outbox().waiting().next_batch(32 << 20).unwrap();
+    device.outbox().acknowledge(first_batch.last().unwrap().position).unwrap();
+    device.outbox().room(1 << 20).wait();
+    assert_eq!(append(&mut device, "room again"), last + 1);
+}

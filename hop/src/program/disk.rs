@@ -1,0 +1,90 @@
+//! Files that are whole or absent: written beside, synced, renamed, and the folder synced after.
+//!
+//! A rename without the first sync can leave an empty file under the final name, and without the second none at all.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+/// Ends the names of files that are being written. What carries it after a crash is rubbish.
+pub const UNFINISHED: &str = "part";
+
+/// Replaces `path` by a file of these bytes, or leaves it as it was.
+///
+/// # Errors
+/// What the operating system says; the file under `path` is then the old one.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(".");
+    staged.push(UNFINISHED);
+    let mut file = File::create(&staged)?;
+    file.write_all(bytes)?;
+    drop(file);
+    publish(Path::new(&staged), path)
+}
+
+/// Gives a file that was written under another name its final one: the bytes first, then the name.
+///
+/// # Errors
+/// What the operating system says; nothing stands under `path` that did not stand there before.
+pub fn publish(staged: &Path, path: &Path) -> io::Result<()> {
+    File::open(staged)?.sync_all()?;
+    #[expect(clippy::disallowed_methods, reason = "this is the helper that syncs the file before and the folder after")]
+    fs::rename(staged, path)?;
+    sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// What the operating system says.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Creates a folder below an existing one and makes its name durable. That it exists already is no error.
+///
+/// # Errors
+/// What the operating system says.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => path.parent().map_or(Ok(()), sync_folder),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The files of a folder that are complete, in the order of their names. What a crash left half written is removed.
+///
+/// # Errors
+/// What the operating system says.
+pub fn complete_files(folder: &Path) -> io::Result<Vec<std::path::PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == UNFINISHED) {
+            fs::remove_file(&path)?;
+        } else if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_what_a_crash_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        replace(&path, b"one").unwrap();
+        replace(&path, b"two, longer").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two, longer");
+        fs::write(folder.path().join("other.part"), b"half").unwrap();
+        assert_eq!(complete_files(folder.path()).unwrap(), vec![path]);
+        assert!(!folder.path().join("other.part").exists());
+    }
+}
