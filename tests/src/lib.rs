@@ -1,5 +1,14 @@
-//! What whole-system tests, the demo and the benchmarks stand on.
+//! What whole-system tests, the demo and the benchmarks stand on: a throw-away [`site`], whose programs are the real ones,
+//! the wires and the cloud around it that can fail ([`link`], [`kms`]), and a [`ledger`] that counts from files and metrics.
 
+pub mod authority;
 pub mod binaries;
+pub mod certificates;
+pub mod command;
+pub mod device;
 pub mod kms;
+pub mod ledger;
+pub mod link;
 pub mod program;
+pub mod site;
+pub mod telemetry;

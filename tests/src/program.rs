@@ -178,8 +178,19 @@ impl Admin {
     }
 }
 
-/// An address on loopback that was free a moment ago. A program under test needs it in its configuration before it
-/// starts, and keeps it over restarts.
+/// An address on loopback that is free. A program under test needs it in its configuration before it starts, and keeps it
+/// over restarts; so it is taken from below the range out of which the kernel gives ports to outgoing connections, and at
+/// random, because tests run beside each other.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    const FIRST: u16 = 10_240;
+    const COUNT: u32 = 22_000;
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        let draw = getrandom::u32().context("the kernel gives no randomness")? % COUNT;
+        let port = FIRST + u16::try_from(draw)?;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return Ok(listener.local_addr()?);
+        }
+    }
+    bail!("no free port on loopback after {TRIES} tries")
 }

@@ -1,0 +1,503 @@
+//! A whole throw-away site in one folder, with the real programs.
+//!
+//! ```text
+//! device ══TLS══> gateway ══TLS══> link ══TLS══> decryptor ──> sink      KMS, or a private key in a file
+//!                                                   └── authority: made with the real tool
+//!
+//! FOLDER/authority/                 the authority's memory
+//! FOLDER/cloud/                     decryptor.toml, certificates, data/, out.jsonl or out/, private.pem
+//! FOLDER/gateway/                   gateway.toml, certificates, root.cose, data/
+//! FOLDER/devices/<name>/            device.toml, certificate, trust, outbox
+//! FOLDER/*.log                      what the programs said
+//! ```
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+use crate::{
+    authority::{AUTHORITY, Authority},
+    binaries::Binaries,
+    certificates::Ca,
+    command,
+    device::Device,
+    kms::{KmsKey, TestKms},
+    ledger::Delivered,
+    link::Link,
+    program::{Program, free_address},
+};
+
+/// The site's name.
+pub const SITE: &str = "pit-7";
+/// The gateway's name.
+pub const GATEWAY: &str = "edge-1";
+/// The ARN under which every statement names the data key.
+pub const KEY_ARN: &str = "arn:aws:kms:ap-southeast-2:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+/// The ARN of the key that stands by.
+pub const NEXT_KEY_ARN: &str = "arn:aws:kms:ap-southeast-2:111122223333:key/5678abcd-12ab-34cd-56ef-1234567890ab";
+
+/// Who holds the private key that opens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Custody {
+    /// The decryptor, in a file.
+    #[default]
+    Local,
+    /// The test KMS.
+    Kms,
+}
+
+/// Where the decryptor puts plaintext.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SinkKind {
+    /// One line per record.
+    #[default]
+    Jsonl,
+    /// One file per envelope.
+    Folder,
+}
+
+/// Where the gateway gets its statements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeySource {
+    /// The decryptor's key service, over the link.
+    #[default]
+    Upstream,
+    /// A file that is carried in: `gateway/bundle.pb`.
+    Bundle,
+}
+
+/// What a site is made of.
+#[derive(Clone, Debug)]
+pub struct SiteOptions {
+    /// Who holds the private key.
+    pub custody: Custody,
+    /// Where plaintext goes.
+    pub sink: SinkKind,
+    /// Where the gateway gets its statements.
+    pub keys: KeySource,
+    /// The gateway compares public keys with KMS.
+    pub gateway_asks_kms: bool,
+    /// Bits of the data key.
+    pub bits: usize,
+    /// A second key is announced.
+    pub standby: bool,
+    /// The folder, which then stays; otherwise one that goes with the site.
+    pub folder: Option<PathBuf>,
+    /// More lines for the gateway's file, each with its section: `("ingest.limits", "connections_per_ip = 3")`.
+    pub gateway_lines: Vec<(&'static str, String)>,
+}
+
+impl Default for SiteOptions {
+    fn default() -> Self {
+        Self {
+            custody: Custody::default(),
+            sink: SinkKind::default(),
+            keys: KeySource::default(),
+            gateway_asks_kms: false,
+            bits: 2048,
+            standby: false,
+            folder: None,
+            gateway_lines: Vec::new(),
+        }
+    }
+}
+
+/// The site.
+#[derive(Debug)]
+pub struct Site {
+    folder: PathBuf,
+    options: SiteOptions,
+    programs: Binaries,
+    /// The CA of devices and gateway.
+    pub ca: Ca,
+    /// The CA of the decryptor.
+    pub cloud_ca: Ca,
+    /// Who signs statements.
+    pub authority: Authority,
+    /// The KMS, if the site has one.
+    pub kms: Option<TestKms>,
+    /// The wire between gateway and decryptor.
+    pub link: Link,
+    ports: Ports,
+    gateway: Option<Program>,
+    decryptor: Option<Program>,
+    // Last, so that the programs are gone before their folder is.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    gateway: SocketAddr,
+    gateway_admin: SocketAddr,
+    decryptor: SocketAddr,
+    decryptor_admin: SocketAddr,
+}
+
+impl Site {
+    /// Makes the folder with everything in it. Nothing runs yet.
+    pub async fn create(options: SiteOptions) -> anyhow::Result<Self> {
+        let programs = Binaries::get()?;
+        let (folder, temporary) = match &options.folder {
+            Some(folder) => (folder.clone(), None),
+            None => {
+                let temporary = tempfile::Builder::new().prefix("pithead-site-").tempdir()?;
+                (temporary.path().to_owned(), Some(temporary))
+            }
+        };
+        for below in ["cloud/data", "gateway/data", "devices", "certificates"] {
+            fs::create_dir_all(folder.join(below)).with_context(|| folder.display().to_string())?;
+        }
+        let ports = Ports {
+            gateway: free_address()?,
+            gateway_admin: free_address()?,
+            decryptor: free_address()?,
+            decryptor_admin: free_address()?,
+        };
+        let ca = Ca::create(&format!("{SITE} site CA"), &folder.join("certificates/site-ca.pem"))?;
+        let cloud_ca = Ca::create("cloud CA", &folder.join("certificates/cloud-ca.pem"))?;
+        cloud_ca.server(None, &folder.join("cloud/server"))?;
+        ca.server(Some(&format!("spiffe://{SITE}/gateway/{GATEWAY}")), &folder.join("gateway/gateway"))?;
+
+        let authority = Authority::init(programs, &folder.join("authority"), options.bits.min(3072)).await?;
+        let mut keys = vec![KmsKey::generate(KEY_ARN, options.bits)?];
+        if options.standby {
+            keys.push(KmsKey::generate(NEXT_KEY_ARN, options.bits)?);
+        }
+        first_statement(&authority, &folder, &keys).await?;
+        let mut private = Vec::new();
+        for (number, key) in (1..).zip(&keys) {
+            if options.custody == Custody::Local {
+                let path = folder.join(format!("cloud/private-{number}.pem"));
+                fs::write(&path, key.private_pkcs8_pem()?)?;
+                private.push((key.arn().to_owned(), path));
+            }
+        }
+        let kms = match options.custody {
+            Custody::Kms => Some(TestKms::start(keys).await?),
+            Custody::Local => None,
+        };
+        let link = Link::start(free_address()?, ports.decryptor).await?;
+        fs::copy(authority.root(), folder.join("gateway/root.cose"))?;
+        fs::copy(authority.bundle(SITE), folder.join("gateway/bundle.pb"))?;
+        fs::copy(ca.path(), folder.join("gateway/site-ca.pem"))?;
+        fs::copy(ca.path(), folder.join("cloud/site-ca.pem"))?;
+        fs::copy(cloud_ca.path(), folder.join("gateway/cloud-ca.pem"))?;
+
+        let site = Self {
+            folder,
+            options,
+            programs: programs.clone(),
+            ca,
+            cloud_ca,
+            authority,
+            kms,
+            link,
+            ports,
+            gateway: None,
+            decryptor: None,
+            _temporary: temporary,
+        };
+        fs::write(site.decryptor_config(), site.decryptor_toml(&private))?;
+        let endpoint = site.link.address();
+        fs::write(site.gateway_config(), site.gateway_toml(endpoint))?;
+        Ok(site)
+    }
+
+    /// [`Site::create`], and both programs running and ready.
+    pub async fn start(options: SiteOptions) -> anyhow::Result<Self> {
+        let mut site = Self::create(options).await?;
+        site.start_decryptor().await?;
+        site.start_gateway().await?;
+        Ok(site)
+    }
+
+    /// The site's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The programs that run here.
+    #[must_use]
+    pub fn programs(&self) -> &Binaries {
+        &self.programs
+    }
+
+    /// The gateway's file.
+    #[must_use]
+    pub fn gateway_config(&self) -> PathBuf {
+        self.folder.join("gateway/gateway.toml")
+    }
+
+    /// The decryptor's file.
+    #[must_use]
+    pub fn decryptor_config(&self) -> PathBuf {
+        self.folder.join("cloud/decryptor.toml")
+    }
+
+    /// The gateway's data directory.
+    #[must_use]
+    pub fn gateway_data(&self) -> PathBuf {
+        self.folder.join("gateway/data")
+    }
+
+    /// The decryptor's data directory.
+    #[must_use]
+    pub fn decryptor_data(&self) -> PathBuf {
+        self.folder.join("cloud/data")
+    }
+
+    /// The private key's file, in local custody.
+    #[must_use]
+    pub fn private_key(&self) -> PathBuf {
+        self.folder.join("cloud/private-1.pem")
+    }
+
+    /// The folder or the file of the sink.
+    #[must_use]
+    pub fn sink(&self) -> PathBuf {
+        self.folder.join(match self.options.sink {
+            SinkKind::Jsonl => "cloud/out.jsonl",
+            SinkKind::Folder => "cloud/out",
+        })
+    }
+
+    /// Where devices connect to.
+    #[must_use]
+    pub fn gateway_address(&self) -> SocketAddr {
+        self.ports.gateway
+    }
+
+    /// Where the link connects to.
+    #[must_use]
+    pub fn decryptor_address(&self) -> SocketAddr {
+        self.ports.decryptor
+    }
+
+    /// Where the gateway's health is asked for.
+    #[must_use]
+    pub fn gateway_admin(&self) -> SocketAddr {
+        self.ports.gateway_admin
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        self.kms.as_ref().map(TestKms::environment).unwrap_or_default()
+    }
+
+    /// Starts the gateway and waits until it is ready.
+    pub async fn start_gateway(&mut self) -> anyhow::Result<()> {
+        self.launch_gateway()?.ready().await
+    }
+
+    /// Starts the gateway and does not wait.
+    pub fn launch_gateway(&mut self) -> anyhow::Result<&mut Program> {
+        let (program, config) = (self.programs.gateway(), self.gateway_config());
+        let started = self.launch(&program, &config, self.ports.gateway_admin, "gateway.log")?;
+        Ok(self.gateway.insert(started))
+    }
+
+    /// Starts the decryptor and waits until it is ready.
+    pub async fn start_decryptor(&mut self) -> anyhow::Result<()> {
+        self.launch_decryptor()?.ready().await
+    }
+
+    /// Starts the decryptor and does not wait.
+    pub fn launch_decryptor(&mut self) -> anyhow::Result<&mut Program> {
+        let (program, config) = (self.programs.decryptor(), self.decryptor_config());
+        let started = self.launch(&program, &config, self.ports.decryptor_admin, "decryptor.log")?;
+        Ok(self.decryptor.insert(started))
+    }
+
+    fn launch(&self, program: &Path, config: &Path, admin: SocketAddr, log: &str) -> anyhow::Result<Program> {
+        let arguments = ["run".as_ref(), "-c".as_ref(), config.as_os_str()];
+        Program::start(program, &arguments, &self.environment(), admin, &self.folder.join(log))
+    }
+
+    /// The running gateway.
+    pub fn gateway(&mut self) -> anyhow::Result<&mut Program> {
+        self.gateway.as_mut().context("the gateway does not run")
+    }
+
+    /// The running decryptor.
+    pub fn decryptor(&mut self) -> anyhow::Result<&mut Program> {
+        self.decryptor.as_mut().context("the decryptor does not run")
+    }
+
+    /// SIGKILL.
+    pub async fn kill_gateway(&mut self) -> anyhow::Result<()> {
+        self.gateway.take().context("the gateway does not run")?.kill().await
+    }
+
+    /// SIGKILL.
+    pub async fn kill_decryptor(&mut self) -> anyhow::Result<()> {
+        self.decryptor.take().context("the decryptor does not run")?.kill().await
+    }
+
+    /// SIGTERM to both, the gateway first; fails if one does not end well.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        for (name, program) in [("gateway", self.gateway.take()), ("decryptor", self.decryptor.take())] {
+            let Some(program) = program else { continue };
+            let status = program.stop().await?;
+            anyhow::ensure!(status.success(), "the {name} ended with {status} after SIGTERM");
+        }
+        Ok(())
+    }
+
+    /// Runs the gateway's program to its end, with its configuration: `["config", "check"]`.
+    pub async fn gateway_command(&self, arguments: &[&str]) -> anyhow::Result<command::Finished> {
+        let config = self.gateway_config().display().to_string();
+        let arguments = arguments.iter().copied().chain(["-c", &config]);
+        command::run(&self.programs.gateway(), arguments, &self.environment()).await
+    }
+
+    /// Runs the decryptor's program to its end, with these arguments alone.
+    pub async fn decryptor_command(&self, arguments: &[&str]) -> anyhow::Result<command::Finished> {
+        command::run(&self.programs.decryptor(), arguments, &self.environment()).await
+    }
+
+    /// Enrols a device with the real tool, with a certificate of the site's CA and without a bundle: its first key comes
+    /// from the gateway.
+    pub async fn enroll(&self, name: &str) -> anyhow::Result<Device> {
+        self.enroll_with(name, &[]).await
+    }
+
+    /// The same with further arguments, such as `--bundle FILE`.
+    pub async fn enroll_with(&self, name: &str, more: &[&str]) -> anyhow::Result<Device> {
+        let stem = self.folder.join("certificates").join(name);
+        let identity = self.ca.client(&format!("spiffe://{SITE}/device/{name}"), &stem)?;
+        let folder = self.folder.join("devices").join(name);
+        let text = |path: &Path| path.display().to_string();
+        let arguments = [
+            ("--dir", text(&folder)),
+            ("--site", SITE.to_owned()),
+            ("--device", name.to_owned()),
+            ("--authority", AUTHORITY.to_owned()),
+            ("--root", text(&self.authority.root())),
+            ("--gateway", self.ports.gateway.to_string()),
+            ("--ca", text(self.ca.path())),
+            ("--cert", text(&identity.certificate)),
+            ("--key", text(&identity.key)),
+        ];
+        let flat = arguments.iter().flat_map(|(name, value)| [*name, value.as_str()]);
+        let arguments = std::iter::once("enroll").chain(flat).chain(more.iter().copied());
+        command::run(&self.programs.device(), arguments, &[]).await?.ok()?;
+        Ok(Device::new(name, folder, &self.programs))
+    }
+
+    /// A device in a folder of its own that nobody has enrolled: for tests that enrol it themselves.
+    #[must_use]
+    pub fn unenrolled(&self, name: &str) -> Device {
+        Device::new(name, self.folder.join("devices").join(name), &self.programs)
+    }
+
+    /// What the sink holds.
+    pub fn delivered(&self) -> anyhow::Result<Delivered> {
+        match self.options.sink {
+            SinkKind::Jsonl => Delivered::from_jsonl(&self.sink()),
+            SinkKind::Folder => Delivered::from_folder(&self.sink()),
+        }
+    }
+
+    /// Waits until the decryptor has acknowledged everything that the gateway holds: nothing waits in its spool.
+    pub async fn until_relayed(&mut self) -> anyhow::Result<()> {
+        let gateway = self.gateway()?;
+        gateway
+            .until("has passed everything on", async |admin| {
+                matches!(admin.metric("pithead_spool_records").await, Ok(0.0))
+            })
+            .await
+    }
+
+    /// The ends of both logs, for a person.
+    #[must_use]
+    pub fn log_tails(&self) -> String {
+        let mut text = String::new();
+        for name in ["gateway.log", "decryptor.log"] {
+            let log = fs::read_to_string(self.folder.join(name)).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "--- {name} ends:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
+        }
+        text
+    }
+
+    fn decryptor_toml(&self, private: &[(String, PathBuf)]) -> String {
+        let Ports { decryptor, decryptor_admin, .. } = self.ports;
+        let (kind, path) = match self.options.sink {
+            SinkKind::Jsonl => ("jsonl", "out.jsonl"),
+            SinkKind::Folder => ("folder", "out"),
+        };
+        let mut text = format!(
+            "[decryptor]\ndata_dir = \"data\"\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\n\
+             [ingest]\nlisten = \"{decryptor}\"\n\n\
+             [[site]]\nname = \"{SITE}\"\nca = \"site-ca.pem\"\n\n\
+             [keys]\nbundles = [\"../authority/bundles/{SITE}.pb\"]\npoll = \"1s\"\n\n\
+             [sink]\nkind = \"{kind}\"\npath = \"{path}\"\n\n\
+             [admin]\nlisten = \"{decryptor_admin}\"\n\n\
+             [unwrap]\nkms = {}\n",
+            self.options.custody == Custody::Kms,
+        );
+        for (arn, path) in private {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            // Writing to a String does not fail.
+            let _ = write!(text, "\n[[unwrap.local]]\narn = \"{arn}\"\nprivate_key = \"{file}\"\n");
+        }
+        text
+    }
+
+    fn gateway_toml(&self, decryptor: SocketAddr) -> String {
+        let Ports { gateway, gateway_admin, .. } = self.ports;
+        let keys = match self.options.keys {
+            KeySource::Upstream => format!("upstream = \"{decryptor}\"\nupstream_ca = \"cloud-ca.pem\"\n"),
+            KeySource::Bundle => "bundle = \"bundle.pb\"\n".to_owned(),
+        };
+        let mut sections = vec![
+            (
+                "gateway",
+                format!(
+                    "site = \"{SITE}\"\ndata_dir = \"data\"\ncertificate = \"gateway.pem\"\n\
+                     private_key = \"gateway.key\"\n"
+                ),
+            ),
+            ("trust", format!("authority = \"{AUTHORITY}\"\nroot = \"root.cose\"\n")),
+            ("keys", format!("{keys}kms = {}\n", self.options.gateway_asks_kms)),
+            ("ingest", format!("listen = \"{gateway}\"\ndevice_ca = \"site-ca.pem\"\n")),
+            // All devices of a test share the address 127.0.0.1.
+            ("ingest.limits", "connections_per_ip = 4096\n".to_owned()),
+            // Small segments: a test need not lay out 32 MiB of zeroes.
+            ("spool", "max_size = \"2GiB\"\nsegment_size = \"5MiB\"\n".to_owned()),
+            ("relay", format!("endpoint = \"{decryptor}\"\nca = \"cloud-ca.pem\"\n")),
+            ("admin", format!("listen = \"{gateway_admin}\"\n")),
+        ];
+        for (section, line) in &self.options.gateway_lines {
+            match sections.iter_mut().find(|(name, _)| name == section) {
+                Some((_, lines)) => {
+                    // Writing to a String does not fail.
+                    let _ = writeln!(lines, "{line}");
+                }
+                None => sections.push((section, format!("{line}\n"))),
+            }
+        }
+        sections.iter().map(|(name, lines)| format!("[{name}]\n{lines}\n")).collect()
+    }
+}
+
+async fn first_statement(authority: &Authority, folder: &Path, keys: &[KmsKey]) -> anyhow::Result<()> {
+    let mut arguments = Vec::new();
+    for (number, key) in (1..).zip(keys) {
+        let spki = folder.join(format!("cloud/public-{number}.pem"));
+        fs::write(&spki, key.spki_pem())?;
+        let named = if number == 1 { "--key" } else { "--next-key" };
+        arguments.extend([named.to_owned(), format!("{}={}", key.arn(), spki.display())]);
+    }
+    if keys.len() == 1 {
+        arguments.push("--no-standby".into());
+    }
+    authority.statement(SITE, &arguments).await?.ok()?;
+    Ok(())
+}
