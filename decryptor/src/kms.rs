@@ -154,7 +154,7 @@ impl KmsFault {
 
 /// A call that failed. The cause is for logs: it may name roles and keys, never data.
 #[derive(Clone, thiserror::Error)]
-#[error("{}: {cause}", .fault.reason().name())]
+#[error("{cause}")]
 pub struct KmsError {
     /// What the caller acts on.
     pub fault: KmsFault,
@@ -197,12 +197,13 @@ impl KmsError {
                 (None, _) => KmsFault::Denied,
             },
         };
-        let cause = match (error.code(), error.message()) {
+        let cause: String = match (error.code(), error.message()) {
             (Some(code), Some(message)) => format!("{code}: {message}"),
             (Some(code), None) => code.to_owned(),
             _ => chain(&error),
         };
-        Self::new(fault, cause)
+        // One line, whatever was said: it goes into logs and onto terminals.
+        Self::new(fault, cause.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 }
 
