@@ -159,8 +159,12 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
     match cli.command {
         Command::Run(config) => crate::run::main(&config.config),
         Command::Version(output) => commands::version::print(output.output, out),
-        Command::Key(KeyCommand::Show { config, output }) => commands::key::show(&config.config, output.output, out),
-        Command::Key(KeyCommand::Import { file, config }) => commands::key::import(&file, &config.config, out),
+        Command::Key(KeyCommand::Show { config, output }) => {
+            commands::key::show(&config.config, output.output, out)
+        }
+        Command::Key(KeyCommand::Import { file, config }) => {
+            commands::key::import(&file, &config.config, out)
+        }
         Command::Key(KeyCommand::History { config, output }) => {
             commands::key::history(&config.config, output.output, out)
         }
@@ -186,6 +190,8 @@ mod tests {
     #[test]
     fn run_takes_its_file_by_the_short_option() {
         let cli = Cli::try_parse_from(["pithead-gateway", "run", "-c", "a.toml"]).unwrap();
-        assert!(matches!(cli.command, Command::Run(ConfigArg { config }) if config == PathBuf::from("a.toml")));
+        assert!(
+            matches!(cli.command, Command::Run(ConfigArg { config }) if config.as_os_str() == "a.toml")
+        );
     }
 }

@@ -226,7 +226,9 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let keys = &self.keys;
         match (&keys.upstream, &keys.bundle) {
-            (None, None) => return Err("[keys] needs `upstream` or `bundle`: statements come from somewhere".into()),
+            (None, None) => {
+                return Err("[keys] needs `upstream` or `bundle`: statements come from somewhere".into());
+            }
             (Some(_), Some(_)) => return Err("[keys] has both `upstream` and `bundle`; name one".into()),
             (Some(_), None) if keys.upstream_ca.is_none() => {
                 return Err("[keys] `upstream` needs `upstream_ca`".into());
@@ -318,8 +320,11 @@ mod tests {
 
     #[test]
     fn a_configuration_without_a_source_of_keys_is_refused() {
-        let without: String =
-            TEMPLATE.lines().filter(|line| !line.starts_with("upstream = ")).map(|line| format!("{line}\n")).collect();
+        let without: String = TEMPLATE
+            .lines()
+            .filter(|line| !line.starts_with("upstream = "))
+            .map(|line| format!("{line}\n"))
+            .collect();
         let error = load(&without).unwrap_err().to_string();
         assert!(error.contains("`upstream` or `bundle`"), "{error}");
     }

@@ -22,7 +22,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);
-    #[expect(clippy::disallowed_methods, reason = "this is the helper that syncs the file before and the folder after")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the helper that syncs the file before and the folder after"
+    )]
     fs::rename(&staged, path)?;
     sync_folder(folder)
 }

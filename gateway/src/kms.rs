@@ -123,7 +123,8 @@ impl Kms {
         let fail = |fault, cause: &str| KmsError { key: key.clone(), fault, cause: cause.into() };
         let region = || aws_sdk_kms::config::Builder::new().region(Region::new(key.region().to_owned()));
 
-        let described = self.client.describe_key().key_id(key.as_str()).customize().config_override(region()).send();
+        let described =
+            self.client.describe_key().key_id(key.as_str()).customize().config_override(region()).send();
         let described = described.await.map_err(|error| fail(fault_of(&error), &text_of(&error)))?;
         let about = described.key_metadata().ok_or_else(|| fail(KmsFault::Unsuitable, "no metadata"))?;
         if about.arn().is_some_and(|arn| !names(arn, key)) {
@@ -138,13 +139,17 @@ impl Kms {
             other => return Err(fail(KmsFault::Unsuitable, other.map_or("no key state", KeyState::as_str))),
         }
 
-        let answer = self.client.get_public_key().key_id(key.as_str()).customize().config_override(region()).send();
+        let answer =
+            self.client.get_public_key().key_id(key.as_str()).customize().config_override(region()).send();
         let answer = answer.await.map_err(|error| fail(fault_of(&error), &text_of(&error)))?;
         if answer.key_id().is_some_and(|id| !names(id, key)) {
             return Err(fail(KmsFault::AnotherKey, answer.key_id().unwrap_or_default()));
         }
         if answer.key_usage() != Some(&KeyUsageType::EncryptDecrypt) {
-            return Err(fail(KmsFault::Unsuitable, answer.key_usage().map_or("no key usage", KeyUsageType::as_str)));
+            return Err(fail(
+                KmsFault::Unsuitable,
+                answer.key_usage().map_or("no key usage", KeyUsageType::as_str),
+            ));
         }
         if !answer.encryption_algorithms().contains(&EncryptionAlgorithmSpec::RsaesOaepSha256) {
             return Err(fail(KmsFault::Unsuitable, "RSAES_OAEP_SHA_256 is not among its algorithms"));
@@ -181,9 +186,10 @@ fn fault_of<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> KmsFault {
         "NotFoundException" => KmsFault::NotFound,
         // The state was Enabled a moment ago: the only way out of it that ends here is deletion.
         "KMSInvalidStateException" => KmsFault::PendingDeletion,
-        "InvalidArnException" | "ValidationException" | "UnsupportedOperationException" | "InvalidKeyUsageException" => {
-            KmsFault::Unsuitable
-        }
+        "InvalidArnException"
+        | "ValidationException"
+        | "UnsupportedOperationException"
+        | "InvalidKeyUsageException" => KmsFault::Unsuitable,
         _ => KmsFault::Unreachable,
     }
 }

@@ -9,7 +9,9 @@ use std::sync::atomic::AtomicU64;
 
 use pithead_proto::errors::v1::ErrorReason;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
-use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info};
+use prometheus_client::metrics::{
+    counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info,
+};
 use prometheus_client::registry::{Registry, Unit};
 
 type Float = Gauge<f64, AtomicU64>;
@@ -148,7 +150,9 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("pithead");
         macro_rules! metric {
-            ($name:literal, $help:literal) => { metric!($name, $help, Default::default()) };
+            ($name:literal, $help:literal) => {
+                metric!($name, $help, Default::default())
+            };
             ($name:literal, $help:literal, $make:expr) => {{
                 let metric = $make;
                 registry.register($name, $help, Clone::clone(&metric));
@@ -156,7 +160,9 @@ impl Metrics {
             }};
         }
         macro_rules! sized {
-            ($name:literal, $help:literal, $unit:ident) => { sized!($name, $help, $unit, Default::default()) };
+            ($name:literal, $help:literal, $unit:ident) => {
+                sized!($name, $help, $unit, Default::default())
+            };
             ($name:literal, $help:literal, $unit:ident, $make:expr) => {{
                 let metric = $make;
                 registry.register_with_unit($name, $help, Unit::$unit, Clone::clone(&metric));
@@ -166,38 +172,72 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("gateway_build", "The version of this program", build);
         // 0.25 ms to 2 s: from a quiet virtual disk to one that is in trouble.
-        let ack = || Histogram::new([0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 2.0]);
+        let ack = || {
+            Histogram::new([0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 2.0])
+        };
         let inner = Inner {
             ingest: metric!("ingest_envelopes", "Envelopes that were answered, by what became of them"),
             ingest_bytes: sized!("ingest_stored", "Bytes of envelopes that were made durable", Bytes),
             ingest_refusals: metric!("ingest_refusals", "Envelopes that were not taken, by the reason given"),
-            ack_seconds: sized!("ingest_durable", "From an admitted envelope to its fdatasync", Seconds, ack()),
-            keys_not_active: metric!("ingest_key_not_active", "Envelopes taken under a key that is not active any more"),
+            ack_seconds: sized!(
+                "ingest_durable",
+                "From an admitted envelope to its fdatasync",
+                Seconds,
+                ack()
+            ),
+            keys_not_active: metric!(
+                "ingest_key_not_active",
+                "Envelopes taken under a key that is not active any more"
+            ),
             connections: metric!("connections", "Connections that are open on the listener for devices"),
             spool_records: metric!("spool_records", "Records that wait for the relay"),
             spool_bytes: sized!("spool_allocated", "Bytes of the spool's files, spares included", Bytes),
             spool_capacity_bytes: sized!("spool_capacity", "Bytes that the spool may take", Bytes),
-            spool_oldest_seconds: sized!("spool_oldest", "Age of the oldest record that waits for the relay", Seconds),
+            spool_oldest_seconds: sized!(
+                "spool_oldest",
+                "Age of the oldest record that waits for the relay",
+                Seconds
+            ),
             spool_corrupt: metric!("spool_corrupt_records", "Records lost to damage on the disk"),
             spool_failed_syncs: metric!("spool_failed_syncs", "Syncs that the disk failed since the start"),
             relay_up: metric!("relay_up", "1 while the far end takes envelopes"),
-            relay_connects: metric!("relay_calls_ended", "Calls to the far end that ended or failed, by reason"),
+            relay_connects: metric!(
+                "relay_calls_ended",
+                "Calls to the far end that ended or failed, by reason"
+            ),
             relayed: metric!("relay_envelopes", "Envelopes that the far end answered, by its answer"),
-            relayed_bytes: sized!("relay_acknowledged", "Bytes of envelopes that the far end has acknowledged", Bytes),
+            relayed_bytes: sized!(
+                "relay_acknowledged",
+                "Bytes of envelopes that the far end has acknowledged",
+                Bytes
+            ),
             relay_window_bytes: sized!("relay_in_flight", "Bytes sent and not yet answered", Bytes),
-            relay_paused: metric!("relay_paused", "1 while the relay stands still because the refused area is full"),
+            relay_paused: metric!(
+                "relay_paused",
+                "1 while the relay stands still because the refused area is full"
+            ),
             refused_records: metric!("refused_records", "Envelopes in the refused area"),
             refused_bytes: sized!("refused", "Bytes in the refused area", Bytes),
             refused_capacity_bytes: sized!("refused_capacity", "Bytes that the refused area may take", Bytes),
             key_refreshes: metric!("key_refreshes", "Attempts to refresh the key statement, by result"),
             key_epoch: metric!("key_epoch", "Epoch of the trust root in force"),
-            key_sequence: metric!("key_sequence", "Sequence number of the statement in force, 0 if there is none"),
+            key_sequence: metric!(
+                "key_sequence",
+                "Sequence number of the statement in force, 0 if there is none"
+            ),
             key_root_version: metric!("key_root_version", "Version of the trust root in force"),
             key_expires: sized!("key_expires_at", "When the statement in force expires, since 1970", Seconds),
-            key_refresh_age_seconds: sized!("key_refresh_age", "Since the source last answered well", Seconds),
+            key_refresh_age_seconds: sized!(
+                "key_refresh_age",
+                "Since the source last answered well",
+                Seconds
+            ),
             key_statements_known: metric!("key_statements_known", "Statements ever accepted here"),
             kms_lookups: metric!("kms_lookups", "Lookups of public keys at KMS, by result"),
-            fingerprint_mismatch: metric!("key_fingerprint_mismatch", "1 while KMS serves another key than was stated"),
+            fingerprint_mismatch: metric!(
+                "key_fingerprint_mismatch",
+                "1 while KMS serves another key than was stated"
+            ),
             healthy: metric!("healthy", "1 if this dimension of health is well, 0 if degraded or worse"),
             registry,
         };
@@ -234,7 +274,14 @@ impl Metrics {
         self.0.connections.set(as_gauge(open));
     }
 
-    pub(crate) fn spool(&self, records: u64, allocated: u64, capacity: u64, oldest_s: f64, failed_syncs: u64) {
+    pub(crate) fn spool(
+        &self,
+        records: u64,
+        allocated: u64,
+        capacity: u64,
+        oldest_s: f64,
+        failed_syncs: u64,
+    ) {
         self.0.spool_records.set(as_gauge(records));
         self.0.spool_bytes.set(as_gauge(allocated));
         self.0.spool_capacity_bytes.set(as_gauge(capacity));

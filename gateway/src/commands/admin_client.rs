@@ -22,12 +22,16 @@ pub(super) fn request(admin: SocketAddr, method: &str, path: &str) -> io::Result
     let mut stream = TcpStream::connect_timeout(&admin, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_write_timeout(Some(LIMIT))?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )?;
     let mut bytes = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut bytes)?;
     let text = String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData)?;
     let (head, body) = text.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    let status =
+        head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
     Ok(Answer { status, body: body.to_owned() })
 }
 

@@ -70,7 +70,9 @@ pub fn import(file: &Path, path: &Path, out: &mut dyn Write) -> Result<ExitCode,
     let bundle = KeyFile::decode(bytes.clone()).map_err(|error| unreadable(error.to_string()))?;
     if bundle.authority != config.trust.authority || bundle.site != config.gateway.site {
         let what = format!("{} is for {} of {}", file.display(), bundle.site, bundle.authority);
-        return Err(ProgramError::new(ErrorReason::TrustAudience, what).todo("export the bundle of this site"));
+        return Err(
+            ProgramError::new(ErrorReason::TrustAudience, what).todo("export the bundle of this site")
+        );
     }
     let data = &config.gateway.data_dir;
     match DataDir::open(data) {
@@ -93,11 +95,15 @@ pub fn import(file: &Path, path: &Path, out: &mut dyn Write) -> Result<ExitCode,
             let taken = futures_util::future::FutureExt::now_or_never(keeper.take(bundle.bundle, now))
                 .unwrap_or_else(|| unreachable!("without KMS nothing is waited for"));
             let taken = taken.map_err(|error| {
-                ProgramError::new(error.reason(), error.to_string()).affects("what was in force stays in force")
+                ProgramError::new(error.reason(), error.to_string())
+                    .affects("what was in force stays in force")
             })?;
             let (epoch, sequence) = keeper.device().version();
             let what = if taken.statement || taken.roots > 0 { "accepted" } else { "was here already" };
-            super::done(out, &format!("statement {epoch}.{sequence} {what}; roots accepted: {}\n", taken.roots))
+            super::done(
+                out,
+                &format!("statement {epoch}.{sequence} {what}; roots accepted: {}\n", taken.roots),
+            )
         }
         Err(DirectoryError::Locked(_)) => {
             // Verified here as far as can be without the running gateway's state; it decides.
@@ -112,14 +118,21 @@ pub fn import(file: &Path, path: &Path, out: &mut dyn Write) -> Result<ExitCode,
             })?;
             let told = admin_client::request(config.admin.listen, "POST", "/refresh").is_ok();
             let when = if told { "now" } else { "at its next refresh" };
-            super::done(out, &format!("handed to the running gateway, which takes it {when}; see `key show`\n"))
+            super::done(
+                out,
+                &format!("handed to the running gateway, which takes it {when}; see `key show`\n"),
+            )
         }
         Err(error) => Err(error.into()),
     }
 }
 
 /// What a device with the same provisioned root would say of the bundle.
-fn trial(config: &Config, material: &Material, file: &KeyFile) -> Result<(), pithead_sealing::trust::TrustError> {
+fn trial(
+    config: &Config,
+    material: &Material,
+    file: &KeyFile,
+) -> Result<(), pithead_sealing::trust::TrustError> {
     let kept = Store::open(&config.gateway.data_dir.join("keys")).ok().and_then(|(_, found)| match found {
         Found::Whole(kept) => Device::restore(&kept.device).ok(),
         Found::Nothing | Found::Damaged => None,
@@ -199,7 +212,8 @@ fn table(value: &Value) -> String {
         when.map_or_else(|| "?".to_owned(), |when| format!("{}Z", when.date()))
     };
     let text = |field: &Value| field.as_str().unwrap_or("-").to_owned();
-    let mut lines = format!("statement {}.{} of {}", value["epoch"], value["sequence"], text(&value["authority"]));
+    let mut lines =
+        format!("statement {}.{} of {}", value["epoch"], value["sequence"], text(&value["authority"]));
     if let Some(status) = value["status"].as_str() {
         lines += &format!(", {status}");
     }
@@ -210,7 +224,11 @@ fn table(value: &Value) -> String {
     for key in value["keys"].as_array().into_iter().flatten() {
         let mark = if key["fingerprint"] == value["in_use"] { "*" } else { " " };
         let (status, bits) = (text(&key["status"]), &key["bits"]);
-        lines += &format!("{mark} {status:12} RSA {bits}  {}\n    SHA-256    {}\n", text(&key["arn"]), text(&key["fingerprint"]));
+        lines += &format!(
+            "{mark} {status:12} RSA {bits}  {}\n    SHA-256    {}\n",
+            text(&key["arn"]),
+            text(&key["fingerprint"])
+        );
     }
     lines
 }

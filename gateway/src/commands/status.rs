@@ -39,7 +39,9 @@ fn table(status: &Value) -> String {
         let (level, words) = (word(&lamp["level"]), word(&lamp["words"]));
         text += &format!("  {name:7} {level:9} {:>8} s  {words}\n", lamp["for_s"]);
     }
-    for (section, facts) in [("keys", &status["keys"]), ("spool", &status["spool"]), ("relay", &status["relay"])] {
+    for (section, facts) in
+        [("keys", &status["keys"]), ("spool", &status["spool"]), ("relay", &status["relay"])]
+    {
         text += &format!("{section}\n");
         for (name, value) in facts.as_object().into_iter().flatten() {
             if !value.is_null() {
@@ -57,9 +59,7 @@ mod tests {
 
     #[test]
     fn the_exit_code_says_well_degraded_or_not_ready() {
-        let status = |ready: bool, relay: &str| {
-            json!({ "ready": ready, "dimensions": { "keys": { "level": "ok" }, "relay": { "level": relay } } })
-        };
+        let status = |ready: bool, relay: &str| json!({ "ready": ready, "dimensions": { "keys": { "level": "ok" }, "relay": { "level": relay } } });
         assert_eq!(code(&status(true, "ok")), ExitCode::OK);
         assert_eq!(code(&status(true, "degraded")), ExitCode::DEGRADED);
         assert_eq!(code(&status(false, "ok")), ExitCode::NOT_READY);

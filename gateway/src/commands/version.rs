@@ -15,9 +15,9 @@ use crate::cli::Output;
 pub fn print(output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let version = env!("CARGO_PKG_VERSION");
     let text = match output {
-        Output::Json => {
-            super::json(&json!({ "name": "pithead-gateway", "version": version, "opener": OPENER_COMPILED_IN }))
-        }
+        Output::Json => super::json(
+            &json!({ "name": "pithead-gateway", "version": version, "opener": OPENER_COMPILED_IN }),
+        ),
         Output::Table => {
             let opener = if OPENER_COMPILED_IN { "compiled in" } else { "not compiled in" };
             format!("pithead-gateway {version}\nopener: {opener}\n")

@@ -83,7 +83,10 @@ impl SpoolIntake {
             gateway: self.gateway.as_str().to_owned(),
             received_us: wall_us(),
             assurance: peer.assurance.to_wire() as i32,
-            certificate_sha256: peer.certificate_sha256.map(|sha256| sha256.to_vec().into()).unwrap_or_default(),
+            certificate_sha256: peer
+                .certificate_sha256
+                .map(|sha256| sha256.to_vec().into())
+                .unwrap_or_default(),
             key_not_active,
             conflict,
         }
@@ -159,7 +162,8 @@ impl Intake for SpoolIntake {
 
     async fn offer(&self, peer: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
         let identity = admitted.identity().clone();
-        let edks: Vec<[u8; 32]> = admitted.profile().edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
+        let edks: Vec<[u8; 32]> =
+            admitted.profile().edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
         if let Err(over) = self.budgets.spend(&identity.device, &edks, since_boot()) {
             self.metrics.refused(ErrorReason::TooManySessions);
             return Err(Refusal::new(ErrorReason::TooManySessions, over.to_string())
@@ -185,8 +189,11 @@ impl Intake for SpoolIntake {
                 (ticket, outcome, counted)
             }
             Offered::Store(reservation) => {
-                let outcome =
-                    if reservation.is_conflict() { Outcome::Conflict { kept: true } } else { Outcome::Stored };
+                let outcome = if reservation.is_conflict() {
+                    Outcome::Conflict { kept: true }
+                } else {
+                    Outcome::Stored
+                };
                 if reservation.is_conflict() {
                     tracing::warn!(event = "ingest.conflict", %identity);
                 }
@@ -274,3 +281,6 @@ fn refusal_of_sync(error: NotDurable) -> Refusal {
     };
     Refusal::new(reason, error.to_string()).retry_after(spread(wait, random()))
 }
+
+#[cfg(test)]
+mod tests;

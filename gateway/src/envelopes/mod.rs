@@ -14,3 +14,6 @@ pub mod intake;
 
 pub mod refused;
 pub mod relay;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -128,7 +128,14 @@ impl State {
         self.conflicts.get_mut(&line.device)?.held.get_mut(&(line.clone(), seq, hash.0))
     }
 
-    fn add_conflict(&mut self, line: &Line, seq: Seq, hash: ShortHash, bytes: u64, ticket: Option<SharedTicket>) {
+    fn add_conflict(
+        &mut self,
+        line: &Line,
+        seq: Seq,
+        hash: ShortHash,
+        bytes: u64,
+        ticket: Option<SharedTicket>,
+    ) {
         let conflicts = self.conflicts.entry(line.device.clone()).or_default();
         if conflicts.held.insert((line.clone(), seq, hash.0), HeldConflict { ticket }).is_none() {
             conflicts.bytes += bytes;
@@ -152,7 +159,11 @@ impl Numbers {
     ///
     /// # Errors
     /// When the checkpoint exists and the disk does not give it.
-    pub fn open(checkpoint: PathBuf, spool: &EnvelopeSpool, conflict_bytes_per_device: u64) -> io::Result<Self> {
+    pub fn open(
+        checkpoint: PathBuf,
+        spool: &EnvelopeSpool,
+        conflict_bytes_per_device: u64,
+    ) -> io::Result<Self> {
         let now = since_boot();
         let mut lines = match std::fs::read(&checkpoint) {
             Ok(bytes) => Lines::decode(&bytes, Unseen::Elsewhere, now).unwrap_or_else(|error| {
@@ -172,7 +183,9 @@ impl Numbers {
             let (line, hash) = (head.identity.line(), ShortHash::from(&head.sha256));
             match record.kind {
                 KIND_ENVELOPE => lines.recall(&line, head.identity.seq, hash, now),
-                KIND_CONFLICT => conflicts.push((line, head.identity.seq, hash, u64::from(record.body_bytes))),
+                KIND_CONFLICT => {
+                    conflicts.push((line, head.identity.seq, hash, u64::from(record.body_bytes)))
+                }
                 _ => continue,
             }
             recalled += 1;

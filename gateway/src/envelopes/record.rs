@@ -74,7 +74,9 @@ impl Head {
         let stored = StoredHead::decode(bytes.clone()).map_err(|_| NotAHead)?;
         let names = (Site::new(&stored.site), DeviceId::new(&stored.device), StreamName::new(&stored.stream));
         let numbers = (Run::new(stored.run), Seq::new(stored.seq));
-        let ((Ok(site), Ok(device), Ok(stream)), (Ok(run), Ok(seq))) = (names, numbers) else { return Err(NotAHead) };
+        let ((Ok(site), Ok(device), Ok(stream)), (Ok(run), Ok(seq))) = (names, numbers) else {
+            return Err(NotAHead);
+        };
         let sha256 = stored.sha256.as_ref().try_into().map_err(|_| NotAHead)?;
         Ok(Self { identity: Identity { site, device, stream, run, seq }, sha256, hops: stored.hops })
     }
@@ -114,7 +116,10 @@ mod tests {
         let expected = "0a057069742d371208747275636b2d34321a0363616e21070000000000000028093220";
         let bytes = hex::encode(head().encode());
         assert_eq!(&bytes[..expected.len()], expected);
-        assert_eq!(&bytes[expected.len()..], format!("{}3a110a06656467652d31110500000000000000", "03".repeat(32)));
+        assert_eq!(
+            &bytes[expected.len()..],
+            format!("{}3a110a06656467652d31110500000000000000", "03".repeat(32))
+        );
     }
 
     #[test]

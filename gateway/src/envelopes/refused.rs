@@ -133,7 +133,8 @@ impl Refused {
             detail: detail.to_owned(),
             refused_at_ms: at_ms,
         };
-        let name = format!("{}~{}~{}~{}~{}", id.device, id.stream, id.run, id.seq, hex::encode(&head.sha256[..8]));
+        let name =
+            format!("{}~{}~{}~{}~{}", id.device, id.stream, id.run, id.seq, hex::encode(&head.sha256[..8]));
         // Not with_extension: a device's name may hold dots.
         let (bytes_path, reason_path) =
             (self.folder.join(format!("{name}.envelope")), self.folder.join(format!("{name}.json")));

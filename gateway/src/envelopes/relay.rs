@@ -33,7 +33,7 @@ use rustls::pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
 use self::progress::Progress;
-pub use self::report::{Report, RelayReport};
+pub use self::report::{RelayReport, Report};
 use super::numbers::Numbers;
 use super::record::{Head, KIND_CONFLICT};
 use super::refused::{Refused, RefusedError};
@@ -165,7 +165,13 @@ impl Relay {
     }
 
     /// One call, from the first record without an answer on.
-    async fn call(&self, target: &Target, progress: &mut Progress, tolerant: bool, stop: &CancellationToken) -> Ended {
+    async fn call(
+        &self,
+        target: &Target,
+        progress: &mut Progress,
+        tolerant: bool,
+        stop: &CancellationToken,
+    ) -> Ended {
         let opening = async {
             let options = ConnectOptions::default();
             let connection = connect(&target.endpoint, &target.name, target.tls.clone(), &options).await?;
@@ -311,7 +317,7 @@ impl Relay {
         let mut count = 0;
         for Answered { token: sent, answer } in answers {
             let counted = match answer {
-                Answer::Stored { .. } => Counted::Stored,
+                Answer::Stored => Counted::Stored,
                 Answer::Duplicate { .. } => Counted::Duplicate,
                 Answer::Conflict { kept: true } => Counted::Conflict,
                 Answer::Conflict { kept: false } => {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{
-    AcknowledgeError, AppendError, CloseError, Lane, OpenError, Options, Position, Reader, RecordHead, Recovery,
-    Room, Spool, Stats, Ticket,
+    AcknowledgeError, AppendError, CloseError, Lane, OpenError, Options, Position, Reader, RecordHead,
+    Recovery, Room, Spool, Stats, Ticket,
 };
 
 use super::record::Head;
@@ -37,7 +37,9 @@ pub fn open(folder: &Path, config: &config::Spool) -> Result<(EnvelopeSpool, Rec
 
 fn open_error(error: OpenError) -> ProgramError {
     let (reason, todo) = match &error {
-        OpenError::Locked { .. } => (ErrorReason::DataDirLocked, "stop the other gateway; two never share a spool"),
+        OpenError::Locked { .. } => {
+            (ErrorReason::DataDirLocked, "stop the other gateway; two never share a spool")
+        }
         OpenError::Full { .. } => (ErrorReason::DiskFull, "make room on the spool's disk"),
         OpenError::Missing { .. }
         | OpenError::NotADirectory { .. }
@@ -46,7 +48,9 @@ fn open_error(error: OpenError) -> ProgramError {
             (ErrorReason::DataDirUnwritable, "check its owner, its permissions and how its disk is mounted")
         }
         OpenError::Options { .. } => (ErrorReason::ConfigInvalid, "correct [spool] in the configuration"),
-        OpenError::Newer { .. } => (ErrorReason::StateDamaged, "run the version of this program that wrote it"),
+        OpenError::Newer { .. } => {
+            (ErrorReason::StateDamaged, "run the version of this program that wrote it")
+        }
         _ => (ErrorReason::DiskFailed, "look at the disk and the kernel's log"),
     };
     ProgramError::new(reason, error.to_string()).affects("no envelope can be taken").todo(todo)
@@ -57,7 +61,13 @@ impl EnvelopeSpool {
     ///
     /// # Errors
     /// When there is no room or the disk has failed: nothing was taken.
-    pub fn append(&self, head: &Head, envelope: Bytes, conflict: bool, at_ms: u64) -> Result<Ticket, AppendError> {
+    pub fn append(
+        &self,
+        head: &Head,
+        envelope: Bytes,
+        conflict: bool,
+        at_ms: u64,
+    ) -> Result<Ticket, AppendError> {
         self.0.append(LANE, head.record(envelope, conflict, at_ms))
     }
 

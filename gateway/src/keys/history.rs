@@ -159,7 +159,9 @@ mod tests {
             assert!(history.keep(&first).unwrap());
             assert!(!history.keep(&first).unwrap());
             assert_eq!(history.status_of(&old), Some(KeyStatus::Active));
-            history.keep(&authority.statement(&[(&old, KeyStatus::Retired), (&new, KeyStatus::Active)])).unwrap();
+            history
+                .keep(&authority.statement(&[(&old, KeyStatus::Retired), (&new, KeyStatus::Active)]))
+                .unwrap();
             assert_eq!(history.status_of(&old), Some(KeyStatus::Retired));
             // The third no longer speaks of the old key.
             history.keep(&authority.statement(&[(&new, KeyStatus::Active)])).unwrap();
@@ -178,7 +180,9 @@ mod tests {
         let mut authority = Authority::new();
         let (history, _) = History::open(folder.path()).unwrap();
         history.keep(&authority.statement(&[(&arn(1), KeyStatus::Active)])).unwrap();
-        history.keep(&authority.statement(&[(&arn(1), KeyStatus::Retired), (&arn(2), KeyStatus::Active)])).unwrap();
+        history
+            .keep(&authority.statement(&[(&arn(1), KeyStatus::Retired), (&arn(2), KeyStatus::Active)]))
+            .unwrap();
         let first = disk::complete_files(folder.path()).unwrap().remove(0);
         let mut bytes = fs::read(&first).unwrap();
         // A byte of the payload: the encoding still reads, the digest no longer matches the name.

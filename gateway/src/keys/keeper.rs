@@ -85,7 +85,9 @@ impl TakeError {
         match self {
             Self::Trust(error) => reason_of_trust(*error),
             Self::Mismatch { .. } => ErrorReason::KmsFingerprint,
-            Self::Unfit(error) | Self::Missing { kms: SpkiSourceError::Kms(error), .. } => error.fault.reason(),
+            Self::Unfit(error) | Self::Missing { kms: SpkiSourceError::Kms(error), .. } => {
+                error.fault.reason()
+            }
             Self::Missing { kms: SpkiSourceError::Absent, .. } => ErrorReason::TrustSpkiMissing,
             Self::Disk(_) => ErrorReason::DiskFailed,
         }
@@ -153,7 +155,8 @@ impl Keeper {
         kms: Option<Arc<dyn SpkiSource>>,
         book: Book,
     ) -> Result<(Self, Origin), OpenError> {
-        let provisioned = Device::provision(authority, site, &root, Clock::default()).map_err(OpenError::Root)?;
+        let provisioned =
+            Device::provision(authority, site, &root, Clock::default()).map_err(OpenError::Root)?;
         let (store, found) = Store::open(folder)?;
         let fresh = Kept { roots: vec![root.clone()], ..Kept::default() };
         let begin = |origin| (provisioned.clone(), fresh.clone(), origin);
@@ -273,7 +276,9 @@ impl Keeper {
                     let (key, stated) = (key.arn.clone(), key.fingerprint);
                     return Err(TakeError::Mismatch { key, stated, served: Sha256Digest::of(&der) });
                 }
-                Err(SpkiSourceError::Kms(error)) if forbids_sealing(&error) => return Err(TakeError::Unfit(error)),
+                Err(SpkiSourceError::Kms(error)) if forbids_sealing(&error) => {
+                    return Err(TakeError::Unfit(error));
+                }
                 Err(error) => error,
             };
             // KMS is away, or is not asked here: the fingerprint proves what the bundle brought.
@@ -288,8 +293,15 @@ impl Keeper {
     }
 
     /// Makes it durable, then serves it.
-    fn commit(&mut self, device: Device, roots: Vec<Bytes>, spkis: Vec<Bytes>, clock: Clock) -> io::Result<()> {
-        let statement = device.statement().map(|statement| statement.object().clone()).or(self.statement.clone());
+    fn commit(
+        &mut self,
+        device: Device,
+        roots: Vec<Bytes>,
+        spkis: Vec<Bytes>,
+        clock: Clock,
+    ) -> io::Result<()> {
+        let statement =
+            device.statement().map(|statement| statement.object().clone()).or(self.statement.clone());
         let before = (
             std::mem::replace(&mut self.device, device),
             std::mem::replace(&mut self.roots, roots),

@@ -218,7 +218,10 @@ impl Refresh {
 
     fn held(&self) -> Held {
         let device = self.keeper.device();
-        Held { root_version: device.root_version(), statement_digest: device.statement().map(|held| *held.digest()) }
+        Held {
+            root_version: device.root_version(),
+            statement_digest: device.statement().map(|held| *held.digest()),
+        }
     }
 
     fn announce(&self, taken: Taken) {
@@ -251,7 +254,9 @@ impl Refresh {
                 tracing::error!(event = "key.alarm", code, reason = name, %error);
             }
             RefreshError::Take(error) => tracing::warn!(event = "key.refused", code, reason = name, %error),
-            RefreshError::Source(error) => tracing::warn!(event = "key.source_away", code, reason = name, %error),
+            RefreshError::Source(error) => {
+                tracing::warn!(event = "key.source_away", code, reason = name, %error)
+            }
         }
     }
 
@@ -269,21 +274,31 @@ impl Refresh {
         let failure = report.failure.map(|(reason, text, _)| format!("{}: {text}", reason.code()));
         let (level, words) = match (device.status(clock), failure) {
             (Status::Fresh, None) => (Level::Ok, format!("statement {epoch}.{sequence} in force")),
-            (Status::Fresh, Some(why)) => {
-                (Level::Degraded, format!("statement {epoch}.{sequence} in force; the last refresh failed: {why}"))
-            }
+            (Status::Fresh, Some(why)) => (
+                Level::Degraded,
+                format!("statement {epoch}.{sequence} in force; the last refresh failed: {why}"),
+            ),
             (Status::Stale, why) => (
                 Level::Degraded,
-                format!("statement {epoch}.{sequence} is stale; {}", why.as_deref().unwrap_or("no newer one exists")),
+                format!(
+                    "statement {epoch}.{sequence} is stale; {}",
+                    why.as_deref().unwrap_or("no newer one exists")
+                ),
             ),
             // Envelopes under any known key are still taken.
             (Status::Expired | Status::NoKey, why) if !self.history.is_empty() => (
                 Level::Degraded,
-                format!("no key may be sealed to; {}", why.as_deref().unwrap_or("the authority must issue one")),
+                format!(
+                    "no key may be sealed to; {}",
+                    why.as_deref().unwrap_or("the authority must issue one")
+                ),
             ),
             (Status::Expired | Status::NoKey, why) => (
                 Level::Down,
-                format!("no statement was ever accepted; {}", why.as_deref().unwrap_or("waiting for the source")),
+                format!(
+                    "no statement was ever accepted; {}",
+                    why.as_deref().unwrap_or("waiting for the source")
+                ),
             ),
         };
         if self.health.set(Dimension::Keys, level, words.clone(), now) {

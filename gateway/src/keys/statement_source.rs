@@ -134,7 +134,8 @@ impl StatementSource for BundleFile {
     fn fetch<'a>(&'a self, _held: &'a Held) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>> {
         let path = || self.path.clone();
         let read = || {
-            let bytes = std::fs::read(&self.path).map_err(|source| SourceError::File { path: path(), source })?;
+            let bytes =
+                std::fs::read(&self.path).map_err(|source| SourceError::File { path: path(), source })?;
             let file = KeyFile::decode(Bytes::from(bytes));
             Ok(Some(file.map_err(|source| SourceError::NotABundle { path: path(), source })?.bundle))
         };

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use pithead_sealing::Site;
 use pithead_sealing::trust::authoring::{Draft, SigningKey};
 use pithead_sealing::trust::{
-    Bundle, Custody, KeyArn, KeyStatus, Policy, Role, RootFields, RootKey, SUITE_RSA_OAEP_SHA256, Sha256Digest,
-    Statement, StatementFields, StatementKey, UnixTime, verify,
+    Bundle, Custody, KeyArn, KeyStatus, Policy, Role, RootFields, RootKey, SUITE_RSA_OAEP_SHA256,
+    Sha256Digest, Statement, StatementFields, StatementKey, UnixTime, verify,
 };
 
 pub(crate) const AUTHORITY: &str = "acme-mining/prod";
@@ -25,8 +25,8 @@ pub(crate) fn arn(number: u8) -> KeyArn {
 /// The strict DER of a public key of 2048 bits that nobody has the private half of.
 pub(crate) fn spki(number: u8) -> Bytes {
     const BEFORE: [u8; 33] = [
-        0x30, 0x82, 0x01, 0x22, 0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05,
-        0x00, 0x03, 0x82, 0x01, 0x0f, 0x00, 0x30, 0x82, 0x01, 0x0a, 0x02, 0x82, 0x01, 0x01, 0x00,
+        0x30, 0x82, 0x01, 0x22, 0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01,
+        0x05, 0x00, 0x03, 0x82, 0x01, 0x0f, 0x00, 0x30, 0x82, 0x01, 0x0a, 0x02, 0x82, 0x01, 0x01, 0x00,
     ];
     let mut der = BEFORE.to_vec();
     der.extend([0xc1; 254]);
@@ -75,8 +75,14 @@ impl Authority {
             gateways: None,
             previous: Sha256Digest::ZERO,
         };
-        let mut authority =
-            Self { root_key, statement_key, root: Bytes::new(), fields, sequence: 0, previous: Sha256Digest::ZERO };
+        let mut authority = Self {
+            root_key,
+            statement_key,
+            root: Bytes::new(),
+            fields,
+            sequence: 0,
+            previous: Sha256Digest::ZERO,
+        };
         authority.root = authority.sign_root();
         authority
     }

@@ -40,16 +40,20 @@ pub enum DirectoryError {
 impl From<DirectoryError> for ProgramError {
     fn from(error: DirectoryError) -> Self {
         let (reason, todo) = match &error {
-            DirectoryError::Missing(_) => {
-                (ErrorReason::DataDirUnwritable, "mount its disk, or create it and give it to this program's user")
-            }
+            DirectoryError::Missing(_) => (
+                ErrorReason::DataDirUnwritable,
+                "mount its disk, or create it and give it to this program's user",
+            ),
             DirectoryError::Unwritable { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 (ErrorReason::DiskFull, "make room on its disk")
             }
-            DirectoryError::Unwritable { .. } => {
-                (ErrorReason::DataDirUnwritable, "check its owner, its permissions and how its disk is mounted")
+            DirectoryError::Unwritable { .. } => (
+                ErrorReason::DataDirUnwritable,
+                "check its owner, its permissions and how its disk is mounted",
+            ),
+            DirectoryError::Locked(_) => {
+                (ErrorReason::DataDirLocked, "stop the other gateway; two never share one")
             }
-            DirectoryError::Locked(_) => (ErrorReason::DataDirLocked, "stop the other gateway; two never share one"),
         };
         Self::new(reason, error.to_string()).affects("nothing is served and nothing is taken").todo(todo)
     }
@@ -81,7 +85,9 @@ impl DataDir {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(DirectoryError::Locked(path.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(DirectoryError::Unwritable { path: lock_path, source }),
+            Err(TryLockError::Error(source)) => {
+                return Err(DirectoryError::Unwritable { path: lock_path, source });
+            }
         }
         let directory = Self { path: path.to_owned(), _lock: lock };
         for folder in [directory.keys(), directory.inbox(), directory.spool()] {

@@ -87,7 +87,8 @@ fn server_tls(config: &Config) -> Result<ServerTls, TlsError> {
 fn own_name(config: &Config, certificate: &Pem) -> Result<GatewayName, ProgramError> {
     let wrong = |what: String| {
         let todo = format!("have it name spiffe://{}/gateway/<name>", config.gateway.site);
-        ProgramError::new(ErrorReason::CertificateInvalid, format!("{}: {what}", certificate.origin())).todo(todo)
+        ProgramError::new(ErrorReason::CertificateInvalid, format!("{}: {what}", certificate.origin()))
+            .todo(todo)
     };
     let chain = certificate.certificates()?;
     let leaf = chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();

@@ -61,7 +61,11 @@ pub(super) struct Serving {
 
 impl Serving {
     /// Starts everything. When this returns, devices are served.
-    pub(super) async fn start(config: &Config, material: Material, data: &DataDir) -> Result<Self, ProgramError> {
+    pub(super) async fn start(
+        config: &Config,
+        material: Material,
+        data: &DataDir,
+    ) -> Result<Self, ProgramError> {
         let started = since_boot();
         let metrics = Metrics::new();
         let health = Health::new(metrics.clone(), started);
@@ -132,7 +136,8 @@ impl Serving {
         let keys = service::serve(&config.trust.authority, &config.gateway.site, &book, intake_stop.clone());
         let ingest = IngestServer::new(intake, config.ingest.envelopes, intake_stop.clone());
         let (reporter, health_service) = tonic_health::server::health_reporter();
-        let routes = Routes::new(keys.into_service()).add_service(ingest.into_service()).add_service(health_service);
+        let routes =
+            Routes::new(keys.into_service()).add_service(ingest.into_service()).add_service(health_service);
         let port = acceptor.handle();
         let address = acceptor.local_addr();
         let serve = {
@@ -295,8 +300,13 @@ async fn open_keeper(
             let what = format!("{}: {error}", config.trust.root.display());
             Err(ProgramError::new(reason_of_trust(error), what).exit(ExitCode::CONFIG_INVALID))
         }
-        Err(error @ OpenError::Foreign { .. }) => Err(ProgramError::new(ErrorReason::ConfigInvalid, error.to_string())
-            .todo("give each gateway a data directory of its own, or correct [trust] authority and [gateway] site")),
+        Err(error @ OpenError::Foreign { .. }) => Err(ProgramError::new(
+            ErrorReason::ConfigInvalid,
+            error.to_string(),
+        )
+        .todo(
+            "give each gateway a data directory of its own, or correct [trust] authority and [gateway] site",
+        )),
         Err(error) => Err(ProgramError::new(ErrorReason::DiskFailed, error.to_string())),
     }
 }
@@ -321,8 +331,9 @@ fn server_name(
     endpoint: &pithead_hop::connect::Endpoint,
 ) -> Result<ServerName<'static>, ProgramError> {
     let Some(name) = name else { return Ok(endpoint.server_name()) };
-    ServerName::try_from(name.to_owned())
-        .map_err(|_| ProgramError::new(ErrorReason::ConfigInvalid, format!("{key}: {name:?} is no host name")))
+    ServerName::try_from(name.to_owned()).map_err(|_| {
+        ProgramError::new(ErrorReason::ConfigInvalid, format!("{key}: {name:?} is no host name"))
+    })
 }
 
 /// The gRPC health service says what `/readyz` says.
@@ -333,7 +344,8 @@ async fn follow_readiness(
 ) {
     let mut ready = health.watch_ready();
     loop {
-        let status = if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status =
+            if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in SERVICES {
             reporter.set_service_status(service, status).await;
         }

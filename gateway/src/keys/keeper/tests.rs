@@ -72,7 +72,8 @@ async fn a_bundle_that_verifies_is_served_and_outlives_a_restart_without_its_sou
     {
         let (mut keeper, book, origin) = place.start();
         assert_eq!((origin, sequence(&book)), (Origin::Provisioned, None));
-        let taken = keeper.take(authority.bundle(&[(&arn(1), KeyStatus::Active)]), Clock::default()).await.unwrap();
+        let taken =
+            keeper.take(authority.bundle(&[(&arn(1), KeyStatus::Active)]), Clock::default()).await.unwrap();
         assert_eq!(taken, Taken { roots: 0, statement: true, key_changed: true });
         assert_eq!(sequence(&book), Some(1));
     }
@@ -117,7 +118,8 @@ async fn when_kms_serves_another_key_it_is_an_alarm_and_the_last_good_one_stays(
     keeper.take(authority.bundle(&[(&arn(1), KeyStatus::Active)]), Clock::default()).await.unwrap();
 
     kms.answers(Ok(spki(9)));
-    let error = keeper.take(authority.bundle(&[(&arn(1), KeyStatus::Active)]), Clock::default()).await.unwrap_err();
+    let error =
+        keeper.take(authority.bundle(&[(&arn(1), KeyStatus::Active)]), Clock::default()).await.unwrap_err();
     assert!(error.is_alarm());
     assert_eq!(error.reason(), ErrorReason::KmsFingerprint);
     assert_eq!(keeper.compare().await.unwrap_err().reason(), ErrorReason::KmsFingerprint);

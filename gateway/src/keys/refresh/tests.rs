@@ -25,7 +25,8 @@ impl StatementSource for Scripted {
     fn fetch<'a>(&'a self, _held: &'a Held) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>> {
         self.0.visits.lock().unwrap().push(Instant::now());
         let next = self.0.answers.lock().unwrap().pop_front();
-        let away = || SourceError::Connect(pithead_hop::connect::ConnectError::TimedOut(Duration::from_secs(5)));
+        let away =
+            || SourceError::Connect(pithead_hop::connect::ConnectError::TimedOut(Duration::from_secs(5)));
         Box::pin(std::future::ready(next.ok_or_else(away)))
     }
 

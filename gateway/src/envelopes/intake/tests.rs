@@ -1,0 +1,112 @@
+//! What a device is told: stored, resent, other bytes, unknown key; before and after a restart.
+
+use super::super::record::{Head, KIND_CONFLICT};
+use super::super::testing::{Door, Truck};
+use super::*;
+use crate::keys::testing::{Authority, arn};
+
+#[tokio::test]
+async fn an_envelope_is_stored_once_and_its_resend_is_a_duplicate_before_and_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let envelope = Truck::new().seal(1, b"record");
+    {
+        let door = Door::open(folder.path());
+        // Both are offered before either is durable: the second shares the first one's ticket.
+        let first = door.offer(envelope.clone()).await.unwrap();
+        let second = door.offer(envelope.clone()).await.unwrap();
+        assert_eq!(first.await.unwrap(), Outcome::Stored);
+        assert_eq!(second.await.unwrap(), Outcome::Duplicate { unverified: false });
+        assert_eq!(door.spool.stats().records, 1);
+        door.spool.close().unwrap();
+    }
+    let door = Door::open(folder.path());
+    assert_eq!(door.take(envelope).await, Outcome::Duplicate { unverified: false });
+    assert_eq!(door.spool.stats().records, 1);
+}
+
+#[tokio::test]
+async fn other_bytes_under_a_used_number_are_kept_beside_once_and_flagged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut truck = Truck::new();
+    let (first, other) = (truck.seal(1, b"record"), truck.seal(1, b"another"));
+    {
+        let door = Door::open(folder.path());
+        assert_eq!(door.take(first.clone()).await, Outcome::Stored);
+        for _ in 0..3 {
+            assert_eq!(door.take(other.clone()).await, Outcome::Conflict { kept: true });
+        }
+        door.spool.close().unwrap();
+    }
+    let door = Door::open(folder.path());
+    assert_eq!(door.take(other).await, Outcome::Conflict { kept: true });
+    assert_eq!(door.take(first).await, Outcome::Duplicate { unverified: false });
+    let heads: Vec<_> = door.spool.waiting().collect();
+    assert_eq!(heads.len(), 2);
+    assert_eq!(heads[1].kind, KIND_CONFLICT);
+    assert!(Head::decode(&heads[1].head).unwrap().hops[0].conflict);
+}
+
+#[tokio::test]
+async fn conflicts_beyond_their_bound_are_not_kept_and_good_data_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut truck = Truck::new();
+    let door = Door::open_with(folder.path(), 1_000);
+    door.take(truck.seal(1, b"record")).await;
+    // An envelope of this kind has some 600 bytes: one fits, two do not.
+    assert_eq!(door.take(truck.seal(1, b"other")).await, Outcome::Conflict { kept: true });
+    assert_eq!(door.take(truck.seal(1, b"again")).await, Outcome::Conflict { kept: false });
+    assert_eq!(door.take(truck.seal(2, b"record")).await, Outcome::Stored);
+}
+
+#[tokio::test]
+async fn a_key_that_was_retired_since_is_taken_and_flagged_and_an_unknown_one_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let door = Door::open(folder.path());
+    let mut authority = Authority::new();
+    authority.statement(&[(&arn(1), KeyStatus::Active)]);
+    let retired = authority.statement(&[(&arn(1), KeyStatus::Retired), (&arn(2), KeyStatus::Active)]);
+    door.history.keep(&retired).unwrap();
+    assert_eq!(door.take(Truck::new().seal(1, b"record")).await, Outcome::Stored);
+    let head = door.spool.waiting().next().unwrap();
+    assert!(Head::decode(&head.head).unwrap().hops[0].key_not_active);
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (empty, _) = History::open(&elsewhere.path().join("history")).unwrap();
+    let mut stranger = Door::open(elsewhere.path());
+    let identity = Head::decode(&head.head).unwrap().identity;
+    assert_eq!(stranger.intake.standing(&arn(9), &identity), Standing::Unknown);
+    stranger.intake.history = Arc::new(empty);
+    assert_eq!(stranger.intake.standing(&arn(1), &identity), Standing::NotReady);
+}
+
+#[tokio::test]
+async fn a_full_spool_says_when_to_come_back_and_the_number_stays_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let door = Door::open(folder.path());
+    let mut truck = Truck::new();
+    let payload = vec![7; 900_000];
+    let (seq, refusal) = loop_until_refused(&door, &mut truck, &payload).await;
+    assert_eq!(refusal.reason, ErrorReason::SpoolFull);
+    assert!(refusal.retry_after.is_some());
+    // Acknowledged: there is room again, and the same number is new.
+    door.spool.acknowledge(pithead_spool::Position(seq - 2)).unwrap();
+    let envelope = truck.seal(seq, &payload);
+    let deadline = tokio::time::Instant::now() + super::super::testing::LONG;
+    loop {
+        match door.offer(envelope.clone()).await {
+            Ok(pending) => break assert_eq!(pending.await.unwrap(), Outcome::Stored),
+            Err(refusal) => assert!(tokio::time::Instant::now() < deadline, "{refusal}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn loop_until_refused(door: &Door, truck: &mut Truck, payload: &[u8]) -> (u64, Refusal) {
+    for seq in 1.. {
+        match door.offer(truck.seal(seq, payload)).await {
+            Ok(pending) => assert_eq!(pending.await.unwrap(), Outcome::Stored),
+            Err(refusal) => return (seq, refusal),
+        }
+    }
+    unreachable!("a spool has an end")
+}

@@ -1,0 +1,241 @@
+//! A device that seals for real, a gateway's intake over a real spool, and a far end on loopback that can be told to
+//! misbehave.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use pithead_hop::accept::{AcceptHandle, Acceptor, Limits, Stopped};
+use pithead_hop::identity::{GatewayName, Peer, PeerId, Role};
+use pithead_hop::ingest::intake::Durability;
+use pithead_hop::ingest::{
+    Admitted, Hop, IngestLimits, IngestServer, Intake, KnownKeys, Outcome, Pending, Standing, admit,
+};
+use pithead_hop::status::Refusal;
+use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, ServerTls, SiteTrust, SystemClock};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_proto::keys::v1::TrustVersion;
+use pithead_sealing::envelope::{ContentType, KernelEntropy, Session, SessionClock, SessionContext};
+use pithead_sealing::trust::{Clock, Device, KeyArn, KeyStatus, UnixTime};
+use pithead_sealing::{DeviceId, Identity, Run, Seq, StreamName};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+};
+use rustls::pki_types::ServerName;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use super::intake::SpoolIntake;
+use super::numbers::Numbers;
+use super::relay::Target;
+use super::spool::{self, EnvelopeSpool};
+use crate::config;
+use crate::keys::book::Book;
+use crate::keys::history::History;
+use crate::keys::testing::{AUTHORITY, Authority, ISSUED, arn, site};
+use crate::metrics::Metrics;
+
+/// Longer than anything here may take, so that a hang is a failure with a name.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+
+/// Looks until it is so.
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+    let looking = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LONG, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+pub(crate) fn truck() -> Peer {
+    let id = PeerId { site: site(), role: Role::Device(DeviceId::new("truck-42").unwrap()) };
+    Peer { id, certificate_sha256: Some([7; 32]), assurance: pithead_hop::identity::Assurance::Vouched }
+}
+
+/// Seals numbers of one line.
+pub(crate) struct Truck(Session);
+
+impl Truck {
+    pub(crate) fn new() -> Self {
+        let mut authority = Authority::new();
+        let mut device = Device::provision(AUTHORITY, &site(), &authority.root, Clock::default()).unwrap();
+        device.apply(&authority.bundle(&[(&arn(1), KeyStatus::Active)]), Clock::default()).unwrap();
+        let key = device.verified_key(Clock::default()).unwrap();
+        let (name, stream) = (DeviceId::new("truck-42").unwrap(), StreamName::new("can").unwrap());
+        let content_type = ContentType::new("application/octet-stream").unwrap();
+        let context = SessionContext::new(site(), name, stream, content_type);
+        let clock = SessionClock { boot: Duration::ZERO, now: UnixTime(ISSUED + 60) };
+        let run = Run::new(7).unwrap();
+        Self(Session::start(&key, &context, run, None, clock, &mut KernelEntropy).unwrap())
+    }
+
+    pub(crate) fn seal(&mut self, seq: u64, plaintext: &[u8]) -> Bytes {
+        let seq = Seq::new(seq).unwrap();
+        self.0.seal(seq, plaintext, Duration::ZERO, &mut KernelEntropy).unwrap().bytes().clone()
+    }
+}
+
+/// The envelope path of a gateway up to the spool.
+pub(crate) struct Door {
+    pub(crate) intake: SpoolIntake,
+    pub(crate) numbers: Numbers,
+    pub(crate) spool: EnvelopeSpool,
+    pub(crate) history: Arc<History>,
+}
+
+impl Door {
+    /// Opens what lies in `folder`, or begins there. The statement in force names key 1 as active.
+    pub(crate) fn open(folder: &Path) -> Self {
+        Self::open_with(folder, 1 << 20)
+    }
+
+    pub(crate) fn open_with(folder: &Path, conflict_bytes: u64) -> Self {
+        for name in ["spool", "history"] {
+            crate::disk::create_folder(&folder.join(name)).unwrap();
+        }
+        let (history, _) = History::open(&folder.join("history")).unwrap();
+        let history = Arc::new(history);
+        history.keep(&Authority::new().statement(&[(&arn(1), KeyStatus::Active)])).unwrap();
+        let sizes = config::Spool {
+            max_size: pithead_hop::program::config::ByteSize::mib(64),
+            segment_size: pithead_hop::program::config::ByteSize::mib(8),
+            ..config::Spool::default()
+        };
+        let (spool, _) = spool::open(&folder.join("spool"), &sizes).unwrap();
+        let numbers = Numbers::open(folder.join("lines"), &spool, conflict_bytes).unwrap();
+        let name = GatewayName::new("edge-1").unwrap();
+        let (book, metrics) = (Book::default(), Metrics::new());
+        let intake = SpoolIntake::start(name, history.clone(), book, numbers.clone(), spool.clone(), metrics);
+        Self { intake, numbers, spool, history }
+    }
+
+    pub(crate) async fn offer(&self, envelope: Bytes) -> Result<Pending, Refusal> {
+        let admitted = admit(envelope, vec![], &truck(), &self.intake, 1 << 20);
+        let admitted = admitted.map_err(|refused| refused.refusal)?;
+        self.intake.offer(&truck(), admitted).await
+    }
+
+    pub(crate) async fn take(&self, envelope: Bytes) -> Outcome {
+        self.offer(envelope).await.unwrap().await.unwrap()
+    }
+}
+
+/// What the far end has been told to do, and what it got.
+#[derive(Debug)]
+pub(crate) struct FarEnd {
+    pub(crate) got: Mutex<Vec<(Identity, Vec<Hop>)>>,
+    pub(crate) poison: Mutex<BTreeSet<u64>>,
+    /// While this is false, nothing is answered.
+    pub(crate) answers: watch::Sender<bool>,
+}
+
+impl FarEnd {
+    pub(crate) fn seqs(&self) -> Vec<u64> {
+        self.got.lock().unwrap().iter().map(|(identity, _)| identity.seq.get()).collect()
+    }
+}
+
+impl KnownKeys for FarEnd {
+    fn standing(&self, _arn: &KeyArn, _identity: &Identity) -> Standing {
+        Standing::Active
+    }
+}
+
+impl Intake for FarEnd {
+    fn keys(&self) -> &dyn KnownKeys {
+        self
+    }
+
+    fn trust(&self) -> Option<TrustVersion> {
+        None
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Applied
+    }
+
+    fn ready(&self, _peer: &Peer) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn offer(&self, _peer: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
+        let identity = admitted.identity().clone();
+        if self.poison.lock().unwrap().contains(&identity.seq.get()) {
+            return Err(Refusal::new(ErrorReason::SignatureInvalid, "poisoned for a test"));
+        }
+        let mut got = self.got.lock().unwrap();
+        let known = got.iter().any(|(held, _)| *held == identity);
+        got.push((identity, admitted.hops));
+        drop(got);
+        let mut answers = self.answers.subscribe();
+        Ok(async move {
+            let _ = answers.wait_for(|answers| *answers).await;
+            Ok(if known { Outcome::Duplicate { unverified: false } } else { Outcome::Stored })
+        }
+        .boxed())
+    }
+}
+
+/// A far end that is served.
+pub(crate) struct Cloud {
+    pub(crate) far_end: Arc<FarEnd>,
+    pub(crate) handle: AcceptHandle,
+    ca: CertifiedIssuer<'static, KeyPair>,
+    address: SocketAddr,
+    _stop: tokio_util::sync::DropGuard,
+    _task: JoinHandle<Stopped>,
+}
+
+fn issue(ca: &CertifiedIssuer<'static, KeyPair>, names: Vec<SanType>) -> (Pem, Pem) {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = names;
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, ca).unwrap();
+    (Pem::new("leaf.pem", certificate.pem()), Pem::new("leaf.key", key.serialize_pem()))
+}
+
+impl Cloud {
+    pub(crate) async fn start() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let (certificate, key) = issue(&ca, vec![SanType::IpAddress("127.0.0.1".parse().unwrap())]);
+        let sites = vec![SiteTrust { site: site(), ca: Pem::new("ca.pem", ca.pem()), crls: vec![] }];
+        let tls = ServerTls { certificate, key, sites, crl_expiry: Default::default() }.build().unwrap();
+        let acceptor = Acceptor::bind("127.0.0.1:0".parse().unwrap(), tls, Limits::default()).await.unwrap();
+        let (address, handle) = (acceptor.local_addr(), acceptor.handle());
+        let far_end = Arc::new(FarEnd {
+            got: Mutex::default(),
+            poison: Mutex::default(),
+            answers: watch::Sender::new(true),
+        });
+        let stop = CancellationToken::new();
+        let ingest = IngestServer::new(far_end.clone(), IngestLimits::default(), stop.clone());
+        let routes = Routes::new(ingest.into_service());
+        let task = tokio::spawn(acceptor.serve(routes, stop.clone()));
+        Self { far_end, handle, ca, address, _stop: stop.drop_guard(), _task: task }
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        let uri = "spiffe://pit-7/gateway/edge-1".try_into().unwrap();
+        let identity = Some(issue(&self.ca, vec![SanType::URI(uri)]));
+        let ca = Pem::new("ca.pem", self.ca.pem());
+        let tls =
+            ClientTls { ca, identity, clock: Arc::new(SystemClock), passed_expiry: PassedExpiry::Refuse };
+        Target {
+            endpoint: self.address.into(),
+            name: ServerName::try_from("127.0.0.1").unwrap(),
+            tls: tls.build().unwrap(),
+            window_bytes: 1 << 20,
+        }
+    }
+}
