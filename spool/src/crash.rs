@@ -151,12 +151,12 @@ impl Disk {
         self.dead
     }
 
-    /// Flips a bit of the last segment in a folder.
-    pub(crate) fn flip_at(&mut self, folder: &str, offset: u64) {
+    /// Changes the last segment in a folder where it lies.
+    pub(crate) fn edit(&mut self, folder: &str, change: impl FnOnce(&mut [u8])) {
         let names = &self.folders[Path::new(folder)].seen;
         let (_, id) = names.iter().rfind(|(name, _)| name.starts_with("seg-")).expect("a segment");
         let data = self.files.get_mut(id).expect("a file for each name");
-        data.seen[offset as usize] ^= 1;
+        change(&mut data.seen);
         data.kept = data.seen.clone();
     }
 

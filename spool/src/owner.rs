@@ -26,7 +26,7 @@ const MAX_SPARES: usize = 2;
 
 /// Records of this size and more go to the disk from where they lie; smaller ones are copied together first, which costs less
 /// than a slice each.
-const SLICE_BYTES: u64 = 16 * 1024;
+const SLICE_BYTES: u64 = 4 * 1024;
 
 pub(crate) struct Owner {
     shared: Arc<Shared>,
