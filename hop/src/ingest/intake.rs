@@ -81,7 +81,8 @@ pub trait Intake: Send + Sync + 'static {
     fn ready(&self, peer: &Peer) -> Result<(), Refusal>;
 
     /// Takes one envelope. Returns when its place in the order is fixed; it may wait for room, since that is how pressure
-    /// travels back to the sender.
+    /// travels back to the sender. A call that is cut drops the future at whatever it awaits: nothing may be left half done
+    /// there.
     ///
     /// # Errors
     /// A refusal. One that a retry can cure ends the call; any other is told in band, and the call goes on.

@@ -120,8 +120,11 @@ impl IntervalSet {
         was_there
     }
 
-    /// Takes all of `first..=last` out.
+    /// Takes all of `first..=last` out; nothing if `first` is above `last`.
     pub fn remove_range(&mut self, first: u64, last: u64) {
+        if first > last {
+            return;
+        }
         let low = self.ranges.partition_point(|range| range.last < first);
         let high = self.ranges.partition_point(|range| range.first <= last);
         if low >= high {

@@ -9,14 +9,17 @@ use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::ingest::v1 as wire;
 use pithead_proto::ingest::v1::outcome::What;
+use prost::Message as _;
 
 /// Bytes of envelopes in one batch, unless one envelope is larger: a receiver answers whole batches, so a batch is about
 /// what a slow radio sends in a second.
 pub const BATCH_BYTES: u64 = 256 << 10;
 /// Envelopes in one batch.
 pub const BATCH_ENVELOPES: usize = 256;
-/// What a request needs besides its envelopes, for each of them and once.
-const OVERHEAD: u64 = 4 << 10;
+/// What a request needs besides its envelopes, in bytes: [`BATCH_ENVELOPES`] gaps, and the custody of one envelope.
+const OVERHEAD: u64 = 32 << 10;
+/// Tag and length of an item within its batch, in bytes at most.
+const ITEM_FRAMING: usize = 8;
 
 /// What we are willing to have under way, and what the far end allows of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +157,7 @@ struct Unanswered<T> {
 #[derive(Debug)]
 pub struct Flight<T> {
     window: Window,
+    batch_bytes: u64,
     durability: wire::Durability,
     /// Not in a batch yet.
     queued: VecDeque<(T, wire::Item)>,
@@ -170,6 +174,7 @@ impl<T> Flight<T> {
     pub fn new(window: Window, durability: wire::Durability) -> Self {
         Self {
             window,
+            batch_bytes: BATCH_BYTES,
             durability,
             queued: VecDeque::new(),
             gaps: Vec::new(),
@@ -179,6 +184,12 @@ impl<T> Flight<T> {
             bytes: 0,
             envelopes: 0,
         }
+    }
+
+    /// Keeps batches within the far end's largest request.
+    pub(super) fn within_requests_of(mut self, request_bytes: u64) -> Self {
+        self.batch_bytes = BATCH_BYTES.min(request_bytes.saturating_sub(OVERHEAD));
+        self
     }
 
     /// Whether an envelope of this many bytes would be taken now.
@@ -226,13 +237,15 @@ impl<T> Flight<T> {
         if !self.has_batch() {
             return None;
         }
-        let (mut bytes, mut items, mut tokens) = (0, Vec::new(), Vec::new());
+        let (mut bytes, mut request, mut items, mut tokens) = (0, 0, Vec::new(), Vec::new());
         while let Some((_, item)) = self.queued.front() {
-            let length = item.envelope.len() as u64;
-            if !items.is_empty() && (bytes + length > BATCH_BYTES || items.len() >= BATCH_ENVELOPES) {
+            // Custody may weigh as much as a small envelope.
+            let cost = (item.encoded_len() + ITEM_FRAMING) as u64;
+            if !items.is_empty() && (request + cost > self.batch_bytes || items.len() >= BATCH_ENVELOPES) {
                 break;
             }
-            bytes += length;
+            request += cost;
+            bytes += item.envelope.len() as u64;
             if let Some((token, item)) = self.queued.pop_front() {
                 tokens.push(token);
                 items.push(item);

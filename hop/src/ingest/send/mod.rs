@@ -213,8 +213,10 @@ impl<T> Sender<T> {
             .ok()
             .filter(|durability| *durability != wire::Durability::Unspecified)
             .ok_or(ProtocolError::Durability)?;
+        let request_bytes = welcome.limits.unwrap_or_default().request_bytes;
         Ok(Self {
-            flight: Flight::new(options.window.narrowed(&welcome)?, durability),
+            flight: Flight::new(options.window.narrowed(&welcome)?, durability)
+                .within_requests_of(request_bytes),
             welcomed: Welcomed {
                 durability,
                 time_us: welcome.time_us,
