@@ -190,8 +190,6 @@ mod tests {
     #[test]
     fn run_takes_its_file_by_the_short_option() {
         let cli = Cli::try_parse_from(["pithead-gateway", "run", "-c", "a.toml"]).unwrap();
-        assert!(
-            matches!(cli.command, Command::Run(ConfigArg { config }) if config.as_os_str() == "a.toml")
-        );
+        assert!(matches!(cli.command, Command::Run(ConfigArg { config }) if config.as_os_str() == "a.toml"));
     }
 }

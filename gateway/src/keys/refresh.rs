@@ -302,7 +302,7 @@ impl Refresh {
             ),
         };
         if self.health.set(Dimension::Keys, level, words.clone(), now) {
-            tracing::info!(event = "health.changed", dimension = "keys", level = level.name(), words);
+            tracing::info!(event = "health.changed", dimension = "keys", lamp = level.name(), words);
         }
     }
 

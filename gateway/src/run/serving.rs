@@ -373,7 +373,7 @@ async fn look_after_disk(health: Health, spool: EnvelopeSpool, stop: Cancellatio
             (Level::Ok, format!("{} records wait", stats.records))
         };
         if health.set(Dimension::Disk, level, words.clone(), since_boot()) {
-            tracing::info!(event = "health.changed", dimension = "disk", level = level.name(), words);
+            tracing::info!(event = "health.changed", dimension = "disk", lamp = level.name(), words);
         }
         tokio::select! {
             () = tokio::time::sleep(DISK_LOOK) => {}
