@@ -13,7 +13,6 @@ pub mod commands;
 pub mod config;
 
 pub mod clock;
-pub mod disk;
 pub mod health;
 pub mod metrics;
 

@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 use super::admin_client;
 use crate::cli::Output;
 use crate::config::Config;
-use crate::disk;
 use crate::keys::book::Book;
 use crate::keys::history::History;
 use crate::keys::keeper::Keeper;
 use crate::keys::store::{Found, Store};
 use crate::run::directory::{self, DataDir, DirectoryError};
 use crate::run::material::Material;
+use pithead_hop::program::disk;
 
 /// The statement in force and its keys.
 ///

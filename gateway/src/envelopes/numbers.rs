@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
 use super::spool::EnvelopeSpool;
 use crate::clock::since_boot;
-use crate::disk;
+use pithead_hop::program::disk;
 
 /// Conflicts kept per device, besides the bound in bytes.
 pub const CONFLICTS_PER_DEVICE: usize = 1_000;

@@ -17,8 +17,8 @@ use pithead_proto::errors::v1::ErrorReason;
 use serde::{Deserialize, Serialize};
 
 use super::record::Head;
-use crate::disk;
 use crate::metrics::Metrics;
+use pithead_hop::program::disk;
 
 /// Why there is an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

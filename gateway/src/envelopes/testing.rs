@@ -98,7 +98,7 @@ impl Door {
 
     pub(crate) fn open_with(folder: &Path, conflict_bytes: u64) -> Self {
         for name in ["spool", "history"] {
-            crate::disk::create_folder(&folder.join(name)).unwrap();
+            pithead_hop::program::disk::create_folder(&folder.join(name)).unwrap();
         }
         let (history, _) = History::open(&folder.join("history")).unwrap();
         let history = Arc::new(history);

@@ -19,7 +19,7 @@ use std::{fs, io};
 use bytes::Bytes;
 use pithead_sealing::trust::{KeyArn, KeyStatus, Sha256Digest, Statement, StatementFields};
 
-use crate::disk;
+use pithead_hop::program::disk;
 
 /// The statements accepted so far.
 #[derive(Debug)]

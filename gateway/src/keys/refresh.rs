@@ -19,9 +19,9 @@ use super::history::History;
 use super::keeper::{Keeper, TakeError, Taken};
 use super::statement_source::{BundleFile, Held, SourceError, StatementSource};
 use crate::clock::{GatewayClock, since_boot};
-use crate::disk;
 use crate::health::{Health, Level};
 use crate::metrics::{Dimension, Metrics};
+use pithead_hop::program::disk;
 
 /// Ceiling of the first delay after a failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);

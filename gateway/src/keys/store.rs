@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use crate::disk;
+use pithead_hop::program::disk;
 
 const MAGIC: &[u8; 8] = b"PTHKEYS1";
 const HEAD: usize = 52;

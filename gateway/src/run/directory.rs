@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 
-use crate::disk;
+use pithead_hop::program::disk;
 
 /// Why the directory cannot be worked in.
 #[derive(Debug, thiserror::Error)]

@@ -29,7 +29,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// What the operating system says; nothing stands under `path` that did not stand there before.
 pub fn publish(staged: &Path, path: &Path) -> io::Result<()> {
     File::open(staged)?.sync_all()?;
-    #[expect(clippy::disallowed_methods, reason = "this is the helper that syncs the file before and the folder after")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the helper that syncs the file before and the folder after"
+    )]
     fs::rename(staged, path)?;
     sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
