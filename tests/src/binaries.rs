@@ -96,7 +96,10 @@ fn build() -> anyhow::Result<PathBuf> {
 fn install(built: &Path, shipped: &Path) -> anyhow::Result<()> {
     let staged = shipped.with_extension(std::process::id().to_string());
     fs::copy(built, &staged).with_context(|| format!("copying {}", built.display()))?;
-    #[expect(clippy::disallowed_methods, reason = "atomic replacement among test processes; nothing here must survive a power cut")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "atomic replacement among test processes; nothing here must survive a power cut"
+    )]
     let renamed = fs::rename(&staged, shipped);
     match renamed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -53,7 +53,8 @@ impl Ca {
     /// Signs a certificate for a server on loopback, with a SPIFFE name besides if one is given. `stem` is the path of
     /// the files to be written, without `.pem` and `.key`.
     pub fn server(&self, spiffe: Option<&str>, stem: &Path) -> anyhow::Result<Certificate> {
-        let mut names = vec![SanType::IpAddress([127, 0, 0, 1].into()), SanType::DnsName("localhost".try_into()?)];
+        let mut names =
+            vec![SanType::IpAddress([127, 0, 0, 1].into()), SanType::DnsName("localhost".try_into()?)];
         if let Some(uri) = spiffe {
             names.push(SanType::URI(uri.try_into()?));
         }
@@ -70,7 +71,8 @@ impl Ca {
         params.subject_alt_names = names;
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2100, 1, 1);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let pair = KeyPair::generate()?;
         let certificate = params.signed_by(&pair, &self.issuer)?;
         let files = Certificate { certificate: stem.with_extension("pem"), key: stem.with_extension("key") };

@@ -72,7 +72,8 @@ pub fn start<A: AsRef<OsStr>>(
     environment: &[(&'static str, String)],
     feed: bool,
 ) -> anyhow::Result<Running> {
-    let arguments: Vec<OsString> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+    let arguments: Vec<OsString> =
+        arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
     let spelt: Vec<_> = arguments.iter().map(|argument| argument.to_string_lossy()).collect();
     let child = Command::new(program)

@@ -76,7 +76,8 @@ impl Device {
     }
 
     fn arguments(&self, more: &[&str]) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = vec!["-c".into(), self.config().into(), "-o".into(), "json".into()];
+        let mut arguments: Vec<OsString> =
+            vec!["-c".into(), self.config().into(), "-o".into(), "json".into()];
         arguments.extend(more.iter().map(OsString::from));
         arguments
     }

@@ -54,7 +54,10 @@ impl Program {
 
     /// Waits until `/readyz` says yes.
     pub async fn ready(&mut self) -> anyhow::Result<()> {
-        self.until("is ready", async |admin| admin.get("/readyz").await.is_ok_and(|reply| reply.status == 200)).await
+        self.until("is ready", async |admin| {
+            admin.get("/readyz").await.is_ok_and(|reply| reply.status == 200)
+        })
+        .await
     }
 
     /// Waits until `condition` holds of the running program. Fails with the end of its log if it exits or never gets
@@ -149,7 +152,8 @@ impl Admin {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
-        let request = http::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new())?;
+        let request =
+            http::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new())?;
         let reply = sender.send_request(request).await?;
         let status = reply.status().as_u16();
         let body = String::from_utf8(reply.into_body().collect().await?.to_bytes().to_vec())?;

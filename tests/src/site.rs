@@ -39,7 +39,8 @@ pub const GATEWAY: &str = "edge-1";
 /// The ARN under which every statement names the data key.
 pub const KEY_ARN: &str = "arn:aws:kms:ap-southeast-2:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 /// The ARN of the key that stands by.
-pub const NEXT_KEY_ARN: &str = "arn:aws:kms:ap-southeast-2:111122223333:key/5678abcd-12ab-34cd-56ef-1234567890ab";
+pub const NEXT_KEY_ARN: &str =
+    "arn:aws:kms:ap-southeast-2:111122223333:key/5678abcd-12ab-34cd-56ef-1234567890ab";
 
 /// Who holds the private key that opens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -421,9 +422,17 @@ impl Site {
             let log = fs::read_to_string(self.folder.join(name)).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             // Writing to a String does not fail.
-            let _ = writeln!(text, "--- {name} ends:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
+            let _ =
+                writeln!(text, "--- {name} ends:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
         }
         text
+    }
+
+    /// Writes the gateway's file anew so that it reaches the decryptor without the link: for a site that outlives this
+    /// process.
+    pub fn take_the_link_out(&self) -> anyhow::Result<()> {
+        fs::write(self.gateway_config(), self.gateway_toml(self.ports.decryptor))
+            .context("the gateway's file")
     }
 
     fn decryptor_toml(&self, private: &[(String, PathBuf)]) -> String {

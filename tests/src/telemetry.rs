@@ -30,6 +30,14 @@ impl Frame {
         bytes.put_slice(&self.data[..usize::from(self.len)]);
         bytes.freeze()
     }
+
+    /// The line that `candump -l` writes for it.
+    #[must_use]
+    pub fn to_candump(self) -> String {
+        let (seconds, micros) = (self.at_us.div_euclid(1_000_000), self.at_us.rem_euclid(1_000_000));
+        let data = hex::encode_upper(&self.data[..usize::from(self.len)]);
+        format!("({seconds}.{micros:06}) can0 {:08X}#{data}", self.id)
+    }
 }
 
 /// Electronic engine controller 1: torque and engine speed, every 20 ms.
@@ -125,7 +133,8 @@ pub fn read_candump(log: impl BufRead) -> anyhow::Result<Vec<Frame>> {
 
 fn parse_candump(line: &str) -> anyhow::Result<Frame> {
     let mut words = line.split_ascii_whitespace();
-    let time = words.next().and_then(|word| word.strip_prefix('(')?.strip_suffix(')')).context("no (time)")?;
+    let time =
+        words.next().and_then(|word| word.strip_prefix('(')?.strip_suffix(')')).context("no (time)")?;
     let (seconds, micros) = time.split_once('.').context("time without microseconds")?;
     if micros.len() != 6 {
         bail!("time with {} decimals, 6 expected", micros.len());
@@ -155,6 +164,13 @@ mod tests {
     }
 
     #[test]
+    fn what_a_truck_says_reads_back_from_a_log() {
+        let frames: Vec<_> = Truck::new(3, 1_700_000_000_000_001).take(200).collect();
+        let log: Vec<_> = frames.iter().map(|frame| frame.to_candump()).collect();
+        assert_eq!(read_candump(log.join("\n").as_bytes()).expect("well formed"), frames);
+    }
+
+    #[test]
     fn engine_speed_stays_within_what_an_engine_does() {
         for frame in Truck::new(7, 0).take(50_000).filter(|frame| frame.id == EEC1) {
             let rpm = f64::from(u16::from_le_bytes([frame.data[3], frame.data[4]])) * 0.125;
@@ -164,11 +180,17 @@ mod tests {
 
     #[test]
     fn a_recording_is_read_to_the_microsecond_and_its_errors_are_placed() {
-        let log = "(1604611942.559073) can1 1CEBFF00#1909018406090184\n\n(1604611943.000001) can0 0CF00400#00FF\n";
+        let log =
+            "(1604611942.559073) can1 1CEBFF00#1909018406090184\n\n(1604611943.000001) can0 0CF00400#00FF\n";
         let frames = read_candump(log.as_bytes()).expect("well formed");
         assert_eq!(frames[0].at_us, 1_604_611_942_559_073);
         assert_eq!(frames[1].to_bytes().as_ref(), [0x0C, 0xF0, 0x04, 0x00, 0x00, 0xFF]);
-        for bad in ["1.000000 can0 1#00", "(1.0) can0 1#00", "(1.000000) can0 1#000102030405060708", "(1.000000) can0 x#00"] {
+        for bad in [
+            "1.000000 can0 1#00",
+            "(1.0) can0 1#00",
+            "(1.000000) can0 1#000102030405060708",
+            "(1.000000) can0 x#00",
+        ] {
             let error = read_candump(format!("{log}{bad}").as_bytes()).expect_err(bad);
             assert!(format!("{error:#}").starts_with("line 4:"), "{error:#}");
         }

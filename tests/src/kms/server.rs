@@ -185,14 +185,21 @@ type Reply = Response<http_body_util::combinators::BoxBody<Bytes, Infallible>>;
 struct Dropped;
 
 async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<Reply, Dropped> {
-    let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let target =
+        request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let operation = Operation::from_target(target);
     let body = match Limited::new(request.into_body(), MAX_REQUEST_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(_) => return Ok(error(StatusCode::PAYLOAD_TOO_LARGE, "ValidationException", "request too large")),
+        Err(_) => {
+            return Ok(error(StatusCode::PAYLOAD_TOO_LARGE, "ValidationException", "request too large"));
+        }
     };
     let Some(operation) = operation else {
-        return Ok(error(StatusCode::BAD_REQUEST, "UnknownOperationException", "not an operation of this server"));
+        return Ok(error(
+            StatusCode::BAD_REQUEST,
+            "UnknownOperationException",
+            "not an operation of this server",
+        ));
     };
     let (fault, key) = {
         let mut state = lock(&state);
@@ -206,7 +213,9 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
         Fault::HangAfterHeaders => return Ok(headers_alone()),
         Fault::Throttle => return Ok(error(StatusCode::BAD_REQUEST, "ThrottlingException", "Rate exceeded")),
         Fault::Deny => return Ok(error(StatusCode::BAD_REQUEST, "AccessDeniedException", "not authorized")),
-        Fault::Internal => return Ok(error(StatusCode::INTERNAL_SERVER_ERROR, "KMSInternalException", "internal")),
+        Fault::Internal => {
+            return Ok(error(StatusCode::INTERNAL_SERVER_ERROR, "KMSInternalException", "internal"));
+        }
         Fault::DropReply => return Err(Dropped),
     }
     let Some((key, asked)) = key else {
@@ -226,7 +235,9 @@ fn perform(operation: Operation, key: &KmsKey, asked: &Value) -> Reply {
     }
     match key.state {
         KeyState::Enabled => {}
-        KeyState::Disabled => return error(StatusCode::BAD_REQUEST, "DisabledException", "the key is disabled"),
+        KeyState::Disabled => {
+            return error(StatusCode::BAD_REQUEST, "DisabledException", "the key is disabled");
+        }
         KeyState::PendingDeletion => {
             return error(StatusCode::BAD_REQUEST, "KMSInvalidStateException", "the key is pending deletion");
         }
