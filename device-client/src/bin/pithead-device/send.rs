@@ -268,6 +268,10 @@ impl Sending {
 
     /// A new run where a conflict was met, and news about keys where the gateway has some.
     async fn follow_the_gateway(&mut self) -> Result<(), ProgramError> {
+        if let Err(error) = self.device.sealer_mut().keys_mut().tick() {
+            // Operating time that is not written down makes hold-downs longer: on the safe side.
+            tracing::warn!(event = "keys.not_saved", %error);
+        }
         if !self.watched.has_changed().unwrap_or(false) {
             return Ok(());
         }
