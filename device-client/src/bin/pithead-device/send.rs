@@ -170,8 +170,12 @@ impl Sending {
             ProgramError::new(ErrorReason::ConfigUnreadable, format!("{}: {error}", path.display()))
         };
         let file = fs::File::open(path).map_err(unreadable)?;
+        let len = file.metadata().map_err(unreadable)?.len();
+        if len > INLINE_LIMIT_BYTES {
+            return Err(failure::append(&AppendRefused::TooLarge { bytes: len, limit: INLINE_LIMIT_BYTES }));
+        }
         let mut plaintext = Vec::new();
-        // Without a look at its length: a pipe has none. One byte more than fits is enough to be refused.
+        // A pipe has no length before it is read. One byte more than fits is enough to be refused.
         file.take(INLINE_LIMIT_BYTES + 1).read_to_end(&mut plaintext).map_err(unreadable)?;
         let mut content = Content::new(arguments.content_type.clone());
         if let Some(name) = path.file_name().and_then(|name| FileName::new(name.to_str()?).ok()) {
