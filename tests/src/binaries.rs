@@ -69,12 +69,13 @@ fn build() -> anyhow::Result<PathBuf> {
         .find(|folder| !folder.ends_with("deps") && !folder.ends_with("examples"))
         .context("this program does not lie in a target folder")?;
     let release = profile_folder.ends_with("release");
+    let target_folder = profile_folder.parent().context("this program does not lie in a target folder")?;
     let shipped = profile_folder.join("shipped");
     fs::create_dir_all(&shipped)?;
     // One build per package set: the gateway's must not see the decryptor's features.
     for packages in [["pithead-gateway"].as_slice(), &["pithead-decryptor", "pithead-device-client"]] {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(workspace()).args(["build", "--quiet", "--bins"]);
+        cargo.current_dir(workspace()).args(["build", "--quiet", "--bins", "--target-dir"]).arg(target_folder);
         for package in packages {
             cargo.args(["-p", package]);
         }
