@@ -81,7 +81,7 @@ def main():
     credentials = grpc.ssl_channel_credentials(read(args.ca), read(args.key), read(args.cert))
     with grpc.secure_channel(args.gateway, credentials) as channel:
         bundle = keys_grpc.KeyServiceStub(channel).GetKeyBundle(keys.GetKeyBundleRequest(
-            authority=args.authority, site=args.site, have=keys.Held(root_version=1))).bundle
+            authority=args.authority, site=args.site, have=keys.Held(root_version=1)), timeout=30).bundle
         spki = next((s for s in bundle.spkis if hashlib.sha256(s).hexdigest() == args.fingerprint.lower()), None)
         if spki is None:
             sys.exit("the gateway serves no key with that fingerprint: do not seal")
@@ -92,10 +92,14 @@ def main():
             "pithead:stream": args.stream, "pithead:content-type": "application/octet-stream",
             "pithead:seq": f"{run:016x}/1",
         })
-        answer = ingest_grpc.IngestServiceStub(channel).Submit(ingest.SubmitRequest(envelope=sealed))
+        # Without an answer, send these same bytes again until there is one: that makes no second copy.
+        answer = ingest_grpc.IngestServiceStub(channel).Submit(ingest.SubmitRequest(envelope=sealed), timeout=30)
         durability = ingest.Durability.Name(answer.durability)
         print(f"{args.site}/{args.device}/{args.stream}/{run:016x}/1 {len(sealed)} bytes {durability}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except grpc.RpcError as refused:
+        sys.exit(f"{refused.code().name}: {refused.details()}")

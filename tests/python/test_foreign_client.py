@@ -1,0 +1,266 @@
+"""A device in another language (docs/examples/python) at a whole site, whose certificates come from Python too."""
+
+import importlib.util
+import pathlib
+import re
+import secrets
+import shlex
+import sys
+
+import grpc
+import pytest
+
+import stock
+from parties import AUTHORITY, SITE, Authority, Device
+from programs import WORKSPACE, run
+from whole_site import Site
+
+EXAMPLE = WORKSPACE / "docs" / "examples" / "python" / "submit.py"
+
+
+def load_example():
+    spec = importlib.util.spec_from_file_location("submit", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+example = load_example()
+keys, keys_grpc, ingest, ingest_grpc = example.stubs()
+
+
+def command_of_the_docstring(values):
+    """The command line that stands in the example, with these values in place of those that it shows."""
+    shown = re.search(r"^ +python (submit\.py .*?)\n\n", example.__doc__, re.DOTALL | re.MULTILINE).group(1)
+    words = shlex.split(shown.replace("\\\n", " "))
+    command = [sys.executable, EXAMPLE]
+    for option, value in zip(words[1:-1:2], words[2:-1:2], strict=True):
+        assert option.startswith("--") and not value.startswith("--")
+        command += [option, values[option]]
+    assert words[-1] == "FILE"
+    return [*command, values["FILE"]]
+
+
+def run_example(site, payload, device, arn, fingerprint, certificate_of=None):
+    """Runs it as its docstring says, as a program of its own."""
+    certificate, key = site.device(certificate_of or device)
+    return run(*command_of_the_docstring({
+        "--gateway": site.address, "--ca": site.ca.path, "--cert": certificate, "--key": key, "--authority": AUTHORITY,
+        "--site": SITE, "--device": device, "--arn": arn, "--fingerprint": fingerprint, "FILE": payload,
+    }))
+
+
+class Connection:
+    """The generated stubs on one channel, as one device."""
+
+    def __init__(self, site, name):
+        certificate, key = site.device(name)
+        read = pathlib.Path.read_bytes
+        credentials = grpc.ssl_channel_credentials(read(site.ca.path), read(key), read(certificate))
+        self.channel = grpc.secure_channel(site.address, credentials)
+        self.ingest = ingest_grpc.IngestServiceStub(self.channel)
+        self.keys = keys_grpc.KeyServiceStub(self.channel)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.channel.close()
+
+    def submit(self, envelope):
+        return self.ingest.Submit(ingest.SubmitRequest(envelope=envelope), timeout=30)
+
+    def bundle(self):
+        request = keys.GetKeyBundleRequest(authority=AUTHORITY, site=SITE, have=keys.Held(root_version=1))
+        return self.keys.GetKeyBundle(request, timeout=30).bundle
+
+
+def refusal(error):
+    """The status code, and the reason in the status's ErrorInfo."""
+    details = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+    found = re.search(rb"\x0a.([A-Z_0-9]+)\x12\x07pithead", details, re.DOTALL)
+    return error.code(), found.group(1).decode() if found else None
+
+
+def test_an_envelope_of_the_python_example_arrives_with_its_identity(site, kms, tmp_path):
+    payload = secrets.token_bytes(100_000)
+    (tmp_path / "payload").write_bytes(payload)
+
+    finished = run_example(site, tmp_path / "payload", "python-1", kms.key(4096).arn, kms.key(4096).fingerprint)
+
+    assert finished.returncode == 0, finished.stderr.decode()
+    identity, sealed_bytes, _, durability = finished.stdout.decode().split()
+    assert durability == "DURABILITY_DISK" and int(sealed_bytes) > len(payload)
+    [record] = site.decryptor.until("delivers it", lambda: site.delivered("python-1"))
+    named = "/".join(str(record[part]) for part in ("site", "device", "stream", "run", "seq"))
+    assert named == identity
+    assert record["data"] == payload
+    assert record["assurance"] == "vouched"
+    assert site.decryptor.metric("pithead_kms_decrypt_calls_total") >= 1
+
+
+def test_other_bytes_under_a_used_identity_are_refused_and_the_first_stay(site, kms):
+    key = kms.key(4096)
+    context = stock.context(SITE, "python-2", stock.new_run())
+    first = stock.seal(kms.client, key, b"the first", context)
+    second = stock.seal(kms.client, key, b"not the first", context)
+    with Connection(site, "python-2") as device:
+        assert not device.submit(first).HasField("duplicate")
+        assert device.submit(first).HasField("duplicate"), "the same bytes again are no conflict"
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as refused:
+                device.submit(second)
+            assert refusal(refused.value) == (grpc.StatusCode.ALREADY_EXISTS, "CONFLICT")
+        # The next number is taken as if nothing had happened, and arrives after whatever came before it.
+        next_context = context | {"pithead:seq": context["pithead:seq"].replace("/1", "/2")}
+        device.submit(stock.seal(kms.client, key, b"the second", next_context))
+
+    site.decryptor.until("delivers both", lambda: len(site.delivered("python-2")) == 2)
+    assert [record["data"] for record in site.delivered("python-2")] == [b"the first", b"the second"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "reason"),
+    [
+        ({"pithead:device": "somebody-else"}, grpc.StatusCode.PERMISSION_DENIED, "DEVICE_MISMATCH"),
+        ({"pithead:site": "pit-8"}, grpc.StatusCode.PERMISSION_DENIED, "SITE_MISMATCH"),
+        ({"pithead:seq": "0000000000000000/1"}, grpc.StatusCode.INVALID_ARGUMENT, "PROFILE_NUMBER"),
+        ({"pithead:unheard-of": "1"}, grpc.StatusCode.INVALID_ARGUMENT, "PROFILE_CONTEXT"),
+    ],
+    ids=["of another device", "of another site", "run 0", "with an unknown key of ours"],
+)
+def test_an_envelope_is_refused_when_its_context_is(site, kms, change, code, reason):
+    context = stock.context(SITE, "python-3", stock.new_run()) | change
+    envelope = stock.seal(kms.client, kms.key(4096), b"never to be seen", context)
+    with Connection(site, "python-3") as device:
+        with pytest.raises(grpc.RpcError) as refused:
+            device.submit(envelope)
+    assert refusal(refused.value) == (code, reason)
+    assert not site.delivered("python-3") and not site.delivered("somebody-else")
+
+
+def test_an_envelope_of_the_stock_sdk_without_a_number_of_ours_is_refused(site, kms):
+    context = stock.context(SITE, "python-3", stock.new_run())
+    del context["pithead:seq"]
+    with Connection(site, "python-3") as device:
+        for _ in range(8):
+            # The SDK draws the message id. What stands where we have the number is above 2^63 half of the time, and
+            # nothing that could come next otherwise.
+            with pytest.raises(grpc.RpcError) as refused:
+                device.submit(stock.seal(kms.client, kms.key(4096), b"never to be seen", context))
+            assert refusal(refused.value) in (
+                (grpc.StatusCode.INVALID_ARGUMENT, "PROFILE_NUMBER"),
+                (grpc.StatusCode.FAILED_PRECONDITION, "SEQ_JUMP"),
+            )
+    assert not site.delivered("python-3")
+
+
+def test_an_envelope_under_a_key_that_no_statement_named_is_refused(site, kms):
+    context = stock.context(SITE, "python-4", stock.new_run())
+    envelope = stock.seal(kms.client, kms.key(2048), b"never to be seen", context)
+    with Connection(site, "python-4") as device:
+        with pytest.raises(grpc.RpcError) as refused:
+            device.submit(envelope)
+    assert refusal(refused.value) == (grpc.StatusCode.FAILED_PRECONDITION, "KEY_UNKNOWN")
+
+
+def test_without_a_certificate_of_the_sites_ca_nobody_is_answered(site):
+    root = site.ca.path.read_bytes()
+    stranger, strangers_key = site.cloud_ca.issue(site.folder / "stranger", spiffe=f"spiffe://{SITE}/device/python-5")
+    for credentials in (
+        grpc.ssl_channel_credentials(root),
+        grpc.ssl_channel_credentials(root, strangers_key.read_bytes(), stranger.read_bytes()),
+    ):
+        with grpc.secure_channel(site.address, credentials) as channel:
+            with pytest.raises(grpc.RpcError) as refused:
+                request = keys.GetKeyBundleRequest(authority=AUTHORITY, site=SITE, have=keys.Held(root_version=1))
+                keys_grpc.KeyServiceStub(channel).GetKeyBundle(request, timeout=30)
+            assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
+
+
+def test_the_example_seals_nothing_when_the_gateway_serves_another_key(site, kms, tmp_path):
+    (tmp_path / "payload").write_bytes(b"never to be seen")
+    with Connection(site, "python-6") as device:
+        context = stock.context(SITE, "python-6", stock.new_run())
+        device.submit(stock.seal(kms.client, kms.key(4096), b"so that there is a number to compare", context))
+    before = site.gateway.metric("pithead_ingest_envelopes_total")
+
+    finished = run_example(site, tmp_path / "payload", "python-6", kms.key(4096).arn, kms.key(2048).fingerprint)
+
+    assert finished.returncode == 1
+    assert "do not seal" in finished.stderr.decode()
+    assert site.gateway.metric("pithead_ingest_envelopes_total") == before > 0
+
+
+def test_the_example_shows_the_reason_of_a_refusal(site, kms, tmp_path):
+    (tmp_path / "payload").write_bytes(b"never to be seen")
+    key = kms.key(4096)
+
+    finished = run_example(site, tmp_path / "payload", "python-8", key.arn, key.fingerprint, certificate_of="python-7")
+
+    assert finished.returncode == 1
+    assert finished.stderr.decode().startswith("PERMISSION_DENIED: ")
+
+
+def test_our_own_device_is_at_home_under_the_same_certificates(site, tmp_path):
+    certificate, key = site.device("truck-1")
+    here = ["--gateway", site.address, "--ca", site.ca.path, "--cert", certificate, "--key", key]
+    device = Device(tmp_path / "truck-1", "truck-1", site.authority, more=here)
+
+    device.do("send", "-", input=b"one\ntwo\nthree\n")
+
+    site.decryptor.until("delivers them", lambda: len(site.delivered("truck-1")) == 3)
+    records = site.delivered("truck-1")
+    assert [record["data"] for record in records] == [b"one", b"two", b"three"]
+    assert {record["assurance"] for record in records} == {"vouched"}
+
+
+class TestAGatewayThatAsksKms:
+    """GetPublicKey and DescribeKey of a KMS that we did not write, against a bundle that came in a file."""
+
+    def site(self, tmp_path, kms, *key, without_spkis=False, gateway_asks_kms=True):
+        authority = Authority(tmp_path / "authority", kms)
+        authority.statement(*key, "--no-standby")
+        bundle = tmp_path / "bundle.pb"
+        carried = keys.KeyBundle.FromString(authority.bundle.read_bytes())
+        if without_spkis:
+            del carried.spkis[:]
+        bundle.write_bytes(carried.SerializeToString())
+        return Site(tmp_path, kms, authority, bundle=bundle, gateway_asks_kms=gateway_asks_kms)
+
+    def test_serves_the_public_key_from_kms_when_the_bundle_has_none(self, tmp_path, kms):
+        key = kms.key(4096)
+        with self.site(tmp_path, kms, "--kms-key", key.arn, without_spkis=True) as site:
+            site.start_gateway()
+            with Connection(site, "python-1") as device:
+                assert list(device.bundle().spkis) == [key.spki]
+            assert site.gateway.metric("pithead_kms_lookups_total", 'reason="OK"') == 1
+
+    def test_serves_no_key_that_is_neither_in_the_bundle_nor_asked_for_at_kms(self, tmp_path, kms):
+        key = ("--kms-key", kms.key(4096).arn)
+        with self.site(tmp_path, kms, *key, without_spkis=True, gateway_asks_kms=False) as site:
+            self.serves_nothing(site, "PH-1027")
+            assert site.gateway.metric("pithead_kms_lookups_total") == 0
+
+    def test_raises_an_alarm_when_kms_serves_another_key_than_was_stated(self, tmp_path, kms):
+        # Somebody signed the fingerprint of a key of his own under the ARN of ours.
+        (tmp_path / "other.pem").write_bytes(kms.new_key(3072).pem)
+        with self.site(tmp_path, kms, "--key", f"{kms.key(4096).arn}={tmp_path / 'other.pem'}") as site:
+            self.serves_nothing(site, "PH-5009")
+            assert site.gateway.metric("pithead_key_fingerprint_mismatch") == 1
+
+    def test_serves_no_key_that_is_disabled_in_kms(self, tmp_path, kms):
+        key = kms.new_key(3072)
+        with self.site(tmp_path, kms, "--kms-key", key.arn) as site:
+            # This KMS still hands out the public key of a disabled one: DescribeKey must have been asked.
+            kms.client.disable_key(KeyId=key.arn)
+            self.serves_nothing(site, "PH-5004")
+
+    def serves_nothing(self, site, code):
+        site.start_gateway(ready=False)
+        site.gateway.until("says why", lambda: code in site.gateway.get("/readyz")[1])
+        assert site.gateway.get("/readyz")[0] == 503
+        with Connection(site, "python-1") as device:
+            with pytest.raises(grpc.RpcError) as refused:
+                device.bundle()
+        assert refusal(refused.value) == (grpc.StatusCode.UNAVAILABLE, "KEYS_NOT_READY")
