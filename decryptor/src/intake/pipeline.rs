@@ -260,6 +260,7 @@ impl Pipeline {
                 self.metrics.envelope(Outcome::Retry);
                 drop(claim);
                 let _ = answer.send(Err(again));
+                turn.come().await;
                 return;
             }
         };
@@ -270,10 +271,10 @@ impl Pipeline {
         match jobs.reserve().await {
             Ok(place) => {
                 claim.kept = true;
-                if let Some(turn) = &mut job.turn {
-                    turn.pass();
-                }
+                // After the send: who is let go earlier could overtake it on the way into the queue.
+                let held = job.turn.as_mut().and_then(Turn::hand_over);
                 place.send(job);
+                drop(held);
             }
             Err(_) => {
                 if let Some(turn) = &job.turn {
