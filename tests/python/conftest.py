@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 
 import pytest
 
@@ -12,6 +13,11 @@ from whole_site import Site
 # A proxy of the machine's is for the world outside; everything here talks to loopback.
 for variable in ("NO_PROXY", "no_proxy", "no_grpc_proxy"):
     os.environ[variable] = "127.0.0.1,localhost"
+
+
+def pytest_configure():
+    # Ended by SIGTERM, as by a time limit, the session still stops the programs that it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -37,18 +37,18 @@ PROTO = pathlib.Path(__file__).resolve().parents[3] / "proto"
 
 def stubs():
     """Compiles the .proto files into a temporary folder and imports what comes of them."""
-    out = tempfile.mkdtemp()
     files = [str(path) for path in sorted(PROTO.glob("pithead/*/v1/*.proto"))]
-    arguments = ["protoc", f"-I{PROTO}", f"--python_out={out}", f"--grpc_python_out={out}", *files]
     well_known = pathlib.Path(grpc_tools.protoc.__file__).parent / "_proto"
-    if grpc_tools.protoc.main([*arguments, f"-I{well_known}"]) != 0:
-        sys.exit("protoc failed")
-    sys.path.insert(0, out)
-    load = importlib.import_module
-    return (
-        load("pithead.keys.v1.keys_pb2"), load("pithead.keys.v1.keys_pb2_grpc"),
-        load("pithead.ingest.v1.ingest_pb2"), load("pithead.ingest.v1.ingest_pb2_grpc"),
-    )
+    with tempfile.TemporaryDirectory() as out:
+        arguments = [f"-I{PROTO}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}", *files]
+        if grpc_tools.protoc.main(["protoc", *arguments]) != 0:
+            sys.exit("protoc failed")
+        sys.path.insert(0, out)
+        load = importlib.import_module
+        return (
+            load("pithead.keys.v1.keys_pb2"), load("pithead.keys.v1.keys_pb2_grpc"),
+            load("pithead.ingest.v1.ingest_pb2"), load("pithead.ingest.v1.ingest_pb2_grpc"),
+        )
 
 
 def seal(data, spki, arn, context):
