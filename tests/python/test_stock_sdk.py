@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 import by_hand
 import stock
 from kms import DataKey
-from parties import SITE
+from parties import SITE, Authority
 from programs import program, run
 
 KEY_BITS = [2048, 4096]
@@ -134,6 +134,17 @@ def test_the_stock_sdk_cannot_open_with_another_key(kms, device_for, tmp_path):
     device_for(2048).seal(tmp_path / "plain", tmp_path / "sealed")
     with pytest.raises(AWSEncryptionSDKClientError):
         stock.unseal(kms.client, kms.key(4096), (tmp_path / "sealed").read_bytes())
+
+
+def test_the_authority_lists_a_key_of_2048_bits_by_explicit_policy_alone(kms, tmp_path):
+    default = Authority(tmp_path / "authority", kms)
+    command = ["authority", "statement", "--dir", default.folder, "--site", SITE, "--no-standby"]
+
+    finished = run(program("pithead-decryptor"), *command, "--kms-key", kms.key(2048).arn, env=kms.environment)
+
+    assert finished.returncode == 1
+    assert "TRUST_KEY_BITS" in finished.stderr.decode()
+    assert not default.bundle.exists()
 
 
 def decryptor_opens(folder, *how, env=None):
