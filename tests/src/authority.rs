@@ -27,11 +27,17 @@ pub struct Authority {
 
 impl Authority {
     /// `pithead-decryptor authority init`.
-    pub async fn init(programs: &Binaries, folder: &Path, min_rsa_bits: usize) -> anyhow::Result<Self> {
+    pub async fn init(
+        programs: &Binaries,
+        folder: &Path,
+        min_rsa_bits: usize,
+        hold_down: &str,
+    ) -> anyhow::Result<Self> {
         let authority = Self { folder: folder.to_owned(), programs: programs.clone() };
         let bits = min_rsa_bits.to_string();
-        let arguments = ["authority", "init", "--authority", AUTHORITY, "--min-rsa-bits", &bits, "--dir"];
-        authority.tool(&arguments, &[&folder.display().to_string()]).await?.ok()?;
+        let folder = folder.display().to_string();
+        let first = ["authority", "init", "--authority", AUTHORITY, "--dir", &folder];
+        authority.tool(&first, &["--min-rsa-bits", &bits, "--hold-down", hold_down]).await?.ok()?;
         Ok(authority)
     }
 

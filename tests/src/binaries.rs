@@ -60,6 +60,14 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate lies in the workspace")
 }
 
+/// Cargo, as it builds what is shipped: whatever this process was built with, features are not unified over the workspace.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).env_remove("CARGO_RESOLVER_FEATURE_UNIFICATION");
+    cargo
+}
+
 fn build() -> anyhow::Result<PathBuf> {
     let current = env::current_exe().context("path of this program")?;
     // target/PROFILE/demo, or target/PROFILE/deps/some_test-HASH.
@@ -74,8 +82,8 @@ fn build() -> anyhow::Result<PathBuf> {
     fs::create_dir_all(&shipped)?;
     // One build per package set: the gateway's must not see the decryptor's features.
     for packages in [["pithead-gateway"].as_slice(), &["pithead-decryptor", "pithead-device-client"]] {
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(workspace()).args(["build", "--quiet", "--bins", "--target-dir"]).arg(target_folder);
+        let mut cargo = cargo();
+        cargo.args(["build", "--quiet", "--bins", "--target-dir"]).arg(target_folder);
         for package in packages {
             cargo.args(["-p", package]);
         }

@@ -4,8 +4,10 @@
 pub mod authority;
 pub mod binaries;
 pub mod certificates;
+pub mod client;
 pub mod command;
 pub mod device;
+pub mod forge;
 pub mod kms;
 pub mod ledger;
 pub mod link;

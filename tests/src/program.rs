@@ -82,6 +82,12 @@ impl Program {
         outcome.with_context(|| format!("its log ends:\n{}", self.log_tail()))
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its admin port.
     #[must_use]
     pub fn admin(&self) -> Admin {
@@ -147,13 +153,31 @@ pub struct Reply {
 impl Admin {
     /// One GET on a connection of its own.
     pub async fn get(self, path: &str) -> anyhow::Result<Reply> {
+        self.request(http::Method::GET, path).await
+    }
+
+    /// One POST without a body.
+    pub async fn post(self, path: &str) -> anyhow::Result<Reply> {
+        self.request(http::Method::POST, path).await
+    }
+
+    /// `/statusz`.
+    pub async fn status(self) -> anyhow::Result<serde_json::Value> {
+        serde_json::from_str(&self.get("/statusz").await?.body).context("/statusz is no JSON")
+    }
+
+    async fn request(self, method: http::Method, path: &str) -> anyhow::Result<Reply> {
         use http_body_util::{BodyExt as _, Empty};
         let stream = tokio::net::TcpStream::connect(self.0).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
         let request =
-            http::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new())?;
+            http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .body(Empty::<bytes::Bytes>::new())?;
         let reply = sender.send_request(request).await?;
         let status = reply.status().as_u16();
         let body = String::from_utf8(reply.into_body().collect().await?.to_bytes().to_vec())?;

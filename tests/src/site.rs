@@ -87,6 +87,8 @@ pub struct SiteOptions {
     pub bits: usize,
     /// A second key is announced.
     pub standby: bool,
+    /// How long a key is announced before it is used, in operating time.
+    pub hold_down: &'static str,
     /// The folder, which then stays; otherwise one that goes with the site.
     pub folder: Option<PathBuf>,
     /// More lines for the gateway's file, each with its section: `("ingest.limits", "connections_per_ip = 3")`.
@@ -102,6 +104,7 @@ impl Default for SiteOptions {
             gateway_asks_kms: false,
             bits: 2048,
             standby: false,
+            hold_down: "3d",
             folder: None,
             gateway_lines: Vec::new(),
         }
@@ -164,7 +167,7 @@ impl Site {
         cloud_ca.server(None, &folder.join("cloud/server"))?;
         ca.server(Some(&format!("spiffe://{SITE}/gateway/{GATEWAY}")), &folder.join("gateway/gateway"))?;
 
-        let authority = Authority::init(programs, &folder.join("authority"), options.bits.min(3072)).await?;
+        let authority = Authority::init(programs, &folder.join("authority"), options.bits.min(3072), options.hold_down).await?;
         let mut keys = vec![KmsKey::generate(KEY_ARN, options.bits)?];
         if options.standby {
             keys.push(KmsKey::generate(NEXT_KEY_ARN, options.bits)?);
@@ -339,12 +342,15 @@ impl Site {
         self.decryptor.take().context("the decryptor does not run")?.kill().await
     }
 
-    /// SIGTERM to both, the gateway first; fails if one does not end well.
+    /// SIGTERM to the gateway; fails if it does not end well.
+    pub async fn stop_gateway(&mut self) -> anyhow::Result<()> {
+        stop(self.gateway.take().context("the gateway does not run")?).await
+    }
+
+    /// SIGTERM to whatever runs, the gateway first; fails if one does not end well.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
-        for (name, program) in [("gateway", self.gateway.take()), ("decryptor", self.decryptor.take())] {
-            let Some(program) = program else { continue };
-            let status = program.stop().await?;
-            anyhow::ensure!(status.success(), "the {name} ended with {status} after SIGTERM");
+        for program in [self.gateway.take(), self.decryptor.take()].into_iter().flatten() {
+            stop(program).await?;
         }
         Ok(())
     }
@@ -494,6 +500,13 @@ impl Site {
         }
         sections.iter().map(|(name, lines)| format!("[{name}]\n{lines}\n")).collect()
     }
+}
+
+async fn stop(program: Program) -> anyhow::Result<()> {
+    let name = program.name().to_owned();
+    let status = program.stop().await?;
+    anyhow::ensure!(status.success(), "{name} ended with {status} after SIGTERM");
+    Ok(())
 }
 
 async fn first_statement(authority: &Authority, folder: &Path, keys: &[KmsKey]) -> anyhow::Result<()> {

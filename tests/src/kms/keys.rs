@@ -34,13 +34,11 @@ pub struct KmsKey {
     arn: String,
     private: PrivateDecryptingKey,
     spki: Vec<u8>,
-    pub(super) state: KeyState,
-    pub(super) usage: &'static str,
 }
 
 impl std::fmt::Debug for KmsKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KmsKey").field("arn", &self.arn).field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("KmsKey").field("arn", &self.arn).finish_non_exhaustive()
     }
 }
 
@@ -66,7 +64,7 @@ impl KmsKey {
     fn new(arn: &str, private: PrivateDecryptingKey) -> anyhow::Result<Self> {
         let spki: PublicKeyX509Der<'_> = private.public_key().as_der().ok().context("SPKI encoding")?;
         let spki = spki.as_ref().to_vec();
-        Ok(Self { arn: arn.into(), private, spki, state: KeyState::Enabled, usage: "ENCRYPT_DECRYPT" })
+        Ok(Self { arn: arn.into(), private, spki })
     }
 
     /// The full key ARN.

@@ -28,7 +28,7 @@ pub enum Fault {
     /// Answers well.
     #[default]
     None,
-    /// Accepts the connection and never says a word.
+    /// Accepts the connection and never says a word; on one that stands already, takes the request and says nothing.
     HangAfterAccept,
     /// Sends status and headers, promises a body, and never sends it.
     HangAfterHeaders,
@@ -64,9 +64,23 @@ impl Operation {
     }
 }
 
+/// A key, and what KMS says of it at the moment.
+#[derive(Clone, Debug)]
+struct Held {
+    key: Arc<KmsKey>,
+    state: KeyState,
+    usage: &'static str,
+}
+
+impl Held {
+    fn new(key: KmsKey) -> Self {
+        Self { key: Arc::new(key), state: KeyState::Enabled, usage: "ENCRYPT_DECRYPT" }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
-    keys: Vec<Arc<KmsKey>>,
+    keys: Vec<Held>,
     fault: Fault,
     counts: BTreeMap<Operation, u64>,
 }
@@ -84,7 +98,7 @@ impl TestKms {
     pub async fn start(keys: Vec<KmsKey>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let keys = keys.into_iter().map(Arc::new).collect();
+        let keys = keys.into_iter().map(Held::new).collect();
         let state = Arc::new(Mutex::new(State { keys, ..State::default() }));
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, Arc::clone(&state))));
@@ -127,8 +141,8 @@ impl TestKms {
     /// Puts another key pair behind an ARN: what a substituted KMS would do.
     pub fn replace_key(&self, key: KmsKey) {
         let mut state = lock(&self.state);
-        state.keys.retain(|held| held.arn() != key.arn());
-        state.keys.push(Arc::new(key));
+        state.keys.retain(|held| held.key.arn() != key.arn());
+        state.keys.push(Held::new(key));
     }
 
     /// Requests so far, failed ones included.
@@ -137,13 +151,9 @@ impl TestKms {
         lock(&self.state).counts.get(&operation).copied().unwrap_or(0)
     }
 
-    fn change_key(&self, arn: &str, change: impl Fn(&mut KmsKey)) {
+    fn change_key(&self, arn: &str, change: impl Fn(&mut Held)) {
         let mut state = lock(&self.state);
-        for key in &mut state.keys {
-            if key.arn() == arn {
-                change(Arc::get_mut(key).expect("the key is not in use while a test changes it"));
-            }
-        }
+        state.keys.iter_mut().filter(|held| held.key.arn() == arn).for_each(change);
     }
 }
 
@@ -205,11 +215,13 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
         let mut state = lock(&state);
         *state.counts.entry(operation).or_default() += 1;
         let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let key = state.keys.iter().find(|key| Some(key.arn()) == asked["KeyId"].as_str()).cloned();
+        let key = state.keys.iter().find(|held| Some(held.key.arn()) == asked["KeyId"].as_str()).cloned();
         (state.fault, key.map(|key| (key, asked)))
     };
     match fault {
-        Fault::None | Fault::HangAfterAccept => {}
+        Fault::None => {}
+        // On a connection that was good before.
+        Fault::HangAfterAccept => return std::future::pending().await,
         Fault::HangAfterHeaders => return Ok(headers_alone()),
         Fault::Throttle => return Ok(error(StatusCode::BAD_REQUEST, "ThrottlingException", "Rate exceeded")),
         Fault::Deny => return Ok(error(StatusCode::BAD_REQUEST, "AccessDeniedException", "not authorized")),
@@ -224,16 +236,17 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
     Ok(perform(operation, &key, &asked))
 }
 
-fn perform(operation: Operation, key: &KmsKey, asked: &Value) -> Reply {
+fn perform(operation: Operation, held: &Held, asked: &Value) -> Reply {
+    let Held { key, state, usage } = held;
     let algorithms = json!(["RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256"]);
     if operation == Operation::DescribeKey {
         return ok(&json!({ "KeyMetadata": {
-            "KeyId": key.arn().rsplit('/').next(), "Arn": key.arn(), "KeyState": key.state.name(),
-            "Enabled": key.state == KeyState::Enabled, "KeyUsage": key.usage, "KeySpec": key.spec(),
+            "KeyId": key.arn().rsplit('/').next(), "Arn": key.arn(), "KeyState": state.name(),
+            "Enabled": *state == KeyState::Enabled, "KeyUsage": usage, "KeySpec": key.spec(),
             "EncryptionAlgorithms": algorithms,
         }}));
     }
-    match key.state {
+    match state {
         KeyState::Enabled => {}
         KeyState::Disabled => {
             return error(StatusCode::BAD_REQUEST, "DisabledException", "the key is disabled");
@@ -245,7 +258,7 @@ fn perform(operation: Operation, key: &KmsKey, asked: &Value) -> Reply {
     if operation == Operation::GetPublicKey {
         return ok(&json!({
             "KeyId": key.arn(), "PublicKey": Base64::encode_string(key.spki_der()), "KeySpec": key.spec(),
-            "KeyUsage": key.usage, "EncryptionAlgorithms": algorithms,
+            "KeyUsage": usage, "EncryptionAlgorithms": algorithms,
         }));
     }
     if asked["EncryptionAlgorithm"].as_str() != Some("RSAES_OAEP_SHA_256") {

@@ -165,7 +165,7 @@ async fn wan_down(site: &mut Site, trucks: &mut [Truck], paper: &mut Paper) -> a
         .await?;
     send_all(trucks, 1).await?;
     let admin = site.gateway()?.admin();
-    let status: Value = serde_json::from_str(&admin.get("/statusz").await?.body)?;
+    let status = admin.status().await?;
     let ready = admin.get("/readyz").await?.status;
     let here: u64 =
         trucks.iter().filter_map(|truck| truck.summaries.last()).map(|summary| summary.acknowledged).sum();
