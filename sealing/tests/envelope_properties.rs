@@ -229,3 +229,21 @@ fn a_provider_that_is_not_ours_is_skipped_and_one_of_ours_must_be_there() {
     message.edks = vec![foreign("aws-kms-rsa")];
     assert_eq!(verdict(&message.seal(b"text").unwrap(), &[5]), Err("edk"));
 }
+
+#[test]
+fn an_edk_that_names_its_key_by_no_arn_is_passed_over_for_one_that_does() {
+    for info in [&b"\xff"[..], b"alias/mine", b""] {
+        let mut message = message(5, false);
+        message.edks.insert(
+            0,
+            FixedEdk::Literal {
+                provider_id: b"aws-kms-rsa".to_vec(),
+                provider_info: info.to_vec(),
+                ciphertext: vec![0; 256],
+            },
+        );
+        assert_eq!(verdict(&message.seal(b"text").unwrap(), &[5]), Ok(b"text".to_vec()));
+        message.edks.truncate(1);
+        assert_eq!(verdict(&message.seal(b"text").unwrap(), &[5]), Err("edk"));
+    }
+}

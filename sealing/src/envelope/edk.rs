@@ -76,7 +76,6 @@ impl Edk {
 
     /// The format's demands on an EDK of ours; other providers are skipped.
     pub(super) fn check(&self) -> Result<(), EdkFault> {
-        std::str::from_utf8(&self.provider_info).map_err(|_| EdkFault::Info)?;
         match self.ciphertext.len() {
             256 | 384 | 512 => Ok(()),
             other => Err(EdkFault::CiphertextLength { found: other as u16 }),

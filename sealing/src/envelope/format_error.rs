@@ -133,9 +133,6 @@ pub enum EdkFault {
     /// None is of provider `aws-kms-rsa`.
     #[error("none is of provider aws-kms-rsa")]
     NoneOurs,
-    /// The provider info of an `aws-kms-rsa` key is not UTF-8.
-    #[error("the provider info is not UTF-8")]
-    Info,
     /// The ciphertext is not of 256, 384 or 512 bytes.
     #[error("the ciphertext has {found} bytes, where 256, 384 or 512 are possible")]
     CiphertextLength {
