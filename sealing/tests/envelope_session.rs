@@ -162,6 +162,54 @@ fn no_secret_is_shown_by_debug() {
 }
 
 #[test]
+fn neither_content_nor_a_given_data_key_is_shown_by_debug() {
+    use pithead_sealing::envelope::dangerous::FixedMessage;
+    let opened = KEY.open(sealed(&[0xa5; 40]).bytes()).unwrap();
+    let shown = format!("{opened:?}");
+    assert!(shown.contains("plaintext_len: 40") && !shown.contains("165, 165"), "{shown}");
+    let message = FixedMessage {
+        context: opened.header.context().clone(),
+        edks: Vec::new(),
+        frame_length: 128,
+        data_key: [0xa5; 32],
+        message_id: [1; 32],
+        empty_final_frame: false,
+    };
+    assert!(!format!("{message:?}").contains("165"));
+}
+
+#[test]
+fn a_session_signature_is_over_the_documents_bytes() {
+    use base64ct::{Base64UrlUnpadded, Encoding};
+    use p256::ecdsa::signature::Verifier;
+    use p256::ecdsa::{Signature, VerifyingKey};
+    use p256::pkcs8::DecodePublicKey;
+    use sha2::{Digest, Sha384};
+    let signer = signer();
+    let envelope = sealed_by(&mut signed_session(&signer, run()), 1);
+    let header = check(envelope.bytes().clone()).unwrap().header().clone();
+    // HMAC-SHA512 by another program, of the data key that Counter(1) yields.
+    assert_eq!(header.context().get("pithead:sid"), Some("hwsb56x93ggzp3ERXPOv_LF9a5EnqDghqErAYWq5qdI"));
+    assert_eq!(header.context().get("pithead:run"), Some("0000000312345678"));
+    let mut pairs: Vec<_> = header.context().iter().collect();
+    let sig = pairs.iter().position(|(key, _)| *key == "pithead:sig").unwrap();
+    let (_, sig) = pairs.remove(sig);
+    let mut unsigned = (pairs.len() as u16).to_be_bytes().to_vec();
+    for text in pairs.iter().flat_map(|(key, value)| [key, value]) {
+        unsigned.extend((text.len() as u16).to_be_bytes());
+        unsigned.extend(text.as_bytes());
+    }
+    let arn = KEY.arn.as_str();
+    let mut signed = b"pithead-session-v1\0\0\x0baws-kms-rsa".to_vec();
+    signed.extend([0, arn.len() as u8]);
+    signed.extend(arn.as_bytes());
+    signed.extend(Sha384::digest(&unsigned));
+    let sig = Signature::from_slice(&Base64UrlUnpadded::decode_vec(sig).unwrap()).unwrap();
+    let key = VerifyingKey::from_public_key_der(signer.spki_der()).unwrap();
+    assert!(key.verify(&signed, &sig).is_ok());
+}
+
+#[test]
 fn a_signed_session_proves_its_device() {
     let signer = signer();
     let unlocked = unlock(&sealed_by(&mut signed_session(&signer, run()), 1));

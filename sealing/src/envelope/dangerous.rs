@@ -3,6 +3,8 @@
 //! Data key, message id and OAEP seed are given, the key is not verified and the profile is not applied. Two messages
 //! under one data key and message id give their plaintext away.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use super::context::Context;
@@ -12,7 +14,7 @@ use super::random::{Entropy, EntropyError};
 use super::seal::{LastFrame, Material, seal_message_as};
 
 /// An EDK of a message to be sealed again.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum FixedEdk {
     /// Wrapped anew as `aws-kms-rsa`.
@@ -35,8 +37,14 @@ pub enum FixedEdk {
     },
 }
 
+impl fmt::Debug for FixedEdk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if matches!(self, Self::Wrap { .. }) { "Wrap { .. }" } else { "Literal { .. }" })
+    }
+}
+
 /// A message to be sealed again.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct FixedMessage {
     /// The context.
     pub context: Context,
@@ -96,6 +104,15 @@ impl FixedMessage {
             &MessageId::from_bytes(self.message_id),
         );
         (*keys.encryption(), keys.commitment)
+    }
+}
+
+impl fmt::Debug for FixedMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FixedMessage")
+            .field("context", &self.context)
+            .field("frame_length", &self.frame_length)
+            .finish_non_exhaustive()
     }
 }
 
