@@ -54,3 +54,41 @@ fn odd_files_are_reported_and_never_panic() {
     }
     assert_eq!(failures(&bare), [""; 0], "without seeds and derived values a positive is just opened");
 }
+
+#[test]
+fn provider_info_that_could_be_hexadecimal_is_still_text() {
+    use pithead_sealing::envelope::Context;
+    use pithead_sealing::envelope::dangerous::{FixedEdk, FixedMessage};
+    let mut vectors = vectors();
+    let array = |value: &serde_json::Value| -> [u8; 32] {
+        hex::decode(value.as_str().unwrap()).unwrap().try_into().unwrap()
+    };
+    let literal = |id: &str, info: &str, ciphertext: Vec<u8>| FixedEdk::Literal {
+        provider_id: id.into(),
+        provider_info: info.into(),
+        ciphertext,
+    };
+    let case = &mut vectors["positive"][0];
+    let ours = &case["edks"][0];
+    let ciphertext = hex::decode(ours["ciphertext_hex"].as_str().unwrap()).unwrap();
+    let edks = vec![
+        literal("raw", "c0ffee", vec![7; 9]),
+        literal("aws-kms-rsa", ours["provider_info"].as_str().unwrap(), ciphertext),
+    ];
+    let message = FixedMessage {
+        context: Context::EMPTY,
+        edks,
+        frame_length: 65_536,
+        data_key: array(&case["data_key_hex"]),
+        message_id: array(&case["message_id_hex"]),
+        empty_final_frame: false,
+    };
+    let raw = serde_json::json!({"provider_id": "raw", "provider_info": "c0ffee", "ciphertext_hex": "07".repeat(9)});
+    case["sealed_b64"] =
+        <base64ct::Base64 as base64ct::Encoding>::encode_string(&message.seal(b"").unwrap()).into();
+    case["edks"].as_array_mut().unwrap().insert(0, raw);
+    for derived in ["sealed_len", "sealed_sha256", "derived"] {
+        case.as_object_mut().unwrap().remove(derived);
+    }
+    assert_eq!(failures(&vectors), [""; 0]);
+}

@@ -201,8 +201,11 @@ fn fixed_edk(edk: &Value, keys: &[Key]) -> Option<FixedEdk> {
         }
         _ => Some(FixedEdk::Literal {
             provider_id: provider_id.as_bytes().to_vec(),
-            provider_info: bytes_of(edk, "provider_info")
-                .or(provider_info.map(|info| info.as_bytes().to_vec()))?,
+            // Plain text is taken as it stands: some of it could be read as hexadecimal.
+            provider_info: match provider_info {
+                Some(info) => info.as_bytes().to_vec(),
+                None => bytes_of(edk, "provider_info")?,
+            },
             ciphertext: bytes_of(edk, "ciphertext")?,
         }),
     }
