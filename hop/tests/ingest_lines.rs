@@ -350,6 +350,14 @@ fn a_number_may_jump_by_2_to_the_32_and_no_further() {
 }
 
 #[test]
+fn a_gateway_takes_no_first_number_that_the_far_end_would_refuse_unless_the_hello_named_it() {
+    let mut lines: Lines<u64> = Lines::new(Unseen::Elsewhere);
+    assert_eq!(offer(&mut lines, &can(), SEQ_JUMP_MAX + 1, 1), Err(LineRefusal::SeqJump { newest: 0 }));
+    assert_eq!(lines.hello(&can(), seq(SEQ_JUMP_MAX + 1), NOW), 0);
+    assert_eq!(offer(&mut lines, &can(), SEQ_JUMP_MAX + 1, 1), Ok(Verdict::New(1)));
+}
+
+#[test]
 fn a_line_with_too_many_holes_takes_what_fills_one() {
     let mut lines = decryptor();
     for number in 1..=INTERVALS_PER_LINE as u64 {

@@ -60,7 +60,8 @@ impl From<&[u8; 32]> for ShortHash {
 pub enum Unseen {
     /// Missing: lines begin at 1. The decryptor's view, which alone calls a gap a hole.
     Missing,
-    /// Elsewhere: a line begins where the Hello says, or with the first number seen. A gateway's view.
+    /// Elsewhere: a line begins where the Hello says, or with the first number seen if that is at most [`SEQ_JUMP_MAX`].
+    /// A gateway's view.
     Elsewhere,
 }
 
@@ -108,8 +109,10 @@ impl<T: Clone> Lines<T> {
         ticket: impl FnOnce() -> T,
     ) -> Result<Verdict<T>, LineRefusal> {
         let start = self.start(seq);
-        if seq.get() - start >= SEQ_JUMP_MAX && !self.contains(line) {
-            return Err(LineRefusal::SeqJump { newest: start - 1 });
+        // Also where a line may begin anywhere: the far end, which knows nothing else of the line, would refuse what was
+        // acknowledged here. A message id that a stock SDK drew by itself comes with such a number.
+        if seq.get() > SEQ_JUMP_MAX && !self.contains(line) {
+            return Err(LineRefusal::SeqJump { newest: 0 });
         }
         self.device(&line.device, now)?.offer(line, seq, hash, now, start, ticket)
     }
