@@ -77,7 +77,8 @@ impl Forge {
     /// Seals one message.
     pub fn seal(&self, claim: Claim<'_>, plaintext: &[u8]) -> anyhow::Result<Bytes> {
         let (site, device) = (Site::new(claim.site)?, DeviceId::new(claim.device)?);
-        let context = SessionContext::new(site, device, StreamName::new("forged")?, ContentType::new("text/plain")?);
+        let context =
+            SessionContext::new(site, device, StreamName::new("forged")?, ContentType::new("text/plain")?);
         let clock = SessionClock { boot: Duration::ZERO, now: authority::now() };
         let run = Run::new(claim.run)?;
         let mut session = Session::start(&self.key, &context, run, None, clock, &mut KernelEntropy)?;
@@ -100,14 +101,22 @@ pub fn last_statement(authority: &Authority) -> anyhow::Result<Statement> {
     Ok(verify::statement(&root, &object).context("the statement")?.statement)
 }
 
-/// The authority's bundle with another statement in it, as a file.
-pub fn write_bundle(authority: &Authority, statement: Bytes, path: &Path) -> anyhow::Result<()> {
+/// The authority's bundle with another statement in it, and other public keys if there are any, as a file.
+pub fn write_bundle(
+    authority: &Authority,
+    statement: Bytes,
+    spkis: &[&KmsKey],
+    path: &Path,
+) -> anyhow::Result<()> {
     let mut file = read_bundle(&authority.bundle(SITE))?;
     file.bundle.statement = Some(statement);
+    if !spkis.is_empty() {
+        file.bundle.spkis = spkis.iter().map(|key| Bytes::copy_from_slice(key.spki_der())).collect();
+    }
     std::fs::write(path, file.encode()).with_context(|| path.display().to_string())
 }
 
-/// What the statement after `fields` says if nothing changes.
+/// What the statement after `last` says if nothing changes.
 #[must_use]
 pub fn successor(last: &Statement) -> StatementFields {
     StatementFields { sequence: last.sequence + 1, previous: *last.digest(), ..last.fields().clone() }

@@ -172,8 +172,7 @@ impl Admin {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
-        let request =
-            http::Request::builder()
+        let request = http::Request::builder()
             .method(method)
             .uri(path)
             .header("host", "localhost")

@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use crate::{
     authority::{AUTHORITY, Authority},
     binaries::Binaries,
-    certificates::Ca,
+    certificates::{Ca, Certificate},
     command,
     device::Device,
     kms::{KmsKey, TestKms},
@@ -167,7 +167,9 @@ impl Site {
         cloud_ca.server(None, &folder.join("cloud/server"))?;
         ca.server(Some(&format!("spiffe://{SITE}/gateway/{GATEWAY}")), &folder.join("gateway/gateway"))?;
 
-        let authority = Authority::init(programs, &folder.join("authority"), options.bits.min(3072), options.hold_down).await?;
+        let authority =
+            Authority::init(programs, &folder.join("authority"), options.bits.min(3072), options.hold_down)
+                .await?;
         let mut keys = vec![KmsKey::generate(KEY_ARN, options.bits)?];
         if options.standby {
             keys.push(KmsKey::generate(NEXT_KEY_ARN, options.bits)?);
@@ -375,30 +377,49 @@ impl Site {
 
     /// The same with further arguments, such as `--bundle FILE`.
     pub async fn enroll_with(&self, name: &str, more: &[&str]) -> anyhow::Result<Device> {
+        let identity = self.identity_of(name)?;
+        let (device, finished) = self.enroll_as(name, self.ca.path(), Some(&identity), more).await?;
+        finished.ok()?;
+        Ok(device)
+    }
+
+    /// A certificate of the site's CA for a device.
+    pub fn identity_of(&self, name: &str) -> anyhow::Result<Certificate> {
         let stem = self.folder.join("certificates").join(name);
-        let identity = self.ca.client(&format!("spiffe://{SITE}/device/{name}"), &stem)?;
+        self.ca.client(&format!("spiffe://{SITE}/device/{name}"), &stem)
+    }
+
+    /// Enrols a device with any CA for the gateway and any certificate, or none; however that ends.
+    pub async fn enroll_as(
+        &self,
+        name: &str,
+        ca: &Path,
+        identity: Option<&Certificate>,
+        more: &[&str],
+    ) -> anyhow::Result<(Device, command::Finished)> {
         let folder = self.folder.join("devices").join(name);
         let text = |path: &Path| path.display().to_string();
-        let arguments = [
+        let mut arguments = vec![
             ("--dir", text(&folder)),
             ("--site", SITE.to_owned()),
             ("--device", name.to_owned()),
             ("--authority", AUTHORITY.to_owned()),
             ("--root", text(&self.authority.root())),
             ("--gateway", self.ports.gateway.to_string()),
-            ("--ca", text(self.ca.path())),
-            ("--cert", text(&identity.certificate)),
-            ("--key", text(&identity.key)),
+            ("--ca", text(ca)),
         ];
+        if let Some(files) = identity {
+            arguments.extend([("--cert", text(&files.certificate)), ("--key", text(&files.key))]);
+        }
         let flat = arguments.iter().flat_map(|(name, value)| [*name, value.as_str()]);
         let arguments = std::iter::once("enroll").chain(flat).chain(more.iter().copied());
-        command::run(&self.programs.device(), arguments, &[]).await?.ok()?;
-        Ok(Device::new(name, folder, &self.programs))
+        let finished = command::run(&self.programs.device(), arguments, &[]).await?;
+        Ok((Device::new(name, folder, &self.programs), finished))
     }
 
-    /// A device in a folder of its own that nobody has enrolled: for tests that enrol it themselves.
+    /// The device in the folder of that name, enrolled or not.
     #[must_use]
-    pub fn unenrolled(&self, name: &str) -> Device {
+    pub fn device(&self, name: &str) -> Device {
         Device::new(name, self.folder.join("devices").join(name), &self.programs)
     }
 
@@ -432,6 +453,13 @@ impl Site {
                 writeln!(text, "--- {name} ends:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
         }
         text
+    }
+
+    /// Replaces `from`, which must be there, in a configuration file.
+    pub fn edit(config: &Path, from: &str, to: &str) -> anyhow::Result<()> {
+        let text = fs::read_to_string(config).with_context(|| config.display().to_string())?;
+        anyhow::ensure!(text.contains(from), "{} has no `{from}`", config.display());
+        fs::write(config, text.replacen(from, to, 1)).with_context(|| config.display().to_string())
     }
 
     /// Writes the gateway's file anew so that it reaches the decryptor without the link: for a site that outlives this

@@ -49,14 +49,16 @@ async fn with_kms_the_cloud_gets_what_the_trucks_recorded_for_one_call_per_sessi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_private_key_in_a_file_and_a_folder_the_cloud_gets_the_same() {
-    let mut site = devices_to_plaintext(SiteOptions { sink: SinkKind::Folder, ..SiteOptions::default() }).await;
+    let mut site =
+        devices_to_plaintext(SiteOptions { sink: SinkKind::Folder, ..SiteOptions::default() }).await;
     site.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_device_shows_the_fingerprint_that_the_authority_signed() {
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
-    let stated = pithead_tests::forge::last_statement(&site.authority).unwrap().keys[0].fingerprint.to_string();
+    let stated =
+        pithead_tests::forge::last_statement(&site.authority).unwrap().keys[0].fingerprint.to_string();
     let device = site.enroll("truck-1").await.unwrap();
     assert_eq!(device.key_offline().await.unwrap().fingerprint, None, "it has met no gateway yet");
     let shown = device.key().await.unwrap();
@@ -69,7 +71,8 @@ async fn every_device_shows_the_fingerprint_that_the_authority_signed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_fits_is_delivered_whole_and_one_that_does_not_is_refused_naming_the_limit() {
-    let mut site = Site::start(SiteOptions { sink: SinkKind::Folder, ..SiteOptions::default() }).await.unwrap();
+    let mut site =
+        Site::start(SiteOptions { sink: SinkKind::Folder, ..SiteOptions::default() }).await.unwrap();
     let device = site.enroll("truck-1").await.unwrap();
     let mut content = vec![0; 700_000];
     getrandom::fill(&mut content).unwrap();

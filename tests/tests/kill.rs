@@ -178,12 +178,16 @@ async fn a_device_killed_again_and_again_delivers_everything_that_it_had_sealed(
 
     let delivered = site.delivered().unwrap();
     assert_eq!((delivered.holes(), delivered.repeated()), (0, 0));
-    let conflicts = site.decryptor().unwrap().admin().metric_where("pithead_decryptor_envelopes_total", "conflict");
+    let conflicts =
+        site.decryptor().unwrap().admin().metric_where("pithead_decryptor_envelopes_total", "conflict");
     assert_eq!(conflicts.await.unwrap(), 0.0);
     // Of each round the beginning is there, without a gap: what was sealed before the kill. Whether something was read and
     // not sealed yet is the luck of the kill.
-    let texts: Vec<String> =
-        delivered.records_of("truck-0").iter().map(|record| String::from_utf8_lossy(record).into_owned()).collect();
+    let texts: Vec<String> = delivered
+        .records_of("truck-0")
+        .iter()
+        .map(|record| String::from_utf8_lossy(record).into_owned())
+        .collect();
     let mut rest = texts.as_slice();
     for round in 0..ROUNDS {
         let count = rest.iter().take_while(|text| text.starts_with(&format!("truck {round} "))).count();

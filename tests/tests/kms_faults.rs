@@ -26,7 +26,8 @@ async fn recovers(
     mends: impl FnOnce(&Site),
     operator: impl AsyncFnOnce(&mut Site),
 ) {
-    let mut site = Site::start(SiteOptions { custody: Custody::Kms, ..SiteOptions::default() }).await.unwrap();
+    let mut site =
+        Site::start(SiteOptions { custody: Custody::Kms, ..SiteOptions::default() }).await.unwrap();
     let devices = [site.enroll("truck-1").await.unwrap(), site.enroll("truck-2").await.unwrap()];
     let mut summaries = vec![devices[0].send("can", &lines(0)).await.unwrap()];
     site.until_relayed().await.unwrap();
@@ -40,7 +41,8 @@ async fn recovers(
     }
     let decryptor = site.decryptor().unwrap();
     decryptor.until("meets the fault", async |admin| failed_calls(admin).await >= 1.0).await.unwrap();
-    let named = decryptor.admin().metric_where("pithead_kms_decrypt_calls_total", &format!("\"{outcome}\"")).await;
+    let named =
+        decryptor.admin().metric_where("pithead_kms_decrypt_calls_total", &format!("\"{outcome}\"")).await;
     assert!(named.unwrap() >= 1.0, "the calls are counted as {outcome}");
     assert_eq!(decryptor.admin().get("/readyz").await.unwrap().status, 200);
     assert_eq!(site.delivered().unwrap().records(), 300, "nothing is delivered that could not be opened");
@@ -122,12 +124,19 @@ async fn disabled_until_it_is_enabled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pending_deletion_until_that_is_cancelled() {
     let state = |state| move |site: &Site| site.kms.as_ref().unwrap().set_key_state(KEY_ARN, state);
-    recovers("key_pending_deletion", state(KeyState::PendingDeletion), state(KeyState::Enabled), restart_gateway).await;
+    recovers(
+        "key_pending_deletion",
+        state(KeyState::PendingDeletion),
+        state(KeyState::Enabled),
+        restart_gateway,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn away_when_the_decryptor_starts() {
-    let mut site = Site::create(SiteOptions { custody: Custody::Kms, ..SiteOptions::default() }).await.unwrap();
+    let mut site =
+        Site::create(SiteOptions { custody: Custody::Kms, ..SiteOptions::default() }).await.unwrap();
     site.kms.as_ref().unwrap().set_fault(Fault::HangAfterAccept);
     site.start_decryptor().await.unwrap();
     site.start_gateway().await.unwrap();

@@ -78,7 +78,8 @@ async fn a_large_file_is_sealed_and_opened_in_constant_memory() {
     let written = write_file(&plain, bytes);
 
     let config = device.config().display().to_string();
-    let [plain_text, sealed_text, opened_text] = [&plain, &sealed, &opened].map(|path| path.to_str().unwrap());
+    let [plain_text, sealed_text, opened_text] =
+        [&plain, &sealed, &opened].map(|path| path.to_str().unwrap());
     let arguments = ["-c", &config, "seal", plain_text, "-O", sealed_text];
     let sealing = peak_memory(&site.programs().device(), &arguments).await;
     std::fs::remove_file(&plain).unwrap();
@@ -104,7 +105,8 @@ async fn a_large_file_that_is_cut_leaves_nothing_in_clear() {
     let path = |name: &str| site.folder().join(name);
     let (plain, sealed, opened) = (path("survey.bin"), path("survey.sealed"), path("survey.opened"));
     write_file(&plain, 8 << 20);
-    let [plain_text, sealed_text, opened_text] = [&plain, &sealed, &opened].map(|path| path.to_str().unwrap());
+    let [plain_text, sealed_text, opened_text] =
+        [&plain, &sealed, &opened].map(|path| path.to_str().unwrap());
     device.run(&["seal", plain_text, "-O", sealed_text]).await.unwrap().ok().unwrap();
     let file = File::options().write(true).open(&sealed).unwrap();
     file.set_len(file.metadata().unwrap().len() - 1).unwrap();

@@ -46,7 +46,8 @@ async fn all_is_delivered(site: &mut Site, device: &Device, count: usize) {
     let sent = [records(0, 1_000), records(1_000, count - 1_000)].concat();
     assert_eq!(hash_of(delivered.records_of(device.name())), hash_of(sent));
     // Keys are asked for again by a backoff of their own.
-    let all_lamps = async |admin: Admin| admin.metric("pithead_healthy").await.is_ok_and(|lamps| lamps == 4.0);
+    let all_lamps =
+        async |admin: Admin| admin.metric("pithead_healthy").await.is_ok_and(|lamps| lamps == 4.0);
     site.gateway().unwrap().until("is well in every dimension", all_lamps).await.unwrap();
     let status = site.gateway_command(&["status"]).await.unwrap();
     assert_eq!(status.code, Some(0), "all is well again: {}{}", status.stdout, status.stderr);
@@ -119,7 +120,10 @@ async fn a_gateway_that_never_had_a_statement_says_exactly_what_is_missing() {
     site.link.cut();
     let gateway = site.launch_gateway().unwrap();
     let says = async |admin: Admin| {
-        admin.get("/readyz").await.is_ok_and(|reply| reply.status == 503 && reply.body.contains("no statement"))
+        admin
+            .get("/readyz")
+            .await
+            .is_ok_and(|reply| reply.status == 503 && reply.body.contains("no statement"))
     };
     gateway.until("says that it has no statement", says).await.unwrap();
     let device = site.enroll("truck-1").await.unwrap();
