@@ -12,5 +12,6 @@ pub mod kms;
 pub mod ledger;
 pub mod link;
 pub mod program;
+pub mod rogue;
 pub mod site;
 pub mod telemetry;

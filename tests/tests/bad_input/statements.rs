@@ -9,6 +9,7 @@ use pithead_tests::{
     forge::{last_statement, successor, write_bundle},
     kms::{Fault, KmsKey},
     program::Admin,
+    rogue::Rogue,
     site::{Custody, KEY_ARN, KeySource, NEXT_KEY_ARN, SITE, Site, SiteOptions},
 };
 
@@ -189,6 +190,50 @@ async fn a_device_that_is_enrolled_with_a_forged_bundle_believes_nothing() {
         let arguments = ["seal", plain.to_str().unwrap(), "-O", sealed.to_str().unwrap()];
         assert!(!device.run(&arguments).await.unwrap().is_ok());
         assert!(!sealed.exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_gateway_can_name_no_other_key_and_cannot_turn_time_back() {
+    let mut site = Site::start(SiteOptions::default()).await.unwrap();
+    let device = site.enroll("truck-1").await.unwrap();
+    device.key().await.unwrap();
+    let first = last_statement(&site.authority).unwrap();
+    site.authority.statement(SITE, &["--no-standby".into()]).await.unwrap().ok().unwrap();
+    let second = async |admin: Admin| admin.metric("pithead_key_sequence").await.is_ok_and(|at| at == 2.0);
+    site.gateway().unwrap().until("has the second statement", second).await.unwrap();
+    let good = device.key().await.unwrap();
+    assert_eq!((good.sequence, good.status.as_str()), (2, "FRESH"));
+    site.kill_gateway().await.unwrap();
+
+    let rogue = Rogue::start(&site).await.unwrap();
+    let last = last_statement(&site.authority).unwrap();
+    let thief = KmsKey::generate(NEXT_KEY_ARN, 2048).unwrap();
+    let stolen = site.authority.stolen_statement_key().unwrap();
+    let own = SigningKey::p256(&[9; 32]).unwrap();
+    let with = |change: &dyn Fn(&mut StatementFields)| {
+        let mut fields = successor(&last);
+        change(&mut fields);
+        fields
+    };
+    let swapped = with(&|fields| swap_key(fields, &thief));
+    let forked = with(&|fields| fields.previous = Sha256Digest::of(b"another past"));
+    let rebound = with(&|fields| fields.keys[0].fingerprint = Sha256Digest::of(thief.spki_der()));
+    let cases = [
+        (sign(&swapped, &own).unwrap(), "PH-1011", "TRUST_THRESHOLD"),
+        (sign(&swapped, &stolen).unwrap(), "PH-1026", "TRUST_UNANNOUNCED"),
+        (sign(&forked, &stolen).unwrap(), "PH-1016", "TRUST_FORK"),
+        (sign(&rebound, &stolen).unwrap(), "PH-1023", "TRUST_KID_REBIND"),
+        (first.object().clone(), "PH-1014", "TRUST_ROLLBACK"),
+        (sign(&successor(&last), &stolen).unwrap(), "PH-1027", "TRUST_SPKI_MISSING"),
+    ];
+    for (statement, code, name) in cases {
+        rogue.serve(statement, &[&thief]).unwrap();
+        let refused = device.run(&["key"]).await.unwrap();
+        assert!(refused.refused_with(code, name), "{name}: {}{}", refused.stdout, refused.stderr);
+        assert_eq!(refused.code, Some(1), "{name}");
+        let held = device.key_offline().await.unwrap();
+        assert_eq!((held.sequence, held.fingerprint), (2, good.fingerprint.clone()), "{name}");
     }
 }
 
