@@ -34,6 +34,7 @@ mod meaning;
 mod state;
 mod verified_key;
 
+#[cfg(feature = "authoring")]
 pub mod authoring;
 
 pub use apply::{Accepted, Applied};
