@@ -98,12 +98,10 @@ impl Intake for Front {
         &self.keys
     }
 
-    fn trust(&self) -> Option<TrustVersion> {
-        // One statement per site, and the caller's site is not known here: said only where it is the same for all.
+    fn trust(&self, peer: &Peer) -> Option<TrustVersion> {
         let books = self.keys.0.load();
-        let mut versions = books.served().values().map(|published| published.statement.version());
-        let first = versions.next()?;
-        versions.all(|version| version == first).then_some(TrustVersion { epoch: first.0, sequence: first.1 })
+        let (epoch, sequence) = books.served().get(peer.site())?.statement.version();
+        Some(TrustVersion { epoch, sequence })
     }
 
     fn durability(&self) -> Durability {

@@ -145,7 +145,7 @@ impl Intake for SpoolIntake {
         self
     }
 
-    fn trust(&self) -> Option<TrustVersion> {
+    fn trust(&self, _peer: &Peer) -> Option<TrustVersion> {
         self.book.version().map(TrustVersion::from)
     }
 

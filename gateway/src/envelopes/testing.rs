@@ -153,7 +153,7 @@ impl Intake for FarEnd {
         self
     }
 
-    fn trust(&self) -> Option<TrustVersion> {
+    fn trust(&self, _peer: &Peer) -> Option<TrustVersion> {
         None
     }
 

@@ -67,8 +67,8 @@ pub trait Intake: Send + Sync + 'static {
     /// The keys that statements accepted here have named.
     fn keys(&self) -> &dyn KnownKeys;
 
-    /// The statement in force here; it rides on every answer.
-    fn trust(&self) -> Option<TrustVersion>;
+    /// The statement in force here for the peer's site; it rides on every answer.
+    fn trust(&self, peer: &Peer) -> Option<TrustVersion>;
 
     /// What an acknowledgement means here.
     fn durability(&self) -> Durability;

@@ -273,7 +273,7 @@ impl Intake for Disk {
         self
     }
 
-    fn trust(&self) -> Option<TrustVersion> {
+    fn trust(&self, _: &Peer) -> Option<TrustVersion> {
         Some(TrustVersion { epoch: 1, sequence: 17 })
     }
 

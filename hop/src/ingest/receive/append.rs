@@ -129,7 +129,7 @@ impl<I: Intake> Call<I> {
     }
 
     async fn tell(&self, message: Told) -> Result<(), Ended> {
-        let response = wire::AppendResponse { trust: self.intake.trust(), message: Some(message) };
+        let response = wire::AppendResponse { trust: self.intake.trust(&self.peer), message: Some(message) };
         self.answers.send(Ok(response)).await.map_err(|_| Ended::Gone)
     }
 

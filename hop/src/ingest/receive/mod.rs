@@ -143,7 +143,7 @@ impl<I: Intake> IngestService for IngestServer<I> {
         Ok(Response::new(wire::SubmitResponse {
             durability: self.intake.durability() as i32,
             duplicate,
-            trust: self.intake.trust(),
+            trust: self.intake.trust(&peer),
         }))
     }
 
