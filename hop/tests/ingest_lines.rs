@@ -296,17 +296,30 @@ fn the_bytes_of_a_checkpoint_are_fixed() {
         "0000000000000003",
         "0000000000000003",
         "00000000",
-        "00000003",
+        // the hash of what has left; the others are recalled from where they wait
+        "00000001",
         "0000000000000001",
         "0000000000000001",
-        "0000000000000002",
-        "0000000000000002",
-        "0000000000000004",
-        "0000000000000004",
     ]
     .concat();
     let bytes: String = lines.encode(later).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(bytes, expected);
+}
+
+#[test]
+fn a_backlog_of_any_length_does_not_push_the_hashes_of_what_has_left_out_of_a_checkpoint() {
+    let mut lines = decryptor();
+    let waiting = 2..=HASHES_KEPT as u64 + 2;
+    for number in 1..=*waiting.end() {
+        store(&mut lines, &can(), number);
+    }
+    lines.passed_on(&can(), seq(1));
+    let mut lines: Lines<u64> = Lines::decode(&lines.encode(NOW), Unseen::Missing, NOW).unwrap();
+    for number in waiting {
+        lines.recall(&can(), seq(number), hash(number), NOW);
+    }
+    assert_eq!(offer(&mut lines, &can(), 1, 0), Ok(Verdict::Conflict));
+    assert_eq!(offer(&mut lines, &can(), 1, 1), Ok(Verdict::Duplicate { unverified: false }));
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Times are ages, since the clock behind `now` need not survive a restart. Numbers in flight are left out: they are not
-//! durable. Of the hashes the last [`HASHES_KEPT`] are written; who still has envelopes feeds theirs with
+//! durable. Of the hashes those of what has left are written; who still has envelopes feeds theirs with
 //! [`Lines::recall`] after decoding. Whoever stores the bytes keeps a checksum beside them: what is refused here is what no
 //! encoder wrote, not what a disk flipped.
 
@@ -145,10 +145,9 @@ fn put_line<T: Clone>(out: &mut Vec<u8>, line: &Line, state: &LineState<T>, now:
     put_set(out, &state.durable());
     put_set(out, &state.declared);
     put_set(out, &state.refused);
-    let hashes = || state.passed.iter().copied().chain(state.spooled.iter().map(|(seq, hash)| (*seq, *hash)));
-    let count = state.passed.len() + state.spooled.len();
-    put_count(out, count.min(HASHES_KEPT));
-    for (seq, hash) in hashes().skip(count.saturating_sub(HASHES_KEPT)) {
+    // What is spooled is recalled from there; what has left is known from here alone, however much waits behind it.
+    put_count(out, state.passed.len());
+    for (seq, hash) in &state.passed {
         out.extend(seq.to_be_bytes());
         out.extend(hash.0);
     }
