@@ -401,7 +401,7 @@ async fn a_retired_key_is_flagged_and_an_unjudged_one_comes_again() {
     disk.standing(Standing::NotReady);
     let remote = Remote::from_status(&submit(3).await.unwrap_err());
     is(&remote, Code::Unavailable, ErrorReason::KeysNotReady);
-    assert!(remote.is_retryable() && disk.refused().is_empty());
+    assert!(remote.is_retryable() && remote.retry_after.is_some() && disk.refused().is_empty());
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 //! whether the key was ever named in a statement accepted here. A key that has been retired or revoked since refuses
 //! nothing, since the plaintext is gone: it is flagged. Nothing here remembers anything; duplicates are [`super::lines`]'.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::ingest::v1::Hop;
@@ -12,11 +14,15 @@ use pithead_sealing::envelope::{AdmittedEnvelope, FormatError, Profile, ProfileE
 use pithead_sealing::trust::KeyArn;
 use sha2::{Digest as _, Sha256};
 
+use crate::backoff;
 use crate::identity::{GatewayName, Peer, Role};
 use crate::status::Refusal;
 
 /// Hops on the way here at most: sites can be chained, and a longer chain is a loop.
 pub const HOPS_MAX: usize = 8;
+
+/// What a sender is told to wait when there is no statement yet, before jitter.
+const NOT_READY_WAIT: Duration = Duration::from_secs(10);
 
 /// What the statements accepted here say of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +130,8 @@ pub fn admit(
             }
             Standing::NotReady => {
                 let detail = "no key statement was accepted here yet; the envelope cannot be judged";
-                return Err(Refusal::new(ErrorReason::KeysNotReady, detail).into());
+                let wait = backoff::spread(NOT_READY_WAIT, backoff::random());
+                return Err(Refusal::new(ErrorReason::KeysNotReady, detail).retry_after(wait).into());
             }
         }
     }
