@@ -16,7 +16,7 @@ use pithead_hop::status::reason_of_trust;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
 use pithead_sealing::trust::{
-    Bundle, Clock, Device, KeyArn, KeyStatus, Sha256Digest, Statement, Status, TrustError, verify,
+    Bundle, Clock, Device, KeyArn, KeyStatus, RootFields, Sha256Digest, Statement, Status, TrustError, verify,
 };
 
 use super::book::Book;
@@ -39,6 +39,15 @@ pub enum OpenError {
         authority: String,
         /// Where.
         site: Site,
+    },
+    /// The state on disk began with another root than the provisioned one. To go on with it would be to believe the very
+    /// root that somebody has just replaced.
+    #[error("the data directory began with root {held}, the provisioned one is {provisioned}")]
+    AnotherRoot {
+        /// The first root on disk.
+        held: Sha256Digest,
+        /// The provisioned one.
+        provisioned: Sha256Digest,
     },
     /// The disk.
     #[error("key state: {0}")]
@@ -157,6 +166,7 @@ impl Keeper {
     ) -> Result<(Self, Origin), OpenError> {
         let provisioned =
             Device::provision(authority, site, &root, Clock::default()).map_err(OpenError::Root)?;
+        let (_, provisioned_digest) = RootFields::read_unverified(&root).map_err(OpenError::Root)?;
         let (store, found) = Store::open(folder)?;
         let fresh = Kept { roots: vec![root.clone()], ..Kept::default() };
         let begin = |origin| (provisioned.clone(), fresh.clone(), origin);
@@ -170,10 +180,25 @@ impl Keeper {
                         site: device.site().clone(),
                     });
                 }
-                Ok(device) => (device, kept, Origin::Restored),
+                Ok(device) => {
+                    let digests: Vec<_> = kept.roots.iter().filter_map(digest_of_root).collect();
+                    match digests.first() {
+                        Some(held) if !digests.contains(&provisioned_digest) => {
+                            return Err(OpenError::AnotherRoot {
+                                held: *held,
+                                provisioned: provisioned_digest,
+                            });
+                        }
+                        _ => (device, kept, Origin::Restored),
+                    }
+                }
                 Err(_) => begin(Origin::Damaged),
             },
         };
+        if let Some(statement) = device.statement() {
+            // Its file may have been lost or damaged since: then every envelope under the key in force would be refused.
+            history.keep(statement)?;
+        }
         let Kept { roots, spkis, statement, .. } = kept;
         let statement = (!statement.is_empty()).then_some(statement);
         let keeper = Self { device, roots, statement, spkis, store, history, kms, book };
@@ -223,7 +248,9 @@ impl Keeper {
         let Some(object) = bundle.statement else { return Ok(taken) };
         // Signatures first: nobody makes us ask KMS about keys of his choice.
         let statement = verify::statement(next.root(), &object)?.statement;
-        let spkis = self.public_keys(&statement, bundle.spkis).await?;
+        // What is here already serves as well: a source that names a key need not bring it again.
+        let bundled = bundle.spkis.into_iter().chain(self.spkis.iter().cloned()).collect();
+        let spkis = self.public_keys(&statement, bundled).await?;
         let offered = Bundle { roots: vec![], statement: Some(object), spkis: spkis.clone() };
         let applied = next.apply(&offered, clock)?;
         if let Some(accepted) = applied.statement {
@@ -328,6 +355,10 @@ impl Keeper {
     fn publish(&self) {
         self.book.publish(self.device.site(), &self.roots, self.statement.as_ref(), &self.spkis);
     }
+}
+
+fn digest_of_root(object: &Bytes) -> Option<Sha256Digest> {
+    RootFields::read_unverified(object).ok().map(|(_, digest)| digest)
 }
 
 /// A fault that means that what is sealed now could not be opened, as against one of the way to KMS.

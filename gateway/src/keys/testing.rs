@@ -1,7 +1,5 @@
 //! A real authority for tests: real signatures, a public key without a private half.
 
-use std::sync::LazyLock;
-
 use bytes::Bytes;
 use pithead_sealing::Site;
 use pithead_sealing::trust::authoring::{Draft, SigningKey};
@@ -48,11 +46,13 @@ pub(crate) struct Authority {
     previous: Sha256Digest,
 }
 
-static KEYS: LazyLock<[[u8; 32]; 2]> = LazyLock::new(|| [[1; 32], [2; 32]]);
-
 impl Authority {
     pub(crate) fn new() -> Self {
-        let (root_key, statement_key) = (SigningKey::ed25519(&KEYS[0]), SigningKey::ed25519(&KEYS[1]));
+        Self::with_root_key(1)
+    }
+
+    pub(crate) fn with_root_key(seed: u8) -> Self {
+        let (root_key, statement_key) = (SigningKey::ed25519(&[seed; 32]), SigningKey::ed25519(&[2; 32]));
         let listed = |key: &SigningKey, label: &str| RootKey { spki: key.public(), label: label.into() };
         let role = |key: &SigningKey| Role { threshold: 1, kids: vec![key.public().kid()] };
         let fields = RootFields {

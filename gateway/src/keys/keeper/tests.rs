@@ -177,6 +177,56 @@ async fn a_key_that_nobody_gives_is_named() {
 }
 
 #[tokio::test]
+async fn a_public_key_that_is_here_need_not_be_brought_again_while_kms_is_away() {
+    let mut authority = Authority::new();
+    let (place, kms) = Site::with_kms(&authority);
+    let (mut keeper, book, _) = place.start();
+    kms.answers(Ok(spki(1)));
+    let mut bare = || Bundle { spkis: vec![], ..authority.bundle(&[(&arn(1), KeyStatus::Active)]) };
+    keeper.take(bare(), Clock::default()).await.unwrap();
+    kms.answers(Err(KmsFault::Unreachable));
+    keeper.take(bare(), Clock::default()).await.unwrap();
+    assert_eq!(sequence(&book), Some(2));
+    assert_eq!(keeper.bundle().spkis, vec![spki(1)]);
+}
+
+#[tokio::test]
+async fn the_key_in_force_is_known_even_if_its_file_in_the_history_is_gone() {
+    let mut authority = Authority::new();
+    let place = Site::new(&authority);
+    {
+        let (mut keeper, _, _) = place.start();
+        keeper.take(authority.bundle(&[(&arn(1), KeyStatus::Active)]), Clock::default()).await.unwrap();
+    }
+    std::fs::remove_dir_all(place.folder.path().join("history")).unwrap();
+    let (keeper, _, _) = place.start();
+    assert_eq!(keeper.history.status_of(&arn(1)), Some(KeyStatus::Active));
+}
+
+#[tokio::test]
+async fn a_root_that_was_provisioned_anew_is_never_passed_over_in_silence() {
+    let mut authority = Authority::new();
+    let mut place = Site::new(&authority);
+    {
+        let (mut keeper, _, _) = place.start();
+        let mut bundle = authority.bundle(&[(&arn(1), KeyStatus::Active)]);
+        bundle.roots = vec![authority.next_root(vec![])];
+        keeper.take(bundle, Clock::default()).await.unwrap();
+    }
+    let open = |root: &Bytes| {
+        let (history, _) = History::open(&place.folder.path().join("history")).unwrap();
+        let (history, book) = (Arc::new(history), Book::default());
+        Keeper::open(place.folder.path(), AUTHORITY, &site(), root.clone(), history, None, book)
+    };
+    // A later root of the same chain is no other root.
+    assert!(open(&authority.root).is_ok());
+    let another = Authority::with_root_key(9).root;
+    assert!(matches!(open(&another), Err(OpenError::AnotherRoot { .. })));
+    place.root = authority.root.clone();
+    assert_eq!(place.start().2, Origin::Restored);
+}
+
+#[tokio::test]
 async fn a_root_stands_even_if_the_statement_after_it_is_refused_and_devices_get_it() {
     let mut authority = Authority::new();
     let place = Site::new(&authority);
