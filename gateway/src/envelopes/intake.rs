@@ -156,7 +156,11 @@ impl Intake for SpoolIntake {
     fn ready(&self, _peer: &Peer) -> Result<(), Refusal> {
         match self.spool.admit() {
             Ok(()) | Err(AppendError::QueueFull { .. }) => Ok(()),
-            Err(error) => Err(refusal_of(&error)),
+            Err(error) => {
+                let refusal = refusal_of(&error);
+                self.metrics.refused(refusal.reason);
+                Err(refusal)
+            }
         }
     }
 
@@ -209,7 +213,11 @@ impl Intake for SpoolIntake {
                     metrics.answered(counted);
                     Ok(outcome)
                 }
-                Ok(Err(error)) => Err(refusal_of_sync(error)),
+                Ok(Err(error)) => {
+                    let refusal = refusal_of_sync(error);
+                    metrics.refused(refusal.reason);
+                    Err(refusal)
+                }
                 // Whoever brought the first copy went away before it was appended.
                 Err(_) => Err(refusal_of_sync(NotDurable::Closed)),
             }

@@ -2,7 +2,8 @@
 //!
 //! The record heads in the spool say what is still here. What has left the spool is known from a checkpoint, which is
 //! written *before* records are reclaimed: so a resend is recognised whether the first copy still waits or has long
-//! been delivered.
+//! been delivered. SHA-256 stands behind the checkpoint's bytes: a bit that a disk has flipped there could call numbers
+//! held that never came, and their envelopes would be acknowledged as duplicates and lost.
 //!
 //! Other bytes under a used number are kept beside the first, within a bound per device, and remembered by hash for as
 //! long as they are in the spool, so that a device that insists is not stored again and again.
@@ -16,7 +17,8 @@ use std::time::Duration;
 use futures_util::future::Shared;
 use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, Verdict};
 use pithead_sealing::{DeviceId, Identity, Line, Seq};
-use pithead_spool::NotDurable;
+use pithead_spool::{NotDurable, RecordHead};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
 use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
@@ -166,10 +168,12 @@ impl Numbers {
     ) -> io::Result<Self> {
         let now = since_boot();
         let mut lines = match std::fs::read(&checkpoint) {
-            Ok(bytes) => Lines::decode(&bytes, Unseen::Elsewhere, now).unwrap_or_else(|error| {
-                tracing::error!(event = "lines.checkpoint_damaged", path = %checkpoint.display(), %error);
-                Lines::new(Unseen::Elsewhere)
-            }),
+            Ok(bytes) => whole(&bytes)
+                .and_then(|bytes| Lines::decode(bytes, Unseen::Elsewhere, now).ok())
+                .unwrap_or_else(|| {
+                    tracing::error!(event = "lines.checkpoint_damaged", path = %checkpoint.display());
+                    Lines::new(Unseen::Elsewhere)
+                }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Lines::new(Unseen::Elsewhere),
             Err(error) => return Err(error),
         };
@@ -257,9 +261,18 @@ impl Numbers {
         }
     }
 
-    /// It was in the spool and is damaged: a good copy may still come.
-    pub fn quarantined(&self, head: &Head) {
-        self.0.lock().lines.quarantined(&head.identity.line(), head.identity.seq);
+    /// A record of the spool is damaged: a good copy may still come. Gives whose it was, if that can still be read.
+    pub fn quarantined(&self, record: &RecordHead) -> Option<Identity> {
+        let head = Head::decode(&record.head).ok()?;
+        let (line, seq) = (head.identity.line(), head.identity.seq);
+        let mut state = self.0.lock();
+        if record.kind == KIND_CONFLICT {
+            // The first bytes under this number are another record: they stay held.
+            state.forget_conflict(&line, seq, ShortHash::from(&head.sha256), record.body_bytes.into());
+        } else {
+            state.lines.quarantined(&line, seq);
+        }
+        Some(head.identity)
     }
 
     /// It was refused for good at the door: the number is used.
@@ -284,8 +297,16 @@ impl Numbers {
     /// # Errors
     /// What the disk says; then nothing may be reclaimed.
     pub fn checkpoint(&self) -> io::Result<usize> {
-        let bytes = self.0.lock().lines.encode(since_boot());
+        let mut bytes = self.0.lock().lines.encode(since_boot());
+        let digest = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&digest);
         disk::replace(&self.0.checkpoint, &bytes)?;
         Ok(bytes.len())
     }
+}
+
+/// A checkpoint without its checksum, if that holds.
+fn whole(bytes: &[u8]) -> Option<&[u8]> {
+    let (bytes, digest) = bytes.split_last_chunk::<32>()?;
+    (Sha256::digest(bytes).as_slice() == digest).then_some(bytes)
 }

@@ -30,6 +30,7 @@ use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{Position, ReadError, Reader, Record};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::progress::Progress;
@@ -60,8 +61,8 @@ pub struct Target {
     pub endpoint: Endpoint,
     /// The name in its certificate.
     pub name: ServerName<'static>,
-    /// Its CA, and our certificate.
-    pub tls: Arc<ClientConfig>,
+    /// Its CA, and our certificate. The newest is used for every connection.
+    pub tls: watch::Receiver<Arc<ClientConfig>>,
     /// Bytes that may be under way unanswered.
     pub window_bytes: u64,
 }
@@ -155,7 +156,8 @@ impl Relay {
             }
             if matches!(ended, Ended::Refused(_)) {
                 // Somebody may have carried refused envelopes away.
-                if let Err(error) = self.refused.recount() {
+                let refused = self.refused.clone();
+                if let Ok(Err(error)) = tokio::task::spawn_blocking(move || refused.recount()).await {
                     tracing::warn!(event = "refused.not_counted", %error);
                 }
             }
@@ -174,7 +176,8 @@ impl Relay {
     ) -> Ended {
         let opening = async {
             let options = ConnectOptions::default();
-            let connection = connect(&target.endpoint, &target.name, target.tls.clone(), &options).await?;
+            let tls = target.tls.borrow().clone();
+            let connection = connect(&target.endpoint, &target.name, tls, &options).await?;
             let mut options = SendOptions::new(concat!("pithead-gateway/", env!("CARGO_PKG_VERSION")));
             options.window.bytes = target.window_bytes;
             options.window.envelopes = WINDOW_ENVELOPES;
@@ -210,7 +213,7 @@ impl Relay {
     ) -> Ended {
         let mut waiting = VecDeque::new();
         loop {
-            if let Err(error) = self.fill_window(sender, &mut waiting, progress) {
+            if let Err(error) = self.fill_window(sender, &mut waiting, progress).await {
                 return error.into();
             }
             if waiting.is_empty() {
@@ -223,7 +226,7 @@ impl Relay {
             tokio::select! {
                 answers = sender.answers() => match answers {
                     Ok(answers) => {
-                        if let Err(error) = self.take(answers, progress) {
+                        if let Err(error) = self.take(answers, progress).await {
                             return error.into();
                         }
                     }
@@ -261,7 +264,7 @@ impl Relay {
     }
 
     /// Whatever fits goes into the window, in order; what does not, waits for answers.
-    fn fill_window(
+    async fn fill_window(
         &self,
         sender: &mut Sender<Sent>,
         waiting: &mut VecDeque<(Position, Record)>,
@@ -280,7 +283,7 @@ impl Relay {
                 Ok(()) => progress.sent(position),
                 Err((sent, NotTaken::TooLarge { max })) => {
                     let detail = format!("the far end takes envelopes of up to {max} bytes");
-                    self.set_aside(&sent, Some(ErrorReason::EnvelopeTooLarge), &detail)?;
+                    self.set_aside(&sent, Some(ErrorReason::EnvelopeTooLarge), detail).await?;
                     self.metrics.relayed(Counted::Refused, sent.envelope.len());
                     self.numbers.passed_on(&sent.head, sent.conflict, sent.envelope.len() as u64);
                     progress.reached(position.next());
@@ -300,7 +303,7 @@ impl Relay {
         while sender.unanswered() > 0 {
             match sender.answers().await {
                 Ok(answers) => {
-                    if let Err(error) = self.take(answers, progress) {
+                    if let Err(error) = self.take(answers, progress).await {
                         tracing::error!(event = "relay.refused_area", %error);
                         break;
                     }
@@ -311,7 +314,7 @@ impl Relay {
         Ended::Stopped
     }
 
-    fn take(&self, answers: Vec<Answered<Sent>>, progress: &mut Progress) -> Result<(), RefusedError> {
+    async fn take(&self, answers: Vec<Answered<Sent>>, progress: &mut Progress) -> Result<(), RefusedError> {
         let now = since_boot();
         let mut bytes = 0;
         let mut count = 0;
@@ -321,12 +324,12 @@ impl Relay {
                 Answer::Duplicate { .. } => Counted::Duplicate,
                 Answer::Conflict { kept: true } => Counted::Conflict,
                 Answer::Conflict { kept: false } => {
-                    let detail = "other bytes under a used number, and no room beside them";
-                    self.set_aside(&sent, Some(ErrorReason::Conflict), detail)?;
+                    let detail = "other bytes under a used number, and no room beside them".to_owned();
+                    self.set_aside(&sent, Some(ErrorReason::Conflict), detail).await?;
                     Counted::Refused
                 }
                 Answer::Refused { reason, detail } => {
-                    self.set_aside(&sent, reason, &detail)?;
+                    self.set_aside(&sent, reason, detail).await?;
                     Counted::Refused
                 }
             };
@@ -344,9 +347,23 @@ impl Relay {
         Ok(())
     }
 
-    /// Durable in the refused area before it may leave the spool.
-    fn set_aside(&self, sent: &Sent, reason: Option<ErrorReason>, detail: &str) -> Result<(), RefusedError> {
-        self.refused.keep(&sent.head, &sent.envelope, reason, detail, wall_ms())?;
+    /// Durable in the refused area before it may leave the spool. Off the async threads: a far end that refuses everything
+    /// would have ingest wait for its syncs.
+    async fn set_aside(
+        &self,
+        sent: &Sent,
+        reason: Option<ErrorReason>,
+        detail: String,
+    ) -> Result<(), RefusedError> {
+        let (refused, kept, words) = (self.refused.clone(), sent.clone(), detail.clone());
+        let keep = move || refused.keep(&kept.head, &kept.envelope, reason, &words, wall_ms());
+        match tokio::task::spawn_blocking(keep).await {
+            Ok(kept) => kept?,
+            Err(error) => {
+                let (path, source) = (std::path::PathBuf::from("refused"), std::io::Error::other(error));
+                return Err(RefusedError::Io { path, source });
+            }
+        }
         let reason = reason.map_or("UNKNOWN", ErrorReason::name);
         tracing::warn!(event = "relay.refused", identity = %sent.head.identity, reason, detail);
         Ok(())
@@ -358,9 +375,8 @@ impl Relay {
             tracing::error!(event = "spool.corrupt", from, to, records);
             self.metrics.spool_corrupt(records);
             for head in &range.heads {
-                if let Ok(head) = Head::decode(&head.head) {
-                    tracing::error!(event = "spool.envelope_damaged", identity = %head.identity);
-                    self.numbers.quarantined(&head);
+                if let Some(identity) = self.numbers.quarantined(head) {
+                    tracing::error!(event = "spool.envelope_damaged", %identity);
                 }
             }
         }

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{
-    AcknowledgeError, AppendError, CloseError, Lane, OpenError, Options, Position, Reader, RecordHead,
-    Recovery, Room, Spool, Stats, Ticket,
+    AcknowledgeError, AppendError, CloseError, Lane, OpenError, Options, Position, Reader, Recovery, Room,
+    Spool, Stats, Ticket,
 };
 
 use super::record::Head;
@@ -128,10 +128,4 @@ impl EnvelopeSpool {
     pub fn close(&self) -> Result<(), CloseError> {
         self.0.close()
     }
-}
-
-/// Whether a spool's record is a conflict, from its kind.
-#[must_use]
-pub fn is_conflict(head: &RecordHead) -> bool {
-    head.kind == super::record::KIND_CONFLICT
 }

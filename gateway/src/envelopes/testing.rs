@@ -38,6 +38,8 @@ use super::spool::{self, EnvelopeSpool};
 use crate::config;
 use crate::keys::book::Book;
 use crate::keys::history::History;
+use crate::keys::service;
+use crate::keys::statement_source::Upstream;
 use crate::keys::testing::{AUTHORITY, Authority, ISSUED, arn, site};
 use crate::metrics::Metrics;
 
@@ -187,6 +189,8 @@ impl Intake for FarEnd {
 pub(crate) struct Cloud {
     pub(crate) far_end: Arc<FarEnd>,
     pub(crate) handle: AcceptHandle,
+    /// What its `KeyService` serves.
+    pub(crate) book: Book,
     ca: CertifiedIssuer<'static, KeyPair>,
     address: SocketAddr,
     _stop: tokio_util::sync::DropGuard,
@@ -220,9 +224,16 @@ impl Cloud {
         });
         let stop = CancellationToken::new();
         let ingest = IngestServer::new(far_end.clone(), IngestLimits::default(), stop.clone());
-        let routes = Routes::new(ingest.into_service());
+        let book = Book::default();
+        let keys = service::serve(AUTHORITY, &site(), &book, stop.clone());
+        let routes = Routes::new(ingest.into_service()).add_service(keys.into_service());
         let task = tokio::spawn(acceptor.serve(routes, stop.clone()));
-        Self { far_end, handle, ca, address, _stop: stop.drop_guard(), _task: task }
+        Self { far_end, handle, book, ca, address, _stop: stop.drop_guard(), _task: task }
+    }
+
+    pub(crate) fn upstream(&self) -> Upstream {
+        let Target { endpoint, name, tls, .. } = self.target();
+        Upstream { endpoint, name, tls, authority: AUTHORITY.into(), site: site() }
     }
 
     pub(crate) fn target(&self) -> Target {
@@ -234,7 +245,7 @@ impl Cloud {
         Target {
             endpoint: self.address.into(),
             name: ServerName::try_from("127.0.0.1").unwrap(),
-            tls: tls.build().unwrap(),
+            tls: watch::Sender::new(tls.build().unwrap()).subscribe(),
             window_bytes: 1 << 20,
         }
     }

@@ -79,7 +79,12 @@ impl SpkiSource for KmsSpkis {
         Box::pin(async move {
             let ask = async {
                 let answer = self.kms.public_key(&key.arn).await;
-                self.metrics.kms_lookup(answer.as_ref().err().map(|error| error.fault.reason()));
+                let reason = answer.as_ref().err().map(|error| error.fault.reason());
+                self.metrics.kms_lookup(reason);
+                // The bundle may have the key all the same, and then nothing else says that KMS was not heard.
+                if let (Err(error), Some(reason)) = (&answer, reason) {
+                    tracing::warn!(event = "kms.no_key", code = reason.code(), reason = reason.name(), %error);
+                }
                 answer
             };
             let answer = self.answers.try_get_with(key.arn.clone(), ask).await;

@@ -16,6 +16,7 @@ use pithead_sealing::Site;
 use pithead_sealing::trust::Bundle;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::sync::watch;
 
 pub use pithead_hop::keys::Held;
 
@@ -80,8 +81,8 @@ pub struct Upstream {
     pub endpoint: Endpoint,
     /// The name in its certificate.
     pub name: ServerName<'static>,
-    /// Its CA, and our certificate.
-    pub tls: Arc<ClientConfig>,
+    /// Its CA, and our certificate. The newest is used for every connection.
+    pub tls: watch::Receiver<Arc<ClientConfig>>,
     /// Whose statements.
     pub authority: String,
     /// For which site.
@@ -91,7 +92,8 @@ pub struct Upstream {
 impl Upstream {
     async fn client(&self) -> Result<KeyClient, ConnectError> {
         let options = ConnectOptions::default();
-        let connection = connect(&self.endpoint, &self.name, self.tls.clone(), &options).await?;
+        let tls = self.tls.borrow().clone();
+        let connection = connect(&self.endpoint, &self.name, tls, &options).await?;
         Ok(KeyClient::new(connection, self.authority.clone(), self.site.clone()))
     }
 }
@@ -146,3 +148,6 @@ impl StatementSource for BundleFile {
         Box::pin(std::future::pending())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,14 +51,18 @@ impl Material {
         Ok(Self { name, server, keys, relay, root: root(config)?, tls })
     }
 
-    /// Reads certificates and revocation lists of the port again, for a reload.
+    /// Reads all of it again, for a reload by the gateway that is called `name`.
     ///
     /// # Errors
     /// What is wrong; then the old ones stay in force.
-    pub fn reload_server(config: &Config) -> Result<Arc<rustls::ServerConfig>, ProgramError> {
-        let tls = server_tls(config)?;
-        own_name(config, &tls.certificate)?;
-        Ok(tls.build()?)
+    pub fn reload(config: &Config, name: &GatewayName) -> Result<Self, ProgramError> {
+        let material = Self::load(config)?;
+        if material.name == *name {
+            return Ok(material);
+        }
+        // Custody is told under the name that this program began with.
+        let what = format!("the certificate is of gateway {}, this is {name}", material.name);
+        Err(ProgramError::new(ErrorReason::CertificateInvalid, what).todo("restart to go by another name"))
     }
 
     /// What an operator should know: certificates and lists that run out.

@@ -31,10 +31,13 @@ pub fn main(path: &Path) -> Result<ExitCode, ProgramError> {
     let data = DataDir::open(&config.gateway.data_dir)?;
     let failed = |error: std::io::Error| ProgramError::new(ErrorReason::Internal, error.to_string());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let signals = Signals::listen().map_err(failed)?;
         run(config, material, data, signals).await
-    })
+    });
+    // Every part had its limit; what hangs in the disk's driver beyond it must not keep the program.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn run(
@@ -59,12 +62,16 @@ async fn run(
     Ok(ExitCode::OK)
 }
 
-/// Certificates and revocation lists are read again; what is wrong leaves the old ones in force.
+/// Certificates and revocation lists are read again, for the port, the relay and the upstream; what is wrong leaves all the
+/// old ones in force.
 fn reload(config: &Config, serving: &Serving) {
     serving.poke.notify_one();
-    match Material::reload_server(config) {
-        Ok(tls) => {
-            serving.port.swap_tls(tls);
+    match Material::reload(config, &serving.name) {
+        Ok(material) => {
+            for warning in material.warnings() {
+                tracing::warn!(event = "tls.warning", warning);
+            }
+            serving.swap_tls(material);
             tracing::info!(event = "tls.reloaded");
         }
         Err(error) => tracing::error!(event = "tls.reload_refused", %error),

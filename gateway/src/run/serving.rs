@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pithead_hop::accept::{AcceptHandle, Acceptor};
+use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::IngestServer;
 use pithead_hop::program::config::Duration as ConfigDuration;
 use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_hop::status::reason_of_trust;
 use pithead_proto::errors::v1::ErrorReason;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -24,7 +26,6 @@ use crate::clock::{GatewayClock, since_boot};
 use crate::config::{self, Config};
 use crate::envelopes::intake::SpoolIntake;
 use crate::envelopes::numbers::Numbers;
-use crate::envelopes::record::Head;
 use crate::envelopes::refused::Refused;
 use crate::envelopes::relay::{Relay, RelayReport, Target};
 use crate::envelopes::spool::{self, EnvelopeSpool};
@@ -51,8 +52,11 @@ pub(super) struct Serving {
     health: Health,
     /// Wakes the refresh of keys.
     pub(super) poke: Arc<Notify>,
-    /// The port for devices.
-    pub(super) port: AcceptHandle,
+    /// What this gateway is called.
+    pub(super) name: GatewayName,
+    port: AcceptHandle,
+    keys_tls: Option<watch::Sender<Arc<ClientConfig>>>,
+    relay_tls: Option<watch::Sender<Arc<ClientConfig>>>,
     spool: EnvelopeSpool,
     intake: (CancellationToken, Vec<JoinHandle<()>>),
     relay: (CancellationToken, Option<JoinHandle<()>>),
@@ -87,10 +91,12 @@ impl Serving {
         let history = Arc::new(history);
         let book = Book::default();
         let keeper = open_keeper(config, &material, data, &history, &book, &metrics).await?;
+        let watched = |tls: &Option<Arc<ClientConfig>>| tls.clone().map(watch::Sender::new);
+        let (keys_tls, relay_tls) = (watched(&material.keys), watched(&material.relay));
         let (poke, report) = (Arc::new(Notify::new()), SharedReport::default());
         let refresh = Refresh {
             keeper,
-            source: source(config, &material)?,
+            source: source(config, keys_tls.as_ref())?,
             inbox: data.inbox(),
             intervals: Intervals { min: config.keys.min_interval.get(), max: config.keys.max_interval.get() },
             clock: GatewayClock::start(config.trust.trusted_clock),
@@ -116,9 +122,8 @@ impl Serving {
         let refused = Refused::open(&data.refused(), refused_size, metrics.clone());
         let refused = Arc::new(refused.map_err(|error| disk_failed(&error))?);
         for head in recovery.corrupt.iter().flat_map(|range| &range.heads) {
-            if let Ok(head) = Head::decode(&head.head) {
-                tracing::error!(event = "spool.envelope_damaged", identity = %head.identity);
-                numbers.quarantined(&head);
+            if let Some(identity) = numbers.quarantined(head) {
+                tracing::error!(event = "spool.envelope_damaged", %identity);
             }
         }
         let intake = Arc::new(SpoolIntake::start(
@@ -158,12 +163,12 @@ impl Serving {
         health.set(Dimension::Ingest, Level::Ok, format!("listening on {address}"), now);
 
         let relay_report = RelayReport::default();
-        let relay = match (&config.relay, &material.relay) {
+        let relay = match (&config.relay, &relay_tls) {
             (Some(section), Some(tls)) => {
                 let target = Target {
                     endpoint: section.endpoint.clone(),
                     name: server_name("[relay] name", section.name.as_deref(), &section.endpoint)?,
-                    tls: tls.clone(),
+                    tls: tls.subscribe(),
                     window_bytes: section.window.get(),
                 };
                 let relay = Relay {
@@ -184,7 +189,7 @@ impl Serving {
 
         let facts = Facts {
             site: config.gateway.site.clone(),
-            name: material.name,
+            name: material.name.clone(),
             started,
             health: health.clone(),
             metrics,
@@ -214,12 +219,25 @@ impl Serving {
         Ok(Self {
             health,
             poke,
+            name: material.name,
             port,
+            keys_tls,
+            relay_tls,
             spool,
             intake: (intake_stop, intake),
             relay: (relay_stop, relay),
             admin: (admin_stop, admin),
         })
+    }
+
+    /// New handshakes, of devices here and ours elsewhere, are done with these; live connections go on.
+    pub(super) fn swap_tls(&self, material: Material) {
+        self.port.swap_tls(material.server);
+        for (ours, new) in [(&self.keys_tls, material.keys), (&self.relay_tls, material.relay)] {
+            if let (Some(ours), Some(new)) = (ours, new) {
+                ours.send_replace(new);
+            }
+        }
     }
 
     /// Stops everything, in order.
@@ -307,16 +325,25 @@ async fn open_keeper(
         .todo(
             "give each gateway a data directory of its own, or correct [trust] authority and [gateway] site",
         )),
+        Err(error @ OpenError::AnotherRoot { .. }) => Err(ProgramError::new(
+            ErrorReason::ConfigInvalid,
+            error.to_string(),
+        )
+        .affects("no statement can be verified")
+        .todo("put the old root back; or, to believe the new one alone, remove keys/trust.a and keys/trust.b there")),
         Err(error) => Err(ProgramError::new(ErrorReason::DiskFailed, error.to_string())),
     }
 }
 
-fn source(config: &Config, material: &Material) -> Result<Box<dyn StatementSource>, ProgramError> {
-    match (&config.keys.upstream, &material.keys, &config.keys.bundle) {
+fn source(
+    config: &Config,
+    tls: Option<&watch::Sender<Arc<ClientConfig>>>,
+) -> Result<Box<dyn StatementSource>, ProgramError> {
+    match (&config.keys.upstream, tls, &config.keys.bundle) {
         (Some(endpoint), Some(tls), _) => Ok(Box::new(Upstream {
             endpoint: endpoint.clone(),
             name: server_name("[keys] upstream_name", config.keys.upstream_name.as_deref(), endpoint)?,
-            tls: tls.clone(),
+            tls: tls.subscribe(),
             authority: config.trust.authority.clone(),
             site: config.gateway.site.clone(),
         })),

@@ -47,6 +47,54 @@ async fn other_bytes_under_a_used_number_are_kept_beside_once_and_flagged() {
 }
 
 #[tokio::test]
+async fn damage_to_the_other_bytes_leaves_the_first_ones_where_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut truck = Truck::new();
+    let (first, other) = (truck.seal(1, b"record"), truck.seal(1, b"another"));
+    let door = Door::open(folder.path());
+    door.take(first.clone()).await;
+    door.take(other.clone()).await;
+    let heads: Vec<_> = door.spool.waiting().collect();
+
+    door.numbers.quarantined(&heads[1]);
+    assert_eq!(door.take(first.clone()).await, Outcome::Duplicate { unverified: false });
+    assert_eq!(door.take(other.clone()).await, Outcome::Conflict { kept: true });
+    assert_eq!(door.spool.stats().records, 3, "the damaged copy was replaced");
+
+    door.numbers.quarantined(&heads[0]);
+    assert_eq!(door.take(first).await, Outcome::Stored, "and so is a damaged first one");
+}
+
+#[tokio::test]
+async fn a_checkpoint_with_a_flipped_bit_calls_nothing_held_that_never_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut truck = Truck::new();
+    {
+        let door = Door::open(folder.path());
+        for seq in 1..=3 {
+            door.take(truck.seal(seq, b"record")).await;
+        }
+        door.numbers.checkpoint().unwrap();
+        door.spool.acknowledge(pithead_spool::Position(2)).unwrap();
+        door.spool.close().unwrap();
+    }
+    let path = folder.path().join("lines");
+    let whole = std::fs::read(&path).unwrap();
+    let never_came = truck.seal(4, b"record");
+    let held = 3_u64.to_be_bytes();
+    for at in whole.windows(8).enumerate().filter(|(_, bytes)| *bytes == held).map(|(at, _)| at) {
+        let mut flipped = whole.clone();
+        flipped[at + 7] ^= 4;
+        std::fs::write(&path, flipped).unwrap();
+        let door = Door::open(folder.path());
+        assert_eq!(door.take(never_came.clone()).await, Outcome::Stored, "byte {at}");
+        let last = door.spool.waiting().last().unwrap().position;
+        door.spool.acknowledge(last).unwrap();
+        door.spool.close().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn conflicts_beyond_their_bound_are_not_kept_and_good_data_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let mut truck = Truck::new();

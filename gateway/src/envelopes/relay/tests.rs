@@ -15,6 +15,10 @@ struct Running {
 }
 
 fn relay(folder: &std::path::Path, door: &Door, cloud: &Cloud, refused_size: u64) -> Running {
+    relay_to(cloud.target(), folder, door, refused_size)
+}
+
+fn relay_to(target: Target, folder: &std::path::Path, door: &Door, refused_size: u64) -> Running {
     let metrics = Metrics::new();
     let refused = Arc::new(Refused::open(&folder.join("refused"), refused_size, metrics.clone()).unwrap());
     let health = Health::new(metrics.clone(), Duration::ZERO);
@@ -28,7 +32,7 @@ fn relay(folder: &std::path::Path, door: &Door, cloud: &Cloud, refused_size: u64
         report: report.clone(),
     };
     let stop = CancellationToken::new();
-    let task = tokio::spawn(relay.run(cloud.target(), stop.clone()));
+    let task = tokio::spawn(relay.run(target, stop.clone()));
     Running { stop, task, refused, health, report }
 }
 
@@ -132,4 +136,19 @@ async fn a_resend_of_what_was_delivered_before_a_restart_is_still_a_duplicate() 
     let door = Door::open(folder.path());
     assert_eq!(door.take(envelope).await, Outcome::Duplicate { unverified: false });
     assert_eq!(door.take(truck.seal(1, b"other")).await, Outcome::Conflict { kept: true });
+}
+
+#[tokio::test]
+async fn a_certificate_that_was_renewed_is_shown_at_the_next_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    door.take(truck.seal(1, b"record")).await;
+    let good = cloud.target();
+    // One that the far end does not take, as after its end.
+    let tls = watch::Sender::new(Cloud::start().await.target().tls.borrow().clone());
+    let running = relay_to(Target { tls: tls.subscribe(), ..good.clone() }, folder.path(), &door, 1 << 20);
+    until("it is refused", || running.report.get().failure.is_some()).await;
+    tls.send_replace(good.tls.borrow().clone());
+    until("it has left", || door.spool.stats().records == 0).await;
+    running.stop().await;
 }
