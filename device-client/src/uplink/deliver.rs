@@ -47,9 +47,9 @@ pub struct Progress {
     pub stored: u64,
     /// Envelopes that were there before.
     pub duplicates: u64,
-    /// Envelopes that stand beside others of the same identity.
+    /// Envelopes that a gateway keeps beside others of the same identity.
     pub conflicts: u64,
-    /// Envelopes that nobody will take; see [`RefusedArea`].
+    /// Envelopes that nobody will take, conflicts that the gateway does not keep among them; see [`RefusedArea`].
     pub refused: u64,
     /// Streams that met a conflict: call `Sealer::begin_run` for each.
     pub need_new_run: BTreeSet<StreamName>,
@@ -150,7 +150,10 @@ impl Uplink {
                 break;
             };
             let (trouble, retry_after) = match ended {
-                Err(Ended::Delivery(error)) => return Err(error),
+                Err(Ended::Delivery(error)) => {
+                    progress.send_modify(|progress| progress.connected = false);
+                    return Err(error);
+                }
                 Err(Ended::Connect(error)) => {
                     (trouble(&error, error.is_retryable(), Some(error.reason())), None)
                 }
@@ -289,9 +292,12 @@ impl Call<'_> {
                     self.order.taken(position);
                     let detail = format!("{} bytes, and this gateway takes {max}", bytes.len());
                     self.set_aside(&next, ErrorReason::EnvelopeTooLarge.name(), detail).await?;
-                    self.progress.send_modify(|progress| progress.refused += 1);
                     self.order.settled(position);
                     self.forget().await?;
+                    self.progress.send_modify(|progress| {
+                        progress.refused += 1;
+                        progress.settled = self.outbox.acknowledged_up_to();
+                    });
                 }
                 Err(_) => {
                     self.read.push_front(next);
@@ -310,13 +316,15 @@ impl Call<'_> {
                 Answer::Stored => seen.stored += 1,
                 Answer::Duplicate { .. } => seen.duplicates += 1,
                 Answer::Conflict { kept } => {
-                    seen.conflicts += 1;
                     seen.need_new_run.insert(identity.stream.clone());
                     tracing::warn!(event = "uplink.conflict", %identity, kept);
-                    if !kept {
+                    if kept {
+                        seen.conflicts += 1;
+                    } else {
                         let detail =
                             "other bytes stand under this identity, and the gateway's area is full".into();
                         self.set_aside(&token, ErrorReason::Conflict.name(), detail).await?;
+                        seen.refused += 1;
                     }
                 }
                 Answer::Refused { reason, detail } => {
