@@ -11,7 +11,9 @@
 
 use super::cbor::{CborError, Reader, Writer};
 use super::error::TrustError;
-use super::keys::{Algorithm, Kid};
+#[cfg(feature = "authoring")]
+use super::keys::Algorithm;
+use super::keys::Kid;
 
 /// Longest signed object.
 pub const MAX_OBJECT: usize = 16_384;
@@ -45,6 +47,7 @@ impl ObjectType {
     }
 
     /// The protected body header that says so.
+    #[cfg(feature = "authoring")]
     pub(in crate::trust) fn body(self) -> Vec<u8> {
         let mut body = Writer::default();
         body.map(1).uint(LABEL_TYP).text(self.media_type());
@@ -53,6 +56,7 @@ impl ObjectType {
 }
 
 /// A signature's protected header.
+#[cfg(feature = "authoring")]
 pub(in crate::trust) fn signature_header(alg: Algorithm, kid: Kid) -> Vec<u8> {
     let mut header = Writer::default();
     header.map(2).uint(LABEL_ALG).int(alg.cose()).uint(LABEL_KID).bytes(kid.as_bytes());

@@ -180,11 +180,13 @@ impl fmt::Debug for RoleSpki {
 }
 
 /// Builds the SPKI of a P-256 point in SEC1 uncompressed form.
+#[cfg(feature = "authoring")]
 pub(in crate::trust) fn p256_spki(uncompressed: &[u8]) -> Vec<u8> {
     [&P256_PREFIX[..], uncompressed].concat()
 }
 
 /// Builds the SPKI of an Ed25519 key.
+#[cfg(feature = "authoring")]
 pub(in crate::trust) fn ed25519_spki(key: &[u8; 32]) -> Vec<u8> {
     [&ED25519_PREFIX[..], key].concat()
 }
