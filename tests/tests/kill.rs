@@ -26,7 +26,10 @@ impl Fleet {
     async fn enrol(site: &Site) -> Self {
         let mut devices = Vec::new();
         for number in 0..DEVICES {
-            devices.push(site.enroll(&format!("truck-{number}")).await.unwrap());
+            let device = site.enroll(&format!("truck-{number}")).await.unwrap();
+            // Without a key there is nothing to seal to, and `send` says so and ends: they have met the gateway once.
+            device.key().await.unwrap();
+            devices.push(device);
         }
         Self { devices, given: 0 }
     }

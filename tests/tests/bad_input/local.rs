@@ -155,16 +155,22 @@ async fn fills_and_drains(site: &mut Site) {
     for record in &records {
         sending.record(record).await.unwrap();
     }
+    sending.flush().await.unwrap();
+    let full = async |admin: Admin| {
+        let refused = admin.metric_where("pithead_ingest_refusals_total", "SPOOL_FULL").await.unwrap_or(0.0);
+        refused > 0.0
+    };
+    site.gateway().unwrap().until("is full", full).await.unwrap();
     let stopped = sending.end().await.unwrap();
     assert_eq!(stopped.code, Some(75), "what waits is told: {}", stopped.stderr);
     let waits: serde_json::Value = stopped.json().unwrap();
     let (acknowledged, waiting) =
         (waits["acknowledged"].as_u64().unwrap(), waits["waiting"].as_u64().unwrap());
     assert!(acknowledged > 0 && waiting > 0, "{waits}");
+    assert!(stopped.stderr.contains("SPOOL_FULL"), "the device says why: {}", stopped.stderr);
     let admin = site.gateway().unwrap().admin();
-    let refused = admin.metric_where("pithead_ingest_refusals_total", "SPOOL_FULL").await.unwrap();
-    let disk = admin.status().await.unwrap()["dimensions"]["disk"].clone();
-    assert!(refused > 0.0 || disk["level"] != "ok", "the gateway says that it is full: {disk}");
+    let lamp = admin.status().await.unwrap()["dimensions"]["disk"].clone();
+    assert_ne!(lamp["level"], "ok", "{lamp}");
     assert_eq!(
         admin.metric("pithead_spool_records").await.unwrap() as u64,
         acknowledged,
@@ -172,6 +178,8 @@ async fn fills_and_drains(site: &mut Site) {
     );
 
     site.link.heal();
+    // First the spool, so that the device need not be told once more to come back later.
+    site.until_relayed().await.unwrap();
     let drained = device.run(&["send", "/dev/null", "--timeout", "60s"]).await.unwrap();
     drained.ok().unwrap();
     assert_eq!(device.outbox().await.unwrap(), 0);
