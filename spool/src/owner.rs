@@ -411,6 +411,7 @@ impl Owner {
         };
         self.lanes[lane].active = Some(Active { file: Arc::clone(&spare.file), salt, offset: PAGE_BYTES });
         let mut state = shared.lock();
+        state.without_segment = false;
         let here = &mut state.lanes[lane];
         here.room = Some(bytes - PAGE_BYTES);
         here.spare_failed = false;
@@ -454,6 +455,7 @@ impl Owner {
         let why = match error {
             RollError::Full => {
                 state.disk_full = true;
+                state.without_segment = true;
                 self.full_since = Some(Instant::now());
                 NotDurable::Full
             }
@@ -553,6 +555,7 @@ impl Owner {
             state.lanes[lane].spares.extend(kept);
         }
         if freed {
+            self.shared.lock().without_segment = false;
             self.retry_full();
         }
     }

@@ -35,6 +35,8 @@ pub(crate) struct State {
     pub(crate) allocated: u64,
     /// The disk said that it is full; cleared when space is given back, and after a while.
     pub(crate) disk_full: bool,
+    /// The last segment that was needed found no space: unlike `disk_full`, it holds until one does or space is given back.
+    pub(crate) without_segment: bool,
     pub(crate) owner_idle: bool,
     pub(crate) closing: bool,
     pub(crate) closed: bool,
@@ -174,6 +176,7 @@ impl Shared {
             reserved: 0,
             allocated,
             disk_full: false,
+            without_segment: false,
             owner_idle: false,
             closing: false,
             closed: false,

@@ -292,7 +292,7 @@ impl Spool {
             syncs: state.counters.syncs,
             failed_syncs: state.counters.failed_syncs,
             corrupt_records: state.counters.corrupt_records,
-            disk_full: state.disk_full,
+            disk_full: state.without_segment,
             lanes,
         }
     }
