@@ -112,7 +112,8 @@ impl Device {
         Ok(Keys::enroll(authority, site, root, store, DeviceClock::start())?)
     }
 
-    /// Opens the trust record alone, for those who only ask about keys.
+    /// Opens the trust record alone, for those who only ask about keys. While a [`Device`] is open on the folder, what
+    /// would move the record is refused with [`crate::state::StateError::Locked`].
     pub fn open_keys(folder: &Path, site: &Site, clock: DeviceClock) -> Result<Keys, OpenError> {
         Ok(Keys::open(site, Box::new(trust_store(folder)), clock)?)
     }
@@ -125,7 +126,12 @@ impl Device {
         options: Options,
         clock: DeviceClock,
     ) -> Result<Self, OpenError> {
-        let keys = Self::open_keys(folder, site, clock)?;
+        let mut trust = trust_store(folder);
+        // A folder that nobody enrolled has no place for a lock either, and that is told by the loading.
+        if folder.is_dir() {
+            trust.lock().map_err(KeysError::from)?;
+        }
+        let keys = Keys::open(site, Box::new(trust), clock)?;
         let (spool, recovery) = Outbox::recover(&folder.join("outbox"), options)?;
         let store = Box::new(FileStore::new(folder, "sequence"));
         let sequence = Sequence::open(store, outbox::lines(&spool), &mut KernelEntropy)?;

@@ -80,9 +80,14 @@ impl Keys {
     /// Verifies a bundle and takes in what holds. The state is durable before this returns, also when it returns the
     /// refusal of a statement whose roots were accepted.
     pub fn apply(&mut self, bundle: &Bundle) -> Result<Applied, KeysError> {
+        let before = self.device.clone();
         let applied = self.device.apply(bundle, self.clock.now());
-        if self.saved_revision != Some(self.device.revision()) {
-            self.save()?;
+        if self.saved_revision != Some(self.device.revision())
+            && let Err(error) = self.save()
+        {
+            // Nothing is believed that a restart would not know of.
+            self.device = before;
+            return Err(error.into());
         }
         Ok(applied?)
     }

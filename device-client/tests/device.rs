@@ -2,7 +2,14 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::Path;
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use pithead_device_client::{
@@ -10,8 +17,9 @@ use pithead_device_client::{
     batch::{BatchBuilder, BatchLimits},
     clock::DeviceClock,
     device::{AppendRefused, Device, OpenError},
-    keys::KeysError,
+    keys::{Keys, KeysError},
     sealer::{Content, SealError},
+    state::{MemoryStore, StateError, StateStore},
 };
 use pithead_sealing::{
     names::{DeviceId, Site, StreamName},
@@ -127,7 +135,8 @@ fn what_was_acknowledged_is_forgotten_and_its_line_is_remembered() {
 fn a_second_process_is_told_that_the_device_is_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let _first = enrolled(folder.path());
-    assert!(matches!(open(folder.path()), Err(OpenError::Outbox(pithead_spool::OpenError::Locked { .. }))));
+    let refused = open(folder.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::Keys(KeysError::State(StateError::Locked { .. }))), "{refused}");
 }
 
 #[test]
@@ -142,6 +151,53 @@ fn a_device_that_was_never_enrolled_or_has_no_key_says_so_and_uses_no_number() {
     device.sealer_mut().keys_mut().apply(&trust.bundle).unwrap();
     assert_eq!(device.sealer().keys().status(), Status::Fresh);
     assert_eq!(append(&mut device, "x"), 1);
+}
+
+#[test]
+fn who_asks_for_keys_beside_an_open_device_moves_nothing_under_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let trust = trust();
+    drop(Device::enroll(folder.path(), &trust.authority, &trust.site, &trust.root).unwrap());
+    let device = open(folder.path()).unwrap();
+    let mut beside = Device::open_keys(folder.path(), &trust.site, DeviceClock::start()).unwrap();
+    let refused = beside.apply(&trust.bundle).unwrap_err();
+    assert!(matches!(refused, KeysError::State(StateError::Locked { .. })), "{refused}");
+    assert_eq!(beside.verified_key().err(), Some(TrustError::NoKey));
+    drop(device);
+    beside.apply(&trust.bundle).unwrap();
+    assert!(open(folder.path()).is_err(), "and it is the one that writes now");
+}
+
+/// Memory that can be full.
+#[derive(Debug)]
+struct Full(MemoryStore, Arc<AtomicBool>);
+
+impl StateStore for Full {
+    fn load(&mut self) -> Result<Option<Vec<u8>>, StateError> {
+        self.0.load()
+    }
+
+    fn save(&mut self, state: &[u8]) -> Result<(), StateError> {
+        if self.1.load(Ordering::Relaxed) {
+            return Err(StateError::Io { path: "full".into(), source: io::ErrorKind::StorageFull.into() });
+        }
+        self.0.save(state)
+    }
+}
+
+#[test]
+fn a_statement_that_could_not_be_written_down_is_not_believed() {
+    let trust = trust();
+    let full = Arc::new(AtomicBool::new(false));
+    let store = Box::new(Full(MemoryStore::default(), Arc::clone(&full)));
+    let mut keys =
+        Keys::enroll(&trust.authority, &trust.site, &trust.root, store, DeviceClock::start()).unwrap();
+    full.store(true, Ordering::Relaxed);
+    assert!(matches!(keys.apply(&trust.bundle), Err(KeysError::State(StateError::Io { .. }))));
+    assert_eq!(keys.verified_key().err(), Some(TrustError::NoKey));
+    full.store(false, Ordering::Relaxed);
+    keys.apply(&trust.bundle).unwrap();
+    keys.verified_key().unwrap();
 }
 
 #[test]

@@ -11,9 +11,12 @@
 //! The checksum covers generation, length and payload. A save writes the copy that is *not* the newest and syncs it
 //! before it counts, so a power cut can only damage the copy that nobody relies on yet. The newest copy that reads
 //! back whole wins. No rename: some flash file systems reorder it against the data.
+//!
+//! One process writes: `NAME.lock` is locked from [`FileStore::lock`], or from the first save, for as long as the store
+//! lives. Two writers with a memory each of which copy is the newest would put the older state on top of the newer one.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
@@ -29,6 +32,7 @@ pub struct FileStore {
     base: PathBuf,
     /// Which copy is the newest, and its generation; nothing before the first load or if there is none.
     newest: Option<(Copy, u64)>,
+    lock: Option<File>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,15 +61,38 @@ impl FileStore {
     /// The state called `name` in `folder`, which must exist.
     #[must_use]
     pub fn new(folder: &Path, name: &str) -> Self {
-        Self { base: folder.join(name), newest: None }
+        Self { base: folder.join(name), newest: None, lock: None }
     }
 
-    fn path(&self, copy: Copy) -> PathBuf {
-        self.base.with_extension(copy.ending())
+    /// Makes this store the one that writes. A save does it as well, and is refused if the state has been moved by another
+    /// process since it was loaded here: whoever means to write for long locks before loading.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] while another store writes, in this process or another.
+    pub fn lock(&mut self) -> Result<(), StateError> {
+        if self.lock.is_none() {
+            let path = self.path("lock");
+            let io = |source| StateError::Io { path: path.clone(), source };
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io)?;
+            match file.try_lock() {
+                Ok(()) => self.lock = Some(file),
+                Err(TryLockError::WouldBlock) => return Err(StateError::Locked { path: self.base.clone() }),
+                Err(TryLockError::Error(error)) => return Err(io(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The name with an ending more; a dot in the name is no ending.
+    fn path(&self, ending: &str) -> PathBuf {
+        let mut path = self.base.clone().into_os_string();
+        path.push(".");
+        path.push(ending);
+        path.into()
     }
 
     fn read(&self, copy: Copy) -> Result<Found, StateError> {
-        let path = self.path(copy);
+        let path = self.path(copy.ending());
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
@@ -81,7 +108,7 @@ impl FileStore {
     }
 
     fn write(&self, copy: Copy, bytes: &[u8]) -> io::Result<()> {
-        let path = self.path(copy);
+        let path = self.path(copy.ending());
         let new = !path.exists();
         let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
         file.write_all(bytes)?;
@@ -124,12 +151,19 @@ impl StateStore for FileStore {
         if state.len() > MAX_STATE_BYTES {
             return Err(StateError::TooLarge { bytes: state.len() });
         }
-        if self.newest.is_none() {
+        let unlocked = self.lock.is_none();
+        self.lock()?;
+        if unlocked || self.newest.is_none() {
             // Never overwrite a copy without knowing whether it is the one to keep. Damage of both is no reason
             // to refuse: whoever saves has decided to begin anew.
+            let loaded = self.newest;
             match self.load() {
                 Ok(_) | Err(StateError::Damaged { .. }) => {}
                 Err(error) => return Err(error),
+            }
+            // What was loaded may have been moved by another process before the lock was ours.
+            if loaded.is_some() && loaded != self.newest {
+                return Err(StateError::Moved { path: self.base.clone() });
             }
         }
         let (copy, generation) = match self.newest {
@@ -137,7 +171,7 @@ impl StateStore for FileStore {
             None => (Copy::A, 1),
         };
         let written = self.write(copy, &encode(generation, state));
-        written.map_err(|source| StateError::Io { path: self.path(copy), source })?;
+        written.map_err(|source| StateError::Io { path: self.path(copy.ending()), source })?;
         self.newest = Some((copy, generation));
         Ok(())
     }
@@ -242,6 +276,29 @@ mod tests {
         assert!(matches!(store(&folder).load(), Err(StateError::Damaged { .. })));
         store(&folder).save(b"anew").unwrap();
         assert_eq!(store(&folder).load().unwrap().as_deref(), Some(b"anew".as_slice()));
+    }
+
+    #[test]
+    fn one_store_writes_and_another_neither_overtakes_it_nor_puts_old_state_on_top() {
+        let folder = tempfile::tempdir().unwrap();
+        store(&folder).save(b"first").unwrap();
+        let (mut one, mut two) = (store(&folder), store(&folder));
+        one.load().unwrap();
+        two.load().unwrap();
+        one.save(b"newer").unwrap();
+        assert!(matches!(two.save(b"old"), Err(StateError::Locked { .. })));
+        drop(one);
+        assert!(matches!(two.save(b"old"), Err(StateError::Moved { .. })));
+        assert_eq!(store(&folder).load().unwrap().as_deref(), Some(b"newer".as_slice()));
+    }
+
+    #[test]
+    fn a_dot_in_a_name_keeps_two_states_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trust = FileStore::new(folder.path(), "truck.trust");
+        trust.save(b"trust").unwrap();
+        FileStore::new(folder.path(), "truck.sequence").save(b"sequence").unwrap();
+        assert_eq!(trust.load().unwrap().as_deref(), Some(b"trust".as_slice()));
     }
 
     #[test]

@@ -42,6 +42,18 @@ pub enum StateError {
         /// The file, without the ending of a copy.
         path: PathBuf,
     },
+    /// Another process writes this state.
+    #[error("{}: another process has it open for writing", path.display())]
+    Locked {
+        /// The file, without the ending of a copy.
+        path: PathBuf,
+    },
+    /// Another process has written it since it was loaded here; nothing was saved.
+    #[error("{}: another process has moved it meanwhile; open it again", path.display())]
+    Moved {
+        /// The file, without the ending of a copy.
+        path: PathBuf,
+    },
     /// Larger than [`MAX_STATE_BYTES`].
     #[error("{bytes} bytes of state are more than the {MAX_STATE_BYTES} that are kept")]
     TooLarge {

@@ -23,10 +23,7 @@ pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, Pr
         .map_err(|error| failure::open(&error))?;
     if let Some(bundle) = bundle {
         let held = keys.trust().root_version();
-        keys.apply(&bundle.bundle.newer_than(held)).map_err(|error| match error {
-            pithead_device_client::keys::KeysError::Trust(refused) => failure::trust(refused),
-            other => ProgramError::new(ErrorReason::StateDamaged, failure::chain(&other)),
-        })?;
+        keys.apply(&bundle.bundle.newer_than(held)).map_err(|error| failure::keys(&error))?;
     }
     let copied = copy_pems(arguments)?;
     let file = arguments.dir.join("device.toml");
@@ -63,9 +60,10 @@ fn copy_pems(arguments: &EnrollArgs) -> Result<Copied, ProgramError> {
         let Some(from) = from else { return Ok(false) };
         let bytes = zeroize::Zeroizing::new(read(from)?);
         let to = arguments.dir.join(to);
-        write(&to, &bytes)?;
         if to.extension().is_some_and(|ending| ending == "key") {
-            private(&to).map_err(|error| cannot_write(&to, &error))?;
+            replace_private(&to, &bytes).map_err(|error| cannot_write(&to, &error))?;
+        } else {
+            write(&to, &bytes)?;
         }
         Ok(true)
     };
@@ -74,9 +72,18 @@ fn copy_pems(arguments: &EnrollArgs) -> Result<Copied, ProgramError> {
     Ok(Copied { ca, identity })
 }
 
-fn private(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+/// Replaces a file that nobody else may read at any moment, also not under the name that it is written under.
+fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    let part = path.with_extension("part");
+    match fs::remove_file(&part) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
+    file.write_all(bytes)?;
+    disk::publish(&part, path)
 }
 
 fn device_toml(arguments: &EnrollArgs, copied: &Copied) -> String {
@@ -125,4 +132,24 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), ProgramError> {
 
 fn cannot_write(path: &Path, error: &io::Error) -> ProgramError {
     ProgramError::new(ErrorReason::DataDirUnwritable, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_private_key_is_its_owners_alone_whatever_stood_there_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("device.key");
+        for left in ["device.key", "device.part"] {
+            fs::write(folder.path().join(left), b"readable by all").unwrap();
+        }
+        replace_private(&path, b"secret").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"secret");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!folder.path().join("device.part").exists());
+    }
 }

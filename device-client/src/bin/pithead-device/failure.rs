@@ -6,6 +6,8 @@ use pithead_device_client::{
     device::{AppendRefused, OpenError},
     keys::KeysError,
     sealer::SealError,
+    sequence::SequenceError,
+    state::StateError,
     uplink::{DeliverError, RefreshError},
 };
 use pithead_hop::{
@@ -40,12 +42,38 @@ pub(crate) fn open(error: &OpenError) -> ProgramError {
             program(ErrorReason::NoKey).todo("enrol the device: pithead-device enroll")
         }
         OpenError::Keys(KeysError::Trust(refused)) => trust(*refused),
+        OpenError::Keys(KeysError::State(refused)) | OpenError::Sequence(SequenceError::State(refused)) => {
+            state(refused)
+        }
+        OpenError::Keys(KeysError::OtherSite { .. }) => program(ErrorReason::ConfigInvalid)
+            .todo("correct device.site in the device's file, or enrol the device for that site"),
         OpenError::Outbox(pithead_spool::OpenError::Locked { .. }) => {
             program(ErrorReason::DataDirLocked).todo("stop the other process, or wait for it")
         }
         OpenError::Outbox(pithead_spool::OpenError::Full { .. }) => program(ErrorReason::DiskFull),
         OpenError::Folder { .. } | OpenError::Outbox(_) => program(ErrorReason::DataDirUnwritable),
         _ => program(ErrorReason::StateDamaged),
+    }
+}
+
+/// What the storage of trust or numbers said.
+pub(crate) fn state(error: &StateError) -> ProgramError {
+    let program = |reason| ProgramError::new(reason, chain(error));
+    match error {
+        StateError::Locked { .. } | StateError::Moved { .. } => program(ErrorReason::DataDirLocked).todo(
+            "another pithead-device works in this folder and asks for keys itself: wait for it, or stop it",
+        ),
+        StateError::Io { .. } => program(ErrorReason::DataDirUnwritable)
+            .todo("look at the disk and at who may write in the device's folder"),
+        _ => program(ErrorReason::StateDamaged),
+    }
+}
+
+pub(crate) fn keys(error: &KeysError) -> ProgramError {
+    match error {
+        KeysError::Trust(refused) => trust(*refused),
+        KeysError::State(refused) => state(refused),
+        other => ProgramError::new(ErrorReason::StateDamaged, chain(other)),
     }
 }
 
@@ -81,7 +109,7 @@ pub(crate) fn refresh(error: &RefreshError) -> ProgramError {
             };
             ProgramError::new(reason.unwrap_or(ErrorReason::PeerUnreachable), error.to_string())
         }
-        RefreshError::Keys(KeysError::Trust(refused)) => trust(*refused),
+        RefreshError::Keys(refused) => keys(refused),
         other => ProgramError::new(ErrorReason::StateDamaged, chain(other)),
     }
 }
