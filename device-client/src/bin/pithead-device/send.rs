@@ -132,14 +132,18 @@ pub(crate) async fn run(file: &Path, arguments: &SendArgs, output: Output) -> Re
     Ok(ExitCode::OK)
 }
 
-/// News about keys, if the gateway answers. With a usable key in hand its absence is no reason to stop.
+/// News about keys, if the gateway has any that hold. With a usable key in hand a gateway that is silent, behind another
+/// one, or lying is no reason to stop: whatever it says, envelopes go on to the key that was verified.
 async fn refresh(uplink: &Uplink, device: &mut Device) -> Result<(), ProgramError> {
     let Err(error) = uplink.refresh(device.sealer_mut().keys_mut()).await else { return Ok(()) };
-    let refused = matches!(&error, RefreshError::Keys(KeysError::Trust(_)));
-    if refused || device.sealer().keys().verified_key().is_err() {
+    if device.sealer().keys().verified_key().is_err() {
         return Err(failure::refresh(&error));
     }
-    tracing::warn!(event = "keys.not_refreshed", %error);
+    if matches!(&error, RefreshError::Keys(KeysError::Trust(_))) {
+        tracing::error!(event = "key.alarm", %error, "what the gateway says of keys is refused; the key that was verified stays");
+    } else {
+        tracing::warn!(event = "keys.not_refreshed", %error);
+    }
     Ok(())
 }
 
@@ -181,6 +185,7 @@ impl Sending {
         if let Some(name) = path.file_name().and_then(|name| FileName::new(name.to_str()?).ok()) {
             content = content.named(name);
         }
+        self.follow_the_gateway().await?;
         self.append(stream, &content, &plaintext).await?;
         self.sealed.records += 1;
         Ok(())
@@ -223,6 +228,8 @@ impl Sending {
         last: bool,
     ) -> Result<(), ProgramError> {
         let records = batch.len() as u64;
+        // Before the batch says where the lines stand: a new run would make it speak of a number that never comes.
+        self.follow_the_gateway().await?;
         let sealer = self.device.sealer_mut();
         let previous = sealer.previous(stream);
         let heartbeat = if last { sealer.marks_with_next(stream) } else { Vec::new() };
@@ -239,7 +246,6 @@ impl Sending {
         content: &Content,
         plaintext: &[u8],
     ) -> Result<(), ProgramError> {
-        self.follow_the_gateway().await?;
         loop {
             match self.device.append(stream, content, plaintext) {
                 // Delivery sees it when it is durable, and so does the last wait.
@@ -294,7 +300,7 @@ impl Sending {
         Ok(())
     }
 
-    /// Waits until everything in the outbox is settled; an hour if need be, a moment if there is no hope.
+    /// Waits until everything in the outbox is settled: at most `limit`, and not at all where no retry helps.
     async fn until_settled(&mut self, limit: Duration) -> Result<(), ProgramError> {
         let end = self.device.outbox().end();
         let mut watched = self.watched.clone();
