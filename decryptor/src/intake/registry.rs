@@ -146,6 +146,19 @@ impl Registry {
         self.facts.entry((site.clone(), line.clone())).or_default()
     }
 
+    /// Of a line that a device speaks of, sent or not. Kept only where the line has a place among the device's lines, which
+    /// are bounded: one seal can name a thousand streams and runs that never were.
+    fn facts_spoken_of(&mut self, site: &Site, line: &Line) -> Option<&mut LineFacts> {
+        let key = (site.clone(), line.clone());
+        if !self.facts.contains_key(&key) {
+            let (first, now) = (Seq::new(1).ok()?, self.latest);
+            let lines = self.site(site);
+            lines.hello(line, first, now);
+            lines.view(line)?;
+        }
+        Some(self.facts.entry(key).or_default())
+    }
+
     fn note_applied(&mut self, identity: &Identity, applied: &Applied, said: Option<&Said>) {
         let facts = self.facts(&identity.site, &identity.line());
         facts.envelopes += 1;
@@ -165,7 +178,7 @@ impl Registry {
         }
         for beat in &said.heartbeat {
             let Some(line) = line_of(identity, &beat.stream, beat.run) else { continue };
-            let facts = self.facts(&identity.site, &line);
+            let Some(facts) = self.facts_spoken_of(&identity.site, &line) else { continue };
             facts.heartbeat_last = facts.heartbeat_last.max(beat.last);
             facts.heartbeat_us = facts.heartbeat_us.max(applied.received_us);
         }
@@ -178,8 +191,9 @@ impl Registry {
         if !self.site(&identity.site).declare(&line, from, to, now) {
             tracing::warn!(event = "gap.unnoted", %line, from = gap.from, to = gap.to, "no room to note a declared gap");
         }
-        if gap.reason == BY_POLICY {
-            let facts = self.facts(&identity.site, &line);
+        if gap.reason == BY_POLICY
+            && let Some(facts) = self.facts_spoken_of(&identity.site, &line)
+        {
             facts.dropped_by_policy = facts.dropped_by_policy.saturating_add(gap.to - gap.from + 1);
         }
     }
@@ -308,5 +322,32 @@ impl Books for RegistryBooks {
 
     fn checkpoint(&mut self) -> Checkpoint {
         lock(&self.registry).checkpoint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::record::SaidLine;
+    use crate::sink::testing::{batch, identity};
+    use pithead_hop::ingest::lines::RUNS_BURST;
+
+    #[test]
+    fn lines_that_a_device_only_speaks_of_are_bounded_and_its_own_are_noted() {
+        let mut registry = Registry::default();
+        for number in 1..=2_000_u64 {
+            let applied = Applied::of(&batch("t", number, 1), 100, false, None);
+            let spoken = |kind: u64| kind << 32 | number;
+            let gap = SaidGap { stream: "can".into(), run: spoken(7), from: 1, to: 2, reason: BY_POLICY };
+            let beat = SaidLine { stream: "can".into(), run: spoken(8), last: 5 };
+            let said = Said { gaps: vec![gap], previous: None, heartbeat: vec![beat] };
+            let entry = Entry::Applied { applied, said: Some(said) };
+            registry.replay(Replay::Entry(Box::new(entry)));
+        }
+        assert!(registry.facts.len() <= RUNS_BURST as usize + 1, "{} lines", registry.facts.len());
+        let own = identity("t", 1);
+        assert_eq!(registry.facts_of(&own.site, &own.line()).map(|facts| facts.envelopes), Some(2_000));
+        let spoken_of = line_of(&own, "can", 8 << 32 | 1).unwrap();
+        assert_eq!(registry.facts_of(&own.site, &spoken_of).map(|facts| facts.heartbeat_last), Some(5));
     }
 }
