@@ -7,6 +7,7 @@
 //! each area, so that one broken device cannot fill the disk; beyond that nothing is kept, and the answer says so (the
 //! sender keeps what is refused as well).
 
+use pithead_hop::program::disk::{create_folder, sync_folder};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{DeviceId, Identity, Site};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -130,19 +131,6 @@ impl Area {
         self.count(device, sealed.len() as u64);
         Ok(Kept::New)
     }
-}
-
-/// Makes a folder whose parent exists, and its entry there durable.
-pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
-    match fs::create_dir(folder) {
-        Ok(()) => folder.parent().map_or(Ok(()), sync_folder),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

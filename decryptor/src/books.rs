@@ -8,8 +8,8 @@
 //! - A device asks more of a statement (announcement, validity against its own clock) before it seals; that is its own to judge.
 //!   A decryptor that refused to *know* an unannounced key could only lose envelopes by it.
 
-use crate::aside::create_folder;
 use bytes::Bytes;
+use pithead_hop::program::disk;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::KeyBundle;
 use pithead_sealing::Site;
@@ -18,10 +18,9 @@ use pithead_sealing::trust::{
     KeyArn, KeyStatus, MAX_ROOTS, Root, Sha256Digest, Statement, StatementFields, TrustError,
 };
 use prost::Message as _;
-use rustix::fs::CWD;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,11 +102,10 @@ impl Books {
     pub fn open(data_dir: &Path, allow: &[KeyArn]) -> Result<Self, BooksError> {
         let folder = statements_folder(data_dir);
         for folder in [data_dir.join("keys"), folder.clone()] {
-            create_folder(&folder).map_err(at(&folder))?;
+            disk::create_folder(&folder).map_err(at(&folder))?;
         }
         let mut books = Self { allowed: allow.iter().cloned().collect(), ..Self::default() };
-        for entry in fs::read_dir(&folder).map_err(at(&folder))? {
-            let path = entry.map_err(at(&folder))?.path();
+        for path in disk::complete_files(&folder).map_err(at(&folder))? {
             if path.extension().is_none_or(|ext| ext != "cose") {
                 continue;
             }
@@ -244,19 +242,10 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> BooksError {
 
 /// Keeps an accepted statement, before anything is admitted by it.
 fn keep(data_dir: &Path, statement: &Statement) -> Result<(), BooksError> {
-    let folder = statements_folder(data_dir);
     let name = hex::encode(statement.digest().as_bytes());
-    let path = folder.join(format!("{name}.cose"));
+    let path = statements_folder(data_dir).join(format!("{name}.cose"));
     if path.exists() {
         return Ok(());
     }
-    let part = folder.join(format!("{name}.part"));
-    let write = || {
-        let mut file = File::create(&part)?;
-        file.write_all(statement.object())?;
-        file.sync_all()?;
-        rustix::fs::renameat(CWD, &part, CWD, &path)?;
-        File::open(&folder)?.sync_all()
-    };
-    write().map_err(at(&path))
+    disk::replace(&path, statement.object()).map_err(at(&path))
 }

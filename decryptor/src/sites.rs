@@ -1,8 +1,8 @@
 //! The sites whose gateways and devices may connect, each with its own CA: those of the configuration, and those that
 //! `site add` has put into `DATA/sites/<name>.pem`.
 
-use crate::aside::create_folder;
 use crate::config::Config;
+use pithead_hop::program::disk::create_folder;
 use pithead_hop::tls::{Pem, SiteTrust, TlsError};
 use pithead_sealing::Site;
 use rustix::fs::{CWD, RenameFlags, renameat_with};

@@ -19,6 +19,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use pithead_hop::program::disk;
 use pithead_sealing::Site;
 use pithead_sealing::trust::{MAX_ROOTS, MAX_SPKI, Root, RsaSpki, Sha256Digest, Statement, verify};
 
@@ -175,7 +176,7 @@ impl AuthorityDir {
     }
 
     pub(super) fn keep_spki(&self, spki: &RsaSpki) -> Result<(), AuthorityError> {
-        write_whole(&self.path.join(format!("spki/{}.der", spki.fingerprint())), spki.der(), 0o644)
+        write_whole(&self.path.join(format!("spki/{}.der", spki.fingerprint())), spki.der())
     }
 
     pub(super) fn keep_key(&self, name: &str, pem: &[u8]) -> Result<(), AuthorityError> {
@@ -206,22 +207,7 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), AuthorityError> {
 
 /// A file that must not be there yet.
 fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
-    write(path, content, mode, rustix::fs::RenameFlags::NOREPLACE)
-}
-
-/// A file whose older content is replaced.
-pub(super) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
-    write(path, content, mode, rustix::fs::RenameFlags::empty())
-}
-
-fn write(
-    path: &Path,
-    content: &[u8],
-    mode: u32,
-    flags: rustix::fs::RenameFlags,
-) -> Result<(), AuthorityError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    make_folder(folder, 0o700)?;
+    let folder = folder_for(path)?;
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}.part", std::process::id()));
@@ -231,12 +217,26 @@ fn write(
         let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&part)?;
         file.write_all(content)?;
         file.sync_all()?;
-        rustix::fs::renameat_with(rustix::fs::CWD, &part, rustix::fs::CWD, path, flags)?;
-        File::open(folder)?.sync_all()
+        let once = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(rustix::fs::CWD, &part, rustix::fs::CWD, path, once)?;
+        disk::sync_folder(folder)
     })();
     written.map_err(|error| {
         // The error is what matters; a part that stays behind is overwritten by the next try.
         let _ = fs::remove_file(&part);
         AuthorityError::file("write", path)(error)
     })
+}
+
+/// A file whose older content is replaced; nothing secret.
+pub(super) fn write_whole(path: &Path, content: &[u8]) -> Result<(), AuthorityError> {
+    folder_for(path)?;
+    disk::replace(path, content).map_err(AuthorityError::file("write", path))
+}
+
+/// The folder of a file, made if need be.
+fn folder_for(path: &Path) -> Result<&Path, AuthorityError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_folder(folder, 0o700)?;
+    Ok(folder)
 }

@@ -28,5 +28,5 @@ pub(super) fn bundle(site: &Site, roots: &[Root], statement: &Statement, spkis: 
 pub fn copy_bundle(dir: &AuthorityDir, site: &Site, to: &Path) -> Result<(), AuthorityError> {
     let from = dir.bundle_path(site);
     let bundle = std::fs::read(&from).map_err(AuthorityError::file("read", from))?;
-    write_whole(to, &bundle, 0o644)
+    write_whole(to, &bundle)
 }

@@ -128,7 +128,7 @@ pub async fn issue(
     }
     for history in &histories {
         let bundle = export::bundle(&history.site, &roots, &statement, &spkis);
-        write_whole(&dir.bundle_path(&history.site), &bundle, 0o644)?;
+        write_whole(&dir.bundle_path(&history.site), &bundle)?;
     }
     let not_yet_usable = not_yet_usable(root, &statement, &histories, now);
     Ok(Issued { statement, in_force, not_yet_usable })

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pithead_hop::ingest::admit::reason_of_format;
-use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_hop::program::{ExitCode, ProgramError, disk};
 use pithead_proto::batch::v1 as batch;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::envelope::open::{OpenError, Opening, Unlocked};
@@ -226,11 +226,9 @@ impl Target {
     }
 
     fn keep(mut self, output: &Path) -> io::Result<()> {
-        self.file.sync_all()?;
-        rustix::fs::rename(&self.part, output)?;
+        disk::publish(&self.part, output)?;
         self.kept = true;
-        let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        Ok(())
     }
 }
 
