@@ -3,6 +3,7 @@
 //! ```text
 //! FOLDER/trust.a  trust.b         what is believed (two slots)
 //! FOLDER/sequence.a  sequence.b   where the lines stand (two slots)
+//! FOLDER/trust.lock sequence.lock held by the one process that writes
 //! FOLDER/outbox/                  sealed envelopes that wait (a spool)
 //! ```
 //!
