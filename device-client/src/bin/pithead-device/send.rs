@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A line counts when its envelope is in the outbox: a kill before that loses what was read and not sealed, a kill after
-//! it loses nothing. Pressure travels back: a full outbox stops the reading of standard input.
+//! it loses nothing. Pressure travels back: a full outbox stops the reading of standard input. Told to stop (SIGTERM,
+//! SIGINT), it reads no more, seals what it has read, and leaves the sending of it to the next start.
 
 use std::{
     collections::BTreeSet,
@@ -84,14 +85,15 @@ pub(crate) async fn run(file: &Path, arguments: &SendArgs, output: Output) -> Re
         watched,
         sealed: Sealed::default(),
         began_runs: BTreeSet::new(),
+        told_to_stop: signals.stop.clone(),
         bar: envelope_bar("sending"),
     };
-    let ended = tokio::select! {
-        sealed = sending.seal_all(arguments) => match sealed {
-            Ok(()) => sending.until_settled(arguments.timeout.get()).await,
-            Err(error) => Err(error),
+    let ended = match sending.seal_all(arguments).await {
+        Ok(()) => tokio::select! {
+            settled = sending.until_settled(arguments.timeout.get()) => settled,
+            () = signals.stop.cancelled() => Ok(()),
         },
-        () = signals.stop.cancelled() => Ok(()),
+        Err(error) => Err(error),
     };
     stop.cancel();
     let delivered = delivery.await;
@@ -154,6 +156,7 @@ struct Sending {
     sealed: Sealed,
     /// Streams that have begun a new run after a conflict; one is enough for all conflicts with the old.
     began_runs: BTreeSet<StreamName>,
+    told_to_stop: CancellationToken,
     bar: ProgressBar,
 }
 
@@ -196,9 +199,15 @@ impl Sending {
         let reading = tokio::task::spawn_blocking(move || read_lines(&lines));
         let mut batch = BatchBuilder::new(BatchLimits::default());
         let mut due: Option<Instant> = None;
+        let told_to_stop = self.told_to_stop.clone();
         loop {
             let line = tokio::select! {
                 line = read.recv() => line,
+                // What was read is sealed and kept before the end; no more is read.
+                () = told_to_stop.cancelled(), if !read.is_closed() => {
+                    read.close();
+                    continue;
+                }
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
                     self.flush(stream, &mut batch, false).await?;
                     due = None;
@@ -215,6 +224,10 @@ impl Sending {
         }
         if !batch.is_empty() || self.sealed.records > 0 {
             self.flush(stream, &mut batch, true).await?;
+        }
+        if told_to_stop.is_cancelled() {
+            // The reader may wait for standard input for ever.
+            return Ok(());
         }
         reading.await.map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))?
     }
@@ -273,6 +286,10 @@ impl Sending {
         tokio::select! {
             () = async { room.await; } => Ok(()),
             trouble = hopeless(&mut watched) => Err(trouble),
+            () = self.told_to_stop.cancelled() => {
+                let what = "told to stop while the outbox was full; what was read last is not sealed";
+                Err(ProgramError::new(ErrorReason::OutboxFull, what))
+            }
         }
     }
 
