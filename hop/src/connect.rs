@@ -531,6 +531,18 @@ impl Listening {
         }
         result
     }
+
+    /// A write that fails because the other end has refused us must not hide its alert: that lies in the receive buffer,
+    /// ahead of the reset that made the write fail.
+    fn note_alert<T>(&mut self, cx: &mut Context<'_>, result: io::Result<T>) -> io::Result<T> {
+        if result.is_err() {
+            let mut byte = [0];
+            if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut byte)) {
+                let _ = self.note(read);
+            }
+        }
+        result
+    }
 }
 
 impl AsyncRead for Listening {
@@ -552,12 +564,13 @@ impl AsyncRead for Listening {
 
 impl AsyncWrite for Listening {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        // A write that fails because the other end has refused us must not hide its alert, which a read still finds.
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
+        Poll::Ready(self.note_alert(cx, written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(cx));
+        Poll::Ready(self.note_alert(cx, flushed))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -569,7 +582,8 @@ impl AsyncWrite for Listening {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs));
+        Poll::Ready(self.note_alert(cx, written))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -398,9 +398,13 @@ impl Relay {
         let (now, reason) = (since_boot(), ended.reason());
         self.metrics.relay_up(false);
         self.metrics.relay_ended(reason);
+        let said = ended.to_string();
         let words = match reason {
-            Some(reason) => format!("{} {}: {ended}", reason.code(), reason.name()),
-            None => ended.to_string(),
+            // What the far end refused says its code itself.
+            Some(reason) if !said.starts_with(&reason.code()) => {
+                format!("{} {}: {said}", reason.code(), reason.name())
+            }
+            _ => said,
         };
         self.report.change(|report| {
             report.up = false;
