@@ -537,7 +537,8 @@ impl Listening {
     fn note_alert<T>(&mut self, cx: &mut Context<'_>, result: io::Result<T>) -> io::Result<T> {
         if result.is_err() {
             let mut byte = [0];
-            if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut byte)) {
+            if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut byte))
+            {
                 let _ = self.note(read);
             }
         }
