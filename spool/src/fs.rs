@@ -1,6 +1,6 @@
 //! The seam to the disk: what the spool asks of a file system, and the real one.
 //!
-//! The second implementation is the crashing disk of the tests. Everything that must be durable is synced by the caller and
+//! The second implementation is the crashing disk of the tests, the third one only looks. Everything that must be durable is synced by the caller and
 //! named at the call; nothing here syncs on its own.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -110,6 +110,52 @@ impl Fs for RealFs {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+}
+
+/// The real disk, for whoever only looks: nothing that writes gets as far as the operating system. A dead machine's disk may be
+/// mounted read-only, and a spool that is looked at may belong to a process that runs.
+pub(crate) struct LookingFs;
+
+fn looking_only<T>() -> io::Result<T> {
+    Err(io::ErrorKind::ReadOnlyFilesystem.into())
+}
+
+impl Fs for LookingFs {
+    fn exists(&self, dir: &Path) -> io::Result<bool> {
+        RealFs.exists(dir)
+    }
+
+    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
+        looking_only()
+    }
+
+    fn lock(&self, _path: &Path) -> io::Result<Box<dyn Lock>> {
+        looking_only()
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<(String, u64)>> {
+        RealFs.list(dir)
+    }
+
+    fn create(&self, _path: &Path) -> io::Result<FileRef> {
+        looking_only()
+    }
+
+    fn open(&self, path: &Path) -> io::Result<FileRef> {
+        File::open(path).map(real)
+    }
+
+    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        looking_only()
+    }
+
+    fn remove(&self, _path: &Path) -> io::Result<()> {
+        looking_only()
+    }
+
+    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        looking_only()
     }
 }
 

@@ -96,6 +96,10 @@
 //! if that does not read, it is corruption, and is stepped over, named and counted. What does not read after the last proof
 //! belongs to a group of which nobody was told: a torn tail, cut. Positions below a proof are never given out again.
 //!
+//! **A survey** ([`Survey`]) looks at a spool of somebody else's, without the lock and without a way to write: one of a dead
+//! machine whose disk is mounted read-only, or one that a process is working in. It finds what recovery would find, by the
+//! same code.
+//!
 //! **A failed sync is final.** The kernel may have dropped the pages and called them clean, and the next sync of that
 //! descriptor would report success. The segment is given up where it was last durable, everyone waiting is told, and a new
 //! segment begins at that very position: what the old one may still hold from there on is superseded. If that fails as well,
@@ -137,6 +141,7 @@ mod fs;
 mod read;
 mod recover;
 mod stats;
+mod survey;
 mod wait;
 mod walk;
 
@@ -152,5 +157,6 @@ pub use record::{Lane, MAX_HEAD_BYTES, Position, Record, RecordHead};
 pub use recover::{MAX_NAMED_RANGES, Recovery};
 pub use spool::Spool;
 pub use stats::{LaneStats, Stats};
+pub use survey::{Survey, Walk};
 pub use ticket::Ticket;
 pub use wait::{Changed, Room};

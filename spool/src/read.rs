@@ -3,6 +3,7 @@
 use crate::error::ReadError;
 use crate::format::PAGE_BYTES;
 use crate::record::{Lane, Position, Record, RecordHead};
+use crate::recover::is_still;
 use crate::shared::{Segment, Shared};
 use crate::wait::Changed;
 use crate::walk::{Extent, Found};
@@ -34,6 +35,26 @@ impl CorruptRange {
     pub const fn records(&self) -> u64 {
         self.to.0 - self.from.0
     }
+}
+
+/// Adds ranges to a list that grows by at most `room` ranges; ranges that follow each other become one. How many records
+/// were lost in them, named or not.
+pub(crate) fn join(ranges: &mut Vec<CorruptRange>, more: Vec<CorruptRange>, room: usize) -> u64 {
+    let mut records = 0;
+    for range in more {
+        records += range.records();
+        if let Some(last) = ranges.last_mut()
+            && last.lane == range.lane
+            && last.to == range.from
+        {
+            last.to = range.to;
+            let heads = MAX_NAMED_HEADS.saturating_sub(last.heads.len());
+            last.heads.extend(range.heads.into_iter().take(heads));
+        } else if ranges.len() < room {
+            ranges.push(range);
+        }
+    }
+    records
 }
 
 /// Adds a damaged record to a list of ranges, which grow as long as their records follow each other.
@@ -166,6 +187,13 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// How many bytes of the lane's written part lie before what was read last.
+    pub(crate) fn offset(&self) -> u64 {
+        self.scan.offset()
+    }
+}
+
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").field("lane", &self.scan.lane).field("position", &self.scan.next).finish()
@@ -256,6 +284,18 @@ impl Scan {
         Ok(self.loaded.front())
     }
 
+    fn offset(&self) -> u64 {
+        let state = self.shared.lock();
+        let Some(lane) = state.lanes.get(self.lane.index()) else { return 0 };
+        // Nothing was read yet, or a segment was left behind: then the position says where.
+        let here = |segment: &Segment| match &self.place {
+            Some(place) => segment.number < place.number,
+            None => segment.end <= self.next,
+        };
+        let before: u64 = lane.segments.iter().take_while(|one| here(one)).map(|one| one.end_offset).sum();
+        before + self.place.map_or(0, |place| place.offset)
+    }
+
     /// The segment that holds the next record, moving on over what was reclaimed.
     fn segment(&mut self) -> Result<Option<Segment>, ReadError> {
         let state = self.shared.lock();
@@ -276,7 +316,9 @@ impl Scan {
             let found = self.load(&segment);
             // A segment that was reclaimed meanwhile may already hold other bytes: what was read from it does not count. Its
             // records were acknowledged, so the way goes on behind it.
-            let alive = {
+            let alive = if self.shared.foreign {
+                is_still(&segment, self.lane)
+            } else {
                 let state = self.shared.lock();
                 let segments = &state.lanes[self.lane.index()].segments;
                 segments.iter().any(|one| one.number == segment.number && one.salt == segment.salt)

@@ -16,7 +16,7 @@ use crate::options::{Options, Verify};
 use crate::owner::{Active, Writer};
 use crate::read::{CorruptRange, note};
 use crate::record::{Lane, Position};
-use crate::segment::{Name, damaged_name};
+use crate::segment::{Name, damaged_name, segment_name};
 use crate::shared::{LaneState, Segment, Spare};
 use crate::walk::{Extent, Found, Group};
 use std::collections::VecDeque;
@@ -74,6 +74,142 @@ struct Tail {
     clean: bool,
 }
 
+/// What lies in a lane's folder. Finding out changes nothing.
+pub(crate) struct Contents {
+    cursor_file: CursorFile,
+    opened: Vec<Opened>,
+    /// Name, number and length of each.
+    spares: Vec<(String, u64, u64)>,
+    /// Left behind half made.
+    unfinished: Vec<String>,
+    /// Called segments, and the content is that of another one.
+    strangers: Vec<String>,
+    /// Number and length of segments of which neither header nor first group can be read.
+    unreadable: Vec<(u64, u64)>,
+    /// The same of those that were set aside before.
+    set_aside: Vec<(u64, u64)>,
+    /// The highest number of a segment's name.
+    highest: Option<u64>,
+}
+
+impl Contents {
+    pub(crate) fn of(fs: &dyn Fs, dir: &Path, lane: Lane) -> Result<Self, OpenError> {
+        let io = |source| OpenError::from_io(dir, source);
+        let mut contents = Self {
+            cursor_file: CursorFile::open(fs, dir),
+            opened: Vec::new(),
+            spares: Vec::new(),
+            unfinished: Vec::new(),
+            strangers: Vec::new(),
+            unreadable: Vec::new(),
+            set_aside: Vec::new(),
+            highest: None,
+        };
+        let mut files = fs.list(dir).map_err(io)?;
+        files.sort();
+        for (name, length) in files {
+            match Name::parse(&name) {
+                Name::Other => {}
+                Name::Unfinished => contents.unfinished.push(name),
+                Name::Damaged(number) => contents.set_aside.push((number, length)),
+                Name::Spare(number) => contents.spares.push((name, number, length)),
+                Name::Segment(number) => {
+                    contents.highest = contents.highest.max(Some(number));
+                    let path = dir.join(&name);
+                    let file = fs.open(&path).map_err(io)?;
+                    match identify(&file, number, lane, length) {
+                        Identity::Segment { header, damaged } => {
+                            contents.opened.push(Opened { number, name, file, header, length, damaged });
+                        }
+                        Identity::Stranger => contents.strangers.push(name),
+                        Identity::Newer(version) => return Err(OpenError::Newer { path, version }),
+                        Identity::Unreadable => contents.unreadable.push((number, length)),
+                    }
+                }
+            }
+        }
+        Ok(contents)
+    }
+
+    /// Numbers and salts of the segments: equal twice in a row when nobody took one into use or gave one back meanwhile.
+    pub(crate) fn generation(&self) -> Vec<(u64, u64)> {
+        self.opened.iter().map(|one| (one.number, one.header.salt)).collect()
+    }
+
+    pub(crate) fn allocated(&self) -> u64 {
+        let segments = self.opened.iter().map(|one| one.length);
+        let others = self.unreadable.iter().chain(&self.set_aside).map(|(_, length)| *length);
+        segments.chain(others).chain(self.spares.iter().map(|(_, _, length)| *length)).sum()
+    }
+}
+
+/// A lane as its bytes show it.
+pub(crate) struct Layout {
+    pub(crate) segments: VecDeque<Segment>,
+    pub(crate) cursor: u64,
+    pub(crate) end: u64,
+    tail: Option<Tail>,
+}
+
+impl Layout {
+    /// Lays the segments out and finds where the lane begins and ends. Changes nothing.
+    pub(crate) fn of(contents: &Contents, lane: Lane, report: &mut Recovery) -> Self {
+        let mark = contents.cursor_file.last();
+        let (mut cursor, mut durable) = (mark.cursor, mark.durable);
+        let opened = &contents.opened;
+        let mut segments = VecDeque::with_capacity(opened.len());
+        let mut tail = None;
+        for (index, one) in opened.iter().enumerate() {
+            let next_first = opened.get(index + 1).map(|next| next.header.first);
+            let first = one.header.first;
+            durable = durable.max(first);
+            let mut extent = Extent {
+                file: &one.file,
+                salt: one.header.salt,
+                limit: one.length,
+                known: next_first.unwrap_or(durable),
+                until: next_first.unwrap_or(u64::MAX),
+                tolerant: true,
+            };
+            let found = match next_first {
+                Some(next) => {
+                    let end_offset = last_offset(&extent, first, next, &mut cursor);
+                    Tail { end: next, end_offset, clean: !one.damaged }
+                }
+                None => find_end(&mut extent, first, &mut durable, &mut cursor, report),
+            };
+            segments.push_back(Segment {
+                number: one.number,
+                name: one.name.clone(),
+                file: FileRef::clone(&one.file),
+                salt: one.header.salt,
+                first,
+                end: found.end.max(first),
+                end_offset: found.end_offset,
+                bytes: one.length,
+                spent: one.damaged || one.length != one.header.bytes,
+            });
+            tail = Some(found);
+        }
+
+        // Positions are never given out twice once they were durable, even when the segment that held them is gone.
+        let end = tail.as_ref().map_or(0, |tail| tail.end).max(durable).max(cursor);
+        if let Some(last) = segments.back_mut() {
+            last.end = end.max(last.first);
+        }
+        let front = segments.front().map_or(cursor, |front| front.first);
+        if !contents.unreadable.is_empty() {
+            report.damaged_segments += contents.unreadable.len() as u64;
+            missing(report, lane, cursor, front);
+        }
+        // What lies before the first segment was given back, on the word of a cursor that was newer than the one that is
+        // left.
+        cursor = cursor.max(front);
+        report.records += end - cursor;
+        Self { segments, cursor, end, tail }
+    }
+}
+
 pub(crate) fn recover(
     fs: &dyn Fs,
     dir: &Path,
@@ -82,103 +218,38 @@ pub(crate) fn recover(
     report: &mut Recovery,
 ) -> Result<Recovered, OpenError> {
     let io = |source| OpenError::from_io(dir, source);
-    let cursor_file = CursorFile::open(fs, dir);
-    let mark = cursor_file.last();
-    let mut allocated = 0;
-    let (mut spares, mut damaged_files, mut opened) = (VecDeque::new(), Vec::new(), Vec::new());
-    let (mut highest, mut spare_number) = (None, 0);
-
-    let mut files = fs.list(dir).map_err(io)?;
-    files.sort();
-    for (name, length) in files {
-        let path = dir.join(&name);
-        match Name::parse(&name) {
-            Name::Other => {}
-            Name::Unfinished => fs.remove(&path).map_err(io)?,
-            Name::Damaged(number) => {
-                damaged_files.push((number, length));
+    let contents = Contents::of(fs, dir, lane)?;
+    let mut allocated: u64 = contents.opened.iter().map(|one| one.length).sum();
+    // A stranger was renamed back by a crash: a spare that was being taken into use under its next number.
+    for name in contents.unfinished.iter().chain(&contents.strangers) {
+        fs.remove(&dir.join(name)).map_err(io)?;
+    }
+    let (mut spares, mut spare_number) = (VecDeque::new(), 0);
+    for (name, number, length) in &contents.spares {
+        spare_number = spare_number.max(*number);
+        let path = dir.join(name);
+        match fs.open(&path) {
+            Ok(file) if *length == options.segment_bytes => {
+                spares.push_back(Spare { name: name.clone(), file });
                 allocated += length;
             }
-            Name::Spare(number) => {
-                spare_number = spare_number.max(number);
-                match fs.open(&path) {
-                    Ok(file) if length == options.segment_bytes => {
-                        spares.push_back(Spare { name, file });
-                        allocated += length;
-                    }
-                    Ok(_) | Err(_) => fs.remove(&path).map_err(io)?,
-                }
-            }
-            Name::Segment(number) => {
-                highest = highest.max(Some(number));
-                let file = fs.open(&path).map_err(io)?;
-                match identify(&file, number, lane, length) {
-                    Identity::Segment { header, damaged } => {
-                        allocated += length;
-                        opened.push(Opened { number, name, file, header, length, damaged });
-                    }
-                    // Renamed back by a crash: a spare that was being taken into use under its next number.
-                    Identity::Stranger => fs.remove(&path).map_err(io)?,
-                    Identity::Newer(version) => return Err(OpenError::Newer { path, version }),
-                    Identity::Unreadable => {
-                        report.damaged_segments += 1;
-                        fs.rename(&path, &dir.join(damaged_name(number))).map_err(io)?;
-                        damaged_files.push((number, length));
-                        allocated += length;
-                    }
-                }
-            }
+            Ok(_) | Err(_) => fs.remove(&path).map_err(io)?,
         }
     }
-    damaged_files.sort_unstable();
-    while damaged_files.len() > MAX_DAMAGED_FILES {
-        let (number, length) = damaged_files.remove(0);
+    for (number, _) in &contents.unreadable {
+        fs.rename(&dir.join(segment_name(*number)), &dir.join(damaged_name(*number))).map_err(io)?;
+    }
+    let mut set_aside = [contents.set_aside.as_slice(), &contents.unreadable].concat();
+    set_aside.sort_unstable();
+    while set_aside.len() > MAX_DAMAGED_FILES {
+        let (number, _) = set_aside.remove(0);
         fs.remove(&dir.join(damaged_name(number))).map_err(io)?;
-        allocated -= length;
     }
+    allocated += set_aside.iter().map(|(_, length)| length).sum::<u64>();
 
-    let (mut cursor, mut durable) = (mark.cursor, mark.durable);
-    let mut segments = VecDeque::with_capacity(opened.len());
-    let mut tail = None;
-    for (index, one) in opened.iter().enumerate() {
-        let next_first = opened.get(index + 1).map(|next| next.header.first);
-        let first = one.header.first;
-        durable = durable.max(first);
-        let mut extent = Extent {
-            file: &one.file,
-            salt: one.header.salt,
-            limit: one.length,
-            known: next_first.unwrap_or(durable),
-            until: next_first.unwrap_or(u64::MAX),
-            tolerant: true,
-        };
-        let found = match next_first {
-            Some(next) => {
-                let end_offset = last_offset(&extent, first, next, &mut cursor);
-                Tail { end: next, end_offset, clean: !one.damaged }
-            }
-            None => find_end(&mut extent, first, &mut durable, &mut cursor, report),
-        };
-        segments.push_back(Segment {
-            number: one.number,
-            name: one.name.clone(),
-            file: FileRef::clone(&one.file),
-            salt: one.header.salt,
-            first,
-            end: found.end.max(first),
-            end_offset: found.end_offset,
-            bytes: one.length,
-            spent: one.damaged || one.length != one.header.bytes,
-        });
-        tail = Some(found);
-    }
-
-    // Positions are never given out twice once they were durable, even when the segment that held them is gone.
-    let found_end = tail.as_ref().map_or(0, |tail| tail.end);
-    let end = found_end.max(durable).max(cursor);
+    let Layout { mut segments, cursor, end, tail } = Layout::of(&contents, lane, report);
     let mut active = None;
     if let (Some(last), Some(tail)) = (segments.back_mut(), &tail) {
-        last.end = end.max(last.first);
         let sound = tail.clean && tail.end == end && !last.spent && tail.end_offset < last.bytes;
         // Also when nothing more fits into it: its last group is served from now on.
         if settle(last).is_ok() && sound {
@@ -190,38 +261,22 @@ pub(crate) fn recover(
     }
     // Why: what was renamed and removed above must not come back behind what is written from now on.
     fs.sync_dir(dir).map_err(io)?;
-
-    let lost_front = segments.front().map_or(cursor, |front| front.first);
-    if report.damaged_segments > 0 {
-        missing(report, lane, cursor, lost_front);
-    }
-    // What lies before the first segment was given back, on the word of a cursor that was newer than the one that is left.
-    cursor = cursor.max(lost_front);
     verify(&segments, lane, cursor, options.verify, report);
-    report.records += end - cursor;
 
     let room = active
         .as_ref()
         .zip(segments.back())
         .map(|(active, last): (&Active, &Segment)| last.bytes - active.offset);
     let state = LaneState {
-        dir: dir.to_owned(),
         queue: VecDeque::new(),
-        segments,
-        next_number: highest.map_or(0, |number| number + 1),
-        end,
-        cursor,
-        cursor_saved: cursor,
+        next_number: contents.highest.map_or(0, |number| number + 1),
         room,
         spares,
-        preparing: false,
-        wants_spare: false,
-        spare_failed: false,
-        poisoned: false,
+        ..LaneState::found(dir, segments, cursor, end)
     };
     Ok(Recovered {
         state,
-        writer: Writer { active, cursor: cursor_file, failing: false },
+        writer: Writer { active, cursor: contents.cursor_file, failing: false },
         allocated,
         spare_number,
     })
@@ -232,6 +287,17 @@ enum Identity {
     Stranger,
     Newer(u16),
     Unreadable,
+}
+
+/// Whether the file is still the segment that it was: another process may have taken it into use again since. The header is
+/// written before anything else is, so what was read before this says yes had not been overwritten.
+pub(crate) fn is_still(segment: &Segment, lane: Lane) -> bool {
+    match identify(&segment.file, segment.number, lane, segment.bytes) {
+        Identity::Segment { header, .. } => header.salt == segment.salt,
+        Identity::Stranger | Identity::Newer(_) => false,
+        // A sector that has gone bad says nothing of that; and what it costs is then named, and not passed over.
+        Identity::Unreadable => true,
+    }
 }
 
 /// What a file that is called segment `number` is. When its header is damaged, the first group still says what is needed; it

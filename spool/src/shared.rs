@@ -7,7 +7,7 @@ use crate::options::Options;
 use crate::record::{Lane, MAX_HEAD_BYTES, Record};
 use crate::ticket::{Slot, Ticket};
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -15,6 +15,8 @@ pub(crate) struct Shared {
     pub(crate) fs: Arc<dyn Fs>,
     pub(crate) dir: PathBuf,
     pub(crate) options: Options,
+    /// The spool is only looked at, and belongs to somebody else who may be writing.
+    pub(crate) foreign: bool,
     state: Mutex<State>,
     /// The owner waits here for something to do.
     pub(crate) work: Condvar,
@@ -73,6 +75,27 @@ pub(crate) struct LaneState {
     /// Making one failed; not tried again before the next segment.
     pub(crate) spare_failed: bool,
     pub(crate) poisoned: bool,
+}
+
+impl LaneState {
+    /// A lane with these segments in which nothing is under way.
+    pub(crate) fn found(dir: &Path, segments: VecDeque<Segment>, cursor: u64, end: u64) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            queue: VecDeque::new(),
+            segments,
+            next_number: 0,
+            end,
+            cursor,
+            cursor_saved: cursor,
+            room: None,
+            spares: VecDeque::new(),
+            preparing: false,
+            wants_spare: false,
+            spare_failed: false,
+            poisoned: false,
+        }
+    }
 }
 
 /// A segment as readers need it.
@@ -185,7 +208,7 @@ impl Shared {
             next_waiter: 0,
         };
         let (work, prepare, moved) = (Condvar::new(), Condvar::new(), Condvar::new());
-        Self { fs, dir, options, state: Mutex::new(state), work, prepare, moved }
+        Self { fs, dir, options, foreign: false, state: Mutex::new(state), work, prepare, moved }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {

@@ -8,10 +8,9 @@ use crate::read::{Heads, Reader, Scan};
 use crate::record::{Lane, Position, Record};
 use crate::recover::{Recovery, recover};
 use crate::shared::Shared;
-use crate::stats::{LaneStats, Stats};
+use crate::stats::{Stats, picture};
 use crate::ticket::Ticket;
 use crate::wait::{Changed, Room};
-use crate::walk::Found;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -246,55 +245,7 @@ impl Spool {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let mut scans = self.oldest.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest: Vec<Option<u64>> = scans
-            .iter_mut()
-            .zip(Lane::ALL)
-            .map(|(scan, lane)| {
-                scan.seek(self.cursor(lane).0);
-                match scan.peek() {
-                    Ok(Some(Found::Good { record, .. })) => Some(record.at_ms),
-                    Ok(Some(Found::Damaged { head, .. })) => head.as_ref().map(|head| head.at_ms),
-                    Ok(None) | Err(_) => None,
-                }
-            })
-            .collect();
-        drop(scans);
-        let state = self.shared.lock();
-        let lanes: Vec<LaneStats> = state
-            .lanes
-            .iter()
-            .zip(Lane::ALL)
-            .zip(&oldest)
-            .map(|((here, lane), oldest)| LaneStats {
-                lane,
-                cursor: Position(here.cursor),
-                end: Position(here.end),
-                oldest_ms: *oldest,
-                segments: here.segments.len(),
-                spares: here.spares.len(),
-                poisoned: here.poisoned,
-            })
-            .collect();
-        let kept = |lane: &crate::shared::LaneState| -> u64 {
-            lane.segments.iter().filter(|one| one.end > lane.cursor).map(|one| one.end_offset).sum()
-        };
-        Stats {
-            records: lanes.iter().map(LaneStats::records).sum(),
-            bytes: state.lanes.iter().map(kept).sum(),
-            allocated_bytes: state.allocated,
-            capacity_bytes: self.shared.options.max_bytes,
-            available_bytes: state.available(&self.shared.options, 0),
-            oldest_ms: oldest.into_iter().flatten().min(),
-            queued_records: state.queued_records,
-            queued_bytes: state.queued_bytes,
-            appended_records: state.counters.appended_records,
-            groups: state.counters.groups,
-            syncs: state.counters.syncs,
-            failed_syncs: state.counters.failed_syncs,
-            corrupt_records: state.counters.corrupt_records,
-            disk_full: state.without_segment,
-            lanes,
-        }
+        picture(&self.shared, &mut scans)
     }
 
     /// Refuses new records, makes those in the queue durable, writes the closing mark, and lets go of the directory. Blocks for

@@ -1,6 +1,9 @@
 //! How full the spool is, and how old its oldest record.
 
+use crate::read::Scan;
 use crate::record::{Lane, Position};
+use crate::shared::{LaneState, Shared};
+use crate::walk::Found;
 
 /// A picture of a spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,5 +67,57 @@ impl LaneStats {
     #[must_use]
     pub const fn records(&self) -> u64 {
         self.end.0 - self.cursor.0
+    }
+}
+
+/// Draws the picture. `scans` are one for each lane, and move to where its oldest record is.
+pub(crate) fn picture(shared: &Shared, scans: &mut [Scan]) -> Stats {
+    let oldest: Vec<Option<u64>> = scans
+        .iter_mut()
+        .enumerate()
+        .map(|(index, scan)| {
+            scan.seek(shared.lock().lanes.get(index).map_or(0, |lane| lane.cursor));
+            match scan.peek() {
+                Ok(Some(Found::Good { record, .. })) => Some(record.at_ms),
+                Ok(Some(Found::Damaged { head, .. })) => head.as_ref().map(|head| head.at_ms),
+                Ok(None) | Err(_) => None,
+            }
+        })
+        .collect();
+    let state = shared.lock();
+    let lanes: Vec<LaneStats> = state
+        .lanes
+        .iter()
+        .zip(Lane::ALL)
+        .zip(&oldest)
+        .map(|((here, lane), oldest)| LaneStats {
+            lane,
+            cursor: Position(here.cursor),
+            end: Position(here.end),
+            oldest_ms: *oldest,
+            segments: here.segments.len(),
+            spares: here.spares.len(),
+            poisoned: here.poisoned,
+        })
+        .collect();
+    let kept = |lane: &LaneState| -> u64 {
+        lane.segments.iter().filter(|one| one.end > lane.cursor).map(|one| one.end_offset).sum()
+    };
+    Stats {
+        records: lanes.iter().map(LaneStats::records).sum(),
+        bytes: state.lanes.iter().map(kept).sum(),
+        allocated_bytes: state.allocated,
+        capacity_bytes: shared.options.max_bytes,
+        available_bytes: state.available(&shared.options, 0),
+        oldest_ms: oldest.into_iter().flatten().min(),
+        queued_records: state.queued_records,
+        queued_bytes: state.queued_bytes,
+        appended_records: state.counters.appended_records,
+        groups: state.counters.groups,
+        syncs: state.counters.syncs,
+        failed_syncs: state.counters.failed_syncs,
+        corrupt_records: state.counters.corrupt_records,
+        disk_full: state.without_segment,
+        lanes,
     }
 }

@@ -105,6 +105,11 @@ impl Extent<'_> {
         let mut next = self.head_at(offset, expect)?.map(|head| (offset, head));
         if next.is_none() {
             next = self.scan(offset + PAGE_BYTES, expect)?;
+            // Where another process writes while we look, the group may have come between the two looks; a later one proves
+            // that it was on disk then.
+            if let (Some(_), Some(head)) = (&next, self.head_at(offset, expect)?) {
+                next = Some((offset, head));
+            }
         }
         let damaged = |first_after: u64, end: u64| Group {
             offset,
