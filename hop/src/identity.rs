@@ -4,10 +4,11 @@
 //! `spiffe://<site>/operator/<name>`. A second URI, of whatever scheme, is a refusal: with two names somebody would
 //! choose which one counts. The site in the name is the one whose CA signed: [`crate::tls`] picks the CA by it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use pithead_proto::ingest::v1 as wire;
 use pithead_sealing::{DeviceId, Site};
+use rustls_pki_types::ServerName;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -159,6 +160,28 @@ impl PeerId {
             (Some(uri), None) => Self::from_uri(uri),
         }
     }
+}
+
+/// The names under which the holder of a certificate can be connected to, in its order: host names and addresses. For
+/// whoever connects to itself.
+///
+/// # Errors
+/// [`IdentityError::Unreadable`].
+pub fn host_names(der: &[u8]) -> Result<Vec<ServerName<'static>>, IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
+    let names = certificate.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    Ok(names
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => ServerName::try_from((*name).to_owned()).ok(),
+            GeneralName::IPAddress(bytes) => {
+                let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+                let address = v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from)).ok()?;
+                Some(ServerName::IpAddress(address.into()))
+            }
+            _ => None,
+        })
+        .collect())
 }
 
 impl fmt::Display for PeerId {

@@ -37,6 +37,25 @@ pub fn publish(staged: &Path, path: &Path) -> io::Result<()> {
     sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
+/// As [`publish`] for many files of one folder: each is synced before it is renamed, and the folder once after all of them.
+///
+/// # Errors
+/// What the operating system says; some of them may have their names then, and those are whole.
+pub fn publish_all<'a>(
+    staged: impl IntoIterator<Item = (&'a Path, &'a Path)>,
+    folder: &Path,
+) -> io::Result<()> {
+    for (staged, path) in staged {
+        File::open(staged)?.sync_all()?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the helper that syncs the file before and the folder after"
+        )]
+        fs::rename(staged, path)?;
+    }
+    sync_folder(folder)
+}
+
 /// Makes the names in a folder durable.
 ///
 /// # Errors
