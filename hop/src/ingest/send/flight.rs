@@ -167,6 +167,8 @@ pub struct Flight<T> {
     acked: u64,
     bytes: u64,
     envelopes: u64,
+    /// Of `bytes`, those in `queued`.
+    queued_bytes: u64,
 }
 
 impl<T> Flight<T> {
@@ -183,6 +185,7 @@ impl<T> Flight<T> {
             acked: 0,
             bytes: 0,
             envelopes: 0,
+            queued_bytes: 0,
         }
     }
 
@@ -217,6 +220,7 @@ impl<T> Flight<T> {
         }
         self.bytes += bytes;
         self.envelopes += 1;
+        self.queued_bytes += bytes;
         self.queued.push_back((token, wire::Item { envelope, hops }));
         Ok(())
     }
@@ -252,6 +256,7 @@ impl<T> Flight<T> {
             }
         }
         self.number += 1;
+        self.queued_bytes -= bytes;
         self.sent.push_back(Unanswered { number: self.number, bytes, tokens });
         Some(wire::Batch { number: self.number, items, gaps: std::mem::take(&mut self.gaps) })
     }
@@ -303,7 +308,7 @@ impl<T> Flight<T> {
 
     /// Envelopes that have no answer, in the order in which they were taken. They go out again, the same bytes.
     pub fn take_unanswered(&mut self) -> Vec<T> {
-        (self.bytes, self.envelopes) = (0, 0);
+        (self.bytes, self.envelopes, self.queued_bytes) = (0, 0, 0);
         let sent = self.sent.drain(..).flat_map(|batch| batch.tokens);
         sent.chain(self.queued.drain(..).map(|(token, _)| token)).collect()
     }
@@ -316,6 +321,11 @@ impl<T> Flight<T> {
     /// Bytes of them.
     pub fn unanswered_bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of those that are in no batch yet.
+    pub fn queued_bytes(&self) -> u64 {
+        self.queued_bytes
     }
 
     /// The window in force.

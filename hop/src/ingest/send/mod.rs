@@ -256,6 +256,11 @@ impl<T> Sender<T> {
         self.flight.unanswered_bytes()
     }
 
+    /// Bytes of those that are in no batch yet: what is taken now goes out behind them.
+    pub fn queued_bytes(&self) -> u64 {
+        self.flight.queued_bytes()
+    }
+
     /// Whether an envelope of this many bytes would be taken now.
     ///
     /// # Errors
@@ -286,10 +291,25 @@ impl<T> Sender<T> {
     /// [`SendError`]: the call is over, and [`Sender::take_unanswered`] says what goes out again. Asked again, it answers
     /// the same.
     pub async fn answers(&mut self) -> Result<Vec<Answered<T>>, SendError> {
+        self.moved(None).await
+    }
+
+    /// As [`answers`](Self::answers), and returns without answers as soon as at most `low` bytes wait for a batch: for a
+    /// caller who decides late what goes out next.
+    ///
+    /// Cancel safe, as that is.
+    ///
+    /// # Errors
+    /// As [`answers`](Self::answers).
+    pub async fn answers_or_room(&mut self, low: u64) -> Result<Vec<Answered<T>>, SendError> {
+        self.moved(Some(low)).await
+    }
+
+    async fn moved(&mut self, low: Option<u64>) -> Result<Vec<Answered<T>>, SendError> {
         if let Some(error) = &self.over {
             return Err(error.clone());
         }
-        match self.drive().await {
+        match self.drive(low).await {
             Ok(answered) => Ok(answered),
             Err(error) => {
                 // Drops our half of the call: the far end stops waiting for more.
@@ -300,8 +320,11 @@ impl<T> Sender<T> {
         }
     }
 
-    async fn drive(&mut self) -> Result<Vec<Answered<T>>, SendError> {
+    async fn drive(&mut self, low: Option<u64>) -> Result<Vec<Answered<T>>, SendError> {
         loop {
+            if low.is_some_and(|low| self.flight.queued_bytes() <= low) {
+                return Ok(Vec::new());
+            }
             if self.finishing && !self.flight.has_batch() {
                 self.requests = None;
             }
