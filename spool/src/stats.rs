@@ -54,6 +54,8 @@ pub struct LaneStats {
     pub end: Position,
     /// See [`Stats::oldest_ms`].
     pub oldest_ms: Option<u64>,
+    /// See [`Stats::bytes`].
+    pub bytes: u64,
     /// Segment files, the one that is written to included, and spare ones.
     pub segments: usize,
     /// See `segments`.
@@ -85,6 +87,9 @@ pub(crate) fn picture(shared: &Shared, scans: &mut [Scan]) -> Stats {
         })
         .collect();
     let state = shared.lock();
+    let kept = |lane: &LaneState| -> u64 {
+        lane.segments.iter().filter(|one| one.end > lane.cursor).map(|one| one.end_offset).sum()
+    };
     let lanes: Vec<LaneStats> = state
         .lanes
         .iter()
@@ -95,17 +100,15 @@ pub(crate) fn picture(shared: &Shared, scans: &mut [Scan]) -> Stats {
             cursor: Position(here.cursor),
             end: Position(here.end),
             oldest_ms: *oldest,
+            bytes: kept(here),
             segments: here.segments.len(),
             spares: here.spares.len(),
             poisoned: here.poisoned,
         })
         .collect();
-    let kept = |lane: &LaneState| -> u64 {
-        lane.segments.iter().filter(|one| one.end > lane.cursor).map(|one| one.end_offset).sum()
-    };
     Stats {
         records: lanes.iter().map(LaneStats::records).sum(),
-        bytes: state.lanes.iter().map(kept).sum(),
+        bytes: lanes.iter().map(|lane| lane.bytes).sum(),
         allocated_bytes: state.allocated,
         capacity_bytes: shared.options.max_bytes,
         available_bytes: state.available(&shared.options, 0),
