@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 
 use crate::clock::{since_boot, wall_ms};
 use crate::commands::spool as spool_facts;
+use crate::envelopes::lanes;
 use crate::envelopes::refused::Refused;
 use crate::envelopes::relay::RelayReport;
 use crate::envelopes::spool::EnvelopeSpool;
@@ -189,14 +190,20 @@ impl Facts {
     /// Brings the metrics up to date that are looked at rather than counted.
     pub fn measure(&self) {
         let stats = self.spool.stats();
-        let oldest_s = stats.oldest_ms.map_or(0.0, |oldest| wall_ms().saturating_sub(oldest) as f64 / 1000.0);
+        let age_s = |oldest: Option<u64>| {
+            oldest.map_or(0.0, |oldest| wall_ms().saturating_sub(oldest) as f64 / 1000.0)
+        };
         self.metrics.spool(
             stats.records,
             stats.allocated_bytes,
             stats.capacity_bytes,
-            oldest_s,
+            age_s(stats.oldest_ms),
             stats.failed_syncs,
         );
+        for lane in &stats.lanes {
+            let name = lanes::name(lane.lane);
+            self.metrics.spool_lane(name, lane.records(), lane.bytes, age_s(lane.oldest_ms));
+        }
         self.metrics.connections(self.port.stats().open);
         if let Some(good_at) = self.refresh.get().good_at {
             self.metrics.key_refresh_age(since_boot().saturating_sub(good_at).as_secs_f64());

@@ -12,7 +12,7 @@ use pithead_hop::accept::Limits;
 use pithead_hop::connect::Endpoint;
 use pithead_hop::ingest::IngestLimits;
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
-use pithead_sealing::Site;
+use pithead_sealing::{Site, StreamName};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// The prefix of environment variables that stand for keys of the file.
@@ -126,6 +126,20 @@ pub struct Spool {
     pub segment_size: ByteSize,
     /// Conflicts kept beside, per device.
     pub conflicts_per_device: ByteSize,
+    /// Which streams go first, and which last.
+    pub lanes: Lanes,
+}
+
+/// `[spool.lanes]`: streams that are in neither wait in the second.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lanes {
+    /// Streams that are relayed before all others.
+    #[serde(deserialize_with = "all_parsed")]
+    pub first: Vec<StreamName>,
+    /// Streams that are relayed after all others.
+    #[serde(deserialize_with = "all_parsed")]
+    pub third: Vec<StreamName>,
 }
 
 /// `[relay]`
@@ -174,6 +188,7 @@ impl Default for Spool {
             max_size: ByteSize::mib(8 << 10),
             segment_size: ByteSize::mib(32),
             conflicts_per_device: ByteSize::mib(64),
+            lanes: Lanes::default(),
         }
     }
 }
@@ -241,6 +256,10 @@ impl Config {
         if self.admin.listen == self.ingest.listen && self.admin.listen.port() != 0 {
             return Err("[admin] and [ingest] `listen` on the same address".into());
         }
+        let lanes = &self.spool.lanes;
+        if let Some(both) = lanes.first.iter().find(|stream| lanes.third.contains(stream)) {
+            return Err(format!("[spool.lanes] has `{both}` both in `first` and in `third`"));
+        }
         if self.trust.authority.is_empty() {
             return Err("[trust] `authority` is empty".into());
         }
@@ -273,6 +292,17 @@ where
     T::Err: fmt::Display,
 {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+/// As [`parsed`], for a list.
+fn all_parsed<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
 }
 
 #[cfg(test)]
@@ -327,6 +357,17 @@ mod tests {
             .collect();
         let error = load(&without).unwrap_err().to_string();
         assert!(error.contains("`upstream` or `bundle`"), "{error}");
+    }
+
+    #[test]
+    fn a_stream_has_one_lane() {
+        let both = TEMPLATE
+            .replace("#first = []", "first = [\"alarms\"]")
+            .replace("#third = []", "third = [\"alarms\"]");
+        let error = load(&both).unwrap_err().to_string();
+        assert!(error.contains("`alarms` both in `first` and in `third`"), "{error}");
+        let wrong = TEMPLATE.replace("#first = []", "first = [\"no stream\"]");
+        assert!(load(&wrong).unwrap_err().to_string().contains('^'));
     }
 
     #[test]

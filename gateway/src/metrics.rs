@@ -98,6 +98,11 @@ struct DimensionLabel {
     dimension: Dimension,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabel {
+    lane: &'static str,
+}
+
 /// The metrics. Clones count into the same ones.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -115,6 +120,9 @@ struct Inner {
     spool_bytes: Gauge,
     spool_capacity_bytes: Gauge,
     spool_oldest_seconds: Float,
+    lane_records: Family<LaneLabel, Gauge>,
+    lane_bytes: Family<LaneLabel, Gauge>,
+    lane_oldest_seconds: Family<LaneLabel, Float>,
     spool_corrupt: Counter,
     spool_failed_syncs: Gauge,
     relay_up: Gauge,
@@ -196,6 +204,13 @@ impl Metrics {
             spool_oldest_seconds: sized!(
                 "spool_oldest",
                 "Age of the oldest record that waits for the relay",
+                Seconds
+            ),
+            lane_records: metric!("spool_lane_records", "Records that wait for the relay, by lane"),
+            lane_bytes: sized!("spool_lane", "Bytes of the segments that hold what waits, by lane", Bytes),
+            lane_oldest_seconds: sized!(
+                "spool_lane_oldest",
+                "Age of the oldest record that waits for the relay, by lane",
                 Seconds
             ),
             spool_corrupt: metric!("spool_corrupt_records", "Records lost to damage on the disk"),
@@ -287,6 +302,13 @@ impl Metrics {
         self.0.spool_capacity_bytes.set(as_gauge(capacity));
         self.0.spool_oldest_seconds.set(oldest_s);
         self.0.spool_failed_syncs.set(as_gauge(failed_syncs));
+    }
+
+    pub(crate) fn spool_lane(&self, lane: &'static str, records: u64, bytes: u64, oldest_s: f64) {
+        let label = LaneLabel { lane };
+        self.0.lane_records.get_or_create(&label).set(as_gauge(records));
+        self.0.lane_bytes.get_or_create(&label).set(as_gauge(bytes));
+        self.0.lane_oldest_seconds.get_or_create(&label).set(oldest_s);
     }
 
     pub(crate) fn spool_corrupt(&self, records: u64) {

@@ -10,7 +10,7 @@ use super::admin_client::statusz;
 use crate::cli::Output;
 use crate::clock;
 use crate::config::Config;
-use crate::envelopes::spool;
+use crate::envelopes::{lanes, spool};
 use crate::run::directory::DataDir;
 
 /// Asks the running gateway; if none runs, opens the spool itself.
@@ -44,17 +44,26 @@ pub fn stat(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode
 
 /// The spool's numbers, for status pages.
 pub(crate) fn facts(stats: &pithead_spool::Stats, now_ms: u64) -> Value {
-    json!({
+    let age = |oldest: Option<u64>| oldest.map(|oldest| now_ms.saturating_sub(oldest) / 1000);
+    let mut facts = json!({
         "records": stats.records,
         "bytes": stats.bytes,
         "allocated_bytes": stats.allocated_bytes,
         "capacity_bytes": stats.capacity_bytes,
         "available_bytes": stats.available_bytes,
-        "oldest_age_s": stats.oldest_ms.map(|oldest| now_ms.saturating_sub(oldest) / 1000),
+        "oldest_age_s": age(stats.oldest_ms),
         "appended_records": stats.appended_records,
         "syncs": stats.syncs,
         "failed_syncs": stats.failed_syncs,
         "corrupt_records": stats.corrupt_records,
         "disk_full": stats.disk_full,
-    })
+    });
+    // Flat, as the rest is, so that a line of the table is a fact.
+    for lane in &stats.lanes {
+        let name = lanes::name(lane.lane);
+        facts[format!("{name}_lane_records")] = json!(lane.records());
+        facts[format!("{name}_lane_bytes")] = json!(lane.bytes);
+        facts[format!("{name}_lane_oldest_age_s")] = json!(age(lane.oldest_ms));
+    }
+    facts
 }

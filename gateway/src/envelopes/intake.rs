@@ -112,7 +112,9 @@ impl SpoolIntake {
         let ticket = loop {
             match self.spool.append(&head, admitted.bytes().clone(), conflict, wall_ms()) {
                 Ok(ticket) => break ticket,
-                Err(AppendError::QueueFull { .. }) => self.spool.room(bytes as u64).await,
+                Err(AppendError::QueueFull { .. }) => {
+                    self.spool.room(&head.identity.line(), bytes as u64).await
+                }
                 Err(error) => return Err(refusal_of(&error)),
             }
         };

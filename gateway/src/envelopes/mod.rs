@@ -6,6 +6,7 @@
 //! ```
 
 pub mod budgets;
+pub mod lanes;
 pub mod numbers;
 pub mod record;
 pub mod spool;

@@ -17,10 +17,11 @@ use std::time::Duration;
 use futures_util::future::Shared;
 use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, Verdict};
 use pithead_sealing::{DeviceId, Identity, Line, Seq};
-use pithead_spool::{NotDurable, RecordHead};
+use pithead_spool::{Lane, NotDurable, RecordHead};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
+use super::lanes::{self, Found};
 use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
 use super::spool::EnvelopeSpool;
 use crate::clock::since_boot;
@@ -179,12 +180,22 @@ impl Numbers {
         };
         let mut conflicts = Vec::new();
         let mut recalled = 0_u64;
-        for record in spool.waiting() {
+        let mut strays = Found::default();
+        let waiting =
+            Lane::ALL.into_iter().flat_map(|lane| spool.waiting_in(lane).map(move |record| (lane, record)));
+        for (lane, record) in waiting {
             let Ok(head) = Head::decode(&record.head) else {
-                tracing::error!(event = "spool.foreign_record", position = record.position.0);
+                tracing::error!(
+                    event = "spool.foreign_record",
+                    lane = lanes::name(lane),
+                    position = record.position.0
+                );
                 continue;
             };
             let (line, hash) = (head.identity.line(), ShortHash::from(&head.sha256));
+            if spool.is_stray(lane, &line.stream) {
+                strays.watch(line.clone());
+            }
             match record.kind {
                 KIND_ENVELOPE => lines.recall(&line, head.identity.seq, hash, now),
                 KIND_CONFLICT => {
@@ -194,6 +205,7 @@ impl Numbers {
             }
             recalled += 1;
         }
+        spool.keep_strays(strays);
         let mut state = State { lines, conflicts: HashMap::new() };
         for (line, seq, hash, bytes) in conflicts {
             state.add_conflict(&line, seq, hash, bytes, None);

@@ -5,36 +5,45 @@
 //! read from the spool again and goes out again, the same bytes. A far end that is away is the normal state of a mine:
 //! the relay comes back with jitter, and nothing else waits for it.
 //!
+//! The first lane goes before the second, and that before the third; a lower lane has a small share all the same. What
+//! is taken into the window waits for its turn on the wire as little as possible, so that something urgent that comes
+//! later overtakes what was not sent.
+//!
 //! What the far end will never take is set aside with its reason, and the queue goes on. When there is no more room to
 //! set aside, the relay stands still and says so: nothing is dropped.
 //!
 //! ```text
-//! spool ─ read ─> window ─ send ─> far end
-//!                   └─ answered ─> passed on ─ checkpoint of the lines ─> acknowledged in the spool
+//! lanes of the spool ─ read ─> turns ─> window ─ send ─> far end
+//!                                         └─ answered ─> passed on ─ checkpoint of the lines ─> acknowledged in the spool
 //! ```
 
+mod turns;
+
+mod feeds;
 mod progress;
 mod report;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_hop::connect::{ConnectError, ConnectOptions, Connection, Endpoint, connect};
+use pithead_hop::ingest::send::BATCH_BYTES;
 use pithead_hop::ingest::{Answer, Answered, NotTaken, SendError, SendOptions, Sender};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_spool::{Position, ReadError, Reader, Record};
+use pithead_spool::{Lane, Position, ReadError};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::feeds::Feeds;
 use self::progress::Progress;
 pub use self::report::{RelayReport, Report};
+use super::lanes;
 use super::numbers::Numbers;
 use super::record::{Head, KIND_CONFLICT};
 use super::refused::{Refused, RefusedError};
@@ -43,8 +52,9 @@ use crate::clock::{since_boot, wall_ms};
 use crate::health::{Health, Level};
 use crate::metrics::{Dimension, Metrics, Outcome as Counted};
 
-/// Read from the spool at a time: some batches of the wire.
-const READ_BYTES: usize = 1 << 20;
+/// Taken into the window and not yet on the wire, at most: a batch that goes out and the next one. What is still in its
+/// lane can be overtaken, what is here cannot.
+const QUEUE_BYTES: u64 = 2 * BATCH_BYTES;
 /// Envelopes under way at most, whatever their size: each costs a place in several tables.
 const WINDOW_ENVELOPES: u64 = 16_384;
 /// A spool holds nothing larger: one group of it.
@@ -87,10 +97,21 @@ pub struct Relay {
 /// What an answer is matched to: enough to go on without the envelope, save for its bytes if it is refused.
 #[derive(Debug, Clone)]
 struct Sent {
+    lane: Lane,
     position: Position,
     head: Head,
     conflict: bool,
     envelope: Bytes,
+}
+
+/// What the window waits for.
+enum Filled {
+    /// Nothing waits in the spool.
+    Nothing,
+    /// Answers have to come first.
+    Window,
+    /// The wire has to take some of it first.
+    Queue,
 }
 
 /// Why a call is over.
@@ -135,19 +156,27 @@ impl Relay {
     pub async fn run(self, target: Target, stop: CancellationToken) {
         let mut backoff = Backoff::new(Policy::default());
         let mut progress = Progress::new(self.spool.clone(), self.numbers.clone());
-        let mut unreadable = 0;
+        // Which lane the disk does not give, and how often in a row.
+        let mut unreadable: Option<(Lane, u32)> = None;
         while !stop.is_cancelled() {
-            let before = progress.next();
-            let ended = self.call(&target, &mut progress, unreadable >= UNREADABLE_TRIES, &stop).await;
+            let before = progress.passed();
+            let tolerant = unreadable.filter(|(_, tries)| *tries >= UNREADABLE_TRIES).map(|(lane, _)| lane);
+            let ended = self.call(&target, &mut progress, tolerant, &stop).await;
             // A call that brought something forward was a good one: the next failure starts from the beginning.
-            if progress.next() > before {
+            if progress.passed() > before {
                 backoff.reset();
             }
             progress.reclaim_now().await;
             if matches!(ended, Ended::Stopped) {
                 break;
             }
-            unreadable = if matches!(ended, Ended::Read(_)) { unreadable + 1 } else { 0 };
+            unreadable = match &ended {
+                Ended::Read(ReadError::Io { lane, .. }) => {
+                    let before = unreadable.filter(|(same, _)| same == lane).map_or(0, |(_, tries)| tries);
+                    Some((*lane, before + 1))
+                }
+                _ => None,
+            };
             self.down(&ended);
             let delay = backoff.next_delay(random(), ended.retry_after());
             tokio::select! {
@@ -166,12 +195,12 @@ impl Relay {
         self.metrics.relay_up(false);
     }
 
-    /// One call, from the first record without an answer on.
+    /// One call, from the first record of each lane without an answer on.
     async fn call(
         &self,
         target: &Target,
         progress: &mut Progress,
-        tolerant: bool,
+        tolerant: Option<Lane>,
         stop: &CancellationToken,
     ) -> Ended {
         let opening = async {
@@ -194,11 +223,8 @@ impl Relay {
             () = stop.cancelled() => return Ended::Stopped,
         };
         self.up();
-        let mut reader = self.spool.reader_at(progress.begin());
-        if tolerant {
-            reader.skip_unreadable();
-        }
-        let ended = self.send_and_listen(&mut sender, reader, progress, stop).await;
+        let feeds = Feeds::new(&self.spool, |lane| progress.begin(lane), tolerant);
+        let ended = self.send_and_listen(&mut sender, feeds, progress, stop).await;
         self.metrics.relay_window(0);
         self.report.change(|report| report.in_flight_bytes = 0);
         ended
@@ -207,24 +233,24 @@ impl Relay {
     async fn send_and_listen(
         &self,
         sender: &mut Sender<Sent>,
-        mut reader: Reader,
+        mut feeds: Feeds,
         progress: &mut Progress,
         stop: &CancellationToken,
     ) -> Ended {
-        let mut waiting = VecDeque::new();
         loop {
-            if let Err(error) = self.fill_window(sender, &mut waiting, progress).await {
-                return error.into();
-            }
-            if waiting.is_empty() {
-                // Past what is damaged at the end of what was read.
-                progress.reached(reader.position());
-            }
+            let filled = match self.fill_window(sender, &mut feeds, progress).await {
+                Ok(filled) => filled,
+                Err(ended) => return ended,
+            };
+            // Past what is damaged at the end of what was read.
+            feeds.used_up().for_each(|(lane, position)| progress.reached(lane, position));
             self.metrics.relay_window(usize::try_from(sender.unanswered_bytes()).unwrap_or(usize::MAX));
             self.report.change(|report| report.in_flight_bytes = sender.unanswered_bytes());
+            // With nothing to put there, room on the wire is no news.
+            let low = if matches!(filled, Filled::Queue) { Some(BATCH_BYTES) } else { None };
 
             tokio::select! {
-                answers = sender.answers() => match answers {
+                answers = answers(sender, low) => match answers {
                     Ok(answers) => {
                         if let Err(error) = self.take(answers, progress).await {
                             return error.into();
@@ -232,69 +258,81 @@ impl Relay {
                     }
                     Err(error) => return error.into(),
                 },
-                changed = reader.changed(), if waiting.is_empty() => {
+                readable = feeds.readable() => match readable {
+                    Ok(lane) => {
+                        if let Err(error) = self.read(&mut feeds, lane).await {
+                            return error.into();
+                        }
+                    }
                     // Closed: nothing more comes, and what is under way may still be answered.
-                    if changed.is_err() {
-                        return self.wind_down(sender, progress).await;
-                    }
-                    // Off the async threads: a disk may be slow.
-                    let read = tokio::task::spawn_blocking(move || {
-                        let batch = reader.next_batch(READ_BYTES);
-                        (reader, batch)
-                    });
-                    let batch = match read.await {
-                        Ok((same, batch)) => {
-                            reader = same;
-                            batch
-                        }
-                        Err(_) => return Ended::Stopped,
-                    };
-                    match batch {
-                        Ok(batch) => {
-                            self.report_damage(&batch.corrupt);
-                            waiting.extend(batch.records);
-                        }
-                        Err(error) => return error.into(),
-                    }
-                }
+                    Err(_) => return self.wind_down(sender, progress).await,
+                },
                 () = progress.due() => progress.reclaim_now().await,
                 () = stop.cancelled() => return self.wind_down(sender, progress).await,
             }
         }
     }
 
-    /// Whatever fits goes into the window, in order; what does not, waits for answers.
+    async fn read(&self, feeds: &mut Feeds, lane: Lane) -> Result<(), ReadError> {
+        let corrupt = feeds.read(lane).await?;
+        self.report_damage(&corrupt);
+        Ok(())
+    }
+
+    /// Whatever fits goes into the window, each lane in its order; what does not, waits.
     async fn fill_window(
         &self,
         sender: &mut Sender<Sent>,
-        waiting: &mut VecDeque<(Position, Record)>,
+        feeds: &mut Feeds,
         progress: &mut Progress,
-    ) -> Result<(), RefusedError> {
-        while let Some((position, record)) = waiting.pop_front() {
+    ) -> Result<Filled, Ended> {
+        let mut look = true;
+        loop {
+            // Before a lower lane has its turn, it has to be known that the higher ones have nothing.
+            while look && let Some(lane) = feeds.at_once() {
+                self.read(feeds, lane).await?;
+            }
+            let Some((lane, bytes)) = feeds.next() else { return Ok(Filled::Nothing) };
+            match sender.room_for(usize::try_from(bytes).unwrap_or(usize::MAX)) {
+                Err(NotTaken::Full) => return Ok(Filled::Window),
+                _ if sender.queued_bytes() >= QUEUE_BYTES => return Ok(Filled::Queue),
+                _ => {}
+            }
+            let Some((position, record)) = feeds.take(lane) else { return Ok(Filled::Nothing) };
+            look = feeds.is_empty(lane);
             let Ok(head) = Head::decode(&record.head) else {
-                tracing::error!(event = "spool.foreign_record", position = position.0);
-                progress.reached(position.next());
+                tracing::error!(
+                    event = "spool.foreign_record",
+                    lane = lanes::name(lane),
+                    position = position.0
+                );
+                progress.reached(lane, position.next());
                 continue;
             };
             let hops = head.hops.clone();
             let conflict = record.kind == KIND_CONFLICT;
-            let sent = Sent { position, head, conflict, envelope: record.body.clone() };
+            let sent = Sent { lane, position, head, conflict, envelope: record.body.clone() };
             match sender.send(sent, record.body.clone(), hops) {
-                Ok(()) => progress.sent(position),
+                Ok(()) => progress.sent(lane, position),
                 Err((sent, NotTaken::TooLarge { max })) => {
                     let detail = format!("the far end takes envelopes of up to {max} bytes");
                     self.set_aside(&sent, Some(ErrorReason::EnvelopeTooLarge), detail).await?;
                     self.metrics.relayed(Counted::Refused, sent.envelope.len());
-                    self.numbers.passed_on(&sent.head, sent.conflict, sent.envelope.len() as u64);
-                    progress.reached(position.next());
+                    self.passed_on(&sent);
+                    progress.reached(lane, position.next());
                 }
                 Err(_) => {
-                    waiting.push_front((position, record));
-                    break;
+                    feeds.put_back(lane, position, record);
+                    return Ok(Filled::Window);
                 }
             }
         }
-        Ok(())
+    }
+
+    /// The far end has it, or the refused area.
+    fn passed_on(&self, sent: &Sent) {
+        self.numbers.passed_on(&sent.head, sent.conflict, sent.envelope.len() as u64);
+        self.spool.left(&sent.head.identity.line());
     }
 
     /// Nothing more is sent; what is under way may still be answered.
@@ -334,10 +372,13 @@ impl Relay {
                 }
             };
             self.metrics.relayed(counted, sent.envelope.len());
-            self.numbers.passed_on(&sent.head, sent.conflict, sent.envelope.len() as u64);
-            progress.answered(sent.position);
+            self.passed_on(&sent);
+            progress.answered(sent.lane, sent.position);
             bytes += sent.envelope.len();
             count += 1;
+        }
+        if count == 0 {
+            return Ok(());
         }
         tracing::debug!(event = "relay.answered", envelopes = count, bytes);
         self.report.change(|report| {
@@ -372,10 +413,11 @@ impl Relay {
     fn report_damage(&self, corrupt: &[pithead_spool::CorruptRange]) {
         for range in corrupt {
             let (from, to, records) = (range.from.0, range.to.0, range.records());
-            tracing::error!(event = "spool.corrupt", from, to, records);
+            tracing::error!(event = "spool.corrupt", lane = lanes::name(range.lane), from, to, records);
             self.metrics.spool_corrupt(records);
             for head in &range.heads {
                 if let Some(identity) = self.numbers.quarantined(head) {
+                    self.spool.left(&identity.line());
                     tracing::error!(event = "spool.envelope_damaged", %identity);
                 }
             }
@@ -418,5 +460,12 @@ impl Relay {
         if self.health.set(Dimension::Relay, Level::Degraded, words.clone(), now) {
             tracing::warn!(event = "relay.down", why = words);
         }
+    }
+}
+
+async fn answers(sender: &mut Sender<Sent>, low: Option<u64>) -> Result<Vec<Answered<Sent>>, SendError> {
+    match low {
+        Some(low) => sender.answers_or_room(low).await,
+        None => sender.answers().await,
     }
 }

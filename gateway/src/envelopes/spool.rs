@@ -1,6 +1,7 @@
 //! The one boundary to the spool: append and get a durable ticket, read, acknowledge, and what is still here.
 //!
-//! Everything else in the gateway sees envelopes and heads; a second engine takes this file's place.
+//! Everything else in the gateway sees envelopes, heads and three lanes by priority ([`super::lanes`]); a second engine
+//! takes this file's place.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,20 +9,25 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::{Line, StreamName};
 use pithead_spool::{
-    AcknowledgeError, AppendError, CloseError, Lane, OpenError, Options, Position, Reader, Recovery, Room,
-    Spool, Stats, Ticket,
+    AcknowledgeError, AppendError, CloseError, Lane, OpenError, Options, Position, Reader, RecordHead,
+    Recovery, Room, Spool, Stats, Ticket,
 };
 
+use super::lanes::{Found, LANES, Lanes};
 use super::record::Head;
 use crate::config;
 
-/// Priorities come with the configuration of streams; until then there is one lane.
-const LANE: Lane = Lane::First;
-
 /// The spool of envelopes. Clones are the same spool.
 #[derive(Debug, Clone)]
-pub struct EnvelopeSpool(Arc<Spool>);
+pub struct EnvelopeSpool(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    log: Spool,
+    lanes: Lanes,
+}
 
 /// Opens the spool, and recovers what a crash has left.
 ///
@@ -31,8 +37,10 @@ pub fn open(folder: &Path, config: &config::Spool) -> Result<(EnvelopeSpool, Rec
     let mut options = Options::default();
     options.max_bytes = config.max_size.get();
     options.segment_bytes = config.segment_size.get();
-    let (spool, recovery) = Spool::open(folder, options).map_err(open_error)?;
-    Ok((EnvelopeSpool(Arc::new(spool)), recovery))
+    options.lanes = LANES;
+    let (log, recovery) = Spool::open(folder, options).map_err(open_error)?;
+    let lanes = Lanes::new(&config.lanes.first, &config.lanes.third);
+    Ok((EnvelopeSpool(Arc::new(Inner { log, lanes })), recovery))
 }
 
 fn open_error(error: OpenError) -> ProgramError {
@@ -57,7 +65,7 @@ fn open_error(error: OpenError) -> ProgramError {
 }
 
 impl EnvelopeSpool {
-    /// Appends an envelope. It is durable when the ticket says so.
+    /// Appends an envelope to its line's lane. It is durable when the ticket says so.
     ///
     /// # Errors
     /// When there is no room or the disk has failed: nothing was taken.
@@ -68,57 +76,102 @@ impl EnvelopeSpool {
         conflict: bool,
         at_ms: u64,
     ) -> Result<Ticket, AppendError> {
-        self.0.append(LANE, head.record(envelope, conflict, at_ms))
+        let line = head.identity.line();
+        let lane = self.0.lanes.join(&line);
+        let ticket = self.0.log.append(lane, head.record(envelope, conflict, at_ms));
+        if ticket.is_err() {
+            self.0.lanes.left(&line);
+        }
+        ticket
     }
 
-    /// Refuses now what an append of one envelope would refuse: for saying no before a body was received.
+    /// Refuses now what an append of one envelope would refuse in every lane: for saying no before a body was received.
     ///
     /// # Errors
     /// As [`append`](Self::append).
     pub fn admit(&self) -> Result<(), AppendError> {
-        self.0.admit(LANE, 1, 0)
+        let mut answer = Ok(());
+        for lane in Lane::ALL {
+            answer = self.0.log.admit(lane, 1, 0);
+            if answer.is_ok() {
+                break;
+            }
+        }
+        answer
     }
 
-    /// Resolves when an append of so many bytes that was refused is worth another try.
-    pub fn room(&self, bytes: u64) -> Room {
-        self.0.room(LANE, 1, bytes)
+    /// Resolves when an append to this line of so many bytes that was refused is worth another try.
+    pub fn room(&self, line: &Line, bytes: u64) -> Room {
+        self.0.log.room(self.lane_of(line), 1, bytes)
     }
 
-    /// The heads of everything that is not acknowledged yet, in order.
-    pub fn waiting(&self) -> pithead_spool::Heads {
-        self.0.heads(LANE, self.0.cursor(LANE))
-    }
-
-    /// Reads on from the first record that is not acknowledged.
+    /// Where the line's next envelope will wait.
     #[must_use]
-    pub fn reader(&self) -> Reader {
-        self.0.reader(LANE, self.0.cursor(LANE))
+    pub fn lane_of(&self, line: &Line) -> Lane {
+        self.0.lanes.of(line)
     }
 
-    /// Reads from a position on.
+    /// The heads of everything that is not acknowledged yet: lane by lane, in order within each.
+    pub fn waiting(&self) -> impl Iterator<Item = RecordHead> + use<> {
+        let spool = self.clone();
+        Lane::ALL.into_iter().flat_map(move |lane| spool.waiting_in(lane))
+    }
+
+    /// The heads of what is not acknowledged yet in one lane, in order.
+    pub fn waiting_in(&self, lane: Lane) -> pithead_spool::Heads {
+        self.0.log.heads(lane, self.cursor(lane))
+    }
+
+    /// An envelope of this line has left, or is lost to damage.
+    pub fn left(&self, line: &Line) {
+        self.0.lanes.left(line);
+    }
+
+    /// Whether a stream waits in a lane that is not, or not any more, its own.
     #[must_use]
-    pub fn reader_at(&self, position: Position) -> Reader {
-        self.0.reader(LANE, position)
+    pub fn is_stray(&self, lane: Lane, stream: &StreamName) -> bool {
+        self.0.lanes.is_stray(lane, stream)
     }
 
-    /// The first position that is not acknowledged.
+    /// At a start, before anything is appended: lines that were found in a lane that is not their stream's go on there. Reads
+    /// all heads once more if there are any.
+    pub fn keep_strays(&self, mut found: Found) {
+        if found.is_empty() {
+            return;
+        }
+        for lane in Lane::ALL {
+            for head in self.waiting_in(lane).filter_map(|record| Head::decode(&record.head).ok()) {
+                found.count(lane, &head.identity.line(), head.identity.seq);
+            }
+        }
+        self.0.lanes.set_strays(found);
+        tracing::info!(event = "spool.lines_in_other_lanes", lines = self.0.lanes.strays_len());
+    }
+
+    /// Reads a lane from a position on.
     #[must_use]
-    pub fn cursor(&self) -> Position {
-        self.0.cursor(LANE)
+    pub fn reader_at(&self, lane: Lane, position: Position) -> Reader {
+        self.0.log.reader(lane, position)
     }
 
-    /// Everything up to and with `position` is elsewhere, durable: it may go from here.
+    /// The first position of a lane that is not acknowledged.
+    #[must_use]
+    pub fn cursor(&self, lane: Lane) -> Position {
+        self.0.log.cursor(lane)
+    }
+
+    /// Everything in the lane up to and with `position` is elsewhere, durable: it may go from here.
     ///
     /// # Errors
     /// When nothing durable is there: somebody counts wrongly.
-    pub fn acknowledge(&self, position: Position) -> Result<(), AcknowledgeError> {
-        self.0.acknowledge(LANE, position)
+    pub fn acknowledge(&self, lane: Lane, position: Position) -> Result<(), AcknowledgeError> {
+        self.0.log.acknowledge(lane, position)
     }
 
     /// How full it is.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.0.stats()
+        self.0.log.stats()
     }
 
     /// Makes the last records durable and lets go of the folder. Blocks.
@@ -126,6 +179,6 @@ impl EnvelopeSpool {
     /// # Errors
     /// When the closing mark could not be written: some records will be delivered again.
     pub fn close(&self) -> Result<(), CloseError> {
-        self.0.close()
+        self.0.log.close()
     }
 }

@@ -66,15 +66,20 @@ pub(crate) struct Truck(Session);
 
 impl Truck {
     pub(crate) fn new() -> Self {
+        Self::on("can", 7)
+    }
+
+    /// The same truck on another line.
+    pub(crate) fn on(stream: &str, run: u64) -> Self {
         let mut authority = Authority::new();
         let mut device = Device::provision(AUTHORITY, &site(), &authority.root, Clock::default()).unwrap();
         device.apply(&authority.bundle(&[(&arn(1), KeyStatus::Active)]), Clock::default()).unwrap();
         let key = device.verified_key(Clock::default()).unwrap();
-        let (name, stream) = (DeviceId::new("truck-42").unwrap(), StreamName::new("can").unwrap());
+        let (name, stream) = (DeviceId::new("truck-42").unwrap(), StreamName::new(stream).unwrap());
         let content_type = ContentType::new("application/octet-stream").unwrap();
         let context = SessionContext::new(site(), name, stream, content_type);
         let clock = SessionClock { boot: Duration::ZERO, now: UnixTime(ISSUED + 60) };
-        let run = Run::new(7).unwrap();
+        let run = Run::new(run).unwrap();
         Self(Session::start(&key, &context, run, None, clock, &mut KernelEntropy).unwrap())
     }
 
@@ -99,6 +104,10 @@ impl Door {
     }
 
     pub(crate) fn open_with(folder: &Path, conflict_bytes: u64) -> Self {
+        Self::open_lanes(folder, conflict_bytes, config::Lanes::default())
+    }
+
+    pub(crate) fn open_lanes(folder: &Path, conflict_bytes: u64, lanes: config::Lanes) -> Self {
         for name in ["spool", "history"] {
             pithead_hop::program::disk::create_folder(&folder.join(name)).unwrap();
         }
@@ -108,6 +117,7 @@ impl Door {
         let sizes = config::Spool {
             max_size: pithead_hop::program::config::ByteSize::mib(64),
             segment_size: pithead_hop::program::config::ByteSize::mib(8),
+            lanes,
             ..config::Spool::default()
         };
         let (spool, _) = spool::open(&folder.join("spool"), &sizes).unwrap();

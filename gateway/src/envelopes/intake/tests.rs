@@ -1,5 +1,6 @@
 //! What a device is told: stored, resent, other bytes, unknown key; before and after a restart.
 
+use super::super::lanes::USUAL;
 use super::super::record::{Head, KIND_CONFLICT};
 use super::super::testing::{Door, Truck};
 use super::*;
@@ -75,7 +76,7 @@ async fn a_checkpoint_with_a_flipped_bit_calls_nothing_held_that_never_came() {
             door.take(truck.seal(seq, b"record")).await;
         }
         door.numbers.checkpoint().unwrap();
-        door.spool.acknowledge(pithead_spool::Position(2)).unwrap();
+        door.spool.acknowledge(USUAL, pithead_spool::Position(2)).unwrap();
         door.spool.close().unwrap();
     }
     let path = folder.path().join("lines");
@@ -89,7 +90,7 @@ async fn a_checkpoint_with_a_flipped_bit_calls_nothing_held_that_never_came() {
         let door = Door::open(folder.path());
         assert_eq!(door.take(never_came.clone()).await, Outcome::Stored, "byte {at}");
         let last = door.spool.waiting().last().unwrap().position;
-        door.spool.acknowledge(last).unwrap();
+        door.spool.acknowledge(USUAL, last).unwrap();
         door.spool.close().unwrap();
     }
 }
@@ -137,7 +138,7 @@ async fn a_full_spool_says_when_to_come_back_and_the_number_stays_free() {
     assert_eq!(refusal.reason, ErrorReason::SpoolFull);
     assert!(refusal.retry_after.is_some());
     // Acknowledged: there is room again, and the same number is new.
-    door.spool.acknowledge(pithead_spool::Position(seq - 2)).unwrap();
+    door.spool.acknowledge(USUAL, pithead_spool::Position(seq - 2)).unwrap();
     let envelope = truck.seal(seq, &payload);
     let deadline = tokio::time::Instant::now() + super::super::testing::LONG;
     loop {

@@ -1,7 +1,7 @@
-//! How far delivery is, and when that is written down.
+//! How far delivery is, lane by lane, and when that is written down.
 //!
-//! Everything below the first record that has no answer has left, whether it was sent, stepped over because it is damaged,
-//! or set aside; so one position says how far delivery is. Before the spool may reclaim, the lines are
+//! Everything of a lane below the first record that has no answer has left, whether it was sent, stepped over because it is
+//! damaged, or set aside; so one position per lane says how far delivery is. Before the spool may reclaim, the lines are
 //! checkpointed: what leaves the spool is then remembered there. A checkpoint of a large fleet is megabytes, so they are
 //! spaced by their size: at most a quarter of a second apart when small, and never more than about a megabyte a second.
 //! Whatever was not yet written down when the power went is delivered again, and recognised at the far end.
@@ -10,9 +10,10 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
-use pithead_spool::Position;
+use pithead_spool::{Lane, Position};
 use tokio::time::Instant;
 
+use super::super::lanes::{self, LANES};
 use super::super::numbers::Numbers;
 use super::super::spool::EnvelopeSpool;
 
@@ -24,59 +25,68 @@ const CHECKPOINT_RATE: usize = 1 << 20;
 pub(super) struct Progress {
     spool: EnvelopeSpool,
     numbers: Numbers,
+    lanes: [LaneProgress; LANES],
+    not_before: Instant,
+}
+
+struct LaneProgress {
     /// Sent on this call, and not answered.
     open: BTreeSet<Position>,
     /// The position after the last record that was looked at.
     looked_at: Position,
     /// The first position that is not yet acknowledged in the spool.
     reclaimed: Position,
-    not_before: Instant,
+}
+
+impl LaneProgress {
+    /// The first position that may not leave yet.
+    fn next(&self) -> Position {
+        self.open.first().copied().unwrap_or(self.looked_at)
+    }
 }
 
 impl Progress {
     pub(super) fn new(spool: EnvelopeSpool, numbers: Numbers) -> Self {
-        let cursor = spool.cursor();
-        Self {
-            spool,
-            numbers,
-            open: BTreeSet::new(),
-            looked_at: cursor,
-            reclaimed: cursor,
-            not_before: Instant::now(),
-        }
+        let lanes = Lane::ALL.map(|lane| {
+            let cursor = spool.cursor(lane);
+            LaneProgress { open: BTreeSet::new(), looked_at: cursor, reclaimed: cursor }
+        });
+        Self { spool, numbers, lanes, not_before: Instant::now() }
     }
 
-    /// The first position that may not leave yet.
-    pub(super) fn next(&self) -> Position {
-        self.open.first().copied().unwrap_or(self.looked_at)
+    /// How many records of all lanes have left: it grows whenever something is brought forward.
+    pub(super) fn passed(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.next().0).sum()
     }
 
-    /// A call begins: what the last one left open is read again. Gives where.
-    pub(super) fn begin(&mut self) -> Position {
-        self.looked_at = self.next();
-        self.open.clear();
-        self.looked_at
+    /// A call begins: what the last one left open in a lane is read again. Gives where.
+    pub(super) fn begin(&mut self, lane: Lane) -> Position {
+        let here = &mut self.lanes[lane.index()];
+        here.looked_at = here.next();
+        here.open.clear();
+        here.looked_at
     }
 
     /// The record at `position` is under way.
-    pub(super) fn sent(&mut self, position: Position) {
-        self.open.insert(position);
-        self.reached(position.next());
+    pub(super) fn sent(&mut self, lane: Lane, position: Position) {
+        self.lanes[lane.index()].open.insert(position);
+        self.reached(lane, position.next());
     }
 
     /// The record at `position` is elsewhere.
-    pub(super) fn answered(&mut self, position: Position) {
-        self.open.remove(&position);
+    pub(super) fn answered(&mut self, lane: Lane, position: Position) {
+        self.lanes[lane.index()].open.remove(&position);
     }
 
     /// Everything before `position` was sent, set aside or found damaged.
-    pub(super) fn reached(&mut self, position: Position) {
-        self.looked_at = self.looked_at.max(position);
+    pub(super) fn reached(&mut self, lane: Lane, position: Position) {
+        let here = &mut self.lanes[lane.index()];
+        here.looked_at = here.looked_at.max(position);
     }
 
     /// Resolves when something is to be written down and enough time has passed. Cancel safe: it holds nothing of this.
     pub(super) fn due(&self) -> impl Future<Output = ()> + use<> {
-        let not_before = (self.next() != self.reclaimed).then_some(self.not_before);
+        let not_before = self.is_dirty().then_some(self.not_before);
         async move {
             match not_before {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -85,20 +95,21 @@ impl Progress {
         }
     }
 
+    fn is_dirty(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.next() != lane.reclaimed)
+    }
+
     /// Checkpoint, then acknowledge. If the disk does not take the checkpoint, nothing is acknowledged: it is tried
     /// again with the next one.
     pub(super) async fn reclaim_now(&mut self) {
-        if self.next() == self.reclaimed {
+        if !self.is_dirty() {
             return;
         }
-        let (numbers, next) = (self.numbers.clone(), self.next());
+        let numbers = self.numbers.clone();
         let written = tokio::task::spawn_blocking(move || numbers.checkpoint()).await;
         let spacing = match written {
             Ok(Ok(bytes)) => {
-                match self.spool.acknowledge(Position(next.0 - 1)) {
-                    Ok(()) => self.reclaimed = next,
-                    Err(error) => tracing::error!(event = "spool.not_acknowledged", %error),
-                }
+                self.acknowledge();
                 Duration::from_millis((bytes * 1000 / CHECKPOINT_RATE) as u64)
             }
             Ok(Err(error)) => {
@@ -111,5 +122,20 @@ impl Progress {
             }
         };
         self.not_before = Instant::now() + spacing.max(SPACING);
+    }
+
+    fn acknowledge(&mut self) {
+        for (here, lane) in self.lanes.iter_mut().zip(Lane::ALL) {
+            let next = here.next();
+            if next == here.reclaimed {
+                continue;
+            }
+            match self.spool.acknowledge(lane, Position(next.0 - 1)) {
+                Ok(()) => here.reclaimed = next,
+                Err(error) => {
+                    tracing::error!(event = "spool.not_acknowledged", lane = lanes::name(lane), %error);
+                }
+            }
+        }
     }
 }

@@ -4,7 +4,10 @@ use tokio::task::JoinHandle;
 
 use super::super::testing::{Cloud, Door, LONG, Truck, until};
 use super::*;
+use crate::config;
 use pithead_hop::ingest::Outcome;
+use pithead_sealing::StreamName;
+use sha2::{Digest as _, Sha256};
 
 struct Running {
     stop: CancellationToken,
@@ -34,6 +37,18 @@ fn relay_to(target: Target, folder: &std::path::Path, door: &Door, refused_size:
     let stop = CancellationToken::new();
     let task = tokio::spawn(relay.run(target, stop.clone()));
     Running { stop, task, refused, health, report }
+}
+
+/// Alarms first, raw frames last.
+fn alarms_first() -> config::Lanes {
+    let stream = |name| vec![StreamName::new(name).unwrap()];
+    config::Lanes { first: stream("alarms"), third: stream("can-raw") }
+}
+
+/// What the far end got, as stream, run and number.
+fn got(cloud: &Cloud) -> Vec<(String, u64, u64)> {
+    let got = cloud.far_end.got.lock().unwrap();
+    got.iter().map(|(id, _)| (id.stream.to_string(), id.run.get(), id.seq.get())).collect()
 }
 
 impl Running {
@@ -150,5 +165,132 @@ async fn a_certificate_that_was_renewed_is_shown_at_the_next_connection() {
     until("it is refused", || running.report.get().failure.is_some()).await;
     tls.send_replace(good.tls.borrow().clone());
     until("it has left", || door.spool.stats().records == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_urgent_goes_before_what_waited_longer_and_the_last_lane_moves_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let door = Door::open_lanes(folder.path(), 1 << 20, alarms_first());
+    let cloud = Cloud::start().await;
+    for stream in ["can-raw", "can", "alarms"] {
+        let mut truck = Truck::on(stream, 7);
+        for seq in 1..=40 {
+            assert_eq!(door.take(truck.seal(seq, b"record")).await, Outcome::Stored);
+        }
+    }
+    let waiting = Lane::ALL.map(|lane| door.spool.waiting_in(lane).count());
+    assert_eq!(waiting, [40, 40, 40]);
+
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("all have left", || door.spool.stats().records == 0).await;
+    let got = got(&cloud);
+    assert_eq!(got.len(), 120, "each once");
+    let of = |stream: &str| -> Vec<(usize, u64)> {
+        let of = got.iter().enumerate().filter(|(_, (name, ..))| name == stream);
+        of.map(|(at, (_, _, seq))| (at, *seq)).collect()
+    };
+    for stream in ["can-raw", "can", "alarms"] {
+        let seqs: Vec<u64> = of(stream).iter().map(|(_, seq)| *seq).collect();
+        assert_eq!(seqs, (1..=40).collect::<Vec<_>>(), "{stream}");
+    }
+    let last_alarm = of("alarms")[39].0;
+    assert!(last_alarm < 48, "alarms waited for others: {got:?}");
+    assert!(of("can-raw")[0].0 < last_alarm, "the last lane starved: {got:?}");
+    assert!(of("can")[39].0 < of("can-raw")[39].0, "{got:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_line_whose_stream_was_moved_keeps_its_order_and_a_new_run_is_moved_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut before = Truck::on("alarms", 7);
+    {
+        let door = Door::open(folder.path());
+        for seq in 1..=3 {
+            door.take(before.seal(seq, b"record")).await;
+        }
+        door.spool.close().unwrap();
+    }
+    let door = Door::open_lanes(folder.path(), 1 << 20, alarms_first());
+    for seq in 4..=6 {
+        door.take(before.seal(seq, b"record")).await;
+    }
+    door.take(Truck::on("alarms", 8).seal(1, b"record")).await;
+    assert_eq!(Lane::ALL.map(|lane| door.spool.waiting_in(lane).count()), [1, 6, 0]);
+
+    let cloud = Cloud::start().await;
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("all have left", || door.spool.stats().records == 0).await;
+    let got: Vec<(u64, u64)> = got(&cloud).into_iter().map(|(_, run, seq)| (run, seq)).collect();
+    assert_eq!(got, [(8, 1), (7, 1), (7, 2), (7, 3), (7, 4), (7, 5), (7, 6)]);
+    running.stop().await;
+    // Nothing of it waits any more: now the old line is moved as well.
+    door.take(before.seal(7, b"record")).await;
+    assert_eq!(Lane::ALL.map(|lane| door.spool.waiting_in(lane).count()), [1, 0, 0]);
+}
+
+#[tokio::test]
+async fn what_a_gateway_with_one_lane_has_left_is_known_and_goes_out_before_what_follows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut truck = Truck::new();
+    let first = truck.seal(1, b"record");
+    std::fs::create_dir(folder.path().join("spool")).unwrap();
+    {
+        let mut options = pithead_spool::Options::default();
+        options.segment_bytes = 8 << 20;
+        options.max_bytes = 64 << 20;
+        let (spool, _) = pithead_spool::Spool::open(folder.path().join("spool"), options).unwrap();
+        let checked = pithead_sealing::envelope::check(first.clone()).unwrap().admit(|_| true).unwrap();
+        let identity = checked.identity().clone();
+        let head = Head { identity, sha256: Sha256::digest(&first).into(), hops: vec![] };
+        spool.append(Lane::First, head.record(first.clone(), false, 1)).unwrap().wait().unwrap();
+        spool.close().unwrap();
+    }
+    let door = Door::open(folder.path());
+    assert_eq!(door.take(first).await, Outcome::Duplicate { unverified: false });
+    assert_eq!(door.take(truck.seal(2, b"record")).await, Outcome::Stored);
+    let cloud = Cloud::start().await;
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("all have left", || door.spool.stats().records == 0).await;
+    assert_eq!(cloud.far_end.seqs(), [1, 2]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_answered_in_any_lane_never_crosses_the_wire_again_whatever_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let door = Door::open_lanes(folder.path(), 1 << 20, alarms_first());
+    let cloud = Cloud::start().await;
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    let mut trucks = ["alarms", "can", "can-raw"].map(|stream| Truck::on(stream, 7));
+    let mut sent = 0;
+    for round in 1..=5 {
+        // Answered, and cut before anything of it may have been written down.
+        for truck in &mut trucks {
+            door.take(truck.seal(2 * round - 1, b"record")).await;
+            sent += 1;
+        }
+        until("they are answered", || running.report.get().acknowledged == sent).await;
+        cloud.far_end.answers.send_replace(false);
+        let before = got(&cloud).len();
+        for truck in &mut trucks {
+            door.take(truck.seal(2 * round, b"record")).await;
+            sent += 1;
+        }
+        until("the next ones are there", || got(&cloud).len() == before + 3).await;
+        cloud.handle.cut(|_| true);
+        until("it has noticed", || !running.report.get().up).await;
+        cloud.far_end.answers.send_replace(true);
+        until("they are answered as well", || running.report.get().acknowledged == sent).await;
+    }
+    let got = got(&cloud);
+    for seq in 1..=10 {
+        let times = got.iter().filter(|(.., number)| *number == seq).count();
+        // What had no answer when the call was cut went out twice, and what had one went out once.
+        let expected = if seq % 2 == 1 { 3 } else { 6 };
+        assert_eq!(times, expected, "number {seq}: {got:?}");
+    }
+    until("all have left", || door.spool.stats().records == 0).await;
     running.stop().await;
 }
