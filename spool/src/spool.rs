@@ -209,6 +209,20 @@ impl Spool {
         self.shared.lock().lanes.len()
     }
 
+    /// The disk budget, [`Options::max_bytes`].
+    #[must_use]
+    pub fn max_bytes(&self) -> u64 {
+        self.shared.options.max_bytes
+    }
+
+    /// Bytes that an append to `lane` can still count on; nothing for a lane that is not open. See also
+    /// [`Stats::available_bytes`](crate::Stats::available_bytes).
+    #[must_use]
+    pub fn available_bytes(&self, lane: Lane) -> u64 {
+        let state = self.shared.lock();
+        if lane.index() < state.lanes.len() { state.available(&self.shared.options, lane.index()) } else { 0 }
+    }
+
     /// The longest record that is taken, in bytes.
     #[must_use]
     pub fn max_record_bytes(&self) -> u64 {

@@ -190,6 +190,12 @@ impl<T: Clone> Lines<T> {
         Some(self.devices.get(&line.device)?.line(line)?.view())
     }
 
+    /// True if the envelope of this number is durable here and has not left.
+    pub fn is_here(&self, line: &Line, seq: Seq) -> bool {
+        let device = self.devices.get(&line.device);
+        device.and_then(|device| device.line(line)).is_some_and(|line| line.spooled.contains_key(&seq.get()))
+    }
+
     /// All lines, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (Line, LineView)> + '_ {
         self.devices
