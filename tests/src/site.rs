@@ -512,6 +512,8 @@ impl Site {
             ("ingest", format!("listen = \"{gateway}\"\ndevice_ca = \"site-ca.pem\"\n")),
             // All devices of a test share the address 127.0.0.1.
             ("ingest.limits", "connections_per_ip = 4096\n".to_owned()),
+            // A program on loopback sends faster than any truck may.
+            ("ingest.per_device", "rate = \"1TiB\"\nburst = \"1TiB\"\n".to_owned()),
             // Small segments: a test need not lay out 32 MiB of zeroes.
             ("spool", "max_size = \"2GiB\"\nsegment_size = \"5MiB\"\n".to_owned()),
             ("relay", format!("endpoint = \"{decryptor}\"\nca = \"cloud-ca.pem\"\n")),
