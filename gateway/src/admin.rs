@@ -7,19 +7,25 @@
 //! | `/statusz` | everything as JSON, each state with its age |
 //! | `/metrics` | OpenMetrics text |
 //! | `POST /refresh` | asks the source of statements now |
+//! | `POST /relay/pause`, `/relay/resume` | the relay stands still, or goes on |
+//! | `POST /refused/retry/NAME` | an envelope that the far end refused waits for it again |
+//! | `POST /relay/rate/...` | so many bytes a second, `none` for any amount, `configured` |
 //!
-//! No authentication: it listens on loopback unless configured otherwise, shows no secret, and can cause no more than a
-//! refresh.
+//! No authentication: it listens on loopback unless configured otherwise, shows no secret, and whoever reaches it can
+//! delay what goes to the cloud and lose none of it. A page in a browser on this machine reaches it as well: an order that
+//! comes from one (it says so itself, by `Origin`) is refused.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{Path, Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use pithead_hop::accept::AcceptHandle;
@@ -34,8 +40,11 @@ use tokio::sync::Notify;
 use crate::clock::{since_boot, wall_ms};
 use crate::commands::spool as spool_facts;
 use crate::envelopes::lanes;
-use crate::envelopes::refused::Refused;
+use crate::envelopes::refused::{Refused, TakeError};
 use crate::envelopes::relay::RelayReport;
+use crate::envelopes::relay::control::{Cause, Control, Rate};
+use crate::envelopes::retry::{Retry, RetryError};
+use crate::envelopes::shares::Shares;
 use crate::envelopes::spool::EnvelopeSpool;
 use crate::health::{Health, Lamp};
 use crate::keys::book::Book;
@@ -68,8 +77,14 @@ pub struct Facts {
     pub spool: EnvelopeSpool,
     /// What the far end will never take.
     pub refused: Arc<Refused>,
+    /// Sends that again.
+    pub retry: Retry,
+    /// What each device holds.
+    pub shares: Shares,
     /// How the relay goes.
     pub relay: RelayReport,
+    /// What people say to the relay, if there is one.
+    pub control: Option<Control>,
     /// The port for devices.
     pub port: AcceptHandle,
 }
@@ -105,6 +120,11 @@ pub async fn serve(
         .route("/statusz", get(statusz))
         .route("/metrics", get(metrics))
         .route("/refresh", post(refresh))
+        .route("/relay/pause", post(relay_pause))
+        .route("/relay/resume", post(relay_resume))
+        .route("/relay/rate/{rate}", post(relay_rate))
+        .route("/refused/retry/{name}", post(refused_retry))
+        .layer(middleware::from_fn(orders_come_from_programs))
         .with_state(facts);
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
@@ -139,6 +159,78 @@ async fn refresh(State(facts): State<Arc<Facts>>) -> Response {
     (StatusCode::ACCEPTED, "asked\n").into_response()
 }
 
+/// A page from elsewhere cannot leave `Origin` out of a POST.
+async fn orders_come_from_programs(request: Request, next: Next) -> Response {
+    if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
+        return (StatusCode::FORBIDDEN, "orders come from programs on this machine, not from pages\n")
+            .into_response();
+    }
+    next.run(request).await
+}
+
+async fn relay_pause(State(facts): State<Arc<Facts>>) -> Response {
+    order(&facts, "paused", |control| control.pause(Cause::Hand, wall_ms())).await
+}
+
+async fn relay_resume(State(facts): State<Arc<Facts>>) -> Response {
+    order(&facts, "resumed", Control::resume).await
+}
+
+async fn relay_rate(State(facts): State<Arc<Facts>>, Path(rate): Path<String>) -> Response {
+    match Rate::from_str(&rate) {
+        Ok(rate) => order(&facts, "rate", move |control| control.set_rate(rate)).await,
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn refused_retry(State(facts): State<Arc<Facts>>, Path(name): Path<String>) -> Response {
+    // Goes on if whoever asked goes away: an entry half way is one that somebody has to look at.
+    let retry = facts.retry.clone();
+    let wanted = name.clone();
+    let sent = tokio::spawn(async move { retry.send_again(&wanted).await }).await;
+    match sent {
+        Ok(Ok(())) => {
+            tracing::info!(event = "refused.sent_again", name);
+            (StatusCode::OK, "waits in the spool again\n").into_response()
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(event = "refused.not_sent_again", name, %error);
+            let status = match &error {
+                RetryError::Take(TakeError::Missing(_)) => StatusCode::NOT_FOUND,
+                RetryError::Take(TakeError::Io { .. }) | RetryError::NotDurable(_) | RetryError::Stopping => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
+                _ => StatusCode::CONFLICT,
+            };
+            (status, format!("{error}\n")).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// Gives an order off the async threads: it is synced.
+async fn order(
+    facts: &Facts,
+    what: &'static str,
+    give: impl FnOnce(&Control) -> io::Result<bool> + Send + 'static,
+) -> Response {
+    let Some(control) = facts.control.clone() else {
+        return (StatusCode::CONFLICT, "this gateway has no relay\n").into_response();
+    };
+    match tokio::task::spawn_blocking(move || give(&control)).await {
+        Ok(Ok(new)) => {
+            tracing::warn!(event = "relay.order", what, new);
+            (StatusCode::OK, if new { "done\n" } else { "so it was already\n" }).into_response()
+        }
+        Ok(Err(error)) => {
+            tracing::error!(event = "relay.orders_not_written", what, %error);
+            let words = format!("in force, and forgotten at the next start: {error}\n");
+            (StatusCode::INTERNAL_SERVER_ERROR, words).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
 impl Facts {
     /// Everything, each state with its age.
     #[must_use]
@@ -170,9 +262,12 @@ impl Facts {
                 "failure": report.failure.as_ref().map(|(reason, text, _)| format!("{}: {text}", reason.code())),
                 "failed_s_ago": report.failure.as_ref().map(|(_, _, at)| age(*at)),
             },
-            "spool": spool_facts::facts(&self.spool.stats(), wall_ms()),
+            "spool": spool_facts::facts(&self.spool, wall_ms()),
             "relay": {
                 "up": relay.up,
+                "paused": relay.paused.map(|pause| pause.words()),
+                "paused_s_ago": relay.paused.map(|pause| wall_ms().saturating_sub(pause.at_ms) / 1000),
+                "rate_bytes_per_s": self.control.as_ref().and_then(|control| control.pace().rate()),
                 "in_flight_bytes": relay.in_flight_bytes,
                 "acknowledged": relay.acknowledged,
                 "acknowledged_s_ago": relay.acknowledged_at.map(age),
@@ -204,6 +299,9 @@ impl Facts {
             let name = lanes::name(lane.lane);
             self.metrics.spool_lane(name, lane.records(), lane.bytes, age_s(lane.oldest_ms));
         }
+        let (devices, most) = self.shares.holding();
+        self.metrics.devices_holding(devices, most, self.shares.per_device());
+        self.metrics.relay_rate(self.control.as_ref().and_then(|control| control.pace().rate()));
         self.metrics.connections(self.port.stats().open);
         if let Some(good_at) = self.refresh.get().good_at {
             self.metrics.key_refresh_age(since_boot().saturating_sub(good_at).as_secs_f64());

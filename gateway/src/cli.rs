@@ -69,6 +69,12 @@ pub enum Command {
     /// What waits on disk.
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// What goes to the cloud, and how fast.
+    #[command(subcommand)]
+    Relay(RelayCommand),
+    /// What the far end will never take.
+    #[command(subcommand)]
+    Refused(RefusedCommand),
     /// How the running gateway is. Exits 0 if all is well, 3 if degraded, 4 if not ready, 69 if it does not run.
     Status {
         #[command(flatten)]
@@ -127,6 +133,52 @@ pub enum SpoolCommand {
     },
 }
 
+/// `relay ...`
+#[derive(Debug, Subcommand)]
+pub enum RelayCommand {
+    /// How the relay of the running gateway is. Exits 3 while it stands still or the far end is away.
+    Status {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Has it stand still until it is resumed, over restarts too. Devices are served all the same.
+    Pause(ConfigArg),
+    /// Lets it go on, whoever or whatever had it stand still.
+    Resume(ConfigArg),
+    /// Has it send no faster than this, over restarts too.
+    Rate {
+        /// Bytes a second such as "2MiB"; "none" for any amount; "configured" for what the configuration says.
+        rate: String,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+}
+
+/// `refused ...`
+#[derive(Debug, Subcommand)]
+pub enum RefusedCommand {
+    /// Everything in the refused area, each with its reason; also while no gateway runs.
+    List {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Puts envelopes back into the spool of the running gateway, to be sent again.
+    Retry {
+        /// Names as `refused list` shows them.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        names: Vec<String>,
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+}
+
 /// Parses the process's arguments, does what they say, and gives the exit code.
 pub fn main() -> process::ExitCode {
     program::install_crypto();
@@ -173,6 +225,20 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
         Command::Config(ConfigCommand::Template) => commands::config::template(out),
         Command::Spool(SpoolCommand::Stat { config, output }) => {
             commands::spool::stat(&config.config, output.output, out)
+        }
+        Command::Relay(RelayCommand::Status { config, output }) => {
+            commands::relay::status(&config.config, output.output, out)
+        }
+        Command::Relay(RelayCommand::Pause(config)) => commands::relay::pause(&config.config, out),
+        Command::Relay(RelayCommand::Resume(config)) => commands::relay::resume(&config.config, out),
+        Command::Relay(RelayCommand::Rate { rate, config }) => {
+            commands::relay::rate(&config.config, &rate, out)
+        }
+        Command::Refused(RefusedCommand::List { config, output }) => {
+            commands::refused::list(&config.config, output.output, out)
+        }
+        Command::Refused(RefusedCommand::Retry { names, all, config }) => {
+            commands::refused::retry(&config.config, names, all, out)
         }
         Command::Status { config, output } => commands::status::print(&config.config, output.output, out),
     }

@@ -111,9 +111,30 @@ pub struct Ingest {
     /// Bounds of what is taken at a time.
     #[serde(default)]
     pub envelopes: IngestLimits,
+    /// How fast one device may send.
+    #[serde(default)]
+    pub per_device: PerDevice,
     /// Bounds of the open port.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// `[ingest.per_device]`
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PerDevice {
+    /// Bytes a second, in the long run.
+    pub rate: ByteSize,
+    /// Bytes at once.
+    pub burst: ByteSize,
+}
+
+impl Default for PerDevice {
+    /// 16 MiB a second is a camera and every bus of a truck, and an eighth of a gigabit that many share; 512 MiB at once is
+    /// the outbox of a shift without a radio.
+    fn default() -> Self {
+        Self { rate: ByteSize::mib(16), burst: ByteSize::mib(512) }
+    }
 }
 
 /// `[spool]`
@@ -124,6 +145,8 @@ pub struct Spool {
     pub max_size: ByteSize,
     /// Size of one segment file.
     pub segment_size: ByteSize,
+    /// What one device may hold of it, or 5 % of it where that is more.
+    pub per_device: ByteSize,
     /// Conflicts kept beside, per device.
     pub conflicts_per_device: ByteSize,
     /// Which streams go first, and which last.
@@ -155,6 +178,11 @@ pub struct Relay {
     /// Bytes that may be under way unanswered.
     #[serde(default = "window")]
     pub window: ByteSize,
+    /// Bytes a second that may leave this site; any amount without it.
+    pub rate: Option<ByteSize>,
+    /// How long the far end may answer nothing while something is under way.
+    #[serde(default = "answer_timeout")]
+    pub answer_timeout: Duration,
     /// What the refused area may take.
     #[serde(default = "refused_size")]
     pub refused_size: ByteSize,
@@ -187,6 +215,7 @@ impl Default for Spool {
         Self {
             max_size: ByteSize::mib(8 << 10),
             segment_size: ByteSize::mib(32),
+            per_device: ByteSize::mib(2 << 10),
             conflicts_per_device: ByteSize::mib(64),
             lanes: Lanes::default(),
         }
@@ -222,6 +251,12 @@ const fn window() -> ByteSize {
     ByteSize::mib(16)
 }
 
+/// A batch takes minutes over a thin link, and an unwrapping of keys its retries: this is far above both, and it ends what
+/// a far end that answers pings and nothing else would hold for ever.
+const fn answer_timeout() -> Duration {
+    Duration::from_secs(600)
+}
+
 const fn refused_size() -> ByteSize {
     ByteSize::mib(1024)
 }
@@ -255,6 +290,20 @@ impl Config {
         }
         if self.admin.listen == self.ingest.listen && self.admin.listen.port() != 0 {
             return Err("[admin] and [ingest] `listen` on the same address".into());
+        }
+        let devices = &self.ingest.per_device;
+        if devices.rate.get() == 0 || devices.burst < self.ingest.envelopes.inline {
+            return Err("[ingest.per_device] `rate` must be above 0, and `burst` hold one envelope".into());
+        }
+        if let Some(relay) = &self.relay {
+            if relay.rate.is_some_and(|rate| rate.get() == 0) {
+                return Err(
+                    "[relay] `rate` is 0; `pithead-gateway relay pause` has the relay stand still".into()
+                );
+            }
+            if relay.answer_timeout.is_zero() {
+                return Err("[relay] `answer_timeout` must be above 0".into());
+            }
         }
         let lanes = &self.spool.lanes;
         if let Some(both) = lanes.first.iter().find(|stream| lanes.third.contains(stream)) {
@@ -322,7 +371,8 @@ mod tests {
         assert_eq!(config.stop.spool, Stop::default().spool);
         assert_eq!(config.spool.max_size, Spool::default().max_size);
         assert_eq!(config.keys.max_interval, max_interval());
-        assert_eq!(config.relay.unwrap().window, window());
+        let relay = config.relay.unwrap();
+        assert_eq!((relay.window, relay.answer_timeout, relay.rate), (window(), answer_timeout(), None));
         assert_eq!(config.admin.listen, Admin::default().listen);
     }
 

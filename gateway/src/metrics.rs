@@ -98,6 +98,37 @@ struct DimensionLabel {
     dimension: Dimension,
 }
 
+/// Why the relay stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PauseCause {
+    /// Somebody has said so.
+    Hand,
+    /// The far end refuses too much.
+    Refusals,
+    /// There is no room for what the far end refuses.
+    RefusedAreaFull,
+}
+
+impl PauseCause {
+    const ALL: [Self; 3] = [Self::Hand, Self::Refusals, Self::RefusedAreaFull];
+}
+
+impl EncodeLabelValue for PauseCause {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        let name = match self {
+            Self::Hand => "hand",
+            Self::Refusals => "refusals",
+            Self::RefusedAreaFull => "refused_area_full",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PauseLabel {
+    cause: PauseCause,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneLabel {
     lane: &'static str,
@@ -130,7 +161,11 @@ struct Inner {
     relayed: Family<OutcomeLabel, Counter>,
     relayed_bytes: Counter,
     relay_window_bytes: Gauge,
-    relay_paused: Gauge,
+    relay_paused: Family<PauseLabel, Gauge>,
+    relay_rate_bytes: Gauge,
+    devices_holding: Gauge,
+    device_most_bytes: Gauge,
+    device_capacity_bytes: Gauge,
     refused_records: Gauge,
     refused_bytes: Gauge,
     refused_capacity_bytes: Gauge,
@@ -229,8 +264,19 @@ impl Metrics {
             relay_window_bytes: sized!("relay_in_flight", "Bytes sent and not yet answered", Bytes),
             relay_paused: metric!(
                 "relay_paused",
-                "1 while the relay stands still because the refused area is full"
+                "1 while the relay stands still, by who or what has it stand"
             ),
+            relay_rate_bytes: sized!(
+                "relay_rate",
+                "What the relay may send in a second, 0 if any amount",
+                Bytes
+            ),
+            devices_holding: metric!(
+                "devices_holding",
+                "Devices of which something waits, or lies in the refused area"
+            ),
+            device_most_bytes: sized!("device_held_most", "What the device holds that holds most", Bytes),
+            device_capacity_bytes: sized!("device_held_capacity", "What a device may hold", Bytes),
             refused_records: metric!("refused_records", "Envelopes in the refused area"),
             refused_bytes: sized!("refused", "Bytes in the refused area", Bytes),
             refused_capacity_bytes: sized!("refused_capacity", "Bytes that the refused area may take", Bytes),
@@ -332,8 +378,20 @@ impl Metrics {
         self.0.relay_window_bytes.set(bytes as i64);
     }
 
-    pub(crate) fn relay_paused(&self, paused: bool) {
-        self.0.relay_paused.set(i64::from(paused));
+    pub(crate) fn relay_paused(&self, by: Option<PauseCause>) {
+        for cause in PauseCause::ALL {
+            self.0.relay_paused.get_or_create(&PauseLabel { cause }).set(i64::from(by == Some(cause)));
+        }
+    }
+
+    pub(crate) fn relay_rate(&self, bytes_per_second: Option<u64>) {
+        self.0.relay_rate_bytes.set(as_gauge(bytes_per_second.unwrap_or(0)));
+    }
+
+    pub(crate) fn devices_holding(&self, devices: u64, most: u64, capacity: u64) {
+        self.0.devices_holding.set(as_gauge(devices));
+        self.0.device_most_bytes.set(as_gauge(most));
+        self.0.device_capacity_bytes.set(as_gauge(capacity));
     }
 
     pub(crate) fn refused_area(&self, records: u64, bytes: u64, capacity: u64) {

@@ -35,15 +35,28 @@ pub(super) fn request(admin: SocketAddr, method: &str, path: &str) -> io::Result
     Ok(Answer { status, body: body.to_owned() })
 }
 
+fn unreachable(admin: SocketAddr, why: &str) -> ProgramError {
+    ProgramError::new(ErrorReason::PeerUnreachable, format!("no gateway answers on {admin}: {why}"))
+        .todo("check that it runs and that [admin] listen is the same in its configuration")
+        .exit(ExitCode::PEER_UNAVAILABLE)
+}
+
 pub(super) fn statusz(admin: SocketAddr) -> Result<serde_json::Value, ProgramError> {
-    let unreachable = |why: String| {
-        ProgramError::new(ErrorReason::PeerUnreachable, format!("no gateway answers on {admin}: {why}"))
-            .todo("check that it runs and that [admin] listen is the same in its configuration")
-            .exit(ExitCode::PEER_UNAVAILABLE)
-    };
-    let answer = request(admin, "GET", "/statusz").map_err(|error| unreachable(error.to_string()))?;
+    let answer = request(admin, "GET", "/statusz").map_err(|error| unreachable(admin, &error.to_string()))?;
     if answer.status != 200 {
-        return Err(unreachable(format!("status {}", answer.status)));
+        return Err(unreachable(admin, &format!("status {}", answer.status)));
     }
-    serde_json::from_str(&answer.body).map_err(|error| unreachable(error.to_string()))
+    serde_json::from_str(&answer.body).map_err(|error| unreachable(admin, &error.to_string()))
+}
+
+/// Gives an order to the running gateway, and gets what it says.
+pub(super) fn post(admin: SocketAddr, path: &str) -> Result<String, ProgramError> {
+    let answer = request(admin, "POST", path).map_err(|error| unreachable(admin, &error.to_string()))?;
+    let said = answer.body.trim_end();
+    match answer.status {
+        200..=299 => Ok(answer.body),
+        404 if said.is_empty() => Err(unreachable(admin, "it is of a version that does not know this order")),
+        400..=499 => Err(ProgramError::new(ErrorReason::RequestInvalid, said).exit(ExitCode::FAILED)),
+        _ => Err(ProgramError::new(ErrorReason::DiskFailed, said).exit(ExitCode::FAILED)),
+    }
 }

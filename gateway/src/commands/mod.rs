@@ -2,6 +2,8 @@
 
 pub mod config;
 pub mod key;
+pub mod refused;
+pub mod relay;
 pub mod spool;
 pub mod status;
 pub mod version;
@@ -29,4 +31,11 @@ fn done(out: &mut dyn Write, text: &str) -> Result<ExitCode, ProgramError> {
 
 fn json(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
+}
+
+/// A fact a line.
+fn table(facts: &serde_json::Value) -> String {
+    let word = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let facts = facts.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    facts.map(|(name, value)| format!("{name:28} {}\n", word(value))).collect()
 }

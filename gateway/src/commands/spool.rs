@@ -10,7 +10,8 @@ use super::admin_client::statusz;
 use crate::cli::Output;
 use crate::clock;
 use crate::config::Config;
-use crate::envelopes::{lanes, spool};
+use crate::envelopes::lanes;
+use crate::envelopes::spool::{self, EnvelopeSpool};
 use crate::run::directory::DataDir;
 
 /// Asks the running gateway; if none runs, opens the spool itself.
@@ -24,7 +25,7 @@ pub fn stat(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode
         Err(_) => {
             let data = DataDir::open(&config.gateway.data_dir)?;
             let (spool, _) = spool::open(&data.spool(), &config.spool)?;
-            let facts = facts(&spool.stats(), clock::wall_ms());
+            let facts = facts(&spool, clock::wall_ms());
             // Opened only to look: the closing mark is all that it may write.
             let _ = spool.close();
             facts
@@ -32,25 +33,21 @@ pub fn stat(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode
     };
     let text = match output {
         Output::Json => super::json(&facts),
-        Output::Table => facts
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(name, value)| format!("{name:20} {value}\n"))
-            .collect(),
+        Output::Table => super::table(&facts),
     };
     super::done(out, &text)
 }
 
 /// The spool's numbers, for status pages.
-pub(crate) fn facts(stats: &pithead_spool::Stats, now_ms: u64) -> Value {
+pub(crate) fn facts(spool: &EnvelopeSpool, now_ms: u64) -> Value {
+    let stats = spool.stats();
     let age = |oldest: Option<u64>| oldest.map(|oldest| now_ms.saturating_sub(oldest) / 1000);
     let mut facts = json!({
         "records": stats.records,
         "bytes": stats.bytes,
         "allocated_bytes": stats.allocated_bytes,
         "capacity_bytes": stats.capacity_bytes,
-        "available_bytes": stats.available_bytes,
+        "available_bytes": spool.available_bytes(),
         "oldest_age_s": age(stats.oldest_ms),
         "appended_records": stats.appended_records,
         "syncs": stats.syncs,

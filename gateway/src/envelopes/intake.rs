@@ -1,6 +1,7 @@
 //! The spool as an intake: from an admitted envelope to a ticket that resolves when it is durable.
 //!
-//! In order: the device's budget of new data keys, its lines (new, resend, other bytes), the spool. A resend of what is
+//! In order: the device's budget of new data keys, its lines (new, resend, other bytes), its share of the disk, the spool.
+//! Before a body is looked at, those who are over their share, or too fast, are told to come back. A resend of what is
 //! still on its way to the disk shares the ticket of the first copy, and its fate. Nothing is acknowledged before its
 //! fdatasync.
 //!
@@ -27,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::budgets::Budgets;
 use super::numbers::{Numbers, Offered, Reservation, SharedTicket};
 use super::record::Head;
+use super::shares::{Over, Share, Shares};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_ms, wall_us};
 use crate::keys::book::Book;
@@ -48,6 +50,7 @@ pub struct SpoolIntake {
     book: Book,
     budgets: Budgets,
     numbers: Numbers,
+    shares: Shares,
     spool: EnvelopeSpool,
     metrics: Metrics,
     settle: mpsc::Sender<Settling>,
@@ -57,6 +60,7 @@ pub struct SpoolIntake {
 struct Settling {
     ticket: Ticket,
     reservation: Reservation,
+    share: Share,
     tell: oneshot::Sender<Result<(), NotDurable>>,
     bytes: usize,
     began: Duration,
@@ -70,12 +74,13 @@ impl SpoolIntake {
         history: Arc<History>,
         book: Book,
         numbers: Numbers,
+        shares: Shares,
         spool: EnvelopeSpool,
         metrics: Metrics,
     ) -> Self {
         let (settle, settling) = mpsc::channel(SETTLING_MAX);
         tokio::spawn(settle_all(settling, metrics.clone()));
-        Self { gateway, history, book, budgets: Budgets::default(), numbers, spool, metrics, settle }
+        Self { gateway, history, book, budgets: Budgets::default(), numbers, shares, spool, metrics, settle }
     }
 
     fn hop(&self, peer: &Peer, key_not_active: bool, conflict: bool) -> Hop {
@@ -109,6 +114,9 @@ impl SpoolIntake {
         hops.push(self.hop(peer, admitted.key_not_active, conflict));
         let head = Head { identity: admitted.identity().clone(), sha256: admitted.sha256, hops };
         let bytes = admitted.bytes().len();
+        let (device, lane) = (&head.identity.device, self.spool.lane_of(&head.identity.line()));
+        let share = self.shares.admit(device, lane, bytes as u64, self.spool.fill(), began);
+        let share = share.map_err(|over| refusal_of_share(&over))?;
         let ticket = loop {
             match self.spool.append(&head, admitted.bytes().clone(), conflict, wall_ms()) {
                 Ok(ticket) => break ticket,
@@ -118,17 +126,18 @@ impl SpoolIntake {
                 Err(error) => return Err(refusal_of(&error)),
             }
         };
-        place.send(Settling { ticket, reservation, tell, bytes, began });
+        place.send(Settling { ticket, reservation, share, tell, bytes, began });
         Ok(())
     }
 }
 
 /// Tickets resolve in the order of the appends, so waiting for one after the other holds nothing up.
 async fn settle_all(mut settling: mpsc::Receiver<Settling>, metrics: Metrics) {
-    while let Some(Settling { ticket, reservation, tell, bytes, began }) = settling.recv().await {
+    while let Some(Settling { ticket, reservation, share, tell, bytes, began }) = settling.recv().await {
         let outcome = ticket.await.map(|_| ());
         match outcome {
             Ok(()) => {
+                share.keep();
                 reservation.stored();
                 metrics.stored(bytes, since_boot().saturating_sub(began).as_secs_f64());
             }
@@ -155,19 +164,22 @@ impl Intake for SpoolIntake {
         Durability::Disk
     }
 
-    fn ready(&self, _peer: &Peer) -> Result<(), Refusal> {
-        match self.spool.admit() {
+    fn ready(&self, peer: &Peer) -> Result<(), Refusal> {
+        let room = match self.spool.admit() {
             Ok(()) | Err(AppendError::QueueFull { .. }) => Ok(()),
-            Err(error) => {
-                let refusal = refusal_of(&error);
-                self.metrics.refused(refusal.reason);
-                Err(refusal)
-            }
-        }
+            Err(error) => Err(refusal_of(&error)),
+        };
+        let share = peer.device().map_or(Ok(()), |device| self.shares.ready(device, since_boot()));
+        let ready = room.and(share.map_err(|over| refusal_of_share(&over)));
+        ready.inspect_err(|refusal| self.metrics.refused(refusal.reason))
     }
 
     async fn offer(&self, peer: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
         let identity = admitted.identity().clone();
+        // What a gateway of the site passes on came at its own pace there.
+        if let Some(device) = peer.device() {
+            self.shares.charge(device, admitted.bytes().len() as u64, since_boot());
+        }
         let edks: Vec<[u8; 32]> =
             admitted.profile().edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
         if let Err(over) = self.budgets.spend(&identity.device, &edks, since_boot()) {
@@ -281,6 +293,14 @@ fn refusal_of(error: &AppendError) -> Refusal {
         Some(wait) => refusal.retry_after(spread(wait, random())),
         None => refusal,
     }
+}
+
+fn refusal_of_share(over: &Over) -> Refusal {
+    let (reason, wait) = match over {
+        Over::Rate { retry_after, .. } => (ErrorReason::Throttled, *retry_after),
+        Over::Device { .. } | Over::Share { .. } | Over::Lane => (ErrorReason::SpoolFull, FULL_WAIT),
+    };
+    Refusal::new(reason, over.to_string()).retry_after(spread(wait, random()))
 }
 
 fn refusal_of_sync(error: NotDurable) -> Refusal {

@@ -55,6 +55,11 @@ impl Lanes {
         self.streams.get(stream).copied().unwrap_or(USUAL)
     }
 
+    /// Lanes that the configuration puts anything into.
+    pub fn in_use(&self) -> impl Iterator<Item = Lane> + '_ {
+        Lane::ALL.into_iter().filter(|lane| *lane == USUAL || self.streams.values().any(|used| used == lane))
+    }
+
     /// Where the line's next envelope belongs.
     #[must_use]
     pub fn of(&self, line: &Line) -> Lane {
@@ -161,6 +166,8 @@ mod tests {
         assert_eq!(lanes.of(&line("alarms", 1)), Lane::First);
         assert_eq!(lanes.of(&line("can", 1)), Lane::Second);
         assert_eq!(lanes.of(&line("can-raw", 1)), Lane::Third);
+        assert_eq!(lanes.in_use().collect::<Vec<_>>(), Lane::ALL);
+        assert_eq!(Lanes::default().in_use().collect::<Vec<_>>(), [USUAL]);
     }
 
     #[test]

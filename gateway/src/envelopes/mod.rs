@@ -5,16 +5,19 @@
 //!                                                                          spool -> relay -> far end -> acknowledge
 //! ```
 
+pub mod bucket;
 pub mod budgets;
 pub mod lanes;
 pub mod numbers;
 pub mod record;
+pub mod shares;
 pub mod spool;
 
 pub mod intake;
 
 pub mod refused;
 pub mod relay;
+pub mod retry;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -5,6 +5,8 @@
 //! been delivered. SHA-256 stands behind the checkpoint's bytes: a bit that a disk has flipped there could call numbers
 //! held that never came, and their envelopes would be acknowledged as duplicates and lost.
 //!
+//! What a device holds of the disk is told to [`Shares`] here, where it is known when an envelope comes to stay and goes.
+//!
 //! Other bytes under a used number are kept beside the first, within a bound per device, and remembered by hash for as
 //! long as they are in the spool, so that a device that insists is not stored again and again.
 
@@ -23,6 +25,7 @@ use tokio::sync::oneshot;
 
 use super::lanes::{self, Found};
 use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
+use super::shares::{Share, Shares};
 use super::spool::EnvelopeSpool;
 use crate::clock::since_boot;
 use pithead_hop::program::disk;
@@ -51,25 +54,36 @@ pub struct Reservation {
     numbers: Arc<Inner>,
     line: Line,
     seq: Seq,
-    /// Hash and size of a conflict.
-    conflict: Option<(ShortHash, u64)>,
+    taken: Taken,
     settled: bool,
+}
+
+/// What a reservation stands for.
+#[derive(Debug, Clone, Copy)]
+enum Taken {
+    /// A number that was free.
+    New,
+    /// A number that was passed on, and whose envelope comes back from the refused area.
+    Again,
+    /// A place beside another, by hash and size.
+    Conflict(ShortHash, u64),
 }
 
 impl Reservation {
     /// Whether it is kept beside another.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
-        self.conflict.is_some()
+        matches!(self.taken, Taken::Conflict(..))
     }
 
     /// The envelope is durable.
     pub fn stored(mut self) {
         self.settled = true;
         let mut state = self.numbers.lock();
-        match self.conflict {
-            None => state.lines.stored(&self.line, self.seq),
-            Some((hash, _)) => {
+        match self.taken {
+            Taken::New => state.lines.stored(&self.line, self.seq),
+            Taken::Again => {}
+            Taken::Conflict(hash, _) => {
                 if let Some(held) = state.conflict(&self.line, self.seq, hash) {
                     held.ticket = None;
                 }
@@ -84,9 +98,11 @@ impl Drop for Reservation {
             return;
         }
         let mut state = self.numbers.lock();
-        match self.conflict {
-            None => state.lines.failed(&self.line, self.seq),
-            Some((hash, bytes)) => state.forget_conflict(&self.line, self.seq, hash, bytes),
+        match self.taken {
+            Taken::New => state.lines.failed(&self.line, self.seq),
+            // The refused area still has it.
+            Taken::Again => state.lines.passed_on(&self.line, self.seq),
+            Taken::Conflict(hash, bytes) => state.forget_conflict(&self.line, self.seq, hash, bytes),
         }
     }
 }
@@ -100,6 +116,7 @@ struct Inner {
     state: Mutex<State>,
     checkpoint: PathBuf,
     conflict_bytes_per_device: u64,
+    shares: Shares,
 }
 
 impl Inner {
@@ -166,6 +183,7 @@ impl Numbers {
         checkpoint: PathBuf,
         spool: &EnvelopeSpool,
         conflict_bytes_per_device: u64,
+        shares: Shares,
     ) -> io::Result<Self> {
         let now = since_boot();
         let mut lines = match std::fs::read(&checkpoint) {
@@ -196,13 +214,13 @@ impl Numbers {
             if spool.is_stray(lane, &line.stream) {
                 strays.watch(line.clone());
             }
+            let bytes = u64::from(record.body_bytes);
             match record.kind {
                 KIND_ENVELOPE => lines.recall(&line, head.identity.seq, hash, now),
-                KIND_CONFLICT => {
-                    conflicts.push((line, head.identity.seq, hash, u64::from(record.body_bytes)))
-                }
+                KIND_CONFLICT => conflicts.push((line, head.identity.seq, hash, bytes)),
                 _ => continue,
             }
+            shares.hold(&head.identity.device, bytes, now);
             recalled += 1;
         }
         spool.keep_strays(strays);
@@ -211,7 +229,7 @@ impl Numbers {
             state.add_conflict(&line, seq, hash, bytes, None);
         }
         tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);
-        Ok(Self(Arc::new(Inner { state: Mutex::new(state), checkpoint, conflict_bytes_per_device })))
+        Ok(Self(Arc::new(Inner { state: Mutex::new(state), checkpoint, conflict_bytes_per_device, shares })))
     }
 
     /// Judges an envelope of `bytes` bytes. If it is to be stored, its number is taken from now on, and whoever resends
@@ -228,43 +246,86 @@ impl Numbers {
         ticket: SharedTicket,
     ) -> Result<Offered, LineRefusal> {
         let (line, seq) = (identity.line(), identity.seq);
-        let reserve = |conflict| Reservation {
-            numbers: self.0.clone(),
-            line: line.clone(),
-            seq,
-            conflict,
-            settled: false,
-        };
         let mut state = self.0.lock();
         Ok(match state.lines.offer(&line, seq, hash, now, || ticket.clone())? {
-            Verdict::New(_) => Offered::Store(reserve(None)),
+            Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New)),
             Verdict::InFlight(first) => Offered::Shared(first, Outcome::Duplicate { unverified: false }),
             Verdict::Duplicate { unverified } => Offered::Done(Outcome::Duplicate { unverified }),
-            Verdict::Conflict => {
-                if let Some(held) = state.conflict(&line, seq, hash) {
-                    let kept = Outcome::Conflict { kept: true };
-                    return Ok(match &held.ticket {
-                        Some(first) => Offered::Shared(first.clone(), kept),
-                        None => Offered::Done(kept),
-                    });
-                }
-                let held = state.conflicts.get(&line.device);
-                let full = held.is_some_and(|conflicts| {
-                    conflicts.held.len() >= CONFLICTS_PER_DEVICE
-                        || conflicts.bytes + bytes > self.0.conflict_bytes_per_device
-                });
-                if full || bytes > self.0.conflict_bytes_per_device {
-                    return Ok(Offered::Done(Outcome::Conflict { kept: false }));
-                }
-                state.add_conflict(&line, seq, hash, bytes, Some(ticket));
-                Offered::Store(reserve(Some((hash, bytes))))
-            }
+            Verdict::Conflict => self.beside(&mut state, line, seq, hash, bytes, ticket),
         })
+    }
+
+    /// What the far end has refused is to go out again: as [`offer`](Self::offer), but a number that was passed on is taken
+    /// once more. A duplicate is answered only where the envelope still waits in the spool, or does again.
+    ///
+    /// # Errors
+    /// As [`offer`](Self::offer).
+    pub fn offer_again(
+        &self,
+        head: &Head,
+        conflict: bool,
+        bytes: u64,
+        now: Duration,
+        ticket: SharedTicket,
+    ) -> Result<Offered, LineRefusal> {
+        let (line, seq) = (head.identity.line(), head.identity.seq);
+        let hash = ShortHash::from(&head.sha256);
+        let mut state = self.0.lock();
+        if conflict {
+            return Ok(self.beside(&mut state, line, seq, hash, bytes, ticket));
+        }
+        Ok(match state.lines.offer(&line, seq, hash, now, || ticket.clone())? {
+            Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New)),
+            Verdict::InFlight(first) => Offered::Shared(first, Outcome::Duplicate { unverified: false }),
+            Verdict::Duplicate { unverified } if state.lines.is_here(&line, seq) => {
+                Offered::Done(Outcome::Duplicate { unverified })
+            }
+            Verdict::Duplicate { .. } => {
+                // Before the append, not after: the answer to what was appended must find it here.
+                state.lines.recall(&line, seq, hash, now);
+                Offered::Store(self.reserve(line, seq, Taken::Again))
+            }
+            Verdict::Conflict => self.beside(&mut state, line, seq, hash, bytes, ticket),
+        })
+    }
+
+    fn reserve(&self, line: Line, seq: Seq, taken: Taken) -> Reservation {
+        Reservation { numbers: self.0.clone(), line, seq, taken, settled: false }
+    }
+
+    /// Other bytes under a used number: a place beside, if there is one.
+    fn beside(
+        &self,
+        state: &mut State,
+        line: Line,
+        seq: Seq,
+        hash: ShortHash,
+        bytes: u64,
+        ticket: SharedTicket,
+    ) -> Offered {
+        if let Some(held) = state.conflict(&line, seq, hash) {
+            let kept = Outcome::Conflict { kept: true };
+            return match &held.ticket {
+                Some(first) => Offered::Shared(first.clone(), kept),
+                None => Offered::Done(kept),
+            };
+        }
+        let held = state.conflicts.get(&line.device);
+        let full = held.is_some_and(|conflicts| {
+            conflicts.held.len() >= CONFLICTS_PER_DEVICE
+                || conflicts.bytes + bytes > self.0.conflict_bytes_per_device
+        });
+        if full || bytes > self.0.conflict_bytes_per_device {
+            return Offered::Done(Outcome::Conflict { kept: false });
+        }
+        state.add_conflict(&line, seq, hash, bytes, Some(ticket));
+        Offered::Store(self.reserve(line, seq, Taken::Conflict(hash, bytes)))
     }
 
     /// The next hop has it: it may leave the spool.
     pub fn passed_on(&self, head: &Head, conflict: bool, bytes: u64) {
         let (line, seq) = (head.identity.line(), head.identity.seq);
+        self.0.shares.left(&line.device, bytes);
         let mut state = self.0.lock();
         if conflict {
             state.forget_conflict(&line, seq, ShortHash::from(&head.sha256), bytes);
@@ -273,16 +334,32 @@ impl Numbers {
         }
     }
 
+    /// Room for an envelope that comes back from the refused area: it was let in once.
+    pub fn share_again(&self, head: &Head, bytes: u64) -> Share {
+        self.0.shares.take(&head.identity.device, bytes, since_boot())
+    }
+
     /// A record of the spool is damaged: a good copy may still come. Gives whose it was, if that can still be read.
     pub fn quarantined(&self, record: &RecordHead) -> Option<Identity> {
         let head = Head::decode(&record.head).ok()?;
         let (line, seq) = (head.identity.line(), head.identity.seq);
+        let bytes = u64::from(record.body_bytes);
         let mut state = self.0.lock();
-        if record.kind == KIND_CONFLICT {
+        // A start may have named it already, and then the reader meets it: it left once.
+        let was_here = if record.kind == KIND_CONFLICT {
             // The first bytes under this number are another record: they stay held.
-            state.forget_conflict(&line, seq, ShortHash::from(&head.sha256), record.body_bytes.into());
+            let hash = ShortHash::from(&head.sha256);
+            let was_here = state.conflict(&line, seq, hash).is_some();
+            state.forget_conflict(&line, seq, hash, bytes);
+            was_here
         } else {
+            let was_here = state.lines.is_here(&line, seq);
             state.lines.quarantined(&line, seq);
+            was_here
+        };
+        drop(state);
+        if was_here {
+            self.0.shares.left(&line.device, bytes);
         }
         Some(head.identity)
     }

@@ -6,17 +6,26 @@
 //! ```
 //!
 //! The envelope is written first: an entry counts when its reason is there. Names hold nothing that is not safe in a path.
-//! The area is bounded. When it is full nothing is dropped: the relay stands still and says so.
+//! The area is bounded, and what lies in it counts in its device's share. When it is full nothing is dropped: the relay
+//! stands still and says so.
+//!
+//! Whoever takes an entry out to send it again ([`TakenOut`]) lets go of it only when it is durable elsewhere. If the far end
+//! is quicker, and refuses it again before that, the entry stays.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
 
 use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
-use super::record::Head;
+use super::record::{Head, NotAHead};
+use super::shares::Shares;
+use crate::clock::since_boot;
 use crate::metrics::Metrics;
 use pithead_hop::program::disk;
 
@@ -45,6 +54,32 @@ pub struct Entry {
     pub detail: String,
     /// Milliseconds since 1970 by this machine's clock.
     pub refused_at_ms: u64,
+    /// What the spool had as its head, in hex: custody as it was when it is sent again.
+    #[serde(default)]
+    pub head: String,
+    /// It was kept beside other bytes.
+    #[serde(default)]
+    pub conflict: bool,
+}
+
+impl Entry {
+    /// The head for sending it again; one without custody where the entry holds none.
+    ///
+    /// # Errors
+    /// When the entry is not one that was written here.
+    fn to_head(&self) -> Result<Head, NotAHead> {
+        if !self.head.is_empty() {
+            return Head::decode(&hex::decode(&self.head).map_err(|_| NotAHead)?.into());
+        }
+        let names = (Site::new(&self.site), DeviceId::new(&self.device), StreamName::new(&self.stream));
+        let numbers = (self.run.parse::<Run>(), Seq::new(self.seq));
+        let ((Ok(site), Ok(device), Ok(stream)), (Ok(run), Ok(seq))) = (names, numbers) else {
+            return Err(NotAHead);
+        };
+        let mut sha256 = [0; 32];
+        hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| NotAHead)?;
+        Ok(Head { identity: Identity { site, device, stream, run, seq }, sha256, hops: Vec::new() })
+    }
 }
 
 /// Why an envelope could not be set aside. It stays in the spool.
@@ -69,13 +104,51 @@ pub enum RefusedError {
     },
 }
 
+/// Why an entry cannot be taken out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeError {
+    /// There is none of that name.
+    #[error("there is no refused envelope `{0}`")]
+    Missing(String),
+    /// Somebody else is at it.
+    #[error("`{0}` is being sent again already")]
+    Busy(String),
+    /// It is not what was written here.
+    #[error("`{name}` is damaged: {why}")]
+    Damaged {
+        /// The entry.
+        name: String,
+        /// What does not hold.
+        why: &'static str,
+    },
+    /// The disk does not give it, or does not let it go.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
 /// The area on disk.
 #[derive(Debug)]
 pub struct Refused {
     folder: PathBuf,
     capacity: u64,
-    held: Mutex<Held>,
+    state: Mutex<State>,
     metrics: Metrics,
+    shares: Shares,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Held,
+    /// Bytes of each device.
+    devices: BTreeMap<DeviceId, u64>,
+    /// What is being sent again, and whether it has been refused again meanwhile.
+    out: HashMap<String, bool>,
 }
 
 /// What is in the area.
@@ -87,22 +160,66 @@ pub struct Held {
     pub bytes: u64,
 }
 
+/// An entry that is being sent again. It still lies in the area: dropped, it stays there.
+#[derive(Debug)]
+pub struct TakenOut {
+    area: Arc<Refused>,
+    name: String,
+    /// What it is filed under, and its custody.
+    pub head: Head,
+    /// It was kept beside other bytes.
+    pub conflict: bool,
+    /// Its bytes, as they came.
+    pub envelope: Bytes,
+}
+
+impl TakenOut {
+    /// It is durable elsewhere, and goes from here; unless the far end has refused it again since. Blocks for a sync.
+    ///
+    /// # Errors
+    /// When the disk does not let it go: then it is in both places, and sent again it is a duplicate.
+    pub fn let_go(self) -> Result<(), TakeError> {
+        self.area.remove(&self.name, &self.head.identity.device, self.envelope.len() as u64)
+    }
+}
+
+impl Drop for TakenOut {
+    fn drop(&mut self) {
+        self.area.lock().out.remove(&self.name);
+    }
+}
+
+/// What lies in an area, with names and in their order; what is half written is left out. For whoever only looks.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn list(folder: &Path) -> io::Result<Vec<(String, Entry)>> {
+    let mut entries = Vec::new();
+    for file in fs::read_dir(folder)? {
+        let path = file?.path();
+        let name =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+        let entry = || serde_json::from_slice(&fs::read(&path).ok()?).ok();
+        if let Some(name) = name
+            && let Some(entry) = entry()
+        {
+            entries.push((name.to_owned(), entry));
+        }
+    }
+    entries.sort_by(|(left, _), (right, _)| left.cmp(right));
+    Ok(entries)
+}
+
 impl Refused {
     /// Opens the area and counts what is in it.
     ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub fn open(folder: &Path, capacity: u64, metrics: Metrics) -> io::Result<Self> {
+    pub fn open(folder: &Path, capacity: u64, metrics: Metrics, shares: Shares) -> io::Result<Self> {
         disk::create_folder(folder)?;
-        let mut held = Held::default();
-        for path in disk::complete_files(folder)? {
-            if path.extension().is_some_and(|ending| ending == "json") {
-                held.records += 1;
-                held.bytes += fs::metadata(path.with_extension("envelope")).map_or(0, |file| file.len());
-            }
-        }
-        let area = Self { folder: folder.to_owned(), capacity, held: Mutex::new(held), metrics };
-        area.show(held);
+        let state = Mutex::default();
+        let area = Self { folder: folder.to_owned(), capacity, state, metrics, shares };
+        area.recount()?;
         Ok(area)
     }
 
@@ -114,6 +231,7 @@ impl Refused {
     pub fn keep(
         &self,
         head: &Head,
+        conflict: bool,
         envelope: &Bytes,
         reason: Option<ErrorReason>,
         detail: &str,
@@ -132,35 +250,102 @@ impl Refused {
             code: reason.map_or_else(String::new, ErrorReason::code),
             detail: detail.to_owned(),
             refused_at_ms: at_ms,
+            head: hex::encode(head.encode()),
+            conflict,
         };
         let name =
             format!("{}~{}~{}~{}~{}", id.device, id.stream, id.run, id.seq, hex::encode(&head.sha256[..8]));
-        // Not with_extension: a device's name may hold dots.
-        let (bytes_path, reason_path) =
-            (self.folder.join(format!("{name}.envelope")), self.folder.join(format!("{name}.json")));
-        let is_new = !reason_path.exists();
-        let mut held = *self.lock();
-        if is_new && held.bytes + entry.bytes > self.capacity {
-            return Err(RefusedError::Full { bytes: held.bytes, capacity: self.capacity });
-        }
+        let (bytes_path, reason_path) = self.paths(&name);
+        let is_new = {
+            let mut state = self.lock();
+            if let Some(refused_again) = state.out.get_mut(&name) {
+                *refused_again = true;
+            }
+            let (is_new, held) = (!reason_path.exists(), state.held);
+            if is_new && held.bytes + entry.bytes > self.capacity {
+                return Err(RefusedError::Full { bytes: held.bytes, capacity: self.capacity });
+            }
+            is_new
+        };
         let write = |path: &Path, bytes: &[u8]| {
             disk::replace(path, bytes).map_err(|source| RefusedError::Io { path: path.to_owned(), source })
         };
         write(&bytes_path, envelope)?;
         write(&reason_path, &serde_json::to_vec_pretty(&entry).unwrap_or_default())?;
         if is_new {
-            held.records += 1;
-            held.bytes += entry.bytes;
-            *self.lock() = held;
-            self.show(held);
+            let mut state = self.lock();
+            state.held.records += 1;
+            state.held.bytes += entry.bytes;
+            *state.devices.entry(id.device.clone()).or_default() += entry.bytes;
+            self.shares.hold(&id.device, entry.bytes, since_boot());
+            self.show(state.held);
         }
         Ok(())
+    }
+
+    /// Takes an entry out to send it again. Reads and checks it; blocks.
+    ///
+    /// # Errors
+    /// [`TakeError`].
+    pub fn take_out(self: &Arc<Self>, name: &str) -> Result<TakenOut, TakeError> {
+        // A name is one of ours, and no path.
+        let is_ours = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
+        let (bytes_path, reason_path) = self.paths(name);
+        if name.starts_with('.') || !name.bytes().all(is_ours) || !reason_path.exists() {
+            return Err(TakeError::Missing(name.to_owned()));
+        }
+        if self.lock().out.insert(name.to_owned(), false).is_some() {
+            return Err(TakeError::Busy(name.to_owned()));
+        }
+        let read = |path: PathBuf| fs::read(&path).map_err(|source| TakeError::Io { path, source });
+        let damaged = |why| TakeError::Damaged { name: name.to_owned(), why };
+        let taken = || {
+            let entry: Entry = serde_json::from_slice(&read(reason_path)?)
+                .map_err(|_| damaged("its reason does not read"))?;
+            let head = entry.to_head().map_err(|_| damaged("its head does not read"))?;
+            let envelope = Bytes::from(read(bytes_path)?);
+            if Sha256::digest(&envelope).as_slice() != head.sha256 {
+                return Err(damaged("its bytes are not those that were refused"));
+            }
+            Ok((head, entry.conflict, envelope))
+        };
+        match taken() {
+            Ok((head, conflict, envelope)) => {
+                Ok(TakenOut { area: self.clone(), name: name.to_owned(), head, conflict, envelope })
+            }
+            Err(error) => {
+                self.lock().out.remove(name);
+                Err(error)
+            }
+        }
+    }
+
+    fn remove(&self, name: &str, device: &DeviceId, bytes: u64) -> Result<(), TakeError> {
+        let mut state = self.lock();
+        if state.out.get(name) != Some(&false) {
+            return Ok(());
+        }
+        // Under the lock: what is refused again from here on finds no entry, and is a new one. The reason goes first: an
+        // envelope without one does not count.
+        let (bytes_path, reason_path) = self.paths(name);
+        for path in [reason_path, bytes_path] {
+            fs::remove_file(&path).map_err(|source| TakeError::Io { path, source })?;
+        }
+        let synced = disk::sync_folder(&self.folder);
+        state.held.records = state.held.records.saturating_sub(1);
+        state.held.bytes = state.held.bytes.saturating_sub(bytes);
+        if let Some(held) = state.devices.get_mut(device) {
+            *held = held.saturating_sub(bytes);
+        }
+        self.shares.left(device, bytes);
+        self.show(state.held);
+        synced.map_err(|source| TakeError::Io { path: self.folder.clone(), source })
     }
 
     /// What is in it.
     #[must_use]
     pub fn held(&self) -> Held {
-        *self.lock()
+        self.lock().held
     }
 
     /// Bytes that it may take.
@@ -174,13 +359,37 @@ impl Refused {
     /// # Errors
     /// When the folder cannot be read.
     pub fn recount(&self) -> io::Result<Held> {
-        let held = Self::open(&self.folder, self.capacity, self.metrics.clone())?.held();
-        *self.lock() = held;
+        let mut held = Held::default();
+        let mut devices: BTreeMap<DeviceId, u64> = BTreeMap::new();
+        for path in disk::complete_files(&self.folder)? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Some(name) = name.strip_suffix(".json") else { continue };
+            let bytes = fs::metadata(self.paths(name).0).map_or(0, |file| file.len());
+            held.records += 1;
+            held.bytes += bytes;
+            if let Some(device) = name.split('~').next().and_then(|device| DeviceId::new(device).ok()) {
+                *devices.entry(device).or_default() += bytes;
+            }
+        }
+        let mut state = self.lock();
+        for (device, bytes) in &state.devices {
+            self.shares.left(device, *bytes);
+        }
+        for (device, bytes) in &devices {
+            self.shares.hold(device, *bytes, since_boot());
+        }
+        (state.held, state.devices) = (held, devices);
+        self.show(held);
         Ok(held)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Not with_extension: a device's name may hold dots.
+    fn paths(&self, name: &str) -> (PathBuf, PathBuf) {
+        (self.folder.join(format!("{name}.envelope")), self.folder.join(format!("{name}.json")))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn show(&self, held: Held) {
@@ -191,7 +400,7 @@ impl Refused {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
+    use crate::envelopes::testing::shares;
 
     fn head(seq: u64) -> Head {
         let identity = Identity {
@@ -207,11 +416,12 @@ mod tests {
     #[test]
     fn what_was_refused_is_kept_with_its_reason_over_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let open = || Refused::open(folder.path(), 1_000, Metrics::new()).unwrap();
+        let open = || Refused::open(folder.path(), 1_000, Metrics::new(), shares()).unwrap();
         let area = open();
         let bytes = Bytes::from_static(b"poison");
         for _ in 0..2 {
-            area.keep(&head(1), &bytes, Some(ErrorReason::EnvelopeTruncated), "ends early", 5).unwrap();
+            area.keep(&head(1), false, &bytes, Some(ErrorReason::EnvelopeTruncated), "ends early", 5)
+                .unwrap();
         }
         assert_eq!(area.held(), Held { records: 1, bytes: 6 });
         assert_eq!(open().held(), Held { records: 1, bytes: 6 });
@@ -225,15 +435,95 @@ mod tests {
     #[test]
     fn a_full_area_takes_nothing_more_until_somebody_made_room() {
         let folder = tempfile::tempdir().unwrap();
-        let area = Refused::open(folder.path(), 10, Metrics::new()).unwrap();
+        let area = Refused::open(folder.path(), 10, Metrics::new(), shares()).unwrap();
         let bytes = Bytes::from_static(b"poison");
-        area.keep(&head(1), &bytes, None, "", 5).unwrap();
-        let full = area.keep(&head(2), &bytes, None, "", 5);
+        area.keep(&head(1), false, &bytes, None, "", 5).unwrap();
+        let full = area.keep(&head(2), false, &bytes, None, "", 5);
         assert!(matches!(full, Err(RefusedError::Full { bytes: 6, capacity: 10 })));
         for path in disk::complete_files(folder.path()).unwrap() {
             fs::remove_file(path).unwrap();
         }
         assert_eq!(area.recount().unwrap(), Held::default());
-        area.keep(&head(2), &bytes, None, "", 5).unwrap();
+        area.keep(&head(2), false, &bytes, None, "", 5).unwrap();
+    }
+
+    fn poison(seq: u64) -> (Head, Bytes) {
+        let bytes = Bytes::from(format!("poison {seq}"));
+        (Head { sha256: Sha256::digest(&bytes).into(), ..head(seq) }, bytes)
+    }
+
+    fn name(seq: u64) -> String {
+        let sha256 = poison(seq).0.sha256;
+        format!("truck.42~can~0000000000000007~{seq}~{}", hex::encode(&sha256[..8]))
+    }
+
+    #[test]
+    fn what_lies_here_counts_in_its_devices_share_also_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let truck = DeviceId::new("truck.42").unwrap();
+        let shares = shares();
+        let area = Arc::new(Refused::open(folder.path(), 1_000, Metrics::new(), shares.clone()).unwrap());
+        let (head, bytes) = poison(1);
+        area.keep(&head, false, &bytes, None, "", 5).unwrap();
+        area.keep(&head, false, &bytes, None, "", 6).unwrap();
+        assert_eq!(shares.held(&truck), bytes.len() as u64);
+        area.recount().unwrap();
+        assert_eq!(shares.held(&truck), bytes.len() as u64);
+        let again = crate::envelopes::testing::shares();
+        Refused::open(folder.path(), 1_000, Metrics::new(), again.clone()).unwrap();
+        assert_eq!(again.held(&truck), bytes.len() as u64);
+        area.take_out(&name(1)).unwrap().let_go().unwrap();
+        assert_eq!((area.held(), shares.held(&truck)), (Held::default(), 0));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_entry_that_is_refused_again_before_it_was_let_go_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let area = Arc::new(Refused::open(folder.path(), 1_000, Metrics::new(), shares()).unwrap());
+        let (head, bytes) = poison(1);
+        area.keep(&head, true, &bytes, None, "first", 5).unwrap();
+        let out = area.take_out(&name(1)).unwrap();
+        assert_eq!((&out.head, out.conflict, &out.envelope), (&head, true, &bytes));
+        assert!(matches!(area.take_out(&name(1)), Err(TakeError::Busy(_))));
+        area.keep(&head, true, &bytes, None, "again", 6).unwrap();
+        out.let_go().unwrap();
+        assert_eq!(area.held().records, 1);
+        assert_eq!(list(folder.path()).unwrap()[0].1.detail, "again");
+        // Dropped, it stays as well, and can be taken out once more.
+        drop(area.take_out(&name(1)).unwrap());
+        area.take_out(&name(1)).unwrap().let_go().unwrap();
+        assert_eq!(area.held(), Held::default());
+    }
+
+    #[test]
+    fn a_name_is_no_path_and_bytes_that_a_disk_has_changed_are_not_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("refused");
+        let area = Arc::new(Refused::open(&inside, 1_000, Metrics::new(), shares()).unwrap());
+        let (head, bytes) = poison(1);
+        area.keep(&head, false, &bytes, None, "", 5).unwrap();
+        fs::write(folder.path().join("outside.json"), b"{}").unwrap();
+        for wrong in ["../outside", "", ".", "truck.42~can"] {
+            assert!(matches!(area.take_out(wrong), Err(TakeError::Missing(_))), "{wrong}");
+        }
+        fs::write(inside.join(format!("{}.envelope", name(1))), b"poison 2").unwrap();
+        assert!(matches!(area.take_out(&name(1)), Err(TakeError::Damaged { .. })));
+        assert_eq!(area.held().records, 1);
+    }
+
+    #[test]
+    fn an_entry_of_the_version_before_can_be_sent_again_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (head, bytes) = poison(1);
+        let old = serde_json::json!({
+            "site": "pit-7", "device": "truck.42", "stream": "can", "run": "0000000000000007", "seq": 1,
+            "sha256": hex::encode(head.sha256), "bytes": bytes.len(), "reason": "KEY_UNKNOWN", "code": "PH-2030",
+            "detail": "", "refused_at_ms": 5,
+        });
+        fs::write(folder.path().join(format!("{}.json", name(1))), old.to_string()).unwrap();
+        fs::write(folder.path().join(format!("{}.envelope", name(1))), &bytes).unwrap();
+        let area = Arc::new(Refused::open(folder.path(), 1_000, Metrics::new(), shares()).unwrap());
+        assert_eq!(area.take_out(&name(1)).unwrap().head, head);
     }
 }

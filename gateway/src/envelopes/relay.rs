@@ -10,15 +10,20 @@
 //! later overtakes what was not sent.
 //!
 //! What the far end will never take is set aside with its reason, and the queue goes on. When there is no more room to
-//! set aside, the relay stands still and says so: nothing is dropped.
+//! set aside, or when too much is refused, the relay stands still and says so: nothing is dropped. It stands still as
+//! well when somebody says so, and never sends faster than it may ([`control`], [`pace`]).
 //!
 //! ```text
 //! lanes of the spool ─ read ─> turns ─> window ─ send ─> far end
 //!                                         └─ answered ─> passed on ─ checkpoint of the lines ─> acknowledged in the spool
 //! ```
 
+pub mod control;
+pub mod pace;
+
 mod turns;
 
+mod alarm;
 mod feeds;
 mod progress;
 mod report;
@@ -38,9 +43,13 @@ use pithead_spool::{Lane, Position, ReadError};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::alarm::Alarm;
+use self::control::{Cause, Control, Orders, Pause};
 use self::feeds::Feeds;
+use self::pace::Toll;
 use self::progress::Progress;
 pub use self::report::{RelayReport, Report};
 use super::lanes;
@@ -50,7 +59,7 @@ use super::refused::{Refused, RefusedError};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_ms};
 use crate::health::{Health, Level};
-use crate::metrics::{Dimension, Metrics, Outcome as Counted};
+use crate::metrics::{Dimension, Metrics, Outcome as Counted, PauseCause};
 
 /// Taken into the window and not yet on the wire, at most: a batch that goes out and the next one. What is still in its
 /// lane can be overtaken, what is here cannot.
@@ -75,6 +84,8 @@ pub struct Target {
     pub tls: watch::Receiver<Arc<ClientConfig>>,
     /// Bytes that may be under way unanswered.
     pub window_bytes: u64,
+    /// How long it may answer nothing while something is under way.
+    pub answer_timeout: Duration,
 }
 
 /// The relay of one gateway.
@@ -92,6 +103,18 @@ pub struct Relay {
     pub metrics: Metrics,
     /// For status pages.
     pub report: RelayReport,
+    /// What people say, and the pace.
+    pub control: Control,
+}
+
+/// A call that is open.
+struct Call {
+    sender: Sender<Sent>,
+    feeds: Feeds,
+    toll: Toll,
+    /// When the far end has to have answered something, if something is under way.
+    answer_by: Option<Instant>,
+    answer_timeout: Duration,
 }
 
 /// What an answer is matched to: enough to go on without the envelope, save for its bytes if it is refused.
@@ -112,6 +135,8 @@ enum Filled {
     Window,
     /// The wire has to take some of it first.
     Queue,
+    /// The next envelope has to be paid for first.
+    Toll(u64),
 }
 
 /// Why a call is over.
@@ -125,6 +150,10 @@ enum Ended {
     Read(#[from] ReadError),
     #[error("{0}")]
     Refused(#[from] RefusedError),
+    #[error("the far end has answered nothing for {} s", .0.as_secs())]
+    Unanswered(Duration),
+    #[error("paused")]
+    Paused,
     #[error("told to stop")]
     Stopped,
 }
@@ -137,7 +166,8 @@ impl Ended {
             Self::Read(_) => Some(ErrorReason::DiskFailed),
             Self::Refused(RefusedError::Full { .. }) => Some(ErrorReason::SpoolFull),
             Self::Refused(_) => Some(ErrorReason::DiskFailed),
-            Self::Stopped => None,
+            Self::Unanswered(_) => Some(ErrorReason::PeerUnreachable),
+            Self::Paused | Self::Stopped => None,
         }
     }
 
@@ -156,19 +186,30 @@ impl Relay {
     pub async fn run(self, target: Target, stop: CancellationToken) {
         let mut backoff = Backoff::new(Policy::default());
         let mut progress = Progress::new(self.spool.clone(), self.numbers.clone());
+        let mut alarm = Alarm::default();
+        let mut orders = self.control.subscribe();
         // Which lane the disk does not give, and how often in a row.
         let mut unreadable: Option<(Lane, u32)> = None;
         while !stop.is_cancelled() {
+            let paused = orders.borrow_and_update().paused;
+            if let Some(pause) = paused {
+                self.stand_still(pause, &mut orders, &stop).await;
+                // Whoever lets it go on has looked at what was refused.
+                alarm.forget();
+                continue;
+            }
             let before = progress.passed();
             let tolerant = unreadable.filter(|(_, tries)| *tries >= UNREADABLE_TRIES).map(|(lane, _)| lane);
-            let ended = self.call(&target, &mut progress, tolerant, &stop).await;
+            let ended = self.call(&target, &mut progress, &mut alarm, tolerant, &stop).await;
             // A call that brought something forward was a good one: the next failure starts from the beginning.
             if progress.passed() > before {
                 backoff.reset();
             }
             progress.reclaim_now().await;
-            if matches!(ended, Ended::Stopped) {
-                break;
+            match ended {
+                Ended::Stopped => break,
+                Ended::Paused => continue,
+                _ => {}
             }
             unreadable = match &ended {
                 Ended::Read(ReadError::Io { lane, .. }) => {
@@ -181,6 +222,8 @@ impl Relay {
             let delay = backoff.next_delay(random(), ended.retry_after());
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
+                // A pause shows at once, and whoever lets it go on by hand does not want to wait an hour.
+                _ = orders.changed() => {}
                 () = stop.cancelled() => break,
             }
             if matches!(ended, Ended::Refused(_)) {
@@ -195,14 +238,34 @@ impl Relay {
         self.metrics.relay_up(false);
     }
 
+    /// Until somebody lets it go on, or the program stops.
+    async fn stand_still(
+        &self,
+        pause: Pause,
+        orders: &mut watch::Receiver<Orders>,
+        stop: &CancellationToken,
+    ) {
+        self.paused(&pause);
+        let resumed = orders.wait_for(|orders| orders.paused.map(|held| held.cause) != Some(pause.cause));
+        tokio::select! {
+            _ = resumed => {}
+            () = stop.cancelled() => return,
+        }
+        self.metrics.relay_paused(None);
+        self.report.change(|report| report.paused = None);
+        tracing::info!(event = "relay.resumed");
+    }
+
     /// One call, from the first record of each lane without an answer on.
     async fn call(
         &self,
         target: &Target,
         progress: &mut Progress,
+        alarm: &mut Alarm,
         tolerant: Option<Lane>,
         stop: &CancellationToken,
     ) -> Ended {
+        let mut orders = self.control.subscribe();
         let opening = async {
             let options = ConnectOptions::default();
             let tls = target.tls.borrow().clone();
@@ -215,16 +278,26 @@ impl Relay {
             let sender = Sender::open(connection.clone(), &options, Vec::new()).await?;
             Ok::<(Connection, Sender<Sent>), Ended>((connection, sender))
         };
-        let (_connection, mut sender) = tokio::select! {
+        let (_connection, sender) = tokio::select! {
             opened = opening => match opened {
                 Ok(opened) => opened,
                 Err(ended) => return ended,
             },
+            () = is_paused(&mut orders) => return Ended::Paused,
             () = stop.cancelled() => return Ended::Stopped,
         };
         self.up();
-        let feeds = Feeds::new(&self.spool, |lane| progress.begin(lane), tolerant);
-        let ended = self.send_and_listen(&mut sender, feeds, progress, stop).await;
+        let mut call = Call {
+            sender,
+            feeds: Feeds::new(&self.spool, |lane| progress.begin(lane), tolerant),
+            toll: self.control.pace().toll(),
+            answer_by: None,
+            answer_timeout: target.answer_timeout,
+        };
+        let mut ended = self.send_and_listen(&mut call, progress, alarm, &mut orders, stop).await;
+        if matches!(ended, Ended::Paused | Ended::Stopped) {
+            ended = self.wind_down(&mut call, progress, alarm, ended).await;
+        }
         self.metrics.relay_window(0);
         self.report.change(|report| report.in_flight_bytes = 0);
         ended
@@ -232,27 +305,34 @@ impl Relay {
 
     async fn send_and_listen(
         &self,
-        sender: &mut Sender<Sent>,
-        mut feeds: Feeds,
+        call: &mut Call,
         progress: &mut Progress,
+        alarm: &mut Alarm,
+        orders: &mut watch::Receiver<Orders>,
         stop: &CancellationToken,
     ) -> Ended {
         loop {
-            let filled = match self.fill_window(sender, &mut feeds, progress).await {
+            let filled = match self.fill_window(call, progress).await {
                 Ok(filled) => filled,
                 Err(ended) => return ended,
             };
             // Past what is damaged at the end of what was read.
-            feeds.used_up().for_each(|(lane, position)| progress.reached(lane, position));
-            self.metrics.relay_window(usize::try_from(sender.unanswered_bytes()).unwrap_or(usize::MAX));
-            self.report.change(|report| report.in_flight_bytes = sender.unanswered_bytes());
-            // With nothing to put there, room on the wire is no news.
-            let low = if matches!(filled, Filled::Queue) { Some(BATCH_BYTES) } else { None };
+            call.feeds.used_up().for_each(|(lane, position)| progress.reached(lane, position));
+            let Call { sender, feeds, toll, answer_by, answer_timeout } = &mut *call;
+            let unanswered = sender.unanswered_bytes();
+            self.metrics.relay_window(usize::try_from(unanswered).unwrap_or(usize::MAX));
+            self.report.change(|report| report.in_flight_bytes = unanswered);
+            *answer_by = (sender.unanswered() > 0)
+                .then(|| answer_by.unwrap_or_else(|| Instant::now() + *answer_timeout));
+            let answer_by_now = *answer_by;
 
             tokio::select! {
-                answers = answers(sender, low) => match answers {
+                answers = answers(sender, &filled) => match answers {
                     Ok(answers) => {
-                        if let Err(error) = self.take(answers, progress).await {
+                        if !answers.is_empty() {
+                            *answer_by = None;
+                        }
+                        if let Err(error) = self.take(answers, progress, alarm).await {
                             return error.into();
                         }
                     }
@@ -260,15 +340,18 @@ impl Relay {
                 },
                 readable = feeds.readable() => match readable {
                     Ok(lane) => {
-                        if let Err(error) = self.read(&mut feeds, lane).await {
+                        if let Err(error) = self.read(feeds, lane).await {
                             return error.into();
                         }
                     }
                     // Closed: nothing more comes, and what is under way may still be answered.
-                    Err(_) => return self.wind_down(sender, progress).await,
+                    Err(_) => return Ended::Stopped,
                 },
+                () = pay(toll, &filled) => {}
                 () = progress.due() => progress.reclaim_now().await,
-                () = stop.cancelled() => return self.wind_down(sender, progress).await,
+                () = reached(answer_by_now) => return Ended::Unanswered(*answer_timeout),
+                () = is_paused(orders) => return Ended::Paused,
+                () = stop.cancelled() => return Ended::Stopped,
             }
         }
     }
@@ -280,12 +363,8 @@ impl Relay {
     }
 
     /// Whatever fits goes into the window, each lane in its order; what does not, waits.
-    async fn fill_window(
-        &self,
-        sender: &mut Sender<Sent>,
-        feeds: &mut Feeds,
-        progress: &mut Progress,
-    ) -> Result<Filled, Ended> {
+    async fn fill_window(&self, call: &mut Call, progress: &mut Progress) -> Result<Filled, Ended> {
+        let Call { sender, feeds, toll, .. } = call;
         let mut look = true;
         loop {
             // Before a lower lane has its turn, it has to be known that the higher ones have nothing.
@@ -296,6 +375,9 @@ impl Relay {
             match sender.room_for(usize::try_from(bytes).unwrap_or(usize::MAX)) {
                 Err(NotTaken::Full) => return Ok(Filled::Window),
                 _ if sender.queued_bytes() >= QUEUE_BYTES => return Ok(Filled::Queue),
+                // Not sent at all, so nothing to pay for.
+                Err(NotTaken::TooLarge { .. }) => {}
+                _ if !toll.covers(bytes) => return Ok(Filled::Toll(bytes)),
                 _ => {}
             }
             let Some((position, record)) = feeds.take(lane) else { return Ok(Filled::Nothing) };
@@ -313,7 +395,10 @@ impl Relay {
             let conflict = record.kind == KIND_CONFLICT;
             let sent = Sent { lane, position, head, conflict, envelope: record.body.clone() };
             match sender.send(sent, record.body.clone(), hops) {
-                Ok(()) => progress.sent(lane, position),
+                Ok(()) => {
+                    toll.sent(bytes);
+                    progress.sent(lane, position);
+                }
                 Err((sent, NotTaken::TooLarge { max })) => {
                     let detail = format!("the far end takes envelopes of up to {max} bytes");
                     self.set_aside(&sent, Some(ErrorReason::EnvelopeTooLarge), detail).await?;
@@ -335,27 +420,39 @@ impl Relay {
         self.spool.left(&sent.head.identity.line());
     }
 
-    /// Nothing more is sent; what is under way may still be answered.
-    async fn wind_down(&self, sender: &mut Sender<Sent>, progress: &mut Progress) -> Ended {
+    /// Nothing more is sent; what is under way may still be answered, within the same time as otherwise.
+    async fn wind_down(
+        &self,
+        call: &mut Call,
+        progress: &mut Progress,
+        alarm: &mut Alarm,
+        ended: Ended,
+    ) -> Ended {
+        let sender = &mut call.sender;
         sender.finish();
         while sender.unanswered() > 0 {
-            match sender.answers().await {
-                Ok(answers) => {
-                    if let Err(error) = self.take(answers, progress).await {
+            match tokio::time::timeout(call.answer_timeout, sender.answers()).await {
+                Ok(Ok(answers)) => {
+                    if let Err(error) = self.take(answers, progress, alarm).await {
                         tracing::error!(event = "relay.refused_area", %error);
                         break;
                     }
                 }
-                Err(_) => break,
+                Ok(Err(_)) | Err(_) => break,
             }
         }
-        Ended::Stopped
+        ended
     }
 
-    async fn take(&self, answers: Vec<Answered<Sent>>, progress: &mut Progress) -> Result<(), RefusedError> {
+    async fn take(
+        &self,
+        answers: Vec<Answered<Sent>>,
+        progress: &mut Progress,
+        alarm: &mut Alarm,
+    ) -> Result<(), RefusedError> {
         let now = since_boot();
         let mut bytes = 0;
-        let mut count = 0;
+        let (mut count, mut refused) = (0, 0);
         for Answered { token: sent, answer } in answers {
             let counted = match answer {
                 Answer::Stored => Counted::Stored,
@@ -371,6 +468,7 @@ impl Relay {
                     Counted::Refused
                 }
             };
+            refused += u64::from(counted == Counted::Refused);
             self.metrics.relayed(counted, sent.envelope.len());
             self.passed_on(&sent);
             progress.answered(sent.lane, sent.position);
@@ -385,7 +483,22 @@ impl Relay {
             report.acknowledged += count;
             report.acknowledged_at = Some(now);
         });
+        if let Some(counted) = alarm.note(count, refused, now) {
+            self.too_many_refusals(counted.into()).await;
+        }
         Ok(())
+    }
+
+    /// Stands still until somebody has looked. Answers to what is under way still come.
+    async fn too_many_refusals(&self, cause: Cause) {
+        if self.control.orders().paused.is_some() {
+            return;
+        }
+        let control = self.control.clone();
+        let paused = tokio::task::spawn_blocking(move || control.pause(cause, wall_ms())).await;
+        if let Ok(Err(error)) = paused {
+            tracing::error!(event = "relay.orders_not_written", %error);
+        }
     }
 
     /// Durable in the refused area before it may leave the spool. Off the async threads: a far end that refuses everything
@@ -397,7 +510,7 @@ impl Relay {
         detail: String,
     ) -> Result<(), RefusedError> {
         let (refused, kept, words) = (self.refused.clone(), sent.clone(), detail.clone());
-        let keep = move || refused.keep(&kept.head, &kept.envelope, reason, &words, wall_ms());
+        let keep = move || refused.keep(&kept.head, kept.conflict, &kept.envelope, reason, &words, wall_ms());
         match tokio::task::spawn_blocking(keep).await {
             Ok(kept) => kept?,
             Err(error) => {
@@ -426,13 +539,34 @@ impl Relay {
 
     fn up(&self) {
         self.metrics.relay_up(true);
-        self.metrics.relay_paused(false);
+        self.metrics.relay_paused(None);
         self.report.change(|report| {
             report.up = true;
             report.failure = None;
         });
         if self.health.set(Dimension::Relay, Level::Ok, "the far end takes envelopes", since_boot()) {
             tracing::info!(event = "relay.up");
+        }
+    }
+
+    /// Degraded, whoever has said so: devices are served all the same.
+    fn paused(&self, pause: &Pause) {
+        let words = pause.words();
+        let cause = match pause.cause {
+            Cause::Hand => PauseCause::Hand,
+            Cause::Refusals { .. } => PauseCause::Refusals,
+        };
+        self.metrics.relay_up(false);
+        self.metrics.relay_paused(Some(cause));
+        self.report.change(|report| {
+            report.up = false;
+            report.failure = None;
+            report.paused = Some(*pause);
+        });
+        self.health.set(Dimension::Relay, Level::Degraded, words.clone(), since_boot());
+        match pause.cause {
+            Cause::Hand => tracing::warn!(event = "relay.paused", why = words),
+            Cause::Refusals { .. } => tracing::error!(event = "relay.paused", why = words),
         }
     }
 
@@ -452,9 +586,9 @@ impl Relay {
             report.up = false;
             report.failure = Some((reason, ended.to_string(), now));
         });
-        let paused = matches!(ended, Ended::Refused(RefusedError::Full { .. }));
-        self.metrics.relay_paused(paused);
-        if paused {
+        let full = matches!(ended, Ended::Refused(RefusedError::Full { .. }));
+        self.metrics.relay_paused(full.then_some(PauseCause::RefusedAreaFull));
+        if full {
             tracing::error!(event = "relay.paused", why = words);
         }
         if self.health.set(Dimension::Relay, Level::Degraded, words.clone(), now) {
@@ -463,9 +597,32 @@ impl Relay {
     }
 }
 
-async fn answers(sender: &mut Sender<Sent>, low: Option<u64>) -> Result<Vec<Answered<Sent>>, SendError> {
-    match low {
-        Some(low) => sender.answers_or_room(low).await,
-        None => sender.answers().await,
+async fn answers(sender: &mut Sender<Sent>, filled: &Filled) -> Result<Vec<Answered<Sent>>, SendError> {
+    match filled {
+        Filled::Queue => sender.answers_or_room(BATCH_BYTES).await,
+        // With nothing to put there, room on the wire is no news.
+        Filled::Nothing | Filled::Window | Filled::Toll(_) => sender.answers().await,
+    }
+}
+
+/// Pays for the next envelope, if that is what it waits for. Cancel safe.
+async fn pay(toll: &mut Toll, filled: &Filled) {
+    match filled {
+        Filled::Toll(bytes) => toll.pay(*bytes).await,
+        Filled::Nothing | Filled::Window | Filled::Queue => std::future::pending().await,
+    }
+}
+
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn is_paused(orders: &mut watch::Receiver<Orders>) {
+    if orders.wait_for(|orders| orders.paused.is_some()).await.is_err() {
+        // Nobody is left who could say so.
+        std::future::pending().await
     }
 }

@@ -15,8 +15,9 @@ use pithead_spool::{
     Recovery, Room, Spool, Stats, Ticket,
 };
 
-use super::lanes::{Found, LANES, Lanes};
+use super::lanes::{Found, LANES, Lanes, USUAL};
 use super::record::Head;
+use super::shares::Fill;
 use crate::config;
 
 /// The spool of envelopes. Clones are the same spool.
@@ -85,13 +86,13 @@ impl EnvelopeSpool {
         ticket
     }
 
-    /// Refuses now what an append of one envelope would refuse in every lane: for saying no before a body was received.
+    /// Refuses now what an append of one envelope would refuse in every lane that is in use: for saying no before a body was received.
     ///
     /// # Errors
     /// As [`append`](Self::append).
     pub fn admit(&self) -> Result<(), AppendError> {
         let mut answer = Ok(());
-        for lane in Lane::ALL {
+        for lane in self.0.lanes.in_use() {
             answer = self.0.log.admit(lane, 1, 0);
             if answer.is_ok() {
                 break;
@@ -166,6 +167,20 @@ impl EnvelopeSpool {
     /// When nothing durable is there: somebody counts wrongly.
     pub fn acknowledge(&self, lane: Lane, position: Position) -> Result<(), AcknowledgeError> {
         self.0.log.acknowledge(lane, position)
+    }
+
+    /// How full it is, for admission. Touches no disk.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        let capacity = self.0.log.max_bytes();
+        Fill { used: capacity - self.available_bytes().min(capacity), capacity }
+    }
+
+    /// Bytes that envelopes of streams in no particular lane can still count on. (Each lane has a segment of its own to
+    /// itself, which the others cannot use.)
+    #[must_use]
+    pub fn available_bytes(&self) -> u64 {
+        self.0.log.available_bytes(USUAL)
     }
 
     /// How full it is.

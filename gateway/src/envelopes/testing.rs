@@ -34,6 +34,7 @@ use tonic::service::Routes;
 use super::intake::SpoolIntake;
 use super::numbers::Numbers;
 use super::relay::Target;
+use super::shares::{self, Shares};
 use super::spool::{self, EnvelopeSpool};
 use crate::config;
 use crate::keys::book::Book;
@@ -89,10 +90,18 @@ impl Truck {
     }
 }
 
+/// Shares that nothing here meets.
+pub(crate) fn shares() -> Shares {
+    let limits =
+        shares::Limits { device_bytes: 1 << 40, rate: 1 << 40, burst: 1 << 40, keeps_for_first: false };
+    Shares::new(limits, 1 << 40)
+}
+
 /// The envelope path of a gateway up to the spool.
 pub(crate) struct Door {
     pub(crate) intake: SpoolIntake,
     pub(crate) numbers: Numbers,
+    pub(crate) shares: Shares,
     pub(crate) spool: EnvelopeSpool,
     pub(crate) history: Arc<History>,
 }
@@ -108,6 +117,15 @@ impl Door {
     }
 
     pub(crate) fn open_lanes(folder: &Path, conflict_bytes: u64, lanes: config::Lanes) -> Self {
+        Self::open_shares(folder, conflict_bytes, lanes, shares())
+    }
+
+    pub(crate) fn open_shares(
+        folder: &Path,
+        conflict_bytes: u64,
+        lanes: config::Lanes,
+        shares: Shares,
+    ) -> Self {
         for name in ["spool", "history"] {
             pithead_hop::program::disk::create_folder(&folder.join(name)).unwrap();
         }
@@ -121,11 +139,12 @@ impl Door {
             ..config::Spool::default()
         };
         let (spool, _) = spool::open(&folder.join("spool"), &sizes).unwrap();
-        let numbers = Numbers::open(folder.join("lines"), &spool, conflict_bytes).unwrap();
+        let numbers = Numbers::open(folder.join("lines"), &spool, conflict_bytes, shares.clone()).unwrap();
         let name = GatewayName::new("edge-1").unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
-        let intake = SpoolIntake::start(name, history.clone(), book, numbers.clone(), spool.clone(), metrics);
-        Self { intake, numbers, spool, history }
+        let (lines, taken) = (numbers.clone(), shares.clone());
+        let intake = SpoolIntake::start(name, history.clone(), book, lines, taken, spool.clone(), metrics);
+        Self { intake, numbers, shares, spool, history }
     }
 
     pub(crate) async fn offer(&self, envelope: Bytes) -> Result<Pending, Refusal> {
@@ -257,6 +276,7 @@ impl Cloud {
             name: ServerName::try_from("127.0.0.1").unwrap(),
             tls: watch::Sender::new(tls.build().unwrap()).subscribe(),
             window_bytes: 1 << 20,
+            answer_timeout: LONG,
         }
     }
 }

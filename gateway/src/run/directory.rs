@@ -5,6 +5,7 @@
 //! DATA/keys/           last known good (two slots), history/, inbox/
 //! DATA/spool/          what waits for the relay
 //! DATA/lines           the numbers taken per line, as of the last reclaiming
+//! DATA/relay           what people have said to the relay
 //! DATA/refused/        what the far end will never take
 //! ```
 
@@ -126,11 +127,23 @@ impl DataDir {
         self.path.join("lines")
     }
 
+    /// What people have said to the relay.
+    #[must_use]
+    pub fn orders(&self) -> PathBuf {
+        self.path.join("relay")
+    }
+
     /// What the far end will never take.
     #[must_use]
     pub fn refused(&self) -> PathBuf {
-        self.path.join("refused")
+        refused_below(&self.path)
     }
+}
+
+/// The refused area, for whoever only reads it.
+#[must_use]
+pub fn refused_below(data: &Path) -> PathBuf {
+    data.join("refused")
 }
 
 /// The history, for whoever only reads it.

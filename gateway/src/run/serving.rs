@@ -27,7 +27,10 @@ use crate::config::{self, Config};
 use crate::envelopes::intake::SpoolIntake;
 use crate::envelopes::numbers::Numbers;
 use crate::envelopes::refused::Refused;
+use crate::envelopes::relay::control::Control;
 use crate::envelopes::relay::{Relay, RelayReport, Target};
+use crate::envelopes::retry::Retry;
+use crate::envelopes::shares::{self, Shares};
 use crate::envelopes::spool::{self, EnvelopeSpool};
 use crate::health::{Health, Level};
 use crate::keys::book::Book;
@@ -116,11 +119,21 @@ impl Serving {
             corrupt_records = recovery.corrupt_records,
         );
         metrics.spool_corrupt(recovery.corrupt_records);
-        let numbers = Numbers::open(data.lines(), &spool, config.spool.conflicts_per_device.get())
+        let limits = shares::Limits {
+            device_bytes: config.spool.per_device.get(),
+            rate: config.ingest.per_device.rate.get(),
+            burst: config.ingest.per_device.burst.get(),
+            keeps_for_first: !config.spool.lanes.first.is_empty(),
+        };
+        let shares = Shares::new(limits, config.spool.max_size.get());
+        let conflict_bytes = config.spool.conflicts_per_device.get();
+        let numbers = Numbers::open(data.lines(), &spool, conflict_bytes, shares.clone())
             .map_err(|error| disk_failed(&error))?;
         let refused_size = config.relay.as_ref().map_or(0, |relay| relay.refused_size.get());
-        let refused = Refused::open(&data.refused(), refused_size, metrics.clone());
+        let refused = Refused::open(&data.refused(), refused_size, metrics.clone(), shares.clone());
         let refused = Arc::new(refused.map_err(|error| disk_failed(&error))?);
+        let rate = config.relay.as_ref().and_then(|relay| relay.rate).map(|rate| rate.get());
+        let control = Control::open(data.orders(), rate).map_err(|error| disk_failed(&error))?;
         for head in recovery.corrupt.iter().flat_map(|range| &range.heads) {
             if let Some(identity) = numbers.quarantined(head) {
                 tracing::error!(event = "spool.envelope_damaged", %identity);
@@ -131,6 +144,7 @@ impl Serving {
             history.clone(),
             book.clone(),
             numbers.clone(),
+            shares.clone(),
             spool.clone(),
             metrics.clone(),
         ));
@@ -170,6 +184,7 @@ impl Serving {
                     name: server_name("[relay] name", section.name.as_deref(), &section.endpoint)?,
                     tls: tls.subscribe(),
                     window_bytes: section.window.get(),
+                    answer_timeout: section.answer_timeout.get(),
                 };
                 let relay = Relay {
                     spool: spool.clone(),
@@ -178,6 +193,7 @@ impl Serving {
                     health: health.clone(),
                     metrics: metrics.clone(),
                     report: relay_report.clone(),
+                    control: control.clone(),
                 };
                 Some(tokio::spawn(relay.run(target, relay_stop.clone())))
             }
@@ -198,8 +214,11 @@ impl Serving {
             refresh: report,
             poke: poke.clone(),
             spool: spool.clone(),
-            refused,
+            refused: refused.clone(),
+            retry: Retry { refused, numbers, spool: spool.clone() },
+            shares,
             relay: relay_report,
+            control: config.relay.is_some().then_some(control),
             port: port.clone(),
         };
         let admin_address = admin_port.local_addr().ok();
@@ -388,13 +407,13 @@ async fn follow_readiness(
 
 async fn look_after_disk(health: Health, spool: EnvelopeSpool, stop: CancellationToken) {
     loop {
-        let stats = spool.stats();
+        let (stats, available) = (spool.stats(), spool.available_bytes());
         let (level, words) = if stats.lanes.iter().any(|lane| lane.poisoned) {
             (Level::Down, "the disk has failed; restart when it is mended".to_owned())
-        } else if stats.disk_full || stats.available_bytes == 0 {
+        } else if stats.disk_full || available == 0 {
             (Level::Degraded, format!("full: {} records wait, devices are told to come back", stats.records))
-        } else if stats.available_bytes < stats.capacity_bytes / 100 * DISK_LOW_PERCENT {
-            let percent = stats.available_bytes * 100 / stats.capacity_bytes.max(1);
+        } else if available < stats.capacity_bytes / 100 * DISK_LOW_PERCENT {
+            let percent = available * 100 / stats.capacity_bytes.max(1);
             (Level::Degraded, format!("{percent} % of the spool is left"))
         } else {
             (Level::Ok, format!("{} records wait", stats.records))

@@ -2,8 +2,12 @@
 
 use super::super::lanes::USUAL;
 use super::super::record::{Head, KIND_CONFLICT};
-use super::super::testing::{Door, Truck};
+use super::super::refused::Refused;
+use super::super::retry::Retry;
+use super::super::shares::Limits;
+use super::super::testing::{Door, Truck, truck};
 use super::*;
+use crate::config;
 use crate::keys::testing::{Authority, arn};
 
 #[tokio::test]
@@ -158,4 +162,103 @@ async fn loop_until_refused(door: &Door, truck: &mut Truck, payload: &[u8]) -> (
         }
     }
     unreachable!("a spool has an end")
+}
+
+/// A device may hold `device_bytes`, and send a thousand bytes a second.
+fn few(device_bytes: u64) -> Shares {
+    Shares::new(Limits { device_bytes, rate: 1_000, burst: 1 << 20, keeps_for_first: false }, 1)
+}
+
+fn open_few(folder: &std::path::Path, device_bytes: u64) -> Door {
+    Door::open_shares(folder, 1 << 20, config::Lanes::default(), few(device_bytes))
+}
+
+#[tokio::test]
+async fn a_device_that_holds_all_it_may_is_told_before_its_body_and_is_taken_again_when_some_has_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sealing = Truck::new();
+    let envelopes: Vec<_> = (1..=4).map(|seq| sealing.seal(seq, &[7; 400])).collect();
+    let bytes = envelopes[0].len() as u64;
+    let device = truck().device().unwrap().clone();
+    {
+        let door = open_few(folder.path(), 3 * bytes);
+        for envelope in &envelopes[..2] {
+            assert_eq!(door.take(envelope.clone()).await, Outcome::Stored);
+        }
+        // Other bytes under a used number count as well.
+        let other = sealing.seal(1, &[8; 400]);
+        assert_eq!(door.take(other).await, Outcome::Conflict { kept: true });
+        assert_eq!(door.shares.held(&device), 3 * bytes);
+        door.spool.close().unwrap();
+    }
+    // And a restart knows them.
+    let door = open_few(folder.path(), 3 * bytes);
+    assert_eq!(door.shares.held(&device), 3 * bytes);
+    let refusal = door.intake.ready(&truck()).unwrap_err();
+    assert_eq!(refusal.reason, ErrorReason::SpoolFull);
+    assert!(refusal.retry_after.is_some());
+    let refusal = door.offer(envelopes[2].clone()).await.err().unwrap();
+    assert_eq!(refusal.reason, ErrorReason::SpoolFull);
+    // Its number is free all the same, and what is here already is answered.
+    assert_eq!(door.take(envelopes[0].clone()).await, Outcome::Duplicate { unverified: false });
+
+    let first = Head::decode(&door.spool.waiting().next().unwrap().head).unwrap();
+    door.numbers.passed_on(&first, false, bytes);
+    assert!(door.intake.ready(&truck()).is_ok());
+    assert_eq!(door.take(envelopes[2].clone()).await, Outcome::Stored);
+}
+
+#[tokio::test]
+async fn a_device_that_sends_too_fast_is_throttled_before_its_next_body() {
+    let folder = tempfile::tempdir().unwrap();
+    let door = open_few(folder.path(), 1 << 40);
+    let mut sealing = Truck::new();
+    assert!(door.intake.ready(&truck()).is_ok());
+    // What has come is not thrown away; the next is not looked at.
+    let payload = vec![7; 600_000];
+    for seq in 1..=2 {
+        assert_eq!(door.take(sealing.seal(seq, &payload)).await, Outcome::Stored);
+    }
+    let refusal = door.intake.ready(&truck()).unwrap_err();
+    assert_eq!(refusal.reason, ErrorReason::Throttled);
+    assert!(refusal.retry_after.unwrap() > Duration::from_secs(60), "{refusal}");
+    // A gateway brings what many devices have sent.
+    let mut gateway = truck();
+    gateway.id.role = pithead_hop::identity::Role::Gateway(GatewayName::new("edge-2").unwrap());
+    assert!(door.intake.ready(&gateway).is_ok());
+}
+
+#[tokio::test]
+async fn what_the_far_end_has_refused_waits_for_it_again_and_leaves_the_area_when_it_is_durable() {
+    let folder = tempfile::tempdir().unwrap();
+    let door = Door::open(folder.path());
+    let envelope = Truck::new().seal(1, b"record");
+    assert_eq!(door.take(envelope.clone()).await, Outcome::Stored);
+    let (head, bytes) = (door.spool.waiting().next().unwrap(), envelope.len() as u64);
+    let (position, head) = (head.position, Head::decode(&head.head).unwrap());
+    let area = Refused::open(&folder.path().join("refused"), 1 << 20, Metrics::new(), door.shares.clone());
+    let refused = Arc::new(area.unwrap());
+    // As the relay does it.
+    refused.keep(&head, false, &envelope, Some(ErrorReason::KeyUnknown), "unknown", 5).unwrap();
+    door.numbers.passed_on(&head, false, bytes);
+    door.numbers.checkpoint().unwrap();
+    door.spool.acknowledge(USUAL, position).unwrap();
+    assert_eq!((door.spool.stats().records, door.shares.held(&head.identity.device)), (0, bytes));
+
+    let retry = Retry { refused: refused.clone(), numbers: door.numbers.clone(), spool: door.spool.clone() };
+    let name = super::super::refused::list(&folder.path().join("refused")).unwrap()[0].0.clone();
+    retry.send_again(&name).await.unwrap();
+    assert_eq!((door.spool.stats().records, refused.held().records), (1, 0));
+    assert_eq!(door.shares.held(&head.identity.device), bytes, "it is here once");
+    let again = Head::decode(&door.spool.waiting().next().unwrap().head).unwrap();
+    assert_eq!(again, head, "with the custody that it had");
+    assert!(retry.send_again(&name).await.is_err(), "there is nothing left to send");
+    assert_eq!(door.take(envelope.clone()).await, Outcome::Duplicate { unverified: false });
+
+    // Refused once more while it waits, as after a crash in between: it is not appended twice.
+    refused.keep(&head, false, &envelope, Some(ErrorReason::KeyUnknown), "unknown", 6).unwrap();
+    retry.send_again(&name).await.unwrap();
+    assert_eq!((door.spool.stats().records, refused.held().records), (1, 0));
+    door.numbers.passed_on(&head, false, bytes);
+    assert_eq!(door.shares.held(&head.identity.device), 0);
 }

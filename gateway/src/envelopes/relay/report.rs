@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use pithead_proto::errors::v1::ErrorReason;
 
+use super::control::Pause;
+
 /// A snapshot.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
@@ -16,6 +18,8 @@ pub struct Report {
     pub acknowledged: u64,
     /// Operating time of the last answer.
     pub acknowledged_at: Option<Duration>,
+    /// It stands still until somebody says otherwise.
+    pub paused: Option<Pause>,
     /// Why the last call ended, if no other has begun since, and when that was.
     pub failure: Option<(Option<ErrorReason>, String, Duration)>,
 }

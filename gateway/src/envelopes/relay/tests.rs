@@ -15,6 +15,8 @@ struct Running {
     refused: Arc<Refused>,
     health: Health,
     report: RelayReport,
+    control: Control,
+    metrics: Metrics,
 }
 
 fn relay(folder: &std::path::Path, door: &Door, cloud: &Cloud, refused_size: u64) -> Running {
@@ -23,20 +25,24 @@ fn relay(folder: &std::path::Path, door: &Door, cloud: &Cloud, refused_size: u64
 
 fn relay_to(target: Target, folder: &std::path::Path, door: &Door, refused_size: u64) -> Running {
     let metrics = Metrics::new();
-    let refused = Arc::new(Refused::open(&folder.join("refused"), refused_size, metrics.clone()).unwrap());
+    let refused = Arc::new(
+        Refused::open(&folder.join("refused"), refused_size, metrics.clone(), door.shares.clone()).unwrap(),
+    );
     let health = Health::new(metrics.clone(), Duration::ZERO);
     let report = RelayReport::default();
+    let control = Control::open(folder.join("relay"), None).unwrap();
     let relay = Relay {
         spool: door.spool.clone(),
         numbers: door.numbers.clone(),
         refused: refused.clone(),
         health: health.clone(),
-        metrics,
+        metrics: metrics.clone(),
         report: report.clone(),
+        control: control.clone(),
     };
     let stop = CancellationToken::new();
     let task = tokio::spawn(relay.run(target, stop.clone()));
-    Running { stop, task, refused, health, report }
+    Running { stop, task, refused, health, report, control, metrics }
 }
 
 /// Alarms first, raw frames last.
@@ -293,4 +299,179 @@ async fn what_was_answered_in_any_lane_never_crosses_the_wire_again_whatever_is_
     }
     until("all have left", || door.spool.stats().records == 0).await;
     running.stop().await;
+}
+
+#[tokio::test]
+async fn paused_by_hand_it_sends_nothing_is_degraded_and_stops_and_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    door.take(truck.seal(1, b"record")).await;
+    until("it is answered", || running.report.get().acknowledged == 1).await;
+    running.control.pause(control::Cause::Hand, 1).unwrap();
+    until("it stands still", || running.report.get().paused.is_some()).await;
+    let lamp = running.health.report()["relay"].clone();
+    assert_eq!(lamp.level, Level::Degraded);
+    assert!(lamp.words.contains("paused by hand"), "{}", lamp.words);
+    assert!(running.metrics.page().contains("pithead_relay_paused{cause=\"hand\"} 1"));
+    door.take(truck.seal(2, b"record")).await;
+    running.stop().await;
+    assert_eq!(cloud.far_end.seqs(), [1]);
+
+    // A restart is no order to go on.
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("it stands still", || running.report.get().paused.is_some()).await;
+    running.control.resume().unwrap();
+    until("all have left", || door.spool.stats().records == 0).await;
+    assert_eq!(cloud.far_end.seqs(), [1, 2]);
+    assert!(running.metrics.page().contains("pithead_relay_paused{cause=\"hand\"} 0"));
+    assert_eq!(running.health.report()["relay"].level, Level::Ok);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_pause_in_the_middle_takes_the_answers_to_what_is_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    cloud.far_end.answers.send_replace(false);
+    for seq in 1..=3 {
+        door.take(truck.seal(seq, b"record")).await;
+    }
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("they are under way", || cloud.far_end.seqs().len() == 3).await;
+    running.control.pause(control::Cause::Hand, 1).unwrap();
+    cloud.far_end.answers.send_replace(true);
+    until("they have left", || door.spool.stats().records == 0).await;
+    running.control.resume().unwrap();
+    door.take(truck.seal(4, b"record")).await;
+    until("the next one has left", || door.spool.stats().records == 0).await;
+    assert_eq!(cloud.far_end.seqs(), [1, 2, 3, 4], "nothing went out twice");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_far_end_that_refuses_too_much_is_sent_nothing_more_until_somebody_has_looked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    cloud.far_end.poison.lock().unwrap().extend(1..=alarm::REFUSALS_MIN);
+    for seq in 1..=alarm::REFUSALS_MIN {
+        door.take(truck.seal(seq, b"record")).await;
+    }
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("it stands still", || running.report.get().paused.is_some()).await;
+    let lamp = running.health.report()["relay"].clone();
+    assert_eq!(lamp.level, Level::Degraded);
+    assert!(lamp.words.contains("refused 20 of 20 envelopes"), "{}", lamp.words);
+    assert!(running.metrics.page().contains("pithead_relay_paused{cause=\"refusals\"} 1"));
+    assert_eq!(running.refused.held().records, alarm::REFUSALS_MIN);
+    door.take(truck.seal(21, b"record")).await;
+    running.stop().await;
+    assert_eq!(cloud.far_end.seqs(), [] as [u64; 0]);
+
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("it still stands still", || running.report.get().paused.is_some()).await;
+    running.control.resume().unwrap();
+    until("the good one has left", || door.spool.stats().records == 0).await;
+    assert_eq!(cloud.far_end.seqs(), [21]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_far_end_that_answers_nothing_for_too_long_is_left_and_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    cloud.far_end.answers.send_replace(false);
+    door.take(truck.seal(1, b"record")).await;
+    let target = Target { answer_timeout: Duration::from_millis(50), ..cloud.target() };
+    let running = relay_to(target, folder.path(), &door, 1 << 20);
+    until("it is left", || running.report.get().failure.is_some()).await;
+    let (reason, words, _) = running.report.get().failure.unwrap();
+    assert_eq!(reason, Some(ErrorReason::PeerUnreachable), "{words}");
+    assert!(words.contains("answered nothing"), "{words}");
+    cloud.far_end.answers.send_replace(true);
+    until("it has left", || door.spool.stats().records == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_idle_call_is_not_left_however_long_nothing_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    let target = Target { answer_timeout: Duration::from_millis(50), ..cloud.target() };
+    let running = relay_to(target, folder.path(), &door, 1 << 20);
+    door.take(truck.seal(1, b"record")).await;
+    until("it has left", || door.spool.stats().records == 0).await;
+    // Several times as long as an answer may take.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(running.report.get().failure.is_none());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn with_a_budget_no_more_goes_out_than_it_pays_for_and_another_rate_counts_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    for seq in 1..=200 {
+        door.take(truck.seal(seq, &[7; 500])).await;
+    }
+    let by_hand = Control::open(folder.path().join("relay"), None).unwrap();
+    by_hand.set_rate(control::Rate::Bytes(1)).unwrap();
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    // What an idle link may send at once pays for some of them.
+    until("some are answered", || running.report.get().acknowledged >= 40).await;
+    running.stop().await;
+    let left = door.spool.stats().records;
+    assert!(left >= 50, "only {left} of 200 have waited");
+
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    assert_eq!(running.control.pace().rate(), Some(1), "the rate was set by hand and outlives a restart");
+    running.control.set_rate(control::Rate::Unbounded).unwrap();
+    until("all have left", || door.spool.stats().records == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_far_end_costs_no_memory_and_devices_are_answered_from_disk_until_that_is_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    cloud.far_end.answers.send_replace(false);
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    let payload = vec![7; 300_000];
+    let mut seq = 0;
+    let refusal = loop {
+        seq += 1;
+        match door.offer(truck.seal(seq, &payload)).await {
+            Ok(pending) => assert_eq!(pending.await.unwrap(), Outcome::Stored),
+            Err(refusal) => break refusal,
+        }
+        let under_way = running.report.get().in_flight_bytes;
+        assert!(under_way <= 1 << 20, "{under_way} bytes under way");
+    };
+    assert_eq!(refusal.reason, ErrorReason::SpoolFull);
+    assert!(refusal.retry_after.is_some() && seq > 50, "{seq}: {refusal}");
+    until("the window is full", || cloud.far_end.seqs().len() == 3).await;
+    assert!(running.report.get().up, "slow is not away");
+
+    cloud.far_end.answers.send_replace(true);
+    until("all have left", || door.spool.stats().records == 0).await;
+    assert_eq!(cloud.far_end.seqs(), (1..seq).collect::<Vec<_>>(), "in order, each once");
+    // Devices are taken again as soon as segments have been given back.
+    let next = truck.seal(seq, &payload);
+    let deadline = tokio::time::Instant::now() + LONG;
+    while let Err(refusal) = door.offer(next.clone()).await.map(drop) {
+        assert!(tokio::time::Instant::now() < deadline, "{refusal}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    until("it has left as well", || cloud.far_end.seqs().len() as u64 == seq).await;
+    running.stop().await;
+}
+
+#[test]
+fn the_far_end_is_obeyed_for_an_hour_at_most() {
+    let a_year = Duration::from_secs(365 * 86_400);
+    let refusal = pithead_hop::status::Refusal::new(ErrorReason::Throttled, "later").retry_after(a_year);
+    let ended = Ended::Send(tonic::Status::from(refusal).into());
+    assert_eq!(ended.retry_after(), Some(a_year));
+    let delay = Backoff::new(Policy::default()).next_delay(0, ended.retry_after());
+    assert_eq!(delay, Duration::from_secs(3600));
 }

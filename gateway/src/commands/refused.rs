@@ -1,0 +1,83 @@
+//! `refused list | retry`: what the far end will never take, and sending it again once somebody has mended why.
+
+use std::io::Write;
+use std::path::Path;
+
+use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_proto::errors::v1::ErrorReason;
+use serde_json::{Value, json};
+
+use super::admin_client;
+use crate::cli::Output;
+use crate::config::Config;
+use crate::envelopes::refused::{self, Entry};
+use crate::run::directory;
+
+/// Everything in the area, out of the data directory: also while no gateway runs.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn list(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    let entries = entries(&Config::load(path)?)?;
+    let text = match output {
+        Output::Json => super::json(&Value::Array(entries.iter().map(describe).collect())),
+        Output::Table => entries.iter().map(line).collect(),
+    };
+    super::done(out, &text)
+}
+
+/// Puts entries back into the spool of the running gateway: those that are named, or all. Each leaves the area when it is
+/// durable in the spool.
+///
+/// # Errors
+/// When no gateway answers. Of several, the others are tried all the same, and the command ends with 1.
+pub fn retry(
+    path: &Path,
+    names: Vec<String>,
+    all: bool,
+    out: &mut dyn Write,
+) -> Result<ExitCode, ProgramError> {
+    let config = Config::load(path)?;
+    let names = if all { entries(&config)?.into_iter().map(|(name, _)| name).collect() } else { names };
+    let mut code = ExitCode::OK;
+    for name in names {
+        let answer = admin_client::post(config.admin.listen, &format!("/refused/retry/{name}"));
+        let said = match answer {
+            Ok(said) => said.trim_end().to_owned(),
+            Err(error) if error.exit == ExitCode::PEER_UNAVAILABLE => return Err(error),
+            Err(error) => {
+                code = ExitCode::FAILED;
+                error.what
+            }
+        };
+        super::write(out, &format!("{name}: {said}\n"))?;
+    }
+    Ok(code)
+}
+
+fn entries(config: &Config) -> Result<Vec<(String, Entry)>, ProgramError> {
+    let folder = directory::refused_below(&config.gateway.data_dir);
+    refused::list(&folder).map_err(|error| {
+        ProgramError::new(ErrorReason::DataDirUnwritable, format!("{}: {error}", folder.display()))
+    })
+}
+
+fn describe((name, entry): &(String, Entry)) -> Value {
+    json!({
+        "name": name,
+        "site": entry.site,
+        "device": entry.device,
+        "stream": entry.stream,
+        "run": entry.run,
+        "seq": entry.seq,
+        "bytes": entry.bytes,
+        "reason": entry.reason,
+        "code": entry.code,
+        "detail": entry.detail,
+        "refused_at_ms": entry.refused_at_ms,
+    })
+}
+
+fn line((name, entry): &(String, Entry)) -> String {
+    format!("{} {} {:>9} B  {name}\n  {}\n", entry.code, entry.reason, entry.bytes, entry.detail)
+}
