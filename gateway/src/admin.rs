@@ -300,6 +300,7 @@ impl Facts {
             self.metrics.spool_lane(name, lane.records(), lane.bytes, age_s(lane.oldest_ms));
         }
         let (devices, most) = self.shares.holding();
+        self.metrics.lines_in_memory(self.retry.numbers.in_memory());
         self.metrics.devices_holding(devices, most, self.shares.per_device());
         self.metrics.relay_rate(self.control.as_ref().and_then(|control| control.pace().rate()));
         self.metrics.connections(self.port.stats().open);

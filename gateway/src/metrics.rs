@@ -163,6 +163,7 @@ struct Inner {
     relay_window_bytes: Gauge,
     relay_paused: Family<PauseLabel, Gauge>,
     relay_rate_bytes: Gauge,
+    lines_in_memory: Gauge,
     devices_holding: Gauge,
     device_most_bytes: Gauge,
     device_capacity_bytes: Gauge,
@@ -270,6 +271,10 @@ impl Metrics {
                 "relay_rate",
                 "What the relay may send in a second, 0 if any amount",
                 Bytes
+            ),
+            lines_in_memory: metric!(
+                "lines_in_memory",
+                "Lines whose numbers are in memory and in the checkpoint"
             ),
             devices_holding: metric!(
                 "devices_holding",
@@ -386,6 +391,10 @@ impl Metrics {
 
     pub(crate) fn relay_rate(&self, bytes_per_second: Option<u64>) {
         self.0.relay_rate_bytes.set(as_gauge(bytes_per_second.unwrap_or(0)));
+    }
+
+    pub(crate) fn lines_in_memory(&self, count: usize) {
+        self.0.lines_in_memory.set(as_gauge(count as u64));
     }
 
     pub(crate) fn devices_holding(&self, devices: u64, most: u64, capacity: u64) {

@@ -5,24 +5,30 @@
 //! been delivered. SHA-256 stands behind the checkpoint's bytes: a bit that a disk has flipped there could call numbers
 //! held that never came, and their envelopes would be acknowledged as duplicates and lost.
 //!
+//! Lines that were quiet for 30 days are put away on disk ([`super::idle`]), and so are those that were quiet longest while
+//! there are too many, so that memory and checkpoint do not grow with every run that ever was. A line comes back when
+//! something of it does.
+//!
 //! What a device holds of the disk is told to [`Shares`] here, where it is known when an envelope comes to stay and goes.
 //!
 //! Other bytes under a used number are kept beside the first, within a bound per device, and remembered by hash for as
 //! long as they are in the spool, so that a device that insists is not stored again and again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::Shared;
+use pithead_hop::ingest::lines::IDLE;
 use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, Verdict};
 use pithead_sealing::{DeviceId, Identity, Line, Seq};
 use pithead_spool::{Lane, NotDurable, RecordHead};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
+use super::idle::Idle;
 use super::lanes::{self, Found};
 use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
 use super::shares::{Share, Shares};
@@ -32,6 +38,14 @@ use pithead_hop::program::disk;
 
 /// Conflicts kept per device, besides the bound in bytes.
 pub const CONFLICTS_PER_DEVICE: usize = 1_000;
+
+/// Lines in memory: beyond, those that were quiet longest are put away before their 30 days are over. A line costs up to 25
+/// kB while its last hashes are kept.
+pub const LINES_IN_MEMORY: usize = 16_384;
+/// But none that was quiet for less than this.
+pub const IDLE_MIN: Duration = Duration::from_secs(3600);
+/// Added to the time since boot: a line may have been quiet for longer than the machine is up.
+const BEFORE_BOOT: Duration = Duration::from_secs(2 * IDLE.as_secs());
 
 /// What everybody waits for who offered the same bytes.
 pub type SharedTicket = Shared<oneshot::Receiver<Result<(), NotDurable>>>;
@@ -117,17 +131,55 @@ struct Inner {
     checkpoint: PathBuf,
     conflict_bytes_per_device: u64,
     shares: Shares,
+    idle: Idle,
+    /// Held while lines are put away or the checkpoint is written: no line may be in neither.
+    writing: Mutex<()>,
 }
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// With this line back in memory if it was put away. `now` is the lines' own time.
+    fn lock_with(&self, line: &Line, now: Duration) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        if (self.idle.is_empty() && state.leaving.is_empty()) || state.lines.contains(line) {
+            return state;
+        }
+        let found = match state.leaving.remove(line) {
+            Some(bytes) => Ok(Some(bytes)),
+            None if self.idle.knows(&line.device) => {
+                // Not under the lock: it reads through a file.
+                drop(state);
+                let found = self.idle.find(line);
+                state = self.lock();
+                found
+            }
+            None => return state,
+        };
+        match found.map(|found| found.map(|bytes| state.lines.put_back(&bytes, now))) {
+            Ok(None | Some(Ok(_))) => {}
+            // Then what of it was delivered long ago is recognised at the far end alone.
+            Ok(Some(Err(error))) => {
+                tracing::error!(event = "lines.idle_damaged", device = %line.device, %error)
+            }
+            Err(error) => tracing::error!(event = "lines.idle_unreadable", device = %line.device, %error),
+        }
+        state
+    }
+}
+
+/// Time for the lines, of operating time.
+fn line_time(now: Duration) -> Duration {
+    now + BEFORE_BOOT
 }
 
 #[derive(Debug)]
 struct State {
     lines: Lines<SharedTicket>,
+    /// Taken out of `lines`, and not yet durable elsewhere.
+    leaving: HashMap<Line, Vec<u8>>,
     conflicts: HashMap<DeviceId, Conflicts>,
 }
 
@@ -181,11 +233,12 @@ impl Numbers {
     /// When the checkpoint exists and the disk does not give it.
     pub fn open(
         checkpoint: PathBuf,
+        idle: Idle,
         spool: &EnvelopeSpool,
         conflict_bytes_per_device: u64,
         shares: Shares,
     ) -> io::Result<Self> {
-        let now = since_boot();
+        let now = line_time(since_boot());
         let mut lines = match std::fs::read(&checkpoint) {
             Ok(bytes) => whole(&bytes)
                 .and_then(|bytes| Lines::decode(bytes, Unseen::Elsewhere, now).ok())
@@ -220,16 +273,18 @@ impl Numbers {
                 KIND_CONFLICT => conflicts.push((line, head.identity.seq, hash, bytes)),
                 _ => continue,
             }
-            shares.hold(&head.identity.device, bytes, now);
+            shares.hold(&head.identity.device, bytes, since_boot());
             recalled += 1;
         }
         spool.keep_strays(strays);
-        let mut state = State { lines, conflicts: HashMap::new() };
+        let mut state = State { lines, leaving: HashMap::new(), conflicts: HashMap::new() };
         for (line, seq, hash, bytes) in conflicts {
             state.add_conflict(&line, seq, hash, bytes, None);
         }
         tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);
-        Ok(Self(Arc::new(Inner { state: Mutex::new(state), checkpoint, conflict_bytes_per_device, shares })))
+        let (state, writing) = (Mutex::new(state), Mutex::new(()));
+        let inner = Inner { state, checkpoint, conflict_bytes_per_device, shares, idle, writing };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Judges an envelope of `bytes` bytes. If it is to be stored, its number is taken from now on, and whoever resends
@@ -245,8 +300,8 @@ impl Numbers {
         now: Duration,
         ticket: SharedTicket,
     ) -> Result<Offered, LineRefusal> {
-        let (line, seq) = (identity.line(), identity.seq);
-        let mut state = self.0.lock();
+        let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
+        let mut state = self.0.lock_with(&line, now);
         Ok(match state.lines.offer(&line, seq, hash, now, || ticket.clone())? {
             Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New)),
             Verdict::InFlight(first) => Offered::Shared(first, Outcome::Duplicate { unverified: false }),
@@ -268,9 +323,9 @@ impl Numbers {
         now: Duration,
         ticket: SharedTicket,
     ) -> Result<Offered, LineRefusal> {
-        let (line, seq) = (head.identity.line(), head.identity.seq);
+        let (line, seq, now) = (head.identity.line(), head.identity.seq, line_time(now));
         let hash = ShortHash::from(&head.sha256);
-        let mut state = self.0.lock();
+        let mut state = self.0.lock_with(&line, now);
         if conflict {
             return Ok(self.beside(&mut state, line, seq, hash, bytes, ticket));
         }
@@ -366,18 +421,21 @@ impl Numbers {
 
     /// It was refused for good at the door: the number is used.
     pub fn refused(&self, identity: &Identity, now: Duration) {
-        self.0.lock().lines.refused(&identity.line(), identity.seq, now);
+        let (line, now) = (identity.line(), line_time(now));
+        self.0.lock_with(&line, now).lines.refused(&line, identity.seq, now);
     }
 
     /// Up to which number nothing need be resent.
     #[must_use]
     pub fn hello(&self, line: &Line, first_unacked: Seq, now: Duration) -> u64 {
-        self.0.lock().lines.hello(line, first_unacked, now)
+        let now = line_time(now);
+        self.0.lock_with(line, now).lines.hello(line, first_unacked, now)
     }
 
     /// The device dropped a range by its own policy.
     pub fn declare(&self, line: &Line, from: Seq, to: Seq, now: Duration) {
-        self.0.lock().lines.declare(line, from, to, now);
+        let now = line_time(now);
+        self.0.lock_with(line, now).lines.declare(line, from, to, now);
     }
 
     /// Writes the checkpoint, so that what leaves the spool from here on is still known after a restart. Blocks for a
@@ -386,7 +444,8 @@ impl Numbers {
     /// # Errors
     /// What the disk says; then nothing may be reclaimed.
     pub fn checkpoint(&self) -> io::Result<usize> {
-        let mut bytes = self.0.lock().lines.encode(since_boot());
+        let _writing = self.writing();
+        let mut bytes = self.0.lock().lines.encode(line_time(since_boot()));
         let digest = Sha256::digest(&bytes);
         bytes.extend_from_slice(&digest);
         disk::replace(&self.0.checkpoint, &bytes)?;
@@ -394,8 +453,153 @@ impl Numbers {
     }
 }
 
+impl Numbers {
+    /// Puts lines away that were quiet for long; all that were quiet for [`IDLE_MIN`] if there are too many in memory. Blocks
+    /// for a sync per device. Gives how many.
+    ///
+    /// # Errors
+    /// What the disk says; then the lines stay in memory.
+    pub fn put_idle_away(&self, now: Duration) -> io::Result<usize> {
+        self.put_away(line_time(now), LINES_IN_MEMORY)
+    }
+
+    fn put_away(&self, now: Duration, in_memory: usize) -> io::Result<usize> {
+        let _writing = self.writing();
+        let mut devices: BTreeMap<DeviceId, Vec<(Line, Vec<u8>)>> = BTreeMap::new();
+        {
+            let mut state = self.0.lock();
+            let mut quiet = IDLE;
+            loop {
+                for (line, bytes) in state.lines.take_idle(now.saturating_sub(quiet), now) {
+                    state.leaving.insert(line.clone(), bytes.clone());
+                    devices.entry(line.device.clone()).or_default().push((line, bytes));
+                }
+                if state.lines.len() <= in_memory || quiet <= IDLE_MIN {
+                    break;
+                }
+                quiet = (quiet / 2).max(IDLE_MIN);
+            }
+        }
+        let (mut count, mut failed) = (0, None);
+        for (device, lines) in &devices {
+            match self.0.idle.append(device, lines) {
+                Ok(()) => count += lines.len(),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        let mut state = self.0.lock();
+        let leaving = std::mem::take(&mut state.leaving);
+        match failed {
+            None => Ok(count),
+            Some(error) => {
+                // Some may be on disk as well; here they are as good.
+                for bytes in leaving.into_values() {
+                    let _ = state.lines.put_back(&bytes, now);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// How many lines are in memory.
+    #[must_use]
+    pub fn in_memory(&self) -> usize {
+        self.0.lock().lines.len()
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A checkpoint without its checksum, if that holds.
 fn whole(bytes: &[u8]) -> Option<&[u8]> {
     let (bytes, digest) = bytes.split_last_chunk::<32>()?;
     (Sha256::digest(bytes).as_slice() == digest).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Door, Truck, truck};
+    use super::*;
+
+    /// Stored, and passed on as by the relay.
+    async fn delivered(door: &Door, envelope: bytes::Bytes) {
+        let bytes = envelope.len() as u64;
+        assert_eq!(door.take(envelope).await, Outcome::Stored);
+        let last = door.spool.waiting().last().unwrap();
+        door.numbers.passed_on(&Head::decode(&last.head).unwrap(), false, bytes);
+        door.numbers.checkpoint().unwrap();
+        door.spool.acknowledge(lanes::USUAL, last.position).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_line_that_was_quiet_for_a_month_is_on_disk_alone_and_is_known_when_it_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sealing = Truck::new();
+        let (first, other) = (sealing.seal(1, b"record"), sealing.seal(1, b"other"));
+        {
+            let door = Door::open(folder.path());
+            delivered(&door, first.clone()).await;
+            assert_eq!(door.numbers.put_idle_away(since_boot()).unwrap(), 0, "not yet");
+            let later = since_boot() + IDLE + Duration::from_secs(1);
+            assert_eq!(door.numbers.put_idle_away(later).unwrap(), 1);
+            assert_eq!(door.numbers.in_memory(), 0);
+            door.numbers.checkpoint().unwrap();
+            door.spool.close().unwrap();
+        }
+        let door = Door::open(folder.path());
+        assert_eq!(door.numbers.in_memory(), 0);
+        assert_eq!(door.take(first).await, Outcome::Duplicate { unverified: false });
+        assert_eq!(door.numbers.in_memory(), 1);
+        assert_eq!(door.take(other).await, Outcome::Conflict { kept: true });
+        let line = Head::decode(&door.spool.waiting().next().unwrap().head).unwrap().identity.line();
+        assert_eq!(door.numbers.hello(&line, Seq::new(1).unwrap(), since_boot()), 1);
+        assert_eq!(door.take(sealing.seal(2, b"record")).await, Outcome::Stored);
+    }
+
+    #[tokio::test]
+    async fn a_line_of_which_something_waits_is_never_put_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let door = Door::open(folder.path());
+        door.take(Truck::new().seal(1, b"record")).await;
+        assert_eq!(door.numbers.put_idle_away(since_boot() + 3 * IDLE).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn with_too_many_lines_those_that_were_quiet_longest_go_first_and_none_that_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let door = Door::open(folder.path());
+        for run in 1..=4 {
+            delivered(&door, Truck::on("can", run).seal(1, b"record")).await;
+        }
+        let later = line_time(since_boot()) + 2 * IDLE_MIN;
+        let in_use = Line { device: truck().device().unwrap().clone(), ..line_of(&door, 4) };
+        door.numbers.0.lock().lines.declare(&in_use, Seq::new(9).unwrap(), Seq::new(9).unwrap(), later);
+        assert_eq!(door.numbers.put_away(later, 4).unwrap(), 0, "there is room for four");
+        assert!(door.numbers.put_away(later, 3).unwrap() >= 1);
+        assert!(door.numbers.in_memory() <= 3);
+    }
+
+    #[tokio::test]
+    async fn what_the_disk_does_not_take_stays_in_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let door = Door::open(folder.path());
+        let envelope = Truck::new().seal(1, b"record");
+        delivered(&door, envelope.clone()).await;
+        // Something that is no file stands where the device's would be.
+        std::fs::create_dir(folder.path().join("idle").join("truck-42~idle")).unwrap();
+        let later = since_boot() + 2 * IDLE;
+        assert!(door.numbers.put_idle_away(later).is_err());
+        assert_eq!(door.numbers.in_memory(), 1);
+        assert_eq!(door.take(envelope).await, Outcome::Duplicate { unverified: false });
+    }
+
+    fn line_of(door: &Door, run: u64) -> Line {
+        let state = door.numbers.0.lock();
+        state.lines.iter().map(|(line, _)| line).find(|line| line.run.get() == run).unwrap()
+    }
 }

@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use super::idle::Idle;
 use super::intake::SpoolIntake;
 use super::numbers::Numbers;
 use super::relay::Target;
@@ -139,7 +140,9 @@ impl Door {
             ..config::Spool::default()
         };
         let (spool, _) = spool::open(&folder.join("spool"), &sizes).unwrap();
-        let numbers = Numbers::open(folder.join("lines"), &spool, conflict_bytes, shares.clone()).unwrap();
+        let idle = Idle::open(&folder.join("idle")).unwrap();
+        let numbers =
+            Numbers::open(folder.join("lines"), idle, &spool, conflict_bytes, shares.clone()).unwrap();
         let name = GatewayName::new("edge-1").unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
         let (lines, taken) = (numbers.clone(), shares.clone());

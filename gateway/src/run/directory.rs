@@ -5,6 +5,7 @@
 //! DATA/keys/           last known good (two slots), history/, inbox/
 //! DATA/spool/          what waits for the relay
 //! DATA/lines           the numbers taken per line, as of the last reclaiming
+//! DATA/idle/           lines that were quiet for long
 //! DATA/relay           what people have said to the relay
 //! DATA/refused/        what the far end will never take
 //! ```
@@ -125,6 +126,12 @@ impl DataDir {
     #[must_use]
     pub fn lines(&self) -> PathBuf {
         self.path.join("lines")
+    }
+
+    /// Lines that were quiet for long.
+    #[must_use]
+    pub fn idle(&self) -> PathBuf {
+        self.path.join("idle")
     }
 
     /// What people have said to the relay.

@@ -24,6 +24,7 @@ use super::stopping::part;
 use crate::admin::{self, Facts};
 use crate::clock::{GatewayClock, since_boot};
 use crate::config::{self, Config};
+use crate::envelopes::idle::Idle;
 use crate::envelopes::intake::SpoolIntake;
 use crate::envelopes::numbers::Numbers;
 use crate::envelopes::refused::Refused;
@@ -45,6 +46,8 @@ use crate::metrics::{Dimension, Metrics};
 
 /// How often the disk's lamp is looked after.
 const DISK_LOOK: Duration = Duration::from_secs(1);
+/// How often lines are looked for that were quiet for long.
+const IDLE_LOOK: Duration = Duration::from_secs(3600);
 /// Below this share of the spool's capacity, in percent, the disk's lamp is not green.
 const DISK_LOW_PERCENT: u64 = 30;
 
@@ -127,7 +130,8 @@ impl Serving {
         };
         let shares = Shares::new(limits, config.spool.max_size.get());
         let conflict_bytes = config.spool.conflicts_per_device.get();
-        let numbers = Numbers::open(data.lines(), &spool, conflict_bytes, shares.clone())
+        let idle = Idle::open(&data.idle()).map_err(|error| disk_failed(&error))?;
+        let numbers = Numbers::open(data.lines(), idle, &spool, conflict_bytes, shares.clone())
             .map_err(|error| disk_failed(&error))?;
         let refused_size = config.relay.as_ref().map_or(0, |relay| relay.refused_size.get());
         let refused = Refused::open(&data.refused(), refused_size, metrics.clone(), shares.clone());
@@ -165,12 +169,14 @@ impl Serving {
                 acceptor.serve(routes, stop).await;
             }
         };
+        let idle = put_idle_lines_away(numbers.clone(), intake_stop.clone());
         let follow = follow_readiness(health.clone(), reporter, intake_stop.clone());
         let disk = look_after_disk(health.clone(), spool.clone(), intake_stop.clone());
         let intake = vec![
             tokio::spawn(serve),
             tokio::spawn(refresh.run(intake_stop.clone())),
             tokio::spawn(disk),
+            tokio::spawn(idle),
             tokio::spawn(follow),
         ];
         let now = since_boot();
@@ -402,6 +408,21 @@ async fn follow_readiness(
     }
     for service in SERVICES {
         reporter.set_service_status(service, ServingStatus::NotServing).await;
+    }
+}
+
+async fn put_idle_lines_away(numbers: Numbers, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(IDLE_LOOK) => {}
+            () = stop.cancelled() => return,
+        }
+        let lines = numbers.clone();
+        match tokio::task::spawn_blocking(move || lines.put_idle_away(since_boot())).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(count)) => tracing::info!(event = "lines.put_away", count, in_memory = numbers.in_memory()),
+            Ok(Err(error)) => tracing::error!(event = "lines.not_put_away", %error),
+        }
     }
 }
 
