@@ -123,6 +123,30 @@ proptest! {
     }
 
     #[test]
+    fn a_check_that_is_taken_up_again_says_what_an_unbroken_one_says(
+        len in 0usize..1_000,
+        empty: bool,
+        stop in 0usize..2_000,
+        flip in prop::option::of(0usize..2_000),
+        chunk in 1usize..400,
+    ) {
+        let mut bytes = message(1, empty).seal(&plaintext(len)).unwrap();
+        let header = Header::parse(&Bytes::copy_from_slice(&bytes)).unwrap();
+        let stop = (header.wire_len() + stop).min(bytes.len());
+        // What comes behind the stop may be anything; what lies before it went through a checker.
+        if let Some(flip) = flip.map(|flip| stop + flip).filter(|flip| *flip < bytes.len()) {
+            bytes[flip] ^= 0x40;
+        }
+        let unbroken = check_in_chunks(&bytes, &[chunk], true);
+        let (mut checker, at) = StructureChecker::resume(header, bytes.len() as u64, stop as u64).unwrap();
+        let at = usize::try_from(at).unwrap();
+        prop_assert!(at <= stop && stop - at < FRAME as usize + 41);
+        let resumed = bytes[at..].chunks(chunk).try_for_each(|chunk| checker.push(chunk)).and_then(|()| checker.finish());
+        let resumed = resumed.map(|(_, structure)| structure).map_err(|error| error.class());
+        prop_assert_eq!(resumed.map(|structure| (structure.plaintext_len, structure.total_len)), unbroken.map(|len| (len, bytes.len() as u64)));
+    }
+
+    #[test]
     fn any_trailing_byte_is_refused_without_a_key(more in prop::collection::vec(any::<u8>(), 1..100), chunk in 1usize..400) {
         let bytes = [&SEALED[..], &more].concat();
         prop_assert_eq!(verdict(&bytes, &[chunk]), Err("trailing"));

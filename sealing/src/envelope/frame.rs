@@ -120,6 +120,12 @@ impl FrameWalker {
         Self { frame_length, due: 1, plaintext_len: 0, at: AT_HEAD }
     }
 
+    /// Goes on behind `frames` regular frames that were walked before; fewer than 2^32 - 1.
+    pub(super) fn behind(frame_length: u32, frames: u32) -> Self {
+        let plaintext_len = u64::from(frames) * u64::from(frame_length);
+        Self { frame_length, due: frames + 1, plaintext_len, at: AT_HEAD }
+    }
+
     /// Consumes from `input` up to the next thing worth telling; `None` when the input is used up.
     ///
     /// An error is final: the walker must not be asked again.

@@ -60,6 +60,25 @@ impl StructureChecker {
         Self { declared: Some(total_len), ..Self::default() }
     }
 
+    /// Goes on with an envelope of `total_len` bytes whose first `passed` bytes went through a checker like this one: for a
+    /// transfer that is taken up again by another process. The frame that `passed` lies in has to be shown again: the next
+    /// byte is the one at the offset that comes with the checker.
+    ///
+    /// # Errors
+    /// The class of the length's fault, if the header cannot have it; `truncated` if `passed` ends inside the header.
+    pub fn resume(header: Header, total_len: u64, passed: u64) -> Result<(Self, u64), FormatError> {
+        let sizes = header.sizes();
+        let body = sizes.of_total(total_len)?;
+        let in_body = passed.checked_sub(header.wire_len() as u64).ok_or(FormatError::Truncated)?;
+        let frame = sizes.frame_offset(2) - sizes.frame_offset(1);
+        // The last frame is always shown again: whether it ended is for the walker to say.
+        let frames = u32::try_from((in_body / frame).min(body.frames - 1)).unwrap_or(u32::MAX - 1);
+        let offset = sizes.frame_offset(frames + 1);
+        let walker = FrameWalker::behind(header.frame_length(), frames);
+        let part = Part::Body(Box::new(header), walker);
+        Ok((Self { declared: Some(total_len), seen: offset, part }, offset))
+    }
+
     /// Takes the next chunk.
     ///
     /// # Errors
