@@ -189,6 +189,13 @@ impl Spool {
         Position(self.shared.lock().lanes.get(lane.index()).map_or(0, |lane| lane.cursor))
     }
 
+    /// The first position that is not acknowledged as far as the disk knows: a crash does not go back behind it. It follows
+    /// [`cursor`](Self::cursor) with the next group, or soon after.
+    #[must_use]
+    pub fn saved_cursor(&self, lane: Lane) -> Position {
+        Position(self.shared.lock().lanes.get(lane.index()).map_or(0, |lane| lane.cursor_saved))
+    }
+
     /// The oldest position that is still kept: the cursor, or some way before it, where its segment begins.
     #[must_use]
     pub fn start(&self, lane: Lane) -> Position {
