@@ -10,10 +10,11 @@ use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::ingest::v1::Hop;
 use pithead_sealing::Identity;
-use pithead_sealing::envelope::{AdmittedEnvelope, FormatError, Profile, ProfileError, check};
+use pithead_sealing::envelope::{AdmittedEnvelope, FormatError, Header, Profile, ProfileError, check};
 use pithead_sealing::trust::KeyArn;
 use sha2::{Digest as _, Sha256};
 
+use super::upload::{UPLOAD_MAX, header_hash};
 use crate::backoff;
 use crate::identity::{GatewayName, Peer, Role};
 use crate::status::Refusal;
@@ -118,15 +119,71 @@ pub fn admit(
     check_hops(&hops, peer)?;
     let checked = check(bytes).map_err(|error| refusal_of_format(&error))?;
     let envelope = checked.admit(|_| true).map_err(|error| refusal_of_profile(&error))?;
-    may_speak(peer, envelope.identity())?;
+    let key_not_active = admit_profile(envelope.profile(), peer, keys)?;
+    let sha256 = Sha256::digest(envelope.bytes()).into();
+    Ok(Admitted { envelope, sha256, key_not_active, hops })
+}
+
+/// A large envelope that this hop may take, as far as its header tells. No constructor but [`admit_header`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AdmittedHeader {
+    /// The header; claims until its tag holds.
+    pub header: Header,
+    /// What it says of the envelope.
+    pub profile: Profile,
+    /// SHA-256 of the header's bytes: what a large envelope is compared by.
+    pub header_sha256: [u8; 32],
+    /// Bytes of the whole envelope.
+    pub total: u64,
+    /// A key of it is not active in the statement in force.
+    pub key_not_active: bool,
+    /// Custody as the sender tells it, the oldest first.
+    pub hops: Vec<Hop>,
+}
+
+/// Takes the header of a large envelope in; its structure is judged while it comes. The same rules as [`admit`].
+///
+/// # Errors
+/// As [`admit`].
+pub fn admit_header(
+    bytes: Bytes,
+    total: u64,
+    hops: Vec<Hop>,
+    peer: &Peer,
+    keys: &dyn KnownKeys,
+) -> Result<AdmittedHeader, NotAdmitted> {
+    if bytes.is_empty() {
+        return Err(Refusal::field("header", "is empty").into());
+    }
+    if total > UPLOAD_MAX {
+        let detail = format!("the envelope has {total} bytes, above {UPLOAD_MAX}");
+        return Err(Refusal::new(ErrorReason::EnvelopeTooLarge, detail).into());
+    }
+    check_hops(&hops, peer)?;
+    let header = Header::parse(&bytes).map_err(|error| refusal_of_format(&error))?;
+    if header.wire_len() != bytes.len() {
+        return Err(Refusal::field("header", "goes on behind the header's tag").into());
+    }
+    header.sizes().of_total(total).map_err(|error| refusal_of_format(&error))?;
+    let profile = Profile::of(&header).map_err(|error| refusal_of_profile(&error))?;
+    let key_not_active = admit_profile(&profile, peer, keys)?;
+    let header_sha256 = header_hash(&header);
+    Ok(AdmittedHeader { header, profile, header_sha256, total, key_not_active, hops })
+}
+
+/// Whether the peer may send it, and whether its keys were ever named; true if one of them is not active now.
+fn admit_profile(profile: &Profile, peer: &Peer, keys: &dyn KnownKeys) -> Result<bool, NotAdmitted> {
+    let identity = profile.identity();
+    may_speak(peer, identity)?;
     let mut key_not_active = false;
-    for (arn, _) in envelope.profile().edks() {
-        match keys.standing(arn, envelope.identity()) {
+    for (arn, _) in profile.edks() {
+        match keys.standing(arn, identity) {
             Standing::Active => {}
             Standing::NotActive => key_not_active = true,
             Standing::Unknown => {
                 let refusal = refusal_of_profile(&ProfileError::KeyUnknown);
-                return Err(NotAdmitted { refusal, identity: Some(Box::new(envelope.identity().clone())) });
+                return Err(NotAdmitted { refusal, identity: Some(Box::new(identity.clone())) });
             }
             Standing::NotReady => {
                 let detail = "no key statement was accepted here yet; the envelope cannot be judged";
@@ -135,8 +192,7 @@ pub fn admit(
             }
         }
     }
-    let sha256 = Sha256::digest(envelope.bytes()).into();
-    Ok(Admitted { envelope, sha256, key_not_active, hops })
+    Ok(key_not_active)
 }
 
 /// A device tells no custody, and a gateway tells it in a form that can be shown and stored.
@@ -163,7 +219,7 @@ fn check_hops(hops: &[Hop], peer: &Peer) -> Result<(), Refusal> {
 }
 
 /// A device for itself, a gateway for every device of its site, nobody else.
-fn may_speak(peer: &Peer, identity: &Identity) -> Result<(), Refusal> {
+pub(super) fn may_speak(peer: &Peer, identity: &Identity) -> Result<(), Refusal> {
     if *peer.site() != identity.site {
         let detail =
             format!("the envelope is of site {}, the certificate of site {}", identity.site, peer.site());

@@ -3,11 +3,13 @@
 use std::future::Future;
 
 use futures_util::future::BoxFuture;
+use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::ingest::v1 as wire;
 use pithead_proto::keys::v1::TrustVersion;
 use pithead_sealing::{DeviceId, Identity, Line, Run, Seq, StreamName};
 
-use super::admit::{Admitted, KnownKeys};
+use super::admit::{Admitted, AdmittedHeader, KnownKeys};
+use super::upload::{UploadStore, WholeUpload};
 use crate::identity::Peer;
 use crate::status::Refusal;
 
@@ -88,6 +90,36 @@ pub trait Intake: Send + Sync + 'static {
     /// A refusal. One that a retry can cure ends the call; any other is told in band, and the call goes on.
     fn offer(&self, peer: &Peer, admitted: Admitted)
     -> impl Future<Output = Result<Pending, Refusal>> + Send;
+
+    /// Where large envelopes are gathered; none where only inline ones are taken.
+    fn uploads(&self) -> Option<&UploadStore> {
+        None
+    }
+
+    /// Judges a large envelope by its header, before room is promised and a byte of its body is taken. `None`: it may come.
+    /// An outcome: the answer is known, and nothing need be sent.
+    ///
+    /// # Errors
+    /// A refusal, for now or for good.
+    fn judge(&self, peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
+        let _ = (peer, offered);
+        Err(Refusal::new(ErrorReason::UploadsNotSupported, "this server takes inline envelopes only"))
+    }
+
+    /// Decides what becomes of a large envelope that is whole on disk. It is asked again after an error, and after a start;
+    /// it may take long, and goes on when the call that asks is cut. With [`Outcome::Stored`] or a duplicate, the file is
+    /// the program's: it says [`UploadStore::taken`] or [`UploadStore::release`].
+    ///
+    /// # Errors
+    /// A refusal that a retry can cure.
+    fn complete(
+        &self,
+        peer: &Peer,
+        whole: WholeUpload,
+    ) -> impl Future<Output = Result<Outcome, Refusal>> + Send {
+        let _ = (peer, whole);
+        std::future::ready(Err(Refusal::new(ErrorReason::Internal, "nobody takes large envelopes here")))
+    }
 
     /// A device's lines at the beginning of a call. For each, the number up to which nothing need be resent; 0 if none.
     /// As many as were asked, in their order.

@@ -12,18 +12,21 @@ pub mod admit;
 pub mod intervals;
 pub mod lines;
 
+pub mod upload;
+
 pub mod intake;
 pub mod receive;
 
 pub mod send;
 
-pub use admit::{Admitted, KnownKeys, Standing, admit};
+pub use admit::{Admitted, AdmittedHeader, KnownKeys, Standing, admit, admit_header};
 pub use intake::{DeclaredGap, HelloLine, Intake, Outcome, Pending};
 pub use intervals::{Interval, IntervalSet};
 pub use limits::IngestLimits;
 pub use lines::{LineRefusal, Lines, ShortHash, Unseen, Verdict};
 pub use receive::IngestServer;
 pub use send::{Answer, Answered, NotTaken, SendError, SendOptions, Sender};
+pub use upload::{SealedFile, SealedFileError, UploadLimits, UploadStats, UploadStore, WholeUpload};
 
 /// One gateway's word on how it got an envelope, as it stands on the wire and in the spool.
 pub use pithead_proto::ingest::v1::Hop;

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -12,9 +13,10 @@ use hyper_util::rt::TokioIo;
 use pithead_hop::identity::{Assurance, Peer, PeerId};
 use pithead_hop::ingest::intake::Durability;
 use pithead_hop::ingest::{
-    Admitted, DeclaredGap, HelloLine, IngestLimits, IngestServer, Intake, KnownKeys, Lines, Outcome, Pending,
-    ShortHash, Standing, Unseen, Verdict,
+    Admitted, AdmittedHeader, DeclaredGap, HelloLine, IngestLimits, IngestServer, Intake, KnownKeys, Lines,
+    Outcome, Pending, ShortHash, Standing, Unseen, UploadLimits, UploadStore, Verdict, WholeUpload,
 };
+use pithead_hop::program::clock::since_boot;
 use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
@@ -131,6 +133,21 @@ impl Sealer {
     }
 }
 
+/// A sealed file of the truck's line `files`.
+pub fn sealed_file(seq: u64, plaintext: &[u8]) -> Bytes {
+    let context = SessionContext::new(
+        Site::new(SITE).unwrap(),
+        DeviceId::new(DEVICE).unwrap(),
+        StreamName::new("files").unwrap(),
+        ContentType::new("application/octet-stream").unwrap(),
+    );
+    let clock = SessionClock { boot: Duration::ZERO, now: NOW };
+    let run = Run::new(RUN).unwrap();
+    let mut session = Session::start(&KEY, &context, run, None, clock, &mut KernelEntropy).unwrap();
+    let sealed = session.seal(Seq::new(seq).unwrap(), plaintext, Duration::ZERO, &mut KernelEntropy).unwrap();
+    sealed.into_parts().0
+}
+
 pub fn peer(uri: &str) -> Peer {
     Peer {
         id: PeerId::from_uri(uri).unwrap(),
@@ -172,12 +189,13 @@ pub struct Disk {
     standing: Mutex<Standing>,
     /// Commits at once.
     at_once: bool,
+    uploads: Option<UploadStore>,
     offered: watch::Sender<usize>,
     state: Mutex<State>,
 }
 
 impl Disk {
-    fn with(at_once: bool) -> Arc<Self> {
+    fn with(at_once: bool, uploads: Option<UploadStore>) -> Arc<Self> {
         let state = State {
             lines: Lines::new(Unseen::Elsewhere),
             writing: VecDeque::new(),
@@ -192,17 +210,28 @@ impl Disk {
         Arc::new(Self {
             standing: Mutex::new(Standing::Active),
             at_once,
+            uploads,
             offered: watch::Sender::new(0),
             state: Mutex::new(state),
         })
     }
 
     pub fn at_once() -> Arc<Self> {
-        Self::with(true)
+        Self::with(true, None)
+    }
+
+    /// Takes large envelopes as well, and keeps them.
+    pub fn with_uploads(folder: &Path, limits: UploadLimits) -> Arc<Self> {
+        let store = UploadStore::open(folder, limits, since_boot()).unwrap();
+        Self::with(true, Some(store))
+    }
+
+    pub fn store(&self) -> &UploadStore {
+        self.uploads.as_ref().unwrap()
     }
 
     pub fn when_told() -> Arc<Self> {
-        Self::with(false)
+        Self::with(false, None)
     }
 
     pub fn standing(&self, standing: Standing) {
@@ -326,6 +355,44 @@ impl Intake for Disk {
         }
         self.offered.send_modify(|offered| *offered += 1);
         Ok(pending)
+    }
+
+    fn uploads(&self) -> Option<&UploadStore> {
+        self.uploads.as_ref()
+    }
+
+    fn judge(&self, _: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
+        let identity = offered.profile.identity();
+        let mut state = self.state.lock().unwrap();
+        let hash = ShortHash::from(&offered.header_sha256);
+        let (_, ticket) = oneshot::channel();
+        let ticket = ticket.shared();
+        let verdict =
+            state.lines.offer(&identity.line(), identity.seq, hash, Duration::ZERO, || ticket.clone())?;
+        Ok(match verdict {
+            Verdict::New(_) => {
+                state.lines.failed(&identity.line(), identity.seq);
+                None
+            }
+            Verdict::InFlight(_) => None,
+            Verdict::Duplicate { unverified } => Some(Outcome::Duplicate { unverified }),
+            Verdict::Conflict => Some(Outcome::Conflict { kept: false }),
+        })
+    }
+
+    async fn complete(&self, _: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
+        let mut state = self.state.lock().unwrap();
+        if let Some(refusal) = state.refuse.remove(&whole.identity.seq.get()) {
+            return Err(refusal);
+        }
+        let (line, hash) = (whole.identity.line(), ShortHash::from(&whole.header_sha256));
+        let (_, ticket) = oneshot::channel();
+        let ticket = ticket.shared();
+        state.lines.offer(&line, whole.identity.seq, hash, Duration::ZERO, || ticket.clone())?;
+        state.lines.stored(&line, whole.identity.seq);
+        state.stored.push(whole.identity.seq.get());
+        self.store().taken(&whole.identity);
+        Ok(Outcome::Stored)
     }
 
     fn hello(&self, _: &Peer, lines: &[HelloLine]) -> Vec<u64> {

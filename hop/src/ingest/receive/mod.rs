@@ -7,12 +7,11 @@
 mod append;
 mod batch;
 mod progress;
+mod upload;
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::ingest::v1 as wire;
 use pithead_proto::ingest::v1::ingest_service_server::{IngestService, IngestServiceServer};
@@ -53,6 +52,20 @@ impl<I: Intake> IngestServer<I> {
         Self { intake, limits, stop }
     }
 
+    fn uploads<T>(&self, request: &Request<T>) -> Result<upload::Uploads<I>, Refusal> {
+        let peer = sender(request)?;
+        if self.stop.is_cancelled() {
+            return Err(draining());
+        }
+        if self.intake.uploads().is_none() {
+            return Err(Refusal::new(
+                ErrorReason::UploadsNotSupported,
+                "this server takes inline envelopes only",
+            ));
+        }
+        Ok(upload::Uploads { intake: Arc::clone(&self.intake), stop: self.stop.clone(), peer })
+    }
+
     /// As tonic's routes take it. Messages above the limit are refused before they are read.
     pub fn into_service(self) -> IngestServiceServer<Self> {
         let request_max = usize::try_from(self.limits.request.get()).unwrap_or(usize::MAX);
@@ -84,10 +97,6 @@ fn ends_the_call(refusal: &Refusal) -> bool {
             refusal.reason,
             ErrorReason::RequestInvalid | ErrorReason::WindowExceeded | ErrorReason::RoleNotAllowed
         )
-}
-
-fn uploads_not_supported() -> Status {
-    Refusal::new(ErrorReason::UploadsNotSupported, "this server takes inline envelopes only").into()
 }
 
 #[tonic::async_trait]
@@ -149,32 +158,38 @@ impl<I: Intake> IngestService for IngestServer<I> {
 
     async fn open_upload(
         &self,
-        _: Request<wire::OpenUploadRequest>,
+        request: Request<wire::OpenUploadRequest>,
     ) -> Result<Response<wire::OpenUploadResponse>, Status> {
-        Err(uploads_not_supported())
+        let uploads = self.uploads(&request)?;
+        Ok(Response::new(uploads.open(request.into_inner()).await?))
     }
 
-    type WriteUploadStream = Pin<Box<dyn Stream<Item = Result<wire::WriteUploadResponse, Status>> + Send>>;
+    type WriteUploadStream = ReceiverStream<Result<wire::WriteUploadResponse, Status>>;
 
     async fn write_upload(
         &self,
-        _: Request<Streaming<wire::WriteUploadRequest>>,
+        request: Request<Streaming<wire::WriteUploadRequest>>,
     ) -> Result<Response<Self::WriteUploadStream>, Status> {
-        Err(uploads_not_supported())
+        let uploads = self.uploads(&request)?;
+        let (answers, stream) = tokio::sync::mpsc::channel(ANSWERS_WAITING);
+        tokio::spawn(uploads.write(request.into_inner(), answers));
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn get_upload(
         &self,
-        _: Request<wire::GetUploadRequest>,
+        request: Request<wire::GetUploadRequest>,
     ) -> Result<Response<wire::GetUploadResponse>, Status> {
-        Err(uploads_not_supported())
+        let uploads = self.uploads(&request)?;
+        Ok(Response::new(uploads.get(&request.into_inner().upload)?))
     }
 
     async fn abort_upload(
         &self,
-        _: Request<wire::AbortUploadRequest>,
+        request: Request<wire::AbortUploadRequest>,
     ) -> Result<Response<wire::AbortUploadResponse>, Status> {
-        Err(uploads_not_supported())
+        let uploads = self.uploads(&request)?;
+        Ok(Response::new(uploads.abort(&request.into_inner().upload).await?))
     }
 }
 

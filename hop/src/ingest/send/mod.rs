@@ -20,6 +20,7 @@
 //! whatever brings new envelopes.
 
 mod flight;
+mod upload;
 
 use std::time::Duration;
 
@@ -39,6 +40,10 @@ use tonic::codegen::StdError;
 use tonic::{Status, Streaming};
 
 pub use flight::{Answer, Answered, BATCH_BYTES, BATCH_ENVELOPES, Flight, NotTaken, ProtocolError, Window};
+
+pub use upload::{
+    Pace, PlainFile, PlainFileError, UPLOAD_CHUNK, UploadError, UploadProgress, UploadSource, send_upload,
+};
 
 use crate::identity::Assurance;
 use crate::status::Remote;
