@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use pithead_hop::accept::Limits;
 use pithead_hop::connect::Endpoint;
-use pithead_hop::ingest::IngestLimits;
+use pithead_hop::ingest::{IngestLimits, UploadLimits};
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
 use pithead_sealing::{Site, StreamName};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -36,6 +36,9 @@ pub struct Config {
     /// What waits on disk.
     #[serde(default)]
     pub spool: Spool,
+    /// Large envelopes.
+    #[serde(default)]
+    pub uploads: UploadLimits,
     /// Where envelopes go; absent at a site that carries them away by hand.
     pub relay: Option<Relay>,
     /// Health and metrics.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use pithead_hop::ingest::UploadStats;
 use pithead_proto::errors::v1::ErrorReason;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::{
@@ -170,6 +171,10 @@ struct Inner {
     refused_records: Gauge,
     refused_bytes: Gauge,
     refused_capacity_bytes: Gauge,
+    uploads_open: Gauge,
+    uploads_waiting: Gauge,
+    uploads_bytes: Gauge,
+    uploads_capacity_bytes: Gauge,
     key_refreshes: Family<ReasonLabel, Counter>,
     key_epoch: Gauge,
     key_sequence: Gauge,
@@ -285,6 +290,10 @@ impl Metrics {
             refused_records: metric!("refused_records", "Envelopes in the refused area"),
             refused_bytes: sized!("refused", "Bytes in the refused area", Bytes),
             refused_capacity_bytes: sized!("refused_capacity", "Bytes that the refused area may take", Bytes),
+            uploads_open: metric!("uploads_open", "Large envelopes whose bytes are still coming"),
+            uploads_waiting: metric!("uploads_waiting", "Large envelopes that are whole and not passed on"),
+            uploads_bytes: sized!("uploads", "Bytes that large envelopes hold or were promised", Bytes),
+            uploads_capacity_bytes: sized!("uploads_capacity", "Bytes that large envelopes may take", Bytes),
             key_refreshes: metric!("key_refreshes", "Attempts to refresh the key statement, by result"),
             key_epoch: metric!("key_epoch", "Epoch of the trust root in force"),
             key_sequence: metric!(
@@ -407,6 +416,13 @@ impl Metrics {
         self.0.refused_records.set(as_gauge(records));
         self.0.refused_bytes.set(as_gauge(bytes));
         self.0.refused_capacity_bytes.set(as_gauge(capacity));
+    }
+
+    pub(crate) fn uploads(&self, stats: &UploadStats) {
+        self.0.uploads_open.set(as_gauge(stats.open as u64));
+        self.0.uploads_waiting.set(as_gauge(stats.taken as u64));
+        self.0.uploads_bytes.set(as_gauge(stats.bytes));
+        self.0.uploads_capacity_bytes.set(as_gauge(stats.capacity));
     }
 
     pub(crate) fn key_refresh(&self, result: Option<ErrorReason>) {

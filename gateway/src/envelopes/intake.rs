@@ -15,19 +15,20 @@ use pithead_hop::backoff::{random, spread};
 use pithead_hop::identity::{GatewayName, Peer};
 use pithead_hop::ingest::intake::Durability;
 use pithead_hop::ingest::{
-    Admitted, DeclaredGap, HelloLine, Hop, Intake, KnownKeys, Outcome, Pending, ShortHash, Standing,
+    Admitted, AdmittedHeader, DeclaredGap, HelloLine, Hop, Intake, KnownKeys, Outcome, Pending, ShortHash,
+    Standing, UploadStore, WholeUpload,
 };
 use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
-use pithead_sealing::Identity;
 use pithead_sealing::trust::{KeyArn, KeyStatus};
+use pithead_sealing::{DeviceId, Identity};
 use pithead_spool::{AppendError, NotDurable, Ticket};
 use tokio::sync::{mpsc, oneshot};
 
 use super::budgets::Budgets;
 use super::numbers::{Numbers, Offered, Reservation, SharedTicket};
-use super::record::Head;
+use super::record::{Body, Head};
 use super::shares::{Over, Share, Shares};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_ms, wall_us};
@@ -52,8 +53,30 @@ pub struct SpoolIntake {
     numbers: Numbers,
     shares: Shares,
     spool: EnvelopeSpool,
+    uploads: UploadStore,
     metrics: Metrics,
     settle: mpsc::Sender<Settling>,
+}
+
+/// What the intake is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Our name, for custody.
+    pub gateway: GatewayName,
+    /// Every key that was ever named.
+    pub history: Arc<History>,
+    /// The statement in force.
+    pub book: Book,
+    /// What was taken before.
+    pub numbers: Numbers,
+    /// Who may hold how much.
+    pub shares: Shares,
+    /// Where envelopes go.
+    pub spool: EnvelopeSpool,
+    /// Where large ones are gathered, and stay.
+    pub uploads: UploadStore,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// An envelope on its way to the disk.
@@ -69,18 +92,21 @@ struct Settling {
 impl SpoolIntake {
     /// Begins to take envelopes. Inside a tokio runtime.
     #[must_use]
-    pub fn start(
-        gateway: GatewayName,
-        history: Arc<History>,
-        book: Book,
-        numbers: Numbers,
-        shares: Shares,
-        spool: EnvelopeSpool,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn start(parts: Parts) -> Self {
+        let Parts { gateway, history, book, numbers, shares, spool, uploads, metrics } = parts;
         let (settle, settling) = mpsc::channel(SETTLING_MAX);
         tokio::spawn(settle_all(settling, metrics.clone()));
-        Self { gateway, history, book, budgets: Budgets::default(), numbers, shares, spool, metrics, settle }
+        let budgets = Budgets::default();
+        Self { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics, settle }
+    }
+
+    /// Pays for data keys that are new for the device.
+    fn spend(&self, device: &DeviceId, edks: &[[u8; 32]]) -> Result<(), Refusal> {
+        self.budgets.spend(device, edks, since_boot()).map_err(|over| {
+            self.metrics.refused(ErrorReason::TooManySessions);
+            Refusal::new(ErrorReason::TooManySessions, over.to_string())
+                .retry_after(spread(over.retry_after, random()))
+        })
     }
 
     fn hop(&self, peer: &Peer, key_not_active: bool, conflict: bool) -> Hop {
@@ -100,8 +126,8 @@ impl SpoolIntake {
     /// Appends under a number that was reserved. Waits while the spool's queue is full: so pressure travels back.
     async fn store(
         &self,
-        peer: &Peer,
-        admitted: Admitted,
+        head: Head,
+        body: Body,
         reservation: Reservation,
         tell: oneshot::Sender<Result<(), NotDurable>>,
     ) -> Result<(), Refusal> {
@@ -109,16 +135,12 @@ impl SpoolIntake {
         // The place among the settling comes first: from the append on nothing may be awaited, or a call that is cut
         // there would leave a number in flight for ever.
         let place = self.settle.reserve().await.map_err(|_| refusal_of(&AppendError::Closed))?;
-        let conflict = reservation.is_conflict();
-        let mut hops = admitted.hops.clone();
-        hops.push(self.hop(peer, admitted.key_not_active, conflict));
-        let head = Head { identity: admitted.identity().clone(), sha256: admitted.sha256, hops };
-        let bytes = admitted.bytes().len();
+        let bytes = body.len();
         let (device, lane) = (&head.identity.device, self.spool.lane_of(&head.identity.line()));
         let share = self.shares.admit(device, lane, bytes as u64, self.spool.fill(), began);
         let share = share.map_err(|over| refusal_of_share(&over))?;
         let ticket = loop {
-            match self.spool.append(&head, admitted.bytes().clone(), conflict, wall_ms()) {
+            match self.spool.append(&head, body.clone(), wall_ms()) {
                 Ok(ticket) => break ticket,
                 Err(AppendError::QueueFull { .. }) => {
                     self.spool.room(&head.identity.line(), bytes as u64).await
@@ -182,11 +204,7 @@ impl Intake for SpoolIntake {
         }
         let edks: Vec<[u8; 32]> =
             admitted.profile().edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
-        if let Err(over) = self.budgets.spend(&identity.device, &edks, since_boot()) {
-            self.metrics.refused(ErrorReason::TooManySessions);
-            return Err(Refusal::new(ErrorReason::TooManySessions, over.to_string())
-                .retry_after(spread(over.retry_after, random())));
-        }
+        self.spend(&identity.device, &edks)?;
         if admitted.key_not_active {
             self.metrics.key_not_active();
         }
@@ -215,7 +233,16 @@ impl Intake for SpoolIntake {
                 if reservation.is_conflict() {
                     tracing::warn!(event = "ingest.conflict", %identity);
                 }
-                let stored = self.store(peer, admitted, reservation, tell).await;
+                let mut hops = admitted.hops.clone();
+                hops.push(self.hop(peer, admitted.key_not_active, reservation.is_conflict()));
+                let head = Head { identity, sha256: admitted.sha256, hops };
+                let envelope = admitted.bytes().clone();
+                let body = if reservation.is_conflict() {
+                    Body::Conflict(envelope)
+                } else {
+                    Body::Envelope(envelope)
+                };
+                let stored = self.store(head, body, reservation, tell).await;
                 stored.inspect_err(|refusal| metrics.refused(refusal.reason))?;
                 let counted = counted_as(&outcome);
                 (told, outcome, counted)
@@ -237,6 +264,18 @@ impl Intake for SpoolIntake {
             }
         }
         .boxed())
+    }
+
+    fn uploads(&self) -> Option<&UploadStore> {
+        Some(&self.uploads)
+    }
+
+    fn judge(&self, _peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
+        self.judge_header(offered)
+    }
+
+    async fn complete(&self, peer: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
+        self.complete_upload(peer, whole).await
     }
 
     fn hello(&self, _peer: &Peer, lines: &[HelloLine]) -> Vec<u64> {
@@ -311,6 +350,8 @@ fn refusal_of_sync(error: NotDurable) -> Refusal {
     };
     Refusal::new(reason, error.to_string()).retry_after(spread(wait, random()))
 }
+
+mod uploads;
 
 #[cfg(test)]
 mod tests;

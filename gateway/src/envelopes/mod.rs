@@ -19,6 +19,7 @@ pub mod intake;
 pub mod refused;
 pub mod relay;
 pub mod retry;
+pub mod uploads;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -20,9 +20,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::Shared;
 use pithead_hop::ingest::lines::IDLE;
-use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, Verdict};
+use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, UploadStore, Verdict};
 use pithead_sealing::{DeviceId, Identity, Line, Seq};
 use pithead_spool::{Lane, NotDurable, RecordHead};
 use sha2::{Digest as _, Sha256};
@@ -30,7 +31,7 @@ use tokio::sync::oneshot;
 
 use super::idle::Idle;
 use super::lanes::{self, Found};
-use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
+use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE, KIND_LARGE};
 use super::shares::{Share, Shares};
 use super::spool::EnvelopeSpool;
 use crate::clock::since_boot;
@@ -237,6 +238,7 @@ impl Numbers {
         spool: &EnvelopeSpool,
         conflict_bytes_per_device: u64,
         shares: Shares,
+        uploads: &UploadStore,
     ) -> io::Result<Self> {
         let now = line_time(since_boot());
         let mut lines = match std::fs::read(&checkpoint) {
@@ -271,6 +273,10 @@ impl Numbers {
             match record.kind {
                 KIND_ENVELOPE => lines.recall(&line, head.identity.seq, hash, now),
                 KIND_CONFLICT => conflicts.push((line, head.identity.seq, hash, bytes)),
+                KIND_LARGE => {
+                    lines.recall(&line, head.identity.seq, hash, now);
+                    uploads.taken(&head.identity);
+                }
                 _ => continue,
             }
             shares.hold(&head.identity.device, bytes, since_boot());
@@ -377,6 +383,39 @@ impl Numbers {
         Offered::Store(self.reserve(line, seq, Taken::Conflict(hash, bytes)))
     }
 
+    /// How a large envelope stands by its header's hash, before its bytes come. Nothing is taken by asking.
+    ///
+    /// # Errors
+    /// As [`offer`](Self::offer).
+    pub fn judge(
+        &self,
+        identity: &Identity,
+        hash: ShortHash,
+        now: Duration,
+    ) -> Result<Option<Outcome>, LineRefusal> {
+        let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
+        // Nobody can wait for it: the number is free again before the lock is.
+        let nobody = oneshot::channel().1.shared();
+        let mut state = self.0.lock_with(&line, now);
+        Ok(match state.lines.offer(&line, seq, hash, now, || nobody)? {
+            Verdict::New(_) => {
+                state.lines.failed(&line, seq);
+                None
+            }
+            Verdict::InFlight(_) => None,
+            Verdict::Duplicate { unverified } => Some(Outcome::Duplicate { unverified }),
+            Verdict::Conflict => Some(Outcome::Conflict { kept: false }),
+        })
+    }
+
+    /// Whether the number is taken: here, or passed on.
+    #[must_use]
+    pub fn holds(&self, identity: &Identity) -> bool {
+        let (line, now) = (identity.line(), line_time(since_boot()));
+        let view = self.0.lock_with(&line, now).lines.view(&line);
+        view.is_some_and(|view| view.held.contains(identity.seq.get()))
+    }
+
     /// The next hop has it: it may leave the spool.
     pub fn passed_on(&self, head: &Head, conflict: bool, bytes: u64) {
         let (line, seq) = (head.identity.line(), head.identity.seq);
@@ -417,6 +456,13 @@ impl Numbers {
             self.0.shares.left(&line.device, bytes);
         }
         Some(head.identity)
+    }
+
+    /// The file of a large envelope is damaged or gone: a good copy may still come. `bytes` are those of its record.
+    pub fn quarantined_large(&self, head: &Head, bytes: u64) {
+        let (line, seq) = (head.identity.line(), head.identity.seq);
+        self.0.lock().lines.quarantined(&line, seq);
+        self.0.shares.left(&line.device, bytes);
     }
 
     /// It was refused for good at the door: the number is used.

@@ -1,4 +1,5 @@
-//! What a spool record of ours is: the envelope in its body, who it is and how it came in its head.
+//! What a spool record of ours is: the envelope in its body, who it is and how it came in its head. A large envelope is a file
+//! of its own, and its record's body says how large it is.
 //!
 //! The head is a message of its own with a checksum of its own in the spool, so that a damaged body can still be named,
 //! and so that a start reads heads alone to know every number, hash and conflict that is still here.
@@ -13,6 +14,61 @@ use prost::Message as _;
 pub const KIND_ENVELOPE: u16 = 1;
 /// Other bytes under a used identity: kept beside and relayed with the flag.
 pub const KIND_CONFLICT: u16 = 2;
+/// A large envelope, which lies in `DATA/uploads` under its identity. The hash in its head is that of its own header.
+pub const KIND_LARGE: u16 = 3;
+
+/// The body of a [`KIND_LARGE`] as it is stored. Fields are added, never changed.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredLarge {
+    #[prost(uint64, tag = "1")]
+    total: u64,
+}
+
+/// What a record holds besides its head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// An envelope as it came.
+    Envelope(Bytes),
+    /// Other bytes under a used identity.
+    Conflict(Bytes),
+    /// A large envelope in its file.
+    Large {
+        /// Bytes of the whole envelope.
+        total: u64,
+    },
+}
+
+impl Body {
+    fn into_parts(self) -> (u16, Bytes) {
+        match self {
+            Self::Envelope(envelope) => (KIND_ENVELOPE, envelope),
+            Self::Conflict(envelope) => (KIND_CONFLICT, envelope),
+            Self::Large { total } => (KIND_LARGE, StoredLarge { total }.encode_to_vec().into()),
+        }
+    }
+
+    /// Bytes of an envelope that its record's body says it has, if the record is a large one's.
+    #[must_use]
+    pub fn large_total(record: &Record) -> Option<u64> {
+        let large = (record.kind == KIND_LARGE).then(|| StoredLarge::decode(record.body.clone()))?;
+        large.ok().map(|large| large.total)
+    }
+
+    /// Bytes that it takes in the spool.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Envelope(envelope) | Self::Conflict(envelope) => envelope.len(),
+            Self::Large { total } => StoredLarge { total: *total }.encoded_len(),
+        }
+    }
+
+    /// True if it takes none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
 
 /// The head as it is stored. Fields are added, never changed.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -83,9 +139,9 @@ impl Head {
 
     /// The record with this head; `at_ms` is when it came.
     #[must_use]
-    pub fn record(&self, envelope: Bytes, conflict: bool, at_ms: u64) -> Record {
-        let kind = if conflict { KIND_CONFLICT } else { KIND_ENVELOPE };
-        Record::new(kind, at_ms, self.encode(), envelope)
+    pub fn record(&self, body: Body, at_ms: u64) -> Record {
+        let (kind, body) = body.into_parts();
+        Record::new(kind, at_ms, self.encode(), body)
     }
 }
 
@@ -108,7 +164,16 @@ mod tests {
     #[test]
     fn a_head_reads_back_as_it_was_written() {
         assert_eq!(Head::decode(&head().encode()), Ok(head()));
-        assert_eq!(head().record(Bytes::new(), true, 0).kind, KIND_CONFLICT);
+        assert_eq!(head().record(Body::Conflict(Bytes::new()), 0).kind, KIND_CONFLICT);
+    }
+
+    #[test]
+    fn the_body_of_a_large_one_is_fixed_and_says_how_large() {
+        let record = head().record(Body::Large { total: 5 << 30 }, 0);
+        assert_eq!((record.kind, hex::encode(&record.body)), (KIND_LARGE, "088080808014".to_owned()));
+        assert_eq!(Body::large_total(&record), Some(5 << 30));
+        assert_eq!(Body::Large { total: 5 << 30 }.len(), record.body.len());
+        assert_eq!(Body::large_total(&head().record(Body::Envelope(Bytes::new()), 0)), None);
     }
 
     #[test]

@@ -5,6 +5,9 @@
 //! DATA/refused/<the same>.json                                                      who, why, since when
 //! ```
 //!
+//! A large envelope stays where it was gathered, in `DATA/uploads` and its budget; only its reason lies here. When that is taken
+//! away, the bytes go as well ([`Refused::let_go_of_large`]).
+//!
 //! The envelope is written first: an entry counts when its reason is there. Names hold nothing that is not safe in a path.
 //! The area is bounded, and what lies in it counts in its device's share. When it is full nothing is dropped: the relay
 //! stands still and says so.
@@ -60,6 +63,9 @@ pub struct Entry {
     /// It was kept beside other bytes.
     #[serde(default)]
     pub conflict: bool,
+    /// It is large: its bytes lie in `DATA/uploads`, and `sha256` is of its header.
+    #[serde(default)]
+    pub large: bool,
 }
 
 impl Entry {
@@ -149,6 +155,8 @@ struct State {
     devices: BTreeMap<DeviceId, u64>,
     /// What is being sent again, and whether it has been refused again meanwhile.
     out: HashMap<String, bool>,
+    /// Large envelopes whose reason lies here.
+    large: HashMap<String, Identity>,
 }
 
 /// What is in the area.
@@ -160,6 +168,15 @@ pub struct Held {
     pub bytes: u64,
 }
 
+/// Where the bytes of an entry are.
+#[derive(Debug, Clone, Copy)]
+enum Kept<'a> {
+    /// Here, from now on.
+    Bytes(&'a Bytes),
+    /// Where they were; so many.
+    Elsewhere(u64),
+}
+
 /// An entry that is being sent again. It still lies in the area: dropped, it stays there.
 #[derive(Debug)]
 pub struct TakenOut {
@@ -169,8 +186,10 @@ pub struct TakenOut {
     pub head: Head,
     /// It was kept beside other bytes.
     pub conflict: bool,
-    /// Its bytes, as they came.
+    /// Its bytes, as they came; none of a large one.
     pub envelope: Bytes,
+    /// Bytes of a large one.
+    pub large: Option<u64>,
 }
 
 impl TakenOut {
@@ -237,6 +256,50 @@ impl Refused {
         detail: &str,
         at_ms: u64,
     ) -> Result<(), RefusedError> {
+        self.enter(head, conflict, Kept::Bytes(envelope), reason, detail, at_ms)
+    }
+
+    /// Enters the reason of a large envelope, whose bytes stay where they are.
+    ///
+    /// # Errors
+    /// [`RefusedError`]; then its record must stay in the spool.
+    pub fn keep_large(
+        &self,
+        head: &Head,
+        total: u64,
+        reason: Option<ErrorReason>,
+        detail: &str,
+        at_ms: u64,
+    ) -> Result<(), RefusedError> {
+        self.enter(head, false, Kept::Elsewhere(total), reason, detail, at_ms)
+    }
+
+    /// Large envelopes whose reason somebody has taken away since the last look: their bytes are wanted no more. Blocks.
+    pub fn let_go_of_large(&self) -> Vec<Identity> {
+        let mut state = self.lock();
+        let gone = |name: &String| !self.paths(name).1.exists();
+        let names: Vec<String> = state.large.keys().filter(|name| gone(name)).cloned().collect();
+        names.iter().filter_map(|name| state.large.remove(name)).collect()
+    }
+
+    /// Large envelopes whose reason lies here.
+    pub fn large(&self) -> Vec<Identity> {
+        self.lock().large.values().cloned().collect()
+    }
+
+    fn enter(
+        &self,
+        head: &Head,
+        conflict: bool,
+        kept: Kept<'_>,
+        reason: Option<ErrorReason>,
+        detail: &str,
+        at_ms: u64,
+    ) -> Result<(), RefusedError> {
+        let (in_area, bytes) = match kept {
+            Kept::Bytes(envelope) => (envelope.len() as u64, envelope.len() as u64),
+            Kept::Elsewhere(total) => (0, total),
+        };
         let id = &head.identity;
         let entry = Entry {
             site: id.site.to_string(),
@@ -245,13 +308,14 @@ impl Refused {
             run: id.run.to_string(),
             seq: id.seq.get(),
             sha256: hex::encode(head.sha256),
-            bytes: envelope.len() as u64,
+            bytes,
             reason: reason.map_or("UNKNOWN", ErrorReason::name).to_owned(),
             code: reason.map_or_else(String::new, ErrorReason::code),
             detail: detail.to_owned(),
             refused_at_ms: at_ms,
             head: hex::encode(head.encode()),
             conflict,
+            large: matches!(kept, Kept::Elsewhere(_)),
         };
         let name =
             format!("{}~{}~{}~{}~{}", id.device, id.stream, id.run, id.seq, hex::encode(&head.sha256[..8]));
@@ -262,7 +326,7 @@ impl Refused {
                 *refused_again = true;
             }
             let (is_new, held) = (!reason_path.exists(), state.held);
-            if is_new && held.bytes + entry.bytes > self.capacity {
+            if is_new && held.bytes + in_area > self.capacity {
                 return Err(RefusedError::Full { bytes: held.bytes, capacity: self.capacity });
             }
             is_new
@@ -270,14 +334,19 @@ impl Refused {
         let write = |path: &Path, bytes: &[u8]| {
             disk::replace(path, bytes).map_err(|source| RefusedError::Io { path: path.to_owned(), source })
         };
-        write(&bytes_path, envelope)?;
+        if let Kept::Bytes(envelope) = kept {
+            write(&bytes_path, envelope)?;
+        }
         write(&reason_path, &serde_json::to_vec_pretty(&entry).unwrap_or_default())?;
         if is_new {
             let mut state = self.lock();
             state.held.records += 1;
-            state.held.bytes += entry.bytes;
-            *state.devices.entry(id.device.clone()).or_default() += entry.bytes;
-            self.shares.hold(&id.device, entry.bytes, since_boot());
+            state.held.bytes += in_area;
+            *state.devices.entry(id.device.clone()).or_default() += in_area;
+            self.shares.hold(&id.device, in_area, since_boot());
+            if entry.large {
+                state.large.insert(name, id.clone());
+            }
             self.show(state.held);
         }
         Ok(())
@@ -303,15 +372,18 @@ impl Refused {
             let entry: Entry = serde_json::from_slice(&read(reason_path)?)
                 .map_err(|_| damaged("its reason does not read"))?;
             let head = entry.to_head().map_err(|_| damaged("its head does not read"))?;
+            if entry.large {
+                return Ok((head, entry.conflict, Bytes::new(), Some(entry.bytes)));
+            }
             let envelope = Bytes::from(read(bytes_path)?);
             if Sha256::digest(&envelope).as_slice() != head.sha256 {
                 return Err(damaged("its bytes are not those that were refused"));
             }
-            Ok((head, entry.conflict, envelope))
+            Ok((head, entry.conflict, envelope, None))
         };
         match taken() {
-            Ok((head, conflict, envelope)) => {
-                Ok(TakenOut { area: self.clone(), name: name.to_owned(), head, conflict, envelope })
+            Ok((head, conflict, envelope, large)) => {
+                Ok(TakenOut { area: self.clone(), name: name.to_owned(), head, conflict, envelope, large })
             }
             Err(error) => {
                 self.lock().out.remove(name);
@@ -328,7 +400,9 @@ impl Refused {
         // Under the lock: what is refused again from here on finds no entry, and is a new one. The reason goes first: an
         // envelope without one does not count.
         let (bytes_path, reason_path) = self.paths(name);
-        for path in [reason_path, bytes_path] {
+        // It waits in the spool again, and its bytes stay for that.
+        let is_large = state.large.remove(name).is_some();
+        for path in [reason_path, bytes_path].into_iter().take(if is_large { 1 } else { 2 }) {
             fs::remove_file(&path).map_err(|source| TakeError::Io { path, source })?;
         }
         let synced = disk::sync_folder(&self.folder);
@@ -361,12 +435,21 @@ impl Refused {
     pub fn recount(&self) -> io::Result<Held> {
         let mut held = Held::default();
         let mut devices: BTreeMap<DeviceId, u64> = BTreeMap::new();
+        let mut large = HashMap::new();
         for path in disk::complete_files(&self.folder)? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let Some(name) = name.strip_suffix(".json") else { continue };
             let bytes = fs::metadata(self.paths(name).0).map_or(0, |file| file.len());
             held.records += 1;
             held.bytes += bytes;
+            if bytes == 0
+                && let Ok(text) = fs::read(&path)
+                && let Ok(entry) = serde_json::from_slice::<Entry>(&text)
+                && entry.large
+                && let Ok(head) = entry.to_head()
+            {
+                large.insert(name.to_owned(), head.identity);
+            }
             if let Some(device) = name.split('~').next().and_then(|device| DeviceId::new(device).ok()) {
                 *devices.entry(device).or_default() += bytes;
             }
@@ -379,6 +462,8 @@ impl Refused {
             self.shares.hold(device, *bytes, since_boot());
         }
         (state.held, state.devices) = (held, devices);
+        // Those that are gone from the disk are let go of by whoever asks for them.
+        state.large.extend(large);
         self.show(held);
         Ok(held)
     }

@@ -9,7 +9,8 @@
 //! is taken into the window waits for its turn on the wire as little as possible, so that something urgent that comes
 //! later overtakes what was not sent.
 //!
-//! What the far end will never take is set aside with its reason, and the queue goes on. When there is no more room to
+//! Large envelopes go beside the window, one at a time, from their files ([`large`]). What the far end will never take is set
+//! aside with its reason, and the queue goes on. When there is no more room to
 //! set aside, or when too much is refused, the relay stands still and says so: nothing is dropped. It stands still as
 //! well when somebody says so, and never sends faster than it may ([`control`], [`pace`]).
 //!
@@ -25,6 +26,7 @@ mod turns;
 
 mod alarm;
 mod feeds;
+mod large;
 mod progress;
 mod report;
 #[cfg(test)]
@@ -37,8 +39,9 @@ use bytes::Bytes;
 use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_hop::connect::{ConnectError, ConnectOptions, Connection, Endpoint, connect};
 use pithead_hop::ingest::send::BATCH_BYTES;
-use pithead_hop::ingest::{Answer, Answered, NotTaken, SendError, SendOptions, Sender};
+use pithead_hop::ingest::{Answer, Answered, NotTaken, SendError, SendOptions, Sender, UploadStore};
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::Line;
 use pithead_spool::{Lane, Position, ReadError};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -49,12 +52,13 @@ use tokio_util::sync::CancellationToken;
 use self::alarm::Alarm;
 use self::control::{Cause, Control, Orders, Pause};
 use self::feeds::Feeds;
+use self::large::{Large, LargeEnded, LargeSent};
 use self::pace::Toll;
 use self::progress::Progress;
 pub use self::report::{RelayReport, Report};
 use super::lanes;
 use super::numbers::Numbers;
-use super::record::{Head, KIND_CONFLICT};
+use super::record::{Body, Head, KIND_CONFLICT};
 use super::refused::{Refused, RefusedError};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_ms};
@@ -95,6 +99,8 @@ pub struct Relay {
     pub spool: EnvelopeSpool,
     /// Told of what has left.
     pub numbers: Numbers,
+    /// Large envelopes.
+    pub uploads: UploadStore,
     /// Where the unwanted go.
     pub refused: Arc<Refused>,
     /// The relay's lamp.
@@ -111,6 +117,7 @@ pub struct Relay {
 struct Call {
     sender: Sender<Sent>,
     feeds: Feeds,
+    large: Large,
     toll: Toll,
     /// When the far end has to have answered something, if something is under way.
     answer_by: Option<Instant>,
@@ -137,6 +144,8 @@ enum Filled {
     Queue,
     /// The next envelope has to be paid for first.
     Toll(u64),
+    /// A large one has to be through first.
+    Large,
 }
 
 /// Why a call is over.
@@ -185,7 +194,7 @@ impl Relay {
     /// answered. Whoever awaits this sets the limit.
     pub async fn run(self, target: Target, stop: CancellationToken) {
         let mut backoff = Backoff::new(Policy::default());
-        let mut progress = Progress::new(self.spool.clone(), self.numbers.clone());
+        let mut progress = Progress::new(self.spool.clone(), self.numbers.clone(), self.uploads.clone());
         let mut alarm = Alarm::default();
         let mut orders = self.control.subscribe();
         // Which lane the disk does not give, and how often in a row.
@@ -278,7 +287,7 @@ impl Relay {
             let sender = Sender::open(connection.clone(), &options, Vec::new()).await?;
             Ok::<(Connection, Sender<Sent>), Ended>((connection, sender))
         };
-        let (_connection, sender) = tokio::select! {
+        let (connection, sender) = tokio::select! {
             opened = opening => match opened {
                 Ok(opened) => opened,
                 Err(ended) => return ended,
@@ -290,6 +299,7 @@ impl Relay {
         let mut call = Call {
             sender,
             feeds: Feeds::new(&self.spool, |lane| progress.begin(lane), tolerant),
+            large: Large::new(self.uploads.clone(), connection, self.control.pace().clone()),
             toll: self.control.pace().toll(),
             answer_by: None,
             answer_timeout: target.answer_timeout,
@@ -318,7 +328,9 @@ impl Relay {
             };
             // Past what is damaged at the end of what was read.
             call.feeds.used_up().for_each(|(lane, position)| progress.reached(lane, position));
-            let Call { sender, feeds, toll, answer_by, answer_timeout } = &mut *call;
+            let Call { sender, feeds, large, toll, answer_by, answer_timeout } = &mut *call;
+            large.begin(|lane, position| progress.is_first(lane, position));
+            let retry_at = large.retry_at();
             let unanswered = sender.unanswered_bytes();
             self.metrics.relay_window(usize::try_from(unanswered).unwrap_or(usize::MAX));
             self.report.change(|report| report.in_flight_bytes = unanswered);
@@ -347,6 +359,12 @@ impl Relay {
                     // Closed: nothing more comes, and what is under way may still be answered.
                     Err(_) => return Ended::Stopped,
                 },
+                (line, ended) = large.ended() => {
+                    if let Err(error) = self.take_large(large, &line, ended, progress, alarm).await {
+                        return error;
+                    }
+                }
+                () = reached(retry_at) => {}
                 () = pay(toll, &filled) => {}
                 () = progress.due() => progress.reclaim_now().await,
                 () = reached(answer_by_now) => return Ended::Unanswered(*answer_timeout),
@@ -364,14 +382,19 @@ impl Relay {
 
     /// Whatever fits goes into the window, each lane in its order; what does not, waits.
     async fn fill_window(&self, call: &mut Call, progress: &mut Progress) -> Result<Filled, Ended> {
-        let Call { sender, feeds, toll, .. } = call;
+        let Call { sender, feeds, large, toll, .. } = call;
         let mut look = true;
         loop {
             // Before a lower lane has its turn, it has to be known that the higher ones have nothing.
             while look && let Some(lane) = feeds.at_once() {
                 self.read(feeds, lane).await?;
             }
-            let Some((lane, bytes)) = feeds.next() else { return Ok(Filled::Nothing) };
+            // What waited behind a large one of its line goes first.
+            let ready = large.next_ready();
+            if ready.is_none() && large.is_full() {
+                return Ok(Filled::Large);
+            }
+            let Some((lane, bytes)) = ready.or_else(|| feeds.next()) else { return Ok(Filled::Nothing) };
             match sender.room_for(usize::try_from(bytes).unwrap_or(usize::MAX)) {
                 Err(NotTaken::Full) => return Ok(Filled::Window),
                 _ if sender.queued_bytes() >= QUEUE_BYTES => return Ok(Filled::Queue),
@@ -380,7 +403,11 @@ impl Relay {
                 _ if !toll.covers(bytes) => return Ok(Filled::Toll(bytes)),
                 _ => {}
             }
-            let Some((position, record)) = feeds.take(lane) else { return Ok(Filled::Nothing) };
+            let taken = match ready {
+                Some(_) => large.take_ready().map(|(_, position, record)| (position, record)),
+                None => feeds.take(lane),
+            };
+            let Some((position, record)) = taken else { return Ok(Filled::Nothing) };
             look = feeds.is_empty(lane);
             let Ok(head) = Head::decode(&record.head) else {
                 tracing::error!(
@@ -390,6 +417,22 @@ impl Relay {
                 );
                 progress.reached(lane, position.next());
                 continue;
+            };
+            if let Some(total) = Body::large_total(&record) {
+                let record_bytes = record.body.len() as u64;
+                large.add(LargeSent { lane, position, head, total, record_bytes });
+                progress.sent(lane, position);
+                continue;
+            }
+            let record = match ready {
+                Some(_) => record,
+                None => match large.hold_back(&head.identity.line(), (lane, position, record)) {
+                    Ok(()) => {
+                        progress.sent(lane, position);
+                        continue;
+                    }
+                    Err((_, _, record)) => record,
+                },
             };
             let hops = head.hops.clone();
             let conflict = record.kind == KIND_CONFLICT;
@@ -405,13 +448,99 @@ impl Relay {
                     self.metrics.relayed(Counted::Refused, sent.envelope.len());
                     self.passed_on(&sent);
                     progress.reached(lane, position.next());
+                    progress.answered(lane, position);
                 }
                 Err(_) => {
-                    feeds.put_back(lane, position, record);
+                    match ready {
+                        Some(_) => large.put_back((lane, position, record)),
+                        None => feeds.put_back(lane, position, record),
+                    }
                     return Ok(Filled::Window);
                 }
             }
         }
+    }
+
+    /// An attempt at a large envelope has ended: with an answer, with damage, or to be tried again.
+    async fn take_large(
+        &self,
+        large: &mut Large,
+        line: &Line,
+        ended: LargeEnded,
+        progress: &mut Progress,
+        alarm: &mut Alarm,
+    ) -> Result<(), Ended> {
+        let answer = match ended {
+            LargeEnded::Answered(answer) => answer,
+            LargeEnded::Failed(error) => {
+                let reason = error.reason();
+                let code = reason.map_or("UNKNOWN", ErrorReason::name);
+                tracing::warn!(event = "relay.large_again", %line, reason = code, %error);
+                if reason == Some(ErrorReason::UploadsNotSupported) {
+                    let detail = "the far end takes inline envelopes only".to_owned();
+                    Answer::Refused { reason, detail }
+                } else {
+                    large.failed(line, error.retry_after());
+                    return Ok(());
+                }
+            }
+            LargeEnded::Damaged(error) => {
+                if let Some(sent) = large.settled(line) {
+                    tracing::error!(event = "spool.envelope_damaged", identity = %sent.head.identity, %error);
+                    self.metrics.spool_corrupt(1);
+                    self.numbers.quarantined_large(&sent.head, sent.record_bytes);
+                    self.spool.left(line);
+                    progress.answered(sent.lane, sent.position);
+                    progress.release(sent.lane, sent.position, sent.head.identity);
+                }
+                return Ok(());
+            }
+        };
+        let Some(sent) = large.settled(line) else { return Ok(()) };
+        let counted = match answer {
+            Answer::Stored => Counted::Stored,
+            Answer::Duplicate { .. } => Counted::Duplicate,
+            Answer::Conflict { kept: true } => Counted::Conflict,
+            Answer::Conflict { kept: false } => {
+                let detail = "other bytes under a used number".to_owned();
+                self.set_large_aside(&sent, Some(ErrorReason::Conflict), detail).await?;
+                Counted::Refused
+            }
+            Answer::Refused { reason, detail } => {
+                self.set_large_aside(&sent, reason, detail).await?;
+                Counted::Refused
+            }
+        };
+        self.metrics.relayed(counted, usize::try_from(sent.total).unwrap_or(usize::MAX));
+        self.numbers.passed_on(&sent.head, false, sent.record_bytes);
+        self.spool.left(line);
+        progress.answered(sent.lane, sent.position);
+        if counted != Counted::Refused {
+            progress.release(sent.lane, sent.position, sent.head.identity);
+        }
+        let now = since_boot();
+        self.report.change(|report| {
+            report.acknowledged += 1;
+            report.acknowledged_at = Some(now);
+        });
+        if let Some(counted) = alarm.note(1, u64::from(counted == Counted::Refused), now) {
+            self.too_many_refusals(counted.into()).await;
+        }
+        Ok(())
+    }
+
+    async fn set_large_aside(
+        &self,
+        sent: &LargeSent,
+        reason: Option<ErrorReason>,
+        detail: String,
+    ) -> Result<(), RefusedError> {
+        let (refused, kept, words) = (self.refused.clone(), sent.clone(), detail.clone());
+        let keep = move || refused.keep_large(&kept.head, kept.total, reason, &words, wall_ms());
+        kept_aside(tokio::task::spawn_blocking(keep).await)?;
+        let reason = reason.map_or("UNKNOWN", ErrorReason::name);
+        tracing::warn!(event = "relay.refused", identity = %sent.head.identity, reason, detail);
+        Ok(())
     }
 
     /// The far end has it, or the refused area.
@@ -511,13 +640,7 @@ impl Relay {
     ) -> Result<(), RefusedError> {
         let (refused, kept, words) = (self.refused.clone(), sent.clone(), detail.clone());
         let keep = move || refused.keep(&kept.head, kept.conflict, &kept.envelope, reason, &words, wall_ms());
-        match tokio::task::spawn_blocking(keep).await {
-            Ok(kept) => kept?,
-            Err(error) => {
-                let (path, source) = (std::path::PathBuf::from("refused"), std::io::Error::other(error));
-                return Err(RefusedError::Io { path, source });
-            }
-        }
+        kept_aside(tokio::task::spawn_blocking(keep).await)?;
         let reason = reason.map_or("UNKNOWN", ErrorReason::name);
         tracing::warn!(event = "relay.refused", identity = %sent.head.identity, reason, detail);
         Ok(())
@@ -597,11 +720,18 @@ impl Relay {
     }
 }
 
+fn kept_aside(joined: Result<Result<(), RefusedError>, tokio::task::JoinError>) -> Result<(), RefusedError> {
+    joined.unwrap_or_else(|error| {
+        let (path, source) = (std::path::PathBuf::from("refused"), std::io::Error::other(error));
+        Err(RefusedError::Io { path, source })
+    })
+}
+
 async fn answers(sender: &mut Sender<Sent>, filled: &Filled) -> Result<Vec<Answered<Sent>>, SendError> {
     match filled {
         Filled::Queue => sender.answers_or_room(BATCH_BYTES).await,
         // With nothing to put there, room on the wire is no news.
-        Filled::Nothing | Filled::Window | Filled::Toll(_) => sender.answers().await,
+        Filled::Nothing | Filled::Window | Filled::Toll(_) | Filled::Large => sender.answers().await,
     }
 }
 
@@ -609,7 +739,7 @@ async fn answers(sender: &mut Sender<Sent>, filled: &Filled) -> Result<Vec<Answe
 async fn pay(toll: &mut Toll, filled: &Filled) {
     match filled {
         Filled::Toll(bytes) => toll.pay(*bytes).await,
-        Filled::Nothing | Filled::Window | Filled::Queue => std::future::pending().await,
+        Filled::Nothing | Filled::Window | Filled::Queue | Filled::Large => std::future::pending().await,
     }
 }
 

@@ -11,6 +11,7 @@ use pithead_spool::{AppendError, NotDurable};
 use tokio::sync::oneshot;
 
 use super::numbers::{Numbers, Offered};
+use super::record::Body;
 use super::refused::{Refused, TakeError};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_ms};
@@ -73,7 +74,12 @@ impl Retry {
                     ours.conflict = conflict;
                 }
                 let share = self.numbers.share_again(&head, bytes);
-                let ticket = self.spool.append(&head, taken.envelope.clone(), conflict, wall_ms())?;
+                let body = match taken.large {
+                    Some(total) => Body::Large { total },
+                    None if conflict => Body::Conflict(taken.envelope.clone()),
+                    None => Body::Envelope(taken.envelope.clone()),
+                };
+                let ticket = self.spool.append(&head, body, wall_ms())?;
                 ticket.await?;
                 share.keep();
                 reservation.stored();

@@ -6,7 +6,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{Line, StreamName};
@@ -16,7 +15,7 @@ use pithead_spool::{
 };
 
 use super::lanes::{Found, LANES, Lanes, USUAL};
-use super::record::Head;
+use super::record::{Body, Head};
 use super::shares::Fill;
 use crate::config;
 
@@ -70,16 +69,10 @@ impl EnvelopeSpool {
     ///
     /// # Errors
     /// When there is no room or the disk has failed: nothing was taken.
-    pub fn append(
-        &self,
-        head: &Head,
-        envelope: Bytes,
-        conflict: bool,
-        at_ms: u64,
-    ) -> Result<Ticket, AppendError> {
+    pub fn append(&self, head: &Head, body: Body, at_ms: u64) -> Result<Ticket, AppendError> {
         let line = head.identity.line();
         let lane = self.0.lanes.join(&line);
-        let ticket = self.0.log.append(lane, head.record(envelope, conflict, at_ms));
+        let ticket = self.0.log.append(lane, head.record(body, at_ms));
         if ticket.is_err() {
             self.0.lanes.left(&line);
         }
@@ -159,6 +152,12 @@ impl EnvelopeSpool {
     #[must_use]
     pub fn cursor(&self, lane: Lane) -> Position {
         self.0.log.cursor(lane)
+    }
+
+    /// The first position of a lane that a crash cannot bring back: what lies before it is wanted by nobody.
+    #[must_use]
+    pub fn saved_cursor(&self, lane: Lane) -> Position {
+        self.0.log.saved_cursor(lane)
     }
 
     /// Everything in the lane up to and with `position` is elsewhere, durable: it may go from here.

@@ -10,16 +10,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use pithead_hop::accept::{AcceptHandle, Acceptor, Limits, Stopped};
+use pithead_hop::connect::{ConnectOptions, connect};
 use pithead_hop::identity::{GatewayName, Peer, PeerId, Role};
 use pithead_hop::ingest::intake::Durability;
+use pithead_hop::ingest::send::{UploadSource, send_upload};
 use pithead_hop::ingest::{
-    Admitted, Hop, IngestLimits, IngestServer, Intake, KnownKeys, Outcome, Pending, Standing, admit,
+    Admitted, AdmittedHeader, Answer, Hop, IngestLimits, IngestServer, Intake, KnownKeys, Outcome, Pending,
+    Standing, UploadLimits, UploadStore, WholeUpload, admit,
 };
 use pithead_hop::status::Refusal;
 use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, ServerTls, SiteTrust, SystemClock};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
-use pithead_sealing::envelope::{ContentType, KernelEntropy, Session, SessionClock, SessionContext};
+use pithead_sealing::envelope::{ContentType, Header, KernelEntropy, Session, SessionClock, SessionContext};
 use pithead_sealing::trust::{Clock, Device, KeyArn, KeyStatus, UnixTime};
 use pithead_sealing::{DeviceId, Identity, Run, Seq, StreamName};
 use rcgen::{
@@ -32,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::idle::Idle;
-use super::intake::SpoolIntake;
+use super::intake::{Parts, SpoolIntake};
 use super::numbers::Numbers;
 use super::relay::Target;
 use super::shares::{self, Shares};
@@ -100,10 +103,11 @@ pub(crate) fn shares() -> Shares {
 
 /// The envelope path of a gateway up to the spool.
 pub(crate) struct Door {
-    pub(crate) intake: SpoolIntake,
+    pub(crate) intake: Arc<SpoolIntake>,
     pub(crate) numbers: Numbers,
     pub(crate) shares: Shares,
     pub(crate) spool: EnvelopeSpool,
+    pub(crate) uploads: UploadStore,
     pub(crate) history: Arc<History>,
 }
 
@@ -141,23 +145,61 @@ impl Door {
         };
         let (spool, _) = spool::open(&folder.join("spool"), &sizes).unwrap();
         let idle = Idle::open(&folder.join("idle")).unwrap();
+        let uploads =
+            UploadStore::open(&folder.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
         let numbers =
-            Numbers::open(folder.join("lines"), idle, &spool, conflict_bytes, shares.clone()).unwrap();
+            Numbers::open(folder.join("lines"), idle, &spool, conflict_bytes, shares.clone(), &uploads).unwrap();
         let name = GatewayName::new("edge-1").unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
-        let (lines, taken) = (numbers.clone(), shares.clone());
-        let intake = SpoolIntake::start(name, history.clone(), book, lines, taken, spool.clone(), metrics);
-        Self { intake, numbers, shares, spool, history }
+        let intake = Arc::new(SpoolIntake::start(Parts {
+            gateway: name,
+            history: history.clone(),
+            book,
+            numbers: numbers.clone(),
+            shares: shares.clone(),
+            spool: spool.clone(),
+            uploads: uploads.clone(),
+            metrics,
+        }));
+        Self { intake, numbers, shares, spool, uploads, history }
     }
 
     pub(crate) async fn offer(&self, envelope: Bytes) -> Result<Pending, Refusal> {
-        let admitted = admit(envelope, vec![], &truck(), &self.intake, 1 << 20);
+        let admitted = admit(envelope, vec![], &truck(), &*self.intake, 1 << 20);
         let admitted = admitted.map_err(|refused| refused.refusal)?;
         self.intake.offer(&truck(), admitted).await
     }
 
     pub(crate) async fn take(&self, envelope: Bytes) -> Outcome {
         self.offer(envelope).await.unwrap().await.unwrap()
+    }
+
+    /// Has the truck bring a large envelope, over a real connection.
+    pub(crate) async fn upload(&self, envelope: &Bytes) -> Answer {
+        let served = Served::start(self.intake.clone()).await;
+        let target = served.target("spiffe://pit-7/device/truck-42");
+        let (tls, options) = (target.tls.borrow().clone(), ConnectOptions::default());
+        let connection = connect(&target.endpoint, &target.name, tls, &options).await.unwrap();
+        let source = Arc::new(Memory(Header::parse(envelope).unwrap(), envelope.clone()));
+        send_upload(connection, source, Vec::new(), None, |_| {}).await.unwrap()
+    }
+}
+
+/// An envelope in memory.
+struct Memory(Header, Bytes);
+
+impl UploadSource for Memory {
+    fn header(&self) -> &Header {
+        &self.0
+    }
+
+    fn total(&self) -> u64 {
+        self.1.len() as u64
+    }
+
+    fn read(&self, offset: u64, max: usize) -> std::io::Result<Bytes> {
+        let from = usize::try_from(offset).unwrap();
+        Ok(self.1.slice(from..self.1.len().min(from + max)))
     }
 }
 
@@ -168,6 +210,8 @@ pub(crate) struct FarEnd {
     pub(crate) poison: Mutex<BTreeSet<u64>>,
     /// While this is false, nothing is answered.
     pub(crate) answers: watch::Sender<bool>,
+    uploads: UploadStore,
+    _folder: tempfile::TempDir,
 }
 
 impl FarEnd {
@@ -215,14 +259,33 @@ impl Intake for FarEnd {
         }
         .boxed())
     }
+
+    fn uploads(&self) -> Option<&UploadStore> {
+        Some(&self.uploads)
+    }
+
+    fn judge(&self, _peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
+        let identity = offered.profile.identity();
+        if self.poison.lock().unwrap().contains(&identity.seq.get()) {
+            return Err(Refusal::new(ErrorReason::SignatureInvalid, "poisoned for a test"));
+        }
+        let known = self.got.lock().unwrap().iter().any(|(held, _)| held == identity);
+        Ok(known.then_some(Outcome::Duplicate { unverified: false }))
+    }
+
+    async fn complete(&self, _peer: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
+        let hops = self.uploads.read(&whole.identity).unwrap().hops().to_vec();
+        let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
+        self.got.lock().unwrap().push((whole.identity.clone(), hops));
+        self.uploads.taken(&whole.identity);
+        Ok(Outcome::Stored)
+    }
 }
 
-/// A far end that is served.
-pub(crate) struct Cloud {
-    pub(crate) far_end: Arc<FarEnd>,
-    pub(crate) handle: AcceptHandle,
-    /// What its `KeyService` serves.
-    pub(crate) book: Book,
+/// An intake that is served.
+struct Served {
+    handle: AcceptHandle,
+    book: Book,
     ca: CertifiedIssuer<'static, KeyPair>,
     address: SocketAddr,
     _stop: tokio_util::sync::DropGuard,
@@ -239,8 +302,8 @@ fn issue(ca: &CertifiedIssuer<'static, KeyPair>, names: Vec<SanType>) -> (Pem, P
     (Pem::new("leaf.pem", certificate.pem()), Pem::new("leaf.key", key.serialize_pem()))
 }
 
-impl Cloud {
-    pub(crate) async fn start() -> Self {
+impl Served {
+    async fn start<I: Intake>(intake: Arc<I>) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -249,28 +312,18 @@ impl Cloud {
         let tls = ServerTls { certificate, key, sites, crl_expiry: Default::default() }.build().unwrap();
         let acceptor = Acceptor::bind("127.0.0.1:0".parse().unwrap(), tls, Limits::default()).await.unwrap();
         let (address, handle) = (acceptor.local_addr(), acceptor.handle());
-        let far_end = Arc::new(FarEnd {
-            got: Mutex::default(),
-            poison: Mutex::default(),
-            answers: watch::Sender::new(true),
-        });
         let stop = CancellationToken::new();
-        let ingest = IngestServer::new(far_end.clone(), IngestLimits::default(), stop.clone());
+        let ingest = IngestServer::new(intake, IngestLimits::default(), stop.clone());
         let book = Book::default();
         let keys = service::serve(AUTHORITY, &site(), &book, stop.clone());
         let routes = Routes::new(ingest.into_service()).add_service(keys.into_service());
         let task = tokio::spawn(acceptor.serve(routes, stop.clone()));
-        Self { far_end, handle, book, ca, address, _stop: stop.drop_guard(), _task: task }
+        Self { handle, book, ca, address, _stop: stop.drop_guard(), _task: task }
     }
 
-    pub(crate) fn upstream(&self) -> Upstream {
-        let Target { endpoint, name, tls, .. } = self.target();
-        Upstream { endpoint, name, tls, authority: AUTHORITY.into(), site: site() }
-    }
-
-    pub(crate) fn target(&self) -> Target {
-        let uri = "spiffe://pit-7/gateway/edge-1".try_into().unwrap();
-        let identity = Some(issue(&self.ca, vec![SanType::URI(uri)]));
+    /// How somebody of this name reaches it.
+    fn target(&self, uri: &str) -> Target {
+        let identity = Some(issue(&self.ca, vec![SanType::URI(uri.try_into().unwrap())]));
         let ca = Pem::new("ca.pem", self.ca.pem());
         let tls =
             ClientTls { ca, identity, clock: Arc::new(SystemClock), passed_expiry: PassedExpiry::Refuse };
@@ -281,5 +334,40 @@ impl Cloud {
             window_bytes: 1 << 20,
             answer_timeout: LONG,
         }
+    }
+}
+
+/// A far end that is served.
+pub(crate) struct Cloud {
+    pub(crate) far_end: Arc<FarEnd>,
+    pub(crate) handle: AcceptHandle,
+    /// What its `KeyService` serves.
+    pub(crate) book: Book,
+    served: Served,
+}
+
+impl Cloud {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads =
+            UploadStore::open(&folder.path().join("uploads"), UploadLimits::default(), Duration::ZERO);
+        let far_end = Arc::new(FarEnd {
+            got: Mutex::default(),
+            poison: Mutex::default(),
+            answers: watch::Sender::new(true),
+            uploads: uploads.unwrap(),
+            _folder: folder,
+        });
+        let served = Served::start(far_end.clone()).await;
+        Self { far_end, handle: served.handle.clone(), book: served.book.clone(), served }
+    }
+
+    pub(crate) fn upstream(&self) -> Upstream {
+        let Target { endpoint, name, tls, .. } = self.target();
+        Upstream { endpoint, name, tls, authority: AUTHORITY.into(), site: site() }
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        self.served.target("spiffe://pit-7/gateway/edge-1")
     }
 }

@@ -7,6 +7,7 @@
 //! DATA/lines           the numbers taken per line, as of the last reclaiming
 //! DATA/idle/           lines that were quiet for long
 //! DATA/relay           what people have said to the relay
+//! DATA/uploads/        large envelopes, open and waiting
 //! DATA/refused/        what the far end will never take
 //! ```
 
@@ -140,11 +141,23 @@ impl DataDir {
         self.path.join("relay")
     }
 
+    /// Large envelopes.
+    #[must_use]
+    pub fn uploads(&self) -> PathBuf {
+        uploads_below(&self.path)
+    }
+
     /// What the far end will never take.
     #[must_use]
     pub fn refused(&self) -> PathBuf {
         refused_below(&self.path)
     }
+}
+
+/// The large envelopes, for whoever only reads them.
+#[must_use]
+pub fn uploads_below(data: &Path) -> PathBuf {
+    data.join("uploads")
 }
 
 /// The refused area, for whoever only reads it.

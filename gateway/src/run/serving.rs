@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pithead_hop::accept::{AcceptHandle, Acceptor};
 use pithead_hop::identity::GatewayName;
-use pithead_hop::ingest::IngestServer;
+use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::config::Duration as ConfigDuration;
 use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_hop::status::reason_of_trust;
@@ -25,7 +25,7 @@ use crate::admin::{self, Facts};
 use crate::clock::{GatewayClock, since_boot};
 use crate::config::{self, Config};
 use crate::envelopes::idle::Idle;
-use crate::envelopes::intake::SpoolIntake;
+use crate::envelopes::intake::{Parts, SpoolIntake};
 use crate::envelopes::numbers::Numbers;
 use crate::envelopes::refused::Refused;
 use crate::envelopes::relay::control::Control;
@@ -33,6 +33,7 @@ use crate::envelopes::relay::{Relay, RelayReport, Target};
 use crate::envelopes::retry::Retry;
 use crate::envelopes::shares::{self, Shares};
 use crate::envelopes::spool::{self, EnvelopeSpool};
+use crate::envelopes::uploads;
 use crate::health::{Health, Level};
 use crate::keys::book::Book;
 use crate::keys::history::History;
@@ -131,11 +132,14 @@ impl Serving {
         let shares = Shares::new(limits, config.spool.max_size.get());
         let conflict_bytes = config.spool.conflicts_per_device.get();
         let idle = Idle::open(&data.idle()).map_err(|error| disk_failed(&error))?;
-        let numbers = Numbers::open(data.lines(), idle, &spool, conflict_bytes, shares.clone())
+        let large = UploadStore::open(&data.uploads(), config.uploads, since_boot())
+            .map_err(|error| disk_failed(&error))?;
+        let numbers = Numbers::open(data.lines(), idle, &spool, conflict_bytes, shares.clone(), &large)
             .map_err(|error| disk_failed(&error))?;
         let refused_size = config.relay.as_ref().map_or(0, |relay| relay.refused_size.get());
         let refused = Refused::open(&data.refused(), refused_size, metrics.clone(), shares.clone());
         let refused = Arc::new(refused.map_err(|error| disk_failed(&error))?);
+        uploads::claim(&large, &numbers, &refused).map_err(|error| disk_failed(&error))?;
         let rate = config.relay.as_ref().and_then(|relay| relay.rate).map(|rate| rate.get());
         let control = Control::open(data.orders(), rate).map_err(|error| disk_failed(&error))?;
         for head in recovery.corrupt.iter().flat_map(|range| &range.heads) {
@@ -143,15 +147,16 @@ impl Serving {
                 tracing::error!(event = "spool.envelope_damaged", %identity);
             }
         }
-        let intake = Arc::new(SpoolIntake::start(
-            material.name.clone(),
-            history.clone(),
-            book.clone(),
-            numbers.clone(),
-            shares.clone(),
-            spool.clone(),
-            metrics.clone(),
-        ));
+        let intake = Arc::new(SpoolIntake::start(Parts {
+            gateway: material.name.clone(),
+            history: history.clone(),
+            book: book.clone(),
+            numbers: numbers.clone(),
+            shares: shares.clone(),
+            spool: spool.clone(),
+            uploads: large.clone(),
+            metrics: metrics.clone(),
+        }));
 
         // From here on nothing can fail.
         let (intake_stop, relay_stop, admin_stop) =
@@ -172,11 +177,13 @@ impl Serving {
         let idle = put_idle_lines_away(numbers.clone(), intake_stop.clone());
         let follow = follow_readiness(health.clone(), reporter, intake_stop.clone());
         let disk = look_after_disk(health.clone(), spool.clone(), intake_stop.clone());
+        let sweep = uploads::sweep(large.clone(), refused.clone(), metrics.clone(), intake_stop.clone());
         let intake = vec![
             tokio::spawn(serve),
             tokio::spawn(refresh.run(intake_stop.clone())),
             tokio::spawn(disk),
             tokio::spawn(idle),
+            tokio::spawn(sweep),
             tokio::spawn(follow),
         ];
         let now = since_boot();
@@ -195,6 +202,7 @@ impl Serving {
                 let relay = Relay {
                     spool: spool.clone(),
                     numbers: numbers.clone(),
+                    uploads: large.clone(),
                     refused: refused.clone(),
                     health: health.clone(),
                     metrics: metrics.clone(),

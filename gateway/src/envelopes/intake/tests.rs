@@ -128,7 +128,7 @@ async fn a_key_that_was_retired_since_is_taken_and_flagged_and_an_unknown_one_is
     let mut stranger = Door::open(elsewhere.path());
     let identity = Head::decode(&head.head).unwrap().identity;
     assert_eq!(stranger.intake.standing(&arn(9), &identity), Standing::Unknown);
-    stranger.intake.history = Arc::new(empty);
+    Arc::get_mut(&mut stranger.intake).unwrap().history = Arc::new(empty);
     assert_eq!(stranger.intake.standing(&arn(1), &identity), Standing::NotReady);
 }
 

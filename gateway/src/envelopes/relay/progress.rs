@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
+use pithead_hop::ingest::UploadStore;
+use pithead_sealing::Identity;
 use pithead_spool::{Lane, Position};
 use tokio::time::Instant;
 
@@ -25,7 +27,10 @@ const CHECKPOINT_RATE: usize = 1 << 20;
 pub(super) struct Progress {
     spool: EnvelopeSpool,
     numbers: Numbers,
+    uploads: UploadStore,
     lanes: [LaneProgress; LANES],
+    /// Files of large envelopes that are wanted no more once their records cannot come back.
+    unwanted: Vec<(Lane, Position, Identity)>,
     not_before: Instant,
 }
 
@@ -46,12 +51,12 @@ impl LaneProgress {
 }
 
 impl Progress {
-    pub(super) fn new(spool: EnvelopeSpool, numbers: Numbers) -> Self {
+    pub(super) fn new(spool: EnvelopeSpool, numbers: Numbers, uploads: UploadStore) -> Self {
         let lanes = Lane::ALL.map(|lane| {
             let cursor = spool.cursor(lane);
             LaneProgress { open: BTreeSet::new(), looked_at: cursor, reclaimed: cursor }
         });
-        Self { spool, numbers, lanes, not_before: Instant::now() }
+        Self { spool, numbers, uploads, lanes, unwanted: Vec::new(), not_before: Instant::now() }
     }
 
     /// How many records of all lanes have left: it grows whenever something is brought forward.
@@ -78,6 +83,16 @@ impl Progress {
         self.lanes[lane.index()].open.remove(&position);
     }
 
+    /// Whether everything before `position` in its lane is elsewhere.
+    pub(super) fn is_first(&self, lane: Lane, position: Position) -> bool {
+        self.lanes[lane.index()].open.first() == Some(&position)
+    }
+
+    /// The large envelope at `position` is elsewhere, or lost: its file goes when a crash cannot bring its record back.
+    pub(super) fn release(&mut self, lane: Lane, position: Position, identity: Identity) {
+        self.unwanted.push((lane, position, identity));
+    }
+
     /// Everything before `position` was sent, set aside or found damaged.
     pub(super) fn reached(&mut self, lane: Lane, position: Position) {
         let here = &mut self.lanes[lane.index()];
@@ -96,13 +111,19 @@ impl Progress {
     }
 
     fn is_dirty(&self) -> bool {
+        self.is_behind() || !self.unwanted.is_empty()
+    }
+
+    fn is_behind(&self) -> bool {
         self.lanes.iter().any(|lane| lane.next() != lane.reclaimed)
     }
 
     /// Checkpoint, then acknowledge. If the disk does not take the checkpoint, nothing is acknowledged: it is tried
     /// again with the next one.
     pub(super) async fn reclaim_now(&mut self) {
-        if !self.is_dirty() {
+        self.remove_unwanted().await;
+        if !self.is_behind() {
+            self.not_before = Instant::now() + SPACING;
             return;
         }
         let numbers = self.numbers.clone();
@@ -122,6 +143,28 @@ impl Progress {
             }
         };
         self.not_before = Instant::now() + spacing.max(SPACING);
+    }
+
+    /// Why so late: a record that comes back after a crash has to find its file.
+    async fn remove_unwanted(&mut self) {
+        let spool = &self.spool;
+        let gone = |(lane, position, _): &(Lane, Position, Identity)| spool.saved_cursor(*lane) > *position;
+        let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.unwanted).into_iter().partition(gone);
+        self.unwanted = kept;
+        if gone.is_empty() {
+            return;
+        }
+        let uploads = self.uploads.clone();
+        let removing = tokio::task::spawn_blocking(move || {
+            for (_, _, identity) in gone {
+                if let Err(error) = uploads.release(&identity) {
+                    tracing::error!(event = "upload.not_removed", %identity, %error);
+                }
+            }
+        });
+        if let Err(error) = removing.await {
+            tracing::error!(event = "upload.not_removed", %error);
+        }
     }
 
     fn acknowledge(&mut self) {

@@ -2,6 +2,7 @@
 
 use tokio::task::JoinHandle;
 
+use super::super::record::Body;
 use super::super::testing::{Cloud, Door, LONG, Truck, until};
 use super::*;
 use crate::config;
@@ -34,6 +35,7 @@ fn relay_to(target: Target, folder: &std::path::Path, door: &Door, refused_size:
     let relay = Relay {
         spool: door.spool.clone(),
         numbers: door.numbers.clone(),
+        uploads: door.uploads.clone(),
         refused: refused.clone(),
         health: health.clone(),
         metrics: metrics.clone(),
@@ -250,7 +252,7 @@ async fn what_a_gateway_with_one_lane_has_left_is_known_and_goes_out_before_what
         let checked = pithead_sealing::envelope::check(first.clone()).unwrap().admit(|_| true).unwrap();
         let identity = checked.identity().clone();
         let head = Head { identity, sha256: Sha256::digest(&first).into(), hops: vec![] };
-        spool.append(Lane::First, head.record(first.clone(), false, 1)).unwrap().wait().unwrap();
+        spool.append(Lane::First, head.record(Body::Envelope(first.clone()), 1)).unwrap().wait().unwrap();
         spool.close().unwrap();
     }
     let door = Door::open(folder.path());
@@ -474,4 +476,116 @@ fn the_far_end_is_obeyed_for_an_hour_at_most() {
     assert_eq!(ended.retry_after(), Some(a_year));
     let delay = Backoff::new(Policy::default()).next_delay(0, ended.retry_after());
     assert_eq!(delay, Duration::from_secs(3600));
+}
+
+/// A large envelope: some hundred KiB are enough to go by an upload.
+fn large(truck: &mut Truck, seq: u64) -> bytes::Bytes {
+    truck.seal(seq, &vec![seq as u8; 700_000])
+}
+
+fn files(folder: &std::path::Path) -> usize {
+    std::fs::read_dir(folder.join("uploads")).unwrap().count()
+}
+
+#[tokio::test]
+async fn a_large_envelope_keeps_its_place_in_its_line_and_others_pass_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud) = (Door::open(folder.path()), Cloud::start().await);
+    let (mut line, mut other) = (Truck::on("can", 7), Truck::on("can", 8));
+    door.take(line.seal(1, b"before")).await;
+    assert_eq!(door.upload(&large(&mut line, 2)).await, Answer::Stored);
+    assert_eq!(door.upload(&large(&mut line, 3)).await, Answer::Stored);
+    door.take(line.seal(4, b"behind")).await;
+    door.take(other.seal(1, b"of another line")).await;
+    // The far end keeps its answers to itself: what is large does not begin before what stands before it is answered.
+    cloud.far_end.answers.send_replace(false);
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("the other line has passed", || got(&cloud).len() == 2).await;
+    cloud.far_end.answers.send_replace(true);
+    until("all have left", || door.spool.stats().records == 0).await;
+
+    let own: Vec<u64> = got(&cloud).iter().filter(|(_, run, _)| *run == 7).map(|(_, _, seq)| *seq).collect();
+    assert_eq!(own, [1, 2, 3, 4]);
+    let hops = cloud.far_end.got.lock().unwrap().iter().map(|(_, hops)| hops.len()).collect::<Vec<_>>();
+    assert!(hops.iter().all(|hops| *hops == 1), "{hops:?}");
+    until("their files are gone", || files(folder.path()) == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_envelope_that_waits_survives_a_restart_and_a_resend_is_a_duplicate() {
+    let folder = tempfile::tempdir().unwrap();
+    let envelope = large(&mut Truck::new(), 1);
+    {
+        let door = Door::open(folder.path());
+        assert_eq!(door.upload(&envelope).await, Answer::Stored);
+        door.spool.close().unwrap();
+    }
+    let door = Door::open(folder.path());
+    assert_eq!(door.uploads.stats().taken, 1);
+    assert_eq!(door.upload(&envelope).await, Answer::Duplicate { unverified: false });
+    let other = large(&mut Truck::new(), 1);
+    assert_eq!(door.upload(&other).await, Answer::Conflict { kept: false });
+    let cloud = Cloud::start().await;
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("it has left", || door.spool.stats().records == 0 && files(folder.path()) == 0).await;
+    assert_eq!(got(&cloud).len(), 1);
+    running.stop().await;
+    // Passed on and gone, it is known by its header.
+    assert_eq!(door.upload(&envelope).await, Answer::Duplicate { unverified: false });
+    assert_eq!(door.upload(&other).await, Answer::Conflict { kept: false });
+}
+
+#[tokio::test]
+async fn a_large_envelope_that_is_refused_keeps_its_bytes_until_it_is_sent_again_or_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    cloud.far_end.poison.lock().unwrap().extend([1, 2]);
+    for seq in 1..=2 {
+        assert_eq!(door.upload(&large(&mut truck, seq)).await, Answer::Stored);
+    }
+    door.take(truck.seal(3, b"goes on")).await;
+    // The area itself is too small for one of them: their bytes stay where they were.
+    let running = relay(folder.path(), &door, &cloud, 10_000);
+    until("all have left", || door.spool.stats().records == 0).await;
+    assert_eq!(cloud.far_end.seqs(), [3]);
+    assert_eq!((running.refused.held().records, running.refused.large().len()), (2, 2));
+    assert_eq!(files(folder.path()), 4, "two envelopes and their sums");
+
+    let (numbers, spool) = (door.numbers.clone(), door.spool.clone());
+    let retry = super::super::retry::Retry { refused: running.refused.clone(), numbers, spool };
+    let names = super::super::refused::list(&folder.path().join("refused")).unwrap();
+    cloud.far_end.poison.lock().unwrap().clear();
+    retry.send_again(&names[0].0).await.unwrap();
+    until("the first has left", || cloud.far_end.seqs() == [3, 1]).await;
+    until("its file is gone", || files(folder.path()) == 2).await;
+
+    // Somebody takes the other reason away: so go the bytes.
+    std::fs::remove_file(folder.path().join("refused").join(format!("{}.json", names[1].0))).unwrap();
+    for identity in running.refused.let_go_of_large() {
+        door.uploads.release(&identity).unwrap();
+    }
+    assert_eq!(files(folder.path()), 0);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_envelope_that_the_disk_has_changed_is_not_sent_and_a_good_copy_may_still_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    let envelope = large(&mut truck, 1);
+    assert_eq!(door.upload(&envelope).await, Answer::Stored);
+    door.take(truck.seal(2, b"behind")).await;
+    let file = std::fs::read_dir(folder.path().join("uploads")).unwrap().map(|entry| entry.unwrap().path());
+    let file = file.into_iter().find(|path| path.extension().unwrap() == "envelope").unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[300_000] ^= 4;
+    std::fs::write(&file, bytes).unwrap();
+
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("the spool is empty", || door.spool.stats().records == 0 && files(folder.path()) == 0).await;
+    assert_eq!(cloud.far_end.seqs(), [2]);
+    assert_eq!(door.upload(&envelope).await, Answer::Stored);
+    until("the good copy is there", || cloud.far_end.seqs() == [2, 1]).await;
+    running.stop().await;
 }

@@ -1,0 +1,255 @@
+//! Large envelopes on their way: one at a time, beside the window of small ones, each in its place in its line.
+//!
+//! A line keeps its order: a large envelope begins when everything before it in its lane is answered, and what comes behind
+//! it on its own line waits here until it is. Everything else goes on. What waits here is bounded; at the bound nothing more
+//! is taken from the lanes until the large one is through.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use pithead_hop::backoff::{Backoff, Policy, random};
+use pithead_hop::connect::Connection;
+use pithead_hop::ingest::send::{Pace as UploadPace, UploadError, UploadProgress, send_upload};
+use pithead_hop::ingest::{Answer, SealedFileError, UploadStore};
+use pithead_sealing::Line;
+use pithead_spool::{Lane, Position, Record};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::super::record::Head;
+use super::pace::Pace;
+
+/// Large envelopes that have been read and wait for their turn: each is a few hundred bytes.
+const WAITING_MAX: usize = 256;
+/// Small envelopes that wait behind a large one of their line, and their bytes: a stream that mixes them is rare.
+const BEHIND_MAX: usize = 1_024;
+const BEHIND_BYTES: usize = 4 << 20;
+
+/// A large envelope that has left its lane and is not answered.
+#[derive(Debug, Clone)]
+pub(super) struct LargeSent {
+    pub(super) lane: Lane,
+    pub(super) position: Position,
+    pub(super) head: Head,
+    pub(super) total: u64,
+    /// Bytes of its record in the log.
+    pub(super) record_bytes: u64,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) enum LargeEnded {
+    /// The far end has answered.
+    Answered(Answer),
+    /// Its file is gone or damaged: a good copy may still come.
+    Damaged(SealedFileError),
+    /// It goes out again, later.
+    Failed(UploadError),
+}
+
+/// A small envelope that was taken from its lane.
+pub(super) type Small = (Lane, Position, Record);
+
+#[derive(Debug)]
+enum Waiting {
+    Large(LargeSent),
+    Small(Small),
+}
+
+/// See the module above.
+pub(super) struct Large {
+    uploads: UploadStore,
+    connection: Connection,
+    pace: Pace,
+    /// Lines that have a large envelope here: it, and what came behind it.
+    lines: HashMap<Line, VecDeque<Waiting>>,
+    /// Lines whose first is a large one, in the order of its coming.
+    turns: VecDeque<Line>,
+    /// Small ones whose turn has come.
+    ready: VecDeque<Small>,
+    large: usize,
+    behind: (usize, usize),
+    under_way: Option<(Line, BoxFuture<'static, LargeEnded>)>,
+    backoff: Backoff,
+    not_before: Instant,
+    progress: watch::Sender<UploadProgress>,
+}
+
+impl Large {
+    pub(super) fn new(uploads: UploadStore, connection: Connection, pace: Pace) -> Self {
+        Self {
+            uploads,
+            connection,
+            pace,
+            lines: HashMap::new(),
+            turns: VecDeque::new(),
+            ready: VecDeque::new(),
+            large: 0,
+            behind: (0, 0),
+            under_way: None,
+            backoff: Backoff::new(Policy::default()),
+            not_before: Instant::now(),
+            progress: watch::Sender::new(UploadProgress::default()),
+        }
+    }
+
+    /// True if nothing more may be taken from the lanes.
+    pub(super) fn is_full(&self) -> bool {
+        self.large >= WAITING_MAX || self.behind.0 >= BEHIND_MAX || self.behind.1 >= BEHIND_BYTES
+    }
+
+    /// A large envelope has left its lane.
+    pub(super) fn add(&mut self, sent: LargeSent) {
+        let line = sent.head.identity.line();
+        self.large += 1;
+        let waiting = self.lines.entry(line.clone()).or_default();
+        waiting.push_back(Waiting::Large(sent));
+        if waiting.len() == 1 {
+            self.turns.push_back(line);
+        }
+    }
+
+    /// Keeps a small envelope that must not overtake a large one of its line; gives it back if there is none.
+    pub(super) fn hold_back(&mut self, line: &Line, small: Small) -> Result<(), Small> {
+        let Some(waiting) = self.lines.get_mut(line) else { return Err(small) };
+        self.behind.0 += 1;
+        self.behind.1 += small.2.body.len();
+        waiting.push_back(Waiting::Small(small));
+        Ok(())
+    }
+
+    /// The next small one whose turn has come, by its lane and size.
+    pub(super) fn next_ready(&self) -> Option<(Lane, u64)> {
+        self.ready.front().map(|(lane, _, record)| (*lane, record.body.len() as u64))
+    }
+
+    pub(super) fn take_ready(&mut self) -> Option<Small> {
+        self.ready.pop_front()
+    }
+
+    pub(super) fn put_back(&mut self, small: Small) {
+        self.ready.push_front(small);
+    }
+
+    /// Begins the next large one, if there is one and everything before it in its lane is answered.
+    pub(super) fn begin(&mut self, is_first: impl Fn(Lane, Position) -> bool) {
+        if self.under_way.is_some() || self.not_before > Instant::now() {
+            return;
+        }
+        let first = |line: &Line| match self.lines.get(line).and_then(VecDeque::front) {
+            Some(Waiting::Large(sent)) => Some(sent),
+            _ => None,
+        };
+        let Some(at) = self
+            .turns
+            .iter()
+            .position(|line| first(line).is_some_and(|sent| is_first(sent.lane, sent.position)))
+        else {
+            return;
+        };
+        let Some(line) = self.turns.get(at).cloned() else { return };
+        let Some(sent) = first(&line).cloned() else { return };
+        self.progress.send_replace(UploadProgress::default());
+        let attempt = attempt(
+            self.uploads.clone(),
+            self.connection.clone(),
+            self.pace.clone(),
+            self.progress.clone(),
+            sent,
+        );
+        self.under_way = Some((line, Box::pin(attempt)));
+    }
+
+    /// Resolves when the one that is under way has ended, with what became of it; pends while there is none. Cancel safe.
+    pub(super) async fn ended(&mut self) -> (Line, LargeEnded) {
+        match &mut self.under_way {
+            Some((line, attempt)) => {
+                let ended = attempt.await;
+                let line = line.clone();
+                self.under_way = None;
+                (line, ended)
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// When a large one that failed is tried again.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        let waits = self.under_way.is_none() && !self.turns.is_empty() && self.not_before > Instant::now();
+        waits.then_some(self.not_before)
+    }
+
+    /// The first large one of a line is answered, or lost: what came behind it has its turn.
+    pub(super) fn settled(&mut self, line: &Line) -> Option<LargeSent> {
+        self.backoff.reset();
+        let waiting = self.lines.get_mut(line)?;
+        let Some(Waiting::Large(sent)) = waiting.pop_front() else { return None };
+        self.large -= 1;
+        self.turns.retain(|turn| turn != line);
+        while let Some(Waiting::Small(_)) = waiting.front() {
+            if let Some(Waiting::Small(small)) = waiting.pop_front() {
+                self.behind.0 -= 1;
+                self.behind.1 -= small.2.body.len();
+                self.ready.push_back(small);
+            }
+        }
+        if waiting.is_empty() {
+            self.lines.remove(line);
+        } else {
+            self.turns.push_back(line.clone());
+        }
+        Some(sent)
+    }
+
+    /// The attempt failed: the same one, or another, is tried later.
+    pub(super) fn failed(&mut self, line: &Line, retry_after: Option<Duration>) {
+        if self.progress.borrow().persisted > 0 {
+            self.backoff.reset();
+        }
+        self.not_before = Instant::now() + self.backoff.next_delay(random(), retry_after);
+        // Others have their turn first.
+        if let Some(at) = self.turns.iter().position(|turn| turn == line)
+            && let Some(turn) = self.turns.remove(at)
+        {
+            self.turns.push_back(turn);
+        }
+    }
+}
+
+async fn attempt(
+    uploads: UploadStore,
+    connection: Connection,
+    pace: Pace,
+    progress: watch::Sender<UploadProgress>,
+    sent: LargeSent,
+) -> LargeEnded {
+    let identity = sent.head.identity.clone();
+    let opened = tokio::task::spawn_blocking(move || uploads.read(&identity)).await;
+    let source = match opened {
+        Ok(Ok(source)) => Arc::new(source),
+        Ok(Err(error)) => return LargeEnded::Damaged(error),
+        Err(error) => return LargeEnded::Failed(UploadError::Source(std::io::Error::other(error))),
+    };
+    // Its bytes share the way to the cloud with everything else, slice by slice.
+    let toll = Arc::new(tokio::sync::Mutex::new(pace.toll()));
+    let paid: UploadPace = Arc::new(move |bytes| {
+        let toll = Arc::clone(&toll);
+        Box::pin(async move {
+            let mut toll = toll.lock().await;
+            toll.pay(bytes).await;
+            toll.sent(bytes);
+        })
+    });
+    let told = |now: UploadProgress| {
+        progress.send_replace(now);
+    };
+    match send_upload(connection, source, sent.head.hops, Some(paid), told).await {
+        Ok(answer) => LargeEnded::Answered(answer),
+        Err(UploadError::Source(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+            LargeEnded::Damaged(SealedFileError::Disk(error))
+        }
+        Err(error) => LargeEnded::Failed(error),
+    }
+}
