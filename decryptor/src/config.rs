@@ -4,7 +4,7 @@
 //! file's own folder.
 
 use pithead_hop::accept::Limits;
-use pithead_hop::ingest::IngestLimits;
+use pithead_hop::ingest::{IngestLimits, UploadLimits};
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
 use pithead_sealing::Site;
 use pithead_sealing::trust::KeyArn;
@@ -28,6 +28,9 @@ pub struct Config {
     pub decryptor: Decryptor,
     /// The port for gateways.
     pub ingest: Ingest,
+    /// Bounds of large envelopes.
+    #[serde(default)]
+    pub uploads: UploadLimits,
     /// The sites whose gateways and devices may connect; more of them may be added with `site add`.
     #[serde(default, rename = "site")]
     pub sites: Vec<SiteEntry>,

@@ -4,8 +4,6 @@
 //! and the input has ended there: a file of that name is complete and authentic, always. Refusals end with 1 and their
 //! code, and leave nothing.
 
-mod inflating;
-
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -21,7 +19,7 @@ use pithead_sealing::envelope::open::{OpenError, Opening, Unlocked};
 use pithead_sealing::envelope::{Encoding, FormatError, Profile};
 use pithead_sealing::trust::KeyArn;
 
-use self::inflating::Inflating;
+use crate::content::inflating::{self, Inflating};
 use crate::content::{ContentError, inflate};
 use crate::kms::{Kms, KmsTimeouts};
 use crate::unwrap::{KeyFileError, KeyUnwrapper, KmsUnwrapper, LocalKeys, UnwrapError};

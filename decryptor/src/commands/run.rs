@@ -21,7 +21,7 @@ use crate::sites;
 use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper, KmsUnwrapper, LocalKeys, Unwrapping};
 use arc_swap::ArcSwap;
 use pithead_hop::accept::{AcceptHandle, Acceptor};
-use pithead_hop::ingest::IngestServer;
+use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::stop::{Reloads, Signals};
 use pithead_hop::program::{ProgramError, clock};
 use pithead_hop::tls::{CrlExpiry, Pem, ServerTls};
@@ -109,6 +109,8 @@ pub async fn serve(
             .await
             .map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))??
     };
+    let staging = scribe.sink.staging();
+    let uploads = open_uploads(&config, &registry).await?;
     let (jobs, queue) = mpsc::channel(scribe::QUEUE);
     let (scribe_ended, mut scribe_end) = oneshot::channel();
     std::thread::Builder::new()
@@ -129,10 +131,16 @@ pub async fn serve(
         jobs,
         metrics: Arc::clone(&metrics),
         under_way_bytes: config.ingest.under_way.get_usize(),
+        staging,
     });
 
     let intake_stop = CancellationToken::new();
-    let front = Arc::new(Front::new(Arc::clone(&pipeline), Arc::clone(&books), Arc::clone(&metrics)));
+    let front = Arc::new(Front::new(
+        Arc::clone(&pipeline),
+        uploads.clone(),
+        Arc::clone(&books),
+        Arc::clone(&metrics),
+    ));
     let server = IngestServer::new(front, config.ingest.calls, intake_stop.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -150,7 +158,11 @@ pub async fn serve(
         tokio::select! {
             () = stop.cancelled() => break,
             () = failed.cancelled() => break,
-            _ = sweep.tick() => data_keys.sweep().await,
+            _ = sweep.tick() => {
+                data_keys.sweep().await;
+                let uploads = uploads.clone();
+                tokio::task::spawn_blocking(move || uploads.expire(clock::since_boot()));
+            }
             _ = poll.tick() => take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics),
             () = next(&mut reloads) => {
                 bundles.forget();
@@ -234,6 +246,23 @@ fn open_scribe(
         metrics,
         failed,
     })
+}
+
+/// The folder of large envelopes. What was applied and not removed before a kill goes now.
+async fn open_uploads(config: &Config, registry: &Arc<Mutex<Registry>>) -> Result<UploadStore, ProgramError> {
+    let data_dir = config.decryptor.data_dir.clone();
+    let (limits, registry) = (config.uploads, Arc::clone(registry));
+    let opened = tokio::task::spawn_blocking(move || {
+        let uploads = UploadStore::open(&data_dir.join("uploads"), limits, clock::since_boot())
+            .map_err(|error| cannot_write(&data_dir, &error))?;
+        for identity in uploads.undecided() {
+            if crate::intake::pipeline::lock(&registry).holds(&identity) {
+                uploads.release(&identity).map_err(|error| cannot_write(&data_dir, &error))?;
+            }
+        }
+        Ok(uploads)
+    });
+    opened.await.map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))?
 }
 
 async fn unwrapper(config: &Config) -> Result<(Arc<dyn KeyUnwrapper>, Option<Kms>), ProgramError> {

@@ -5,9 +5,11 @@
 
 pub mod batch;
 pub mod inflate;
+pub(crate) mod inflating;
 
 pub use batch::{Batch, Gap, GapReason, LineEnd, Record};
 
+use crate::sink::Staged;
 use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason;
 use std::sync::Arc;
@@ -56,12 +58,13 @@ impl ContentError {
     }
 }
 
-/// One opened content, decoded.
+/// One opened content, decoded: in memory, or in a file if it is large.
 #[derive(Clone)]
 pub struct Content {
     content_type: Arc<str>,
     plaintext: Bytes,
     batch: Option<Arc<Batch>>,
+    staged: Option<Arc<Staged>>,
 }
 
 impl Content {
@@ -80,7 +83,14 @@ impl Content {
             Encoding::Zstd => Bytes::from(inflate::inflate(&opened, inflate::limit(is_batch, sealed_bytes))?),
         };
         let batch = if is_batch { Some(Arc::new(Batch::decode(plaintext.clone())?)) } else { None };
-        Ok(Self { content_type: Arc::from(content_type), plaintext, batch })
+        Ok(Self { content_type: Arc::from(content_type), plaintext, batch, staged: None })
+    }
+
+    /// A large content, opened and inflated into a file beside the sink.
+    #[must_use]
+    pub fn staged(content_type: &str, staged: Staged) -> Self {
+        let (content_type, staged) = (Arc::from(content_type), Some(Arc::new(staged)));
+        Self { content_type, plaintext: Bytes::new(), batch: None, staged }
     }
 
     /// The media type, as the encryption context has it.
@@ -89,7 +99,19 @@ impl Content {
         &self.content_type
     }
 
-    /// What the device sealed, before its compression.
+    /// The file of a large content.
+    #[must_use]
+    pub fn file(&self) -> Option<&Staged> {
+        self.staged.as_deref()
+    }
+
+    /// Bytes of what the device sealed, before its compression.
+    #[must_use]
+    pub fn plaintext_len(&self) -> u64 {
+        self.staged.as_ref().map_or(self.plaintext.len() as u64, |staged| staged.len())
+    }
+
+    /// What the device sealed, before its compression. Of a large content nothing: it is in [`Content::file`].
     #[must_use]
     pub fn plaintext(&self) -> &Bytes {
         &self.plaintext
@@ -106,7 +128,7 @@ impl std::fmt::Debug for Content {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Content")
             .field("content_type", &self.content_type)
-            .field("plaintext_bytes", &self.plaintext.len())
+            .field("plaintext_bytes", &self.plaintext_len())
             .finish_non_exhaustive()
     }
 }

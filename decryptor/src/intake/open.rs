@@ -2,17 +2,23 @@
 
 use super::answer::Again;
 use super::scribe::Opened;
-use crate::content::{Content, Encoding};
+use crate::content::inflating::Inflating;
+use crate::content::{Content, ContentError, Encoding, inflate};
 use crate::ledger::record::{Applied, Said};
+use crate::sink::staged::Staging;
 use crate::sink::{Custody, Delivery};
 use crate::unwrap::{Class, Sender, UnwrapError};
 use bytes::Bytes;
+use pithead_hop::ingest::UploadStore;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Identity;
 use pithead_sealing::envelope::open::{Chosen, OpenError, Opening};
 use pithead_sealing::envelope::{FormatError, Header, Profile, Unwrapped};
 use pithead_sealing::trust::KeyArn;
+use sha2::{Digest as _, Sha256};
 use std::borrow::Cow;
+use std::io::{self, BufWriter, Read};
+use std::path::Path;
 use std::time::Duration;
 
 /// When somebody has to mend a policy or a key: asking every second would only fill logs.
@@ -27,14 +33,27 @@ pub struct Parcel {
     pub header: Header,
     /// What the header's context says.
     pub profile: Profile,
-    /// SHA-256 of the whole envelope.
+    /// What it is compared by: SHA-256 of the whole envelope, or of its header if it came as an upload.
     pub sha256: [u8; 32],
+    /// SHA-256 of the whole envelope; of a large one it is found while it is opened.
+    pub envelope_sha256: [u8; 32],
+    /// The file of a large one; `sealed` is its header alone then.
+    pub large: Option<Large>,
     /// Its key is not active by the statement in force.
     pub key_not_active: bool,
     /// How it came here.
     pub custody: Custody,
     /// Who asks for the data key.
     pub sender: Sender,
+}
+
+/// A large envelope in its file.
+#[derive(Debug, Clone)]
+pub struct Large {
+    /// Where it was gathered.
+    pub uploads: UploadStore,
+    /// Bytes of it.
+    pub total: u64,
 }
 
 impl Parcel {
@@ -120,13 +139,110 @@ pub fn open(parcel: &Parcel, chosen: Chosen, data_key: &Unwrapped) -> Result<Ope
     let said = content.batch().and_then(Said::of);
     let delivery = Delivery {
         identity: parcel.identity().clone(),
-        envelope_sha256: parcel.sha256,
+        envelope_sha256: parcel.envelope_sha256,
         content,
         custody: parcel.custody.clone(),
     };
-    let applied = Applied::of(&delivery, sealed_bytes, parcel.key_not_active, parcel.profile.statement());
-    Ok(Opened { delivery, applied, said })
+    Ok(entered(parcel, delivery, sealed_bytes, said))
 }
+
+fn entered(parcel: &Parcel, delivery: Delivery, sealed_bytes: u64, said: Option<Said>) -> Opened {
+    let mut applied = Applied::of(&delivery, sealed_bytes, parcel.key_not_active, parcel.profile.statement());
+    applied.sha256 = Bytes::copy_from_slice(&parcel.sha256);
+    Opened { delivery, applied, said }
+}
+
+/// Opens a large envelope from its file into one beside the sink, frame by frame, in constant memory. Nothing of it has a
+/// name before its last frame was authentic. Blocks for as long as it takes.
+pub fn open_large(
+    parcel: &Parcel,
+    large: &Large,
+    staging: &Path,
+    chosen: Chosen,
+    data_key: &Unwrapped,
+) -> Result<Opened, Stopped> {
+    let content_type = parcel.profile.content_type();
+    if content_type.is_batch() {
+        let detail = format!("a batch of {} sealed bytes; {MEMORY_BYTES} are the most", large.total);
+        return Err(Stopped::poison(ErrorReason::ContentMalformed, detail));
+    }
+    let body = chosen.unlock(data_key)?.into_body();
+    let sealed = large.uploads.read(parcel.identity()).map_err(|error| unreadable(parcel, large, &error))?;
+    let mut sealed = Hashing { from: sealed, sha256: Sha256::new() };
+    let mut header = vec![0; parcel.header.wire_len()];
+    let unwritable = |error: io::Error| Stopped::Again(sink_failed(&error));
+    let begun = sealed.read_exact(&mut header).and_then(|()| Staging::begin(staging));
+    let mut plain = BufWriter::with_capacity(1 << 20, begun.map_err(unwritable)?);
+    if parcel.profile.encoding().is_some() {
+        let limit = inflate::limit(false, large.total);
+        let mut inflating = Inflating::new(&mut plain, limit).map_err(refused_content)?;
+        match (body.open_all(&mut sealed, &mut inflating), inflating.refused()) {
+            (_, Some(error)) => return Err(refused_content(error)),
+            (Ok(_), None) => drop(inflating.finish().map_err(refused_content)?),
+            (Err(error), None) => return Err(unopened(parcel, large, error)),
+        }
+    } else {
+        body.open_all(&mut sealed, &mut plain).map_err(|error| unopened(parcel, large, error))?;
+    }
+    let staged =
+        plain.into_inner().map_err(|error| unwritable(error.into_error()))?.finish().map_err(unwritable)?;
+    let delivery = Delivery {
+        identity: parcel.identity().clone(),
+        envelope_sha256: sealed.sha256.finalize().into(),
+        content: Content::staged(content_type.as_str(), staged),
+        custody: parcel.custody.clone(),
+    };
+    Ok(entered(parcel, delivery, large.total, None))
+}
+
+fn refused_content(error: ContentError) -> Stopped {
+    Stopped::poison(error.reason(), error.to_string())
+}
+
+fn sink_failed(error: &io::Error) -> Again {
+    tracing::error!(event = "sink.failed", %error, "a large content could not be written beside the sink");
+    let detail = "the sink's disk could not take the plaintext";
+    Again { reason: ErrorReason::SinkFailed, detail: detail.into(), retry_after: DISK_RETRY }
+}
+
+fn unopened(parcel: &Parcel, large: &Large, error: OpenError) -> Stopped {
+    match error {
+        OpenError::Format(error) => error.into(),
+        OpenError::Write(error) => Stopped::Again(sink_failed(&error)),
+        OpenError::Read(error) => unreadable(parcel, large, &error),
+        _ => UnwrapError::KeyNotAllowed.into(),
+    }
+}
+
+/// The sealed bytes do not read back. The sender has them still: let go of ours, and it sends them again.
+fn unreadable(parcel: &Parcel, large: &Large, error: &dyn std::error::Error) -> Stopped {
+    tracing::error!(event = "upload.damaged", identity = %parcel.identity(), %error, "it has to be sent again");
+    if let Err(error) = large.uploads.release(parcel.identity()) {
+        tracing::error!(event = "upload.not_removed", %error);
+    }
+    let detail = "the disk has changed the upload; send it again from the beginning";
+    Stopped::Again(Again { reason: ErrorReason::NotDurable, detail: detail.into(), retry_after: DISK_RETRY })
+}
+
+/// Sums up what is read through it.
+struct Hashing<R> {
+    from: R,
+    sha256: Sha256,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        self.sha256.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// Uploads up to this size are opened in memory, like inline envelopes.
+pub const MEMORY_BYTES: u64 = 16 << 20;
+
+/// After a disk failed: time for somebody to look.
+const DISK_RETRY: Duration = Duration::from_secs(15);
 
 /// Sealed bytes that are opened where they are: some 50 us of work. Above, and for anything compressed, a blocking thread
 /// takes it.

@@ -16,6 +16,7 @@ use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{Identity, Line, Seq, Site};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -67,6 +68,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Sealed bytes under way in all.
     pub under_way_bytes: usize,
+    /// Where large contents are opened to.
+    pub staging: PathBuf,
 }
 
 /// See the module above.
@@ -84,6 +87,7 @@ pub struct Pipeline {
     draining: CancellationToken,
     under_way: Arc<Mutex<UnderWay>>,
     under_way_bytes: usize,
+    staging: PathBuf,
 }
 
 #[derive(Debug, Default)]
@@ -152,6 +156,7 @@ impl Pipeline {
             draining: CancellationToken::new(),
             under_way: Arc::default(),
             under_way_bytes: parts.under_way_bytes,
+            staging: parts.staging,
         })
     }
 
@@ -220,6 +225,30 @@ impl Pipeline {
             return Err(full());
         }
         Ok(())
+    }
+
+    /// How a large envelope stands by its header, before its bytes come. Nothing is taken by asking.
+    ///
+    /// # Errors
+    /// As [`Pipeline::offer`].
+    pub fn judge(&self, identity: &Identity, header_sha256: &[u8; 32]) -> Result<Option<Offered>, Refusal> {
+        self.ready()?;
+        let ticket = async { Err(lost()) }.boxed().shared();
+        let mut registry = lock(&self.registry);
+        match registry.offer(identity, header_sha256, clock::wall_us(), &ticket) {
+            Verdict::New => {
+                registry.withdraw(identity);
+                Ok(None)
+            }
+            Verdict::SameUnderWay(_) => Ok(None),
+            Verdict::Duplicate { unverified } => Ok(Some(Offered::Duplicate { unverified })),
+            Verdict::Conflict => Err(Refusal::new(
+                ErrorReason::Conflict,
+                "other bytes stand under this identity, and large ones are not kept beside; begin a new run",
+            )
+            .with("kept", false)),
+            Verdict::Refused(refusal) => Err(refusal),
+        }
     }
 
     /// Up to which number a device need not resend a line.
@@ -304,7 +333,14 @@ impl Pipeline {
             return Err(Stopped::Again(super::behind()));
         }
         let _opening = self.opening.acquire().await.map_err(|_| Stopped::Again(lost()))?;
-        let opened = if parcel.sealed.len() <= INLINE_BYTES && parcel.profile.encoding().is_none() {
+        let opened = if let Some(large) = &parcel.large {
+            let (parcel, large, staging) = (parcel.clone(), large.clone(), self.staging.clone());
+            tokio::task::spawn_blocking(move || {
+                open::open_large(&parcel, &large, &staging, chosen, &data_key)
+            })
+            .await
+            .map_err(|_| Stopped::Again(lost()))??
+        } else if parcel.sealed.len() <= INLINE_BYTES && parcel.profile.encoding().is_none() {
             open::open(parcel, chosen, &data_key)?
         } else {
             let parcel = parcel.clone();
@@ -347,6 +383,7 @@ fn job(
         sha256: parcel.sha256,
         received_us: parcel.custody.received_us,
         sealed: parcel.sealed,
+        large: parcel.large.is_some(),
         work,
         turn,
         room: None,

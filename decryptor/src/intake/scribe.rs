@@ -56,6 +56,8 @@ pub struct Job {
     pub work: Work,
     /// Its place on its line, if it takes one.
     pub turn: Option<Turn>,
+    /// It came as an upload, and `sealed` holds its header alone: it is not kept beside the sink, its sender keeps it.
+    pub large: bool,
     /// Its share of the memory for plaintext.
     pub room: Option<OwnedSemaphorePermit>,
     /// Its share of what may be under way.
@@ -320,6 +322,9 @@ impl<B: Books> Scribe<B> {
 }
 
 fn keep(area: &mut Area, job: &Job, reason: ErrorReason) -> Result<Kept, Again> {
+    if job.large {
+        return Ok(Kept::Full);
+    }
     area.keep(&job.identity, &job.sha256, reason, &job.sealed).map_err(|error| {
         tracing::error!(event = "aside.failed", %error, "could not keep an envelope beside the sink; it has to come again");
         Again {

@@ -1,7 +1,7 @@
 //! The pipeline as hop's receiving half sees it.
 
 use super::answer::{Again, Done};
-use super::open::Parcel;
+use super::open::{Large, MEMORY_BYTES, Parcel};
 use super::pipeline::{Offered, Pipeline};
 use crate::books::Books;
 use crate::metrics::{Metrics, Outcome as Counted, ReasonLabel};
@@ -11,19 +11,27 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use pithead_hop::identity::{Assurance, Peer, Role};
 use pithead_hop::ingest::intake::Durability;
-use pithead_hop::ingest::{Admitted, HelloLine, Intake, KnownKeys, Outcome, Pending, Standing};
+use pithead_hop::ingest::{
+    Admitted, AdmittedHeader, HelloLine, Intake, KnownKeys, Outcome, Pending, SealedFileError, Standing,
+    UploadStore, WholeUpload,
+};
 use pithead_hop::program::clock;
 use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
 use pithead_sealing::Identity;
+use pithead_sealing::envelope::Profile;
 use pithead_sealing::trust::KeyArn;
+use sha2::{Digest as _, Sha256};
+use std::io::Read as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What hop's server hands admitted envelopes to.
 #[derive(Debug)]
 pub struct Front {
     pipeline: Arc<Pipeline>,
+    uploads: UploadStore,
     keys: Known,
     metrics: Arc<Metrics>,
 }
@@ -49,8 +57,60 @@ impl KnownKeys for Known {
 impl Front {
     /// In front of this pipeline.
     #[must_use]
-    pub fn new(pipeline: Arc<Pipeline>, books: Arc<ArcSwap<Books>>, metrics: Arc<Metrics>) -> Self {
-        Self { pipeline, keys: Known(books), metrics }
+    pub fn new(
+        pipeline: Arc<Pipeline>,
+        uploads: UploadStore,
+        books: Arc<ArcSwap<Books>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { pipeline, uploads, keys: Known(books), metrics }
+    }
+
+    /// A whole upload as the pipeline takes it: in memory if it is small enough, else by its file. Blocks.
+    fn parcel_of(
+        uploads: UploadStore,
+        keys: &Known,
+        peer: &Peer,
+        whole: &WholeUpload,
+    ) -> Result<Parcel, SealedFileError> {
+        let mut file = uploads.read(&whole.identity)?;
+        let header = file.header().clone();
+        // It was admitted by this profile when it was opened.
+        let profile = Profile::of(&header).map_err(|_| SealedFileError::Damaged { at: 0 })?;
+        let custody = custody(peer, file.hops());
+        let standing = |arn| keys.standing(arn, profile.identity());
+        let key_not_active = profile.edks().iter().any(|(arn, _)| standing(arn) == Standing::NotActive);
+        let (sealed, envelope_sha256, large) = if whole.total <= MEMORY_BYTES {
+            let mut sealed = Vec::with_capacity(usize::try_from(whole.total).unwrap_or_default());
+            file.read_to_end(&mut sealed)?;
+            let sha256 = Sha256::digest(&sealed).into();
+            (sealed.into(), sha256, None)
+        } else {
+            (header.wire().clone(), [0; 32], Some(Large { uploads, total: whole.total }))
+        };
+        let sender = sender(peer, profile.identity());
+        Ok(Parcel {
+            sealed,
+            header,
+            profile,
+            sha256: whole.header_sha256,
+            envelope_sha256,
+            large,
+            key_not_active,
+            custody,
+            sender,
+        })
+    }
+}
+
+fn sender(peer: &Peer, identity: &Identity) -> Sender {
+    Sender {
+        site: identity.site.clone(),
+        device: identity.device.clone(),
+        gateway: match peer.role() {
+            Role::Gateway(name) => Some(name.to_string()),
+            Role::Device(_) | Role::Operator(_) => None,
+        },
     }
 }
 
@@ -72,20 +132,22 @@ fn custody(peer: &Peer, hops: &[pithead_proto::ingest::v1::Hop]) -> Custody {
 }
 
 fn parcel(peer: &Peer, admitted: Admitted) -> Parcel {
-    let identity = admitted.identity();
-    let sender = Sender {
-        site: identity.site.clone(),
-        device: identity.device.clone(),
-        gateway: match peer.role() {
-            Role::Gateway(name) => Some(name.to_string()),
-            Role::Device(_) | Role::Operator(_) => None,
-        },
-    };
+    let sender = sender(peer, admitted.identity());
     let custody = custody(peer, &admitted.hops);
     let (sha256, key_not_active) = (admitted.sha256, admitted.key_not_active);
     let header = admitted.envelope.header().clone();
     let (sealed, profile) = admitted.envelope.into_parts();
-    Parcel { sealed, header, profile, sha256, key_not_active, custody, sender }
+    Parcel {
+        sealed,
+        header,
+        profile,
+        sha256,
+        envelope_sha256: sha256,
+        large: None,
+        key_not_active,
+        custody,
+        sender,
+    }
 }
 
 fn again(again: Again) -> Refusal {
@@ -129,6 +191,57 @@ impl Intake for Front {
             }
         }
         .boxed())
+    }
+
+    fn uploads(&self) -> Option<&UploadStore> {
+        Some(&self.uploads)
+    }
+
+    fn judge(&self, _peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
+        let judged = self.pipeline.judge(offered.profile.identity(), &offered.header_sha256)?;
+        Ok(judged.map(|offered| match offered {
+            Offered::Duplicate { unverified } => Outcome::Duplicate { unverified },
+            Offered::UnderWay(_) | Offered::SameUnderWay(_) => Outcome::Duplicate { unverified: false },
+        }))
+    }
+
+    async fn complete(&self, peer: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
+        let identity = whole.identity.clone();
+        let (uploads, keys, peer) = (self.uploads.clone(), Known(Arc::clone(&self.keys.0)), peer.clone());
+        let parcel = tokio::task::spawn_blocking(move || Self::parcel_of(uploads, &keys, &peer, &whole))
+            .await
+            .map_err(|error| Refusal::new(ErrorReason::Internal, error.to_string()))?
+            .map_err(|error| {
+                tracing::error!(event = "upload.damaged", %identity, %error, "it has to be sent again");
+                if let Err(error) = self.uploads.release(&identity) {
+                    tracing::error!(event = "upload.not_removed", %error);
+                }
+                Refusal::new(ErrorReason::NotDurable, "the disk has changed the upload; open it again")
+                    .retry_after(Duration::from_secs(1))
+            })?;
+        let (ticket, outcome) = match self.pipeline.offer(parcel)? {
+            Offered::Duplicate { unverified } => (None, Outcome::Duplicate { unverified }),
+            Offered::UnderWay(ticket) => (Some(ticket), Outcome::Stored),
+            Offered::SameUnderWay(ticket) => (Some(ticket), Outcome::Duplicate { unverified: false }),
+        };
+        if let Some(ticket) = ticket {
+            match ticket.await {
+                Ok(Done::Applied) => {}
+                Ok(Done::Conflict { kept }) => return Ok(Outcome::Conflict { kept }),
+                Ok(Done::Refused { reason, detail }) => {
+                    return Ok(Outcome::Refused(Refusal::new(reason, detail)));
+                }
+                Err(failed) => return Err(again(failed)),
+            }
+        }
+        // The sink and the ledger have it.
+        let uploads = self.uploads.clone();
+        match tokio::task::spawn_blocking(move || uploads.release(&identity)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(event = "upload.not_removed", %error),
+            Err(error) => tracing::error!(event = "upload.not_removed", %error),
+        }
+        Ok(outcome)
     }
 
     fn hello(&self, peer: &Peer, lines: &[HelloLine]) -> Vec<u64> {

@@ -16,7 +16,7 @@ use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper, LocalKeys, Unw
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use pithead_hop::identity::{Assurance, GatewayName, Peer, PeerId, Role};
-use pithead_hop::ingest::{Intake as _, Outcome, Pending, admit};
+use pithead_hop::ingest::{Intake as _, Outcome, Pending, UploadLimits, UploadStore, admit};
 use pithead_hop::status::Refusal;
 use pithead_proto::batch::v1 as wire;
 use pithead_proto::errors::v1::ErrorReason;
@@ -151,6 +151,10 @@ impl Sink for KilledSink {
         Ok(placed)
     }
 
+    fn staging(&self) -> PathBuf {
+        self.real.staging()
+    }
+
     fn mark(&self) -> Vec<u8> {
         self.real.mark()
     }
@@ -210,6 +214,9 @@ impl Rig {
             }
         };
         let registry = Arc::new(Mutex::new(read));
+        let staging = real.staging();
+        let uploads =
+            UploadStore::open(&data.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
         let (kill_sink, kill_books) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let scribe = Scribe {
             sink: Box::new(KilledSink { real, kill: Arc::clone(&kill_sink) }),
@@ -233,8 +240,9 @@ impl Rig {
             jobs,
             metrics: Arc::clone(&metrics),
             under_way_bytes: 64 << 20,
+            staging,
         });
-        let front = Front::new(Arc::clone(&pipeline), books, Arc::clone(&metrics));
+        let front = Front::new(Arc::clone(&pipeline), uploads, books, Arc::clone(&metrics));
         Self { front, pipeline, registry, metrics, thread, kill_sink, kill_books }
     }
 

@@ -75,7 +75,7 @@ pub struct Applied {
     /// Its identity.
     #[prost(message, optional, tag = "1")]
     pub who: Option<Who>,
-    /// SHA-256 of its sealed bytes.
+    /// SHA-256 of its sealed bytes; of one that came as an upload, of its header.
     #[prost(bytes = "bytes", tag = "2")]
     pub sha256: bytes::Bytes,
     /// Sealed bytes.
@@ -194,7 +194,7 @@ impl Applied {
             who: Some(Who::of(&delivery.identity)),
             sha256: bytes::Bytes::copy_from_slice(&delivery.envelope_sha256),
             sealed_bytes,
-            plaintext_bytes: delivery.content.plaintext().len() as u64,
+            plaintext_bytes: delivery.content.plaintext_len(),
             records: delivery
                 .content
                 .batch()

@@ -58,7 +58,7 @@ pub struct Custody {
 pub struct Delivery {
     /// Under what it is filed, for ever.
     pub identity: Identity,
-    /// SHA-256 of the sealed bytes: tells a resend from a conflict.
+    /// SHA-256 of the sealed bytes.
     pub envelope_sha256: [u8; 32],
     /// What the seal held.
     pub content: Content,
@@ -71,7 +71,7 @@ impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
             .field("identity", &self.identity)
-            .field("plaintext_bytes", &self.content.plaintext().len())
+            .field("plaintext_bytes", &self.content.plaintext_len())
             .field("custody", &self.custody)
             .finish_non_exhaustive()
     }

@@ -21,7 +21,8 @@
 //! Devices that differ in case alone are different devices; on a file system that does not tell case, capitals are written as
 //! `=` and the small letter (`=` is in no name).
 
-use super::{Action, Delivery, Placed, Sink, SinkError};
+use super::staged::empty_folder;
+use super::{Action, Delivery, Placed, Sink, SinkError, Staged};
 use pithead_sealing::{DeviceId, Identity};
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use std::collections::{BTreeSet, HashSet};
@@ -55,17 +56,12 @@ impl FolderSink {
     /// half written.
     pub fn open(root: &Path) -> Result<Self, SinkError> {
         let temporary = root.join(".tmp");
-        for folder in [root, &temporary] {
-            match fs::create_dir(folder) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(SinkError::at(Action::CreateFolder, folder)(error)),
-            }
+        match fs::create_dir(root) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(SinkError::at(Action::CreateFolder, root)(error)),
         }
-        for left in fs::read_dir(&temporary).map_err(SinkError::at(Action::Read, &temporary))? {
-            let path = left.map_err(SinkError::at(Action::Read, &temporary))?.path();
-            fs::remove_file(&path).map_err(SinkError::at(Action::Write, &path))?;
-        }
+        empty_folder(&temporary)?;
         let probe = temporary.join("Case");
         File::create(&probe).map_err(SinkError::at(Action::Write, &probe))?;
         let tells_case = !temporary.join("cASE").exists();
@@ -157,12 +153,42 @@ impl FolderSink {
         Ok(())
     }
 
+    /// A large content, which lies in a file on this file system already: one rename.
+    fn place_large(&mut self, delivery: &Delivery, staged: &Staged) -> Result<Placed, SinkError> {
+        let folder = self.folder_of(&delivery.identity);
+        let mut unsynced = BTreeSet::from([folder.clone()]);
+        self.ensure_folder(&folder, &mut unsynced)?;
+        let path = match self.existing(&delivery.identity)? {
+            Some(path) => path,
+            None => self.path_of(&delivery.identity, delivery.content.content_type()),
+        };
+        let placed =
+            if !path.try_exists().map_err(SinkError::at(Action::Read, &path))? && staged.place(&path)? {
+                Placed::New
+            } else if staged.is_in(&path)? {
+                let file = File::open(&path).map_err(SinkError::at(Action::Open, &path))?;
+                file.sync_data().map_err(SinkError::at(Action::Sync, &path))?;
+                Placed::Already
+            } else {
+                return Ok(Placed::Conflict);
+            };
+        for folder in unsynced {
+            let handle = File::open(&folder).map_err(SinkError::at(Action::Open, &folder))?;
+            handle.sync_all().map_err(SinkError::at(Action::Sync, &folder))?;
+        }
+        Ok(placed)
+    }
+
     fn place(&mut self, group: &[Delivery], written: &mut Vec<PathBuf>) -> Result<Vec<Placed>, SinkError> {
         let few = group.len() <= FEW;
         let mut unsynced = BTreeSet::new();
         let mut places = Vec::with_capacity(group.len());
         let mut plan = Vec::with_capacity(group.len());
         for (index, delivery) in group.iter().enumerate() {
+            if let Some(staged) = delivery.content.file() {
+                places.push(self.place_large(delivery, staged)?);
+                continue;
+            }
             let folder = self.folder_of(&delivery.identity);
             self.ensure_folder(&folder, &mut unsynced)?;
             let content = delivery.content.plaintext();
@@ -237,6 +263,10 @@ impl Sink for FolderSink {
             }
         }
         placed
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.temporary.clone()
     }
 
     fn mark(&self) -> Vec<u8> {

@@ -5,6 +5,9 @@
 //!  "name":"...","data":"<base64>","assurance":"vouched","hops":[...],"received_us":...,"envelope_sha256":"<hex>"}
 //! {"site":..., "seq":10,"index":0,"of":1,"content_type":"text/csv","data":"<base64>", ...}
 //! ```
+//! A large content is no line: it is a file below `<file>.large/`, and its line has `"file"`, relative to that folder, in
+//! place of `"data"`. The file has its name before the line is written.
+//!
 //! A batch without records (a heartbeat) writes no line; the ledger has what it says.
 //!
 //! **Its own tail.** A group is written, then synced once. A kill in between leaves whole lines that the ledger does not know,
@@ -13,8 +16,10 @@
 //! Only what lies behind the mark in the ledger has to be read for that. (A file that was cut or replaced meanwhile is
 //! read from its beginning.)
 
-use super::{Action, Delivery, Hop, Placed, Sink, SinkError};
+use super::staged::empty_folder;
+use super::{Action, Delivery, Hop, Placed, Sink, SinkError, Staged};
 use base64ct::{Base64, Encoding as _};
+use pithead_hop::program::disk::{create_folder, sync_folder};
 use pithead_sealing::Identity;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -32,6 +37,38 @@ pub struct JsonLinesSink {
     /// What lies behind the ledger's last mark, by identity. Empty after a clean stop; bounded by the group that was under
     /// way at the kill.
     tail: HashMap<Identity, Tail>,
+    large: Large,
+}
+
+/// The files of large contents: `<file>.large/<site>~<device>~<stream>~<run>~<seq>`.
+#[derive(Debug)]
+struct Large {
+    folder: PathBuf,
+    staging: PathBuf,
+}
+
+impl Large {
+    fn open(path: &Path) -> Result<Self, SinkError> {
+        let mut folder = path.as_os_str().to_owned();
+        folder.push(".large");
+        let folder = PathBuf::from(folder);
+        let staging = folder.join(".tmp");
+        create_folder(&folder).map_err(SinkError::at(Action::CreateFolder, &folder))?;
+        empty_folder(&staging)?;
+        Ok(Self { folder, staging })
+    }
+
+    /// Gives a large content its name; none if other content has it.
+    fn place(&self, identity: &Identity, staged: &Staged) -> Result<Option<String>, SinkError> {
+        let Identity { site, device, stream, run, seq } = identity;
+        let name = format!("{site}~{device}~{stream}~{run}~{seq:020}");
+        let path = self.folder.join(&name);
+        if !staged.place(&path)? && !staged.is_in(&path)? {
+            return Ok(None);
+        }
+        sync_folder(&self.folder).map_err(SinkError::at(Action::Sync, &self.folder))?;
+        Ok(Some(name))
+    }
 }
 
 #[derive(Debug)]
@@ -55,7 +92,10 @@ struct JsonLine<'a> {
     name: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_type: Option<&'a str>,
-    data: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a str>,
     assurance: &'static str,
     hops: &'a [Hop],
     received_us: u64,
@@ -121,7 +161,7 @@ impl JsonLinesSink {
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = File::open(parent).map_err(SinkError::at(Action::Open, parent))?;
         folder.sync_all().map_err(SinkError::at(Action::Sync, parent))?;
-        Ok(Self { path: path.to_owned(), file, length, tail })
+        Ok(Self { path: path.to_owned(), file, length, tail, large: Large::open(path)? })
     }
 
     /// Forgets what the ledger knows already: those never come here again. What stays is the group that was under way at the
@@ -169,7 +209,7 @@ fn read_tail(file: &mut File, from: u64) -> io::Result<(HashMap<Identity, Tail>,
     }
 }
 
-fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, skip: u32) -> io::Result<()> {
+fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, file: Option<&str>, skip: u32) -> io::Result<()> {
     let identity = &delivery.identity;
     let mut line = JsonLine {
         site: identity.site.as_str(),
@@ -182,16 +222,22 @@ fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, skip: u32) -> io::Result<
         time_us: None,
         name: "",
         content_type: None,
-        data: String::new(),
+        data: None,
+        file: None,
         assurance: super::delivery::word(delivery.custody.assurance),
         hops: &delivery.custody.hops,
         received_us: delivery.custody.received_us,
         envelope_sha256: hex::encode(delivery.envelope_sha256),
     };
     let Some(batch) = delivery.content.batch() else {
-        if skip == 0 {
+        if let (Some(file), 0) = (file, skip) {
             line.content_type = Some(delivery.content.content_type());
-            line.data = Base64::encode_string(delivery.content.plaintext());
+            line.file = Some(file);
+            serde_json::to_writer(&mut *out, &line)?;
+            out.push(b'\n');
+        } else if skip == 0 {
+            line.content_type = Some(delivery.content.content_type());
+            line.data = Some(Base64::encode_string(delivery.content.plaintext()));
             serde_json::to_writer(&mut *out, &line)?;
             out.push(b'\n');
         }
@@ -202,7 +248,7 @@ fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, skip: u32) -> io::Result<
         line.index = index;
         line.time_us = Some(record.time_us);
         line.name = &record.name;
-        line.data = Base64::encode_string(&record.data);
+        line.data = Some(Base64::encode_string(&record.data));
         serde_json::to_writer(&mut *out, &line)?;
         out.push(b'\n');
     }
@@ -223,7 +269,18 @@ impl Sink for JsonLinesSink {
                 None => 0,
             };
             let before = out.len();
-            write_lines(&mut out, delivery, skip).map_err(SinkError::at(Action::Write, &self.path))?;
+            let file = match delivery.content.file() {
+                Some(staged) => match self.large.place(&delivery.identity, staged)? {
+                    Some(file) => Some(file),
+                    None => {
+                        placed.push(Placed::Conflict);
+                        continue;
+                    }
+                },
+                None => None,
+            };
+            write_lines(&mut out, delivery, file.as_deref(), skip)
+                .map_err(SinkError::at(Action::Write, &self.path))?;
             placed.push(if skip > 0 && out.len() == before { Placed::Already } else { Placed::New });
         }
         if !out.is_empty() {
@@ -245,6 +302,10 @@ impl Sink for JsonLinesSink {
             }
         }
         Ok(placed)
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.large.staging.clone()
     }
 
     fn mark(&self) -> Vec<u8> {

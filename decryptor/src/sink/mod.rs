@@ -12,6 +12,7 @@
 pub mod delivery;
 pub mod folder;
 pub mod jsonl;
+pub mod staged;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -19,6 +20,7 @@ pub use delivery::{Custody, Delivery, Hop};
 pub use folder::FolderSink;
 pub use jsonl::JsonLinesSink;
 pub use pithead_hop::identity::Assurance;
+pub use staged::Staged;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,6 +44,9 @@ pub trait Sink: Send {
     /// After an error nothing of the group may be acknowledged; parts of it may be there, and a later commit of the same
     /// envelopes finds them.
     fn commit(&mut self, group: &[Delivery]) -> Result<Vec<Placed>, SinkError>;
+
+    /// The folder for large contents before they have their name: on the sink's own file system, emptied when it is opened.
+    fn staging(&self) -> PathBuf;
 
     /// Where the sink's end is now, in its own words. The ledger keeps it beside the entries of the group, and the next
     /// start hands it back, so that only what lies behind it has to be looked at.

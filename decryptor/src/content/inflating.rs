@@ -8,7 +8,7 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer
 use crate::content::ContentError;
 
 /// What a pipe is taken to hold at most, for its limit while it runs.
-pub(super) const PIPE_ASSUMED_BYTES: u64 = 1 << 40;
+pub(crate) const PIPE_ASSUMED_BYTES: u64 = 1 << 40;
 
 const FRAME_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const WINDOW_LOG_MAX: u32 = 23;
@@ -16,7 +16,7 @@ const WINDOW_LOG_MAX: u32 = 23;
 const PIECE: usize = 128 * 1024;
 
 /// Takes compressed bytes and hands plain ones on.
-pub(super) struct Inflating<W> {
+pub(crate) struct Inflating<W> {
     output: W,
     decoder: Decoder<'static>,
     piece: Vec<u8>,
@@ -29,7 +29,7 @@ pub(super) struct Inflating<W> {
 }
 
 impl<W: Write> Inflating<W> {
-    pub(super) fn new(output: W, limit: u64) -> Result<Self, ContentError> {
+    pub(crate) fn new(output: W, limit: u64) -> Result<Self, ContentError> {
         let not_started = |_| ContentError::Zstd { what: "the decoder did not start" };
         let mut decoder = Decoder::new().map_err(not_started)?;
         decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(not_started)?;
@@ -46,12 +46,12 @@ impl<W: Write> Inflating<W> {
     }
 
     /// Why the content was refused, if it was.
-    pub(super) fn refused(&self) -> Option<ContentError> {
+    pub(crate) fn refused(&self) -> Option<ContentError> {
         self.refused
     }
 
     /// The content is over: gives the bytes written.
-    pub(super) fn finish(self) -> Result<u64, ContentError> {
+    pub(crate) fn finish(self) -> Result<u64, ContentError> {
         match self.refused {
             Some(error) => Err(error),
             None if self.ended => Ok(self.written),
