@@ -2,13 +2,15 @@
 //!
 //! An [`Uplink`] knows the gateways in the order of the owner's preference and how to prove who we are. It holds no
 //! connection of its own: [`Uplink::refresh`] asks for keys on one, [`Uplink::deliver`] keeps one for as long as there
-//! is something to deliver and tells through [`Progress`] how it stands, [`Uplink::submit`] sends one envelope.
+//! is something to deliver and tells through [`Progress`] how it stands, [`Uplink::submit`] sends one envelope,
+//! [`Uplink::upload`] one of any size.
 //!
 //! Needs a tokio runtime, starts no thread, installs no logger and reads no environment variable.
 
 mod deliver;
 mod order;
 mod refused;
+mod upload;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -28,6 +30,7 @@ use crate::{
 
 pub use deliver::{DeliverError, Progress, Receipt, SubmitError, Trouble};
 pub use refused::{RefusedArea, RefusedError};
+pub use upload::UploadFailed;
 
 /// How long a gateway may take to answer a question about keys.
 const KEY_ANSWER_LIMIT: Duration = Duration::from_secs(10);

@@ -13,7 +13,7 @@ use pithead_sealing::{
     names::{DeviceId, Site, StreamName},
 };
 
-use crate::{enroll, key, outbox, output::Output, seal, send};
+use crate::{enroll, key, outbox, output::Output, seal, send, upload};
 
 /// A device: verifies keys, seals, keeps what it sealed, and sends it to the gateway.
 #[derive(Debug, Parser)]
@@ -49,6 +49,8 @@ enum Command {
     Seal(SealArgs),
     /// Seals records, keeps them in the outbox, and sends them until the gateway has them on its disk.
     Send(SendArgs),
+    /// Sends a file that `seal` has made, of any size; cut off, the same command goes on where it was.
+    Upload(UploadArgs),
     /// What waits to be sent.
     #[command(subcommand)]
     Outbox(OutboxCommand),
@@ -124,6 +126,15 @@ pub(crate) struct SendArgs {
     pub(crate) timeout: units::Duration,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct UploadArgs {
+    /// The sealed envelope.
+    pub(crate) file: PathBuf,
+    /// How long to try; for ever if it is not given.
+    #[arg(long)]
+    pub(crate) timeout: Option<units::Duration>,
+}
+
 #[derive(Debug, Subcommand)]
 enum OutboxCommand {
     /// How much waits, and the room there is.
@@ -158,6 +169,7 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
         Command::Key { offline } => in_runtime(key::run(&cli.config, *offline, cli.output)),
         Command::Seal(arguments) => seal::run(&cli.config, arguments, cli.output),
         Command::Send(arguments) => in_runtime(send::run(&cli.config, arguments, cli.output)),
+        Command::Upload(arguments) => in_runtime(upload::run(&cli.config, arguments, cli.output)),
         Command::Outbox(OutboxCommand::Stat) => outbox::stat(&cli.config, cli.output),
     }
 }

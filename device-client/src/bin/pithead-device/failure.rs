@@ -82,7 +82,7 @@ pub(crate) fn append(error: &AppendRefused) -> ProgramError {
     match error {
         AppendRefused::Seal(refused) => seal(refused),
         AppendRefused::TooLarge { .. } => program(ErrorReason::EnvelopeTooLarge)
-            .todo("send it in smaller pieces; uploads of large files come with a later version"),
+            .todo("seal it to a file with `pithead-device seal`, and send that with `pithead-device upload`"),
         AppendRefused::Outbox(AppendError::Full { .. } | AppendError::QueueFull { .. }) => {
             program(ErrorReason::OutboxFull)
                 .todo("let the device reach its gateway, or raise outbox.max_bytes")

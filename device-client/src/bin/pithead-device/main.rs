@@ -9,6 +9,7 @@ mod outbox;
 mod output;
 mod seal;
 mod send;
+mod upload;
 
 use std::process::ExitCode;
 
