@@ -82,7 +82,12 @@ impl Device {
         arguments
     }
 
-    /// Runs the program on this device with further arguments.
+    /// Starts the program on this device with further arguments.
+    pub fn start(&self, more: &[&str]) -> anyhow::Result<Running> {
+        command::start(&self.programs.device(), self.arguments(more), &[], false)
+    }
+
+    /// Runs the program on this device with further arguments, to its end.
     pub async fn run(&self, more: &[&str]) -> anyhow::Result<Finished> {
         command::run(&self.programs.device(), self.arguments(more), &[]).await
     }
