@@ -148,7 +148,8 @@ impl Door {
         let uploads =
             UploadStore::open(&folder.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
         let numbers =
-            Numbers::open(folder.join("lines"), idle, &spool, conflict_bytes, shares.clone(), &uploads).unwrap();
+            Numbers::open(folder.join("lines"), idle, &spool, conflict_bytes, shares.clone(), &uploads)
+                .unwrap();
         let name = GatewayName::new("edge-1").unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
         let intake = Arc::new(SpoolIntake::start(Parts {
