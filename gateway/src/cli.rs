@@ -36,6 +36,17 @@ pub struct ConfigArg {
     pub config: PathBuf,
 }
 
+/// Whose data directory is looked at.
+#[derive(Debug, Clone, Args)]
+pub struct DataArg {
+    /// The configuration file.
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// A data directory, instead of the configuration's: of a dead machine's disk, for instance. It may be read-only.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -127,10 +138,40 @@ pub enum SpoolCommand {
     /// How full it is and what waits. Asks the running gateway, or else reads the directory.
     Stat {
         #[command(flatten)]
-        config: ConfigArg,
+        data: DataArg,
         #[command(flatten)]
         output: OutputArg,
     },
+    /// Checks every byte of what waits, and names what is lost. Exits 0 if all is sound, 1 if something is lost.
+    Verify {
+        /// A data directory, instead of the configuration's.
+        dir: Option<PathBuf>,
+        #[command(flatten)]
+        data: DataArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Copies what waits, and what was refused, into a folder of sealed envelopes with an index. Nothing leaves the spool.
+    ///
+    /// The gateway may be running, stopped or dead. Interrupted, it goes on where it was. Exits 1 if something of it could
+    /// not be read any more.
+    Export {
+        /// The folder; it is made if its parent exists.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Also what was delivered and is still there.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        data: DataArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Brings an export into the running gateway through its own port, or to another far end.
+    ///
+    /// Exits 0 if all of it is held there, 1 if something was refused or is damaged, 69 if nobody answers, 75 if it takes no
+    /// more for now. Give the same command again to go on.
+    Import(commands::spool::import::Args),
 }
 
 /// `relay ...`
@@ -223,9 +264,7 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
         Command::Config(ConfigCommand::Check(config)) => commands::config::check(&config.config, out),
         Command::Config(ConfigCommand::Show(config)) => commands::config::show(&config.config, out),
         Command::Config(ConfigCommand::Template) => commands::config::template(out),
-        Command::Spool(SpoolCommand::Stat { config, output }) => {
-            commands::spool::stat(&config.config, output.output, out)
-        }
+        Command::Spool(command) => spool(command, out),
         Command::Relay(RelayCommand::Status { config, output }) => {
             commands::relay::status(&config.config, output.output, out)
         }
@@ -241,6 +280,20 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
             commands::refused::retry(&config.config, names, all, out)
         }
         Command::Status { config, output } => commands::status::print(&config.config, output.output, out),
+    }
+}
+
+fn spool(command: SpoolCommand, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    use commands::spool;
+    match command {
+        SpoolCommand::Stat { data, output } => spool::stat(&data, output.output, out),
+        SpoolCommand::Verify { dir, data, output } => {
+            spool::verify::run(dir.as_deref(), &data, output.output, out)
+        }
+        SpoolCommand::Export { to, all, data, output } => {
+            spool::export::run(&to, all, &data, output.output, out)
+        }
+        SpoolCommand::Import(args) => spool::import::run(&args, out),
     }
 }
 

@@ -1,33 +1,51 @@
-//! `spool stat`: how full the spool is.
+//! `spool stat | verify | export | import`: looking at what waits on disk, and carrying it away.
+//!
+//! `stat`, `verify` and `export` only look ([`pithead_spool::Survey`]): the gateway may be running, stopped or dead, and its
+//! disk may be mounted read-only. `import` goes through a gateway's own port.
+
+pub mod export;
+pub mod import;
+pub mod verify;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_spool::{CorruptRange, RecordHead, Stats, Survey};
 use serde_json::{Value, json};
 
 use super::admin_client::statusz;
-use crate::cli::Output;
+use crate::cli::{DataArg, Output};
 use crate::clock;
 use crate::config::Config;
 use crate::envelopes::lanes;
-use crate::envelopes::spool::{self, EnvelopeSpool};
-use crate::run::directory::DataDir;
+use crate::envelopes::record::Head;
+use crate::envelopes::spool::{EnvelopeSpool, open_error};
 
-/// Asks the running gateway; if none runs, opens the spool itself.
+/// Asks the running gateway; if none runs, or a data directory is named, looks there.
 ///
 /// # Errors
 /// When there is neither.
-pub fn stat(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
-    let config = Config::load(path)?;
-    let facts = match statusz(config.admin.listen) {
-        Ok(status) => status["spool"].clone(),
-        Err(_) => {
-            let data = DataDir::open(&config.gateway.data_dir)?;
-            let (spool, _) = spool::open(&data.spool(), &config.spool)?;
-            let facts = facts(&spool, clock::wall_ms());
-            // Opened only to look: the closing mark is all that it may write.
-            let _ = spool.close();
+pub fn stat(data: &DataArg, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    let running = match data.data_dir {
+        None => statusz(Config::load(&data.config.config)?.admin.listen).ok(),
+        Some(_) => None,
+    };
+    let facts = match running {
+        Some(status) => status["spool"].clone(),
+        None => {
+            let survey = survey(&data_dir(data)?)?;
+            let mut stats = survey.stats();
+            if data.data_dir.is_none() {
+                let config = Config::load(&data.config.config)?;
+                stats.capacity_bytes = config.spool.max_size.get();
+                stats.available_bytes = stats.capacity_bytes.saturating_sub(stats.bytes);
+            }
+            let mut facts = facts_of(&stats, stats.available_bytes, clock::wall_ms());
+            facts["torn_bytes"] = json!(survey.found().truncated_bytes);
+            facts["damaged_segments"] = json!(survey.found().damaged_segments);
             facts
         }
     };
@@ -40,14 +58,17 @@ pub fn stat(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode
 
 /// The spool's numbers, for status pages.
 pub(crate) fn facts(spool: &EnvelopeSpool, now_ms: u64) -> Value {
-    let stats = spool.stats();
+    facts_of(&spool.stats(), spool.available_bytes(), now_ms)
+}
+
+fn facts_of(stats: &Stats, available_bytes: u64, now_ms: u64) -> Value {
     let age = |oldest: Option<u64>| oldest.map(|oldest| now_ms.saturating_sub(oldest) / 1000);
     let mut facts = json!({
         "records": stats.records,
         "bytes": stats.bytes,
         "allocated_bytes": stats.allocated_bytes,
         "capacity_bytes": stats.capacity_bytes,
-        "available_bytes": spool.available_bytes(),
+        "available_bytes": available_bytes,
         "oldest_age_s": age(stats.oldest_ms),
         "appended_records": stats.appended_records,
         "syncs": stats.syncs,
@@ -63,4 +84,67 @@ pub(crate) fn facts(spool: &EnvelopeSpool, now_ms: u64) -> Value {
         facts[format!("{name}_lane_oldest_age_s")] = json!(age(lane.oldest_ms));
     }
     facts
+}
+
+/// The data directory that is meant.
+fn data_dir(data: &DataArg) -> Result<PathBuf, ProgramError> {
+    match &data.data_dir {
+        Some(folder) => Ok(folder.clone()),
+        None => Ok(Config::load(&data.config.config)?.gateway.data_dir),
+    }
+}
+
+fn survey(data: &Path) -> Result<Survey, ProgramError> {
+    Survey::open(data.join("spool")).map_err(|error| open_error(error).affects("nothing was read"))
+}
+
+/// On stderr, and only if that is a terminal.
+fn bytes_bar(total: u64) -> ProgressBar {
+    let style = "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}  {msg}";
+    match ProgressStyle::with_template(style) {
+        Ok(style) => ProgressBar::new(total).with_style(style),
+        Err(_) => ProgressBar::new(total),
+    }
+}
+
+/// What was lost, for programs: `from` and `to` are both lost.
+fn lost_as_json(ranges: &[CorruptRange]) -> Value {
+    let range = |range: &CorruptRange| {
+        json!({
+            "lane": range.lane.index(),
+            "from": range.from.0,
+            "to": range.to.0.saturating_sub(1),
+            "records": range.records(),
+            "identities": range.heads.iter().filter_map(identity_of).collect::<Vec<_>>(),
+        })
+    };
+    ranges.iter().map(range).collect()
+}
+
+/// The same for people.
+fn lost_as_text(ranges: &[CorruptRange]) -> String {
+    let mut text = String::new();
+    for range in ranges {
+        let (first, last) = (range.from.0, range.to.0.saturating_sub(1));
+        let positions =
+            if first == last { format!("position {first}") } else { format!("positions {first} to {last}") };
+        text += &format!("lost       {}, {positions}\n", range.lane);
+        let named: Vec<String> = range.heads.iter().filter_map(identity_of).collect();
+        for identity in &named {
+            text += &format!("             {identity}\n");
+        }
+        let unnamed = range.records().saturating_sub(named.len() as u64);
+        if unnamed > 0 {
+            text += &format!("             {unnamed} of which nothing can be read\n");
+        }
+    }
+    text
+}
+
+fn identity_of(head: &RecordHead) -> Option<String> {
+    Head::decode(&head.head).ok().map(|head| head.identity.to_string())
+}
+
+fn internal(error: impl std::fmt::Display) -> ProgramError {
+    ProgramError::new(ErrorReason::Internal, error.to_string())
 }

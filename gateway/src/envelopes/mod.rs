@@ -21,5 +21,7 @@ pub mod relay;
 pub mod retry;
 pub mod uploads;
 
+pub mod carried;
+
 #[cfg(test)]
 pub(crate) mod testing;

@@ -43,7 +43,8 @@ pub fn open(folder: &Path, config: &config::Spool) -> Result<(EnvelopeSpool, Rec
     Ok((EnvelopeSpool(Arc::new(Inner { log, lanes })), recovery))
 }
 
-fn open_error(error: OpenError) -> ProgramError {
+/// Why a spool does not open, for the person in front of it.
+pub(crate) fn open_error(error: OpenError) -> ProgramError {
     let (reason, todo) = match &error {
         OpenError::Locked { .. } => {
             (ErrorReason::DataDirLocked, "stop the other gateway; two never share a spool")

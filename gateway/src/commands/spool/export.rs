@@ -1,0 +1,218 @@
+//! `spool export`: what waits, and what was refused, as a folder of standard envelopes with an index.
+//!
+//! Nothing leaves the spool by it. An envelope that the relay delivers meanwhile is recognised by the cloud when it comes
+//! again by hand.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use indicatif::ProgressBar;
+use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_spool::{CorruptRange, Lane, Position, Record, Survey, Walk};
+use serde_json::json;
+
+use super::{bytes_bar, data_dir, internal, lost_as_json, lost_as_text, survey};
+use crate::cli::{DataArg, Output};
+use crate::envelopes::carried::{Filling, Item};
+use crate::envelopes::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
+use crate::envelopes::refused::Entry;
+
+/// Read at a time.
+const READ_BYTES: usize = 4 << 20;
+/// Ranges of lost records that are named.
+const LOST_NAMED: usize = 1024;
+
+/// What was done.
+#[derive(Debug, Default)]
+struct Tally {
+    written: u64,
+    written_bytes: u64,
+    had: u64,
+    refused: u64,
+    lost_records: u64,
+    lost: Vec<CorruptRange>,
+    /// What was left out, because its bytes cannot be read or are not those that came.
+    left_out: Vec<String>,
+}
+
+/// Fills `to`. Ends with 1 if something could not be read any more.
+///
+/// # Errors
+/// When there is nothing to read, or `to` does not take it.
+pub fn run(
+    to: &Path,
+    all: bool,
+    data: &DataArg,
+    output: Output,
+    out: &mut dyn Write,
+) -> Result<ExitCode, ProgramError> {
+    let folder = data_dir(data)?;
+    let survey = survey(&folder)?;
+    let refused = refused_entries(&folder.join("refused")).map_err(|error| cannot_read(&folder, &error))?;
+    let cannot_write = |error: io::Error| cannot_write(to, &error);
+    let mut filling = Filling::begin(to).map_err(cannot_write)?;
+    let mut walks = walks(&survey, all);
+    let waiting: u64 = walks.iter().map(|(_, walk)| walk.total()).sum();
+    let bar = bytes_bar(waiting + refused.iter().map(|(_, entry)| entry.bytes).sum::<u64>());
+    let mut tally = Tally::default();
+    let mut before = 0;
+    for (_, walk) in &mut walks {
+        loop {
+            let batch = walk.next_batch(READ_BYTES).map_err(internal)?;
+            if batch.is_empty() {
+                break;
+            }
+            for range in &batch.corrupt {
+                tally.lost_records += range.records();
+                if tally.lost.len() < LOST_NAMED {
+                    tally.lost.push(range.clone());
+                }
+            }
+            for (position, record) in batch.records {
+                export_record(&mut filling, &mut tally, position, &record).map_err(cannot_write)?;
+            }
+            bar.set_position(before + walk.bytes());
+        }
+        before += walk.total();
+    }
+    for (path, entry) in refused {
+        export_refused(&mut filling, &mut tally, &path, &entry, &bar).map_err(cannot_write)?;
+    }
+    filling.finish().map_err(cannot_write)?;
+    bar.finish_and_clear();
+    let whole = tally.lost_records == 0 && tally.left_out.is_empty();
+    crate::commands::write(out, &told(&tally, to, output))?;
+    Ok(if whole { ExitCode::OK } else { ExitCode::FAILED })
+}
+
+fn walks(survey: &Survey, all: bool) -> Vec<(Lane, Walk)> {
+    let from = |lane: Lane| -> Position { if all { survey.start(lane) } else { survey.cursor(lane) } };
+    Lane::ALL.into_iter().take(survey.lanes()).map(|lane| (lane, survey.walk(lane, from(lane)))).collect()
+}
+
+fn export_record(
+    filling: &mut Filling,
+    tally: &mut Tally,
+    position: Position,
+    record: &Record,
+) -> io::Result<()> {
+    let head = match (record.kind, Head::decode(&record.head)) {
+        (KIND_ENVELOPE | KIND_CONFLICT, Ok(head)) => head,
+        _ => {
+            tally
+                .left_out
+                .push(format!("a record at position {} that no gateway of this version wrote", position.0));
+            return Ok(());
+        }
+    };
+    let bytes = record.body.len() as u64;
+    let conflict = record.kind == KIND_CONFLICT;
+    let item = Item::waiting(&head.identity, &head.sha256, bytes, record.at_ms, conflict, &head.hops);
+    put(filling, tally, &item, &mut &record.body[..])
+}
+
+fn export_refused(
+    filling: &mut Filling,
+    tally: &mut Tally,
+    path: &Path,
+    entry: &Entry,
+    bar: &ProgressBar,
+) -> io::Result<()> {
+    match (Item::refused(entry), File::open(path)) {
+        (Some(item), Ok(mut file)) => {
+            tally.refused += 1;
+            put(filling, tally, &item, &mut file)?;
+        }
+        // Carried away by somebody between the two looks, or never put there by a gateway.
+        _ => tally.left_out.push(path.display().to_string()),
+    }
+    bar.inc(entry.bytes);
+    Ok(())
+}
+
+fn put(filling: &mut Filling, tally: &mut Tally, item: &Item, bytes: &mut dyn io::Read) -> io::Result<()> {
+    if filling.has(item) {
+        tally.had += 1;
+    } else if filling.put(item, bytes)? {
+        tally.written += 1;
+        tally.written_bytes += item.bytes;
+    } else {
+        tally.left_out.push(item.identity());
+    }
+    Ok(())
+}
+
+/// The entries of the refused area with the files of their envelopes, in the order of their names. Reads only.
+fn refused_entries(area: &Path) -> io::Result<Vec<(PathBuf, Entry)>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(area) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == "json")
+            && let Ok(text) = fs::read(&path)
+            && let Ok(entry) = serde_json::from_slice::<Entry>(&text)
+        {
+            found.push((path.with_extension("envelope"), entry));
+        }
+    }
+    found.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(found)
+}
+
+fn told(tally: &Tally, to: &Path, output: Output) -> String {
+    match output {
+        Output::Json => crate::commands::json(&json!({
+            "to": to.display().to_string(),
+            "written": tally.written,
+            "written_bytes": tally.written_bytes,
+            "there_before": tally.had,
+            "refused": tally.refused,
+            "lost_records": tally.lost_records,
+            "lost": lost_as_json(&tally.lost),
+            "left_out": tally.left_out,
+        })),
+        Output::Table => {
+            let mut text = format!(
+                "written    {} envelopes, {} bytes, to {}\n",
+                tally.written,
+                tally.written_bytes,
+                to.display()
+            );
+            if tally.had > 0 {
+                text += &format!("there      {} were there before\n", tally.had);
+            }
+            if tally.refused > 0 {
+                text += &format!(
+                    "refused    {} of them were refused by the far end: see `refused` there\n",
+                    tally.refused
+                );
+            }
+            text += &lost_as_text(&tally.lost);
+            for what in &tally.left_out {
+                text += &format!("left out   {what}: its bytes cannot be read, or are not those that came\n");
+            }
+            text
+        }
+    }
+}
+
+fn cannot_read(folder: &Path, error: &io::Error) -> ProgramError {
+    ProgramError::new(ErrorReason::DiskFailed, format!("cannot read {}: {error}", folder.display()))
+        .exit(ExitCode::FAILED)
+}
+
+fn cannot_write(to: &Path, error: &io::Error) -> ProgramError {
+    let reason = match error.kind() {
+        io::ErrorKind::StorageFull => ErrorReason::DiskFull,
+        _ => ErrorReason::DataDirUnwritable,
+    };
+    ProgramError::new(reason, format!("cannot write {}: {error}", to.display()))
+        .affects("what was written so far is whole; the spool is as it was")
+        .todo("make room or take another disk, and give the same command again: it goes on where it was")
+}

@@ -1,0 +1,457 @@
+//! `spool import`: an export, brought into a gateway through its own port.
+//!
+//! The program is a relay to the gateway that runs: it shows the gateway's own certificate, and every envelope goes through
+//! the same admission, numbers, bounds and acknowledgements as if it came from a chained site. So duplicates are harmless,
+//! an import that was cut short is given again, and nothing is counted as held before it is on the gateway's disk. `--to`
+//! names another far end of the same contract, such as the decryptor.
+//!
+//! The folder is not trusted: bytes that are not those of their line are not sent, and custody is told as a claim.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use indicatif::ProgressBar;
+use pithead_hop::backoff::{Backoff, Policy, RETRY_INFO_MAX, random};
+use pithead_hop::connect::{ConnectError, ConnectOptions, Endpoint, connect};
+use pithead_hop::identity::{GatewayName, PeerId, Role, host_names};
+use pithead_hop::ingest::{Answer, Answered, Hop, NotTaken, SendError, SendOptions, Sender};
+use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, SystemClock};
+use pithead_proto::errors::v1::ErrorReason;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::{bytes_bar, internal};
+use crate::cli::Output;
+use crate::clock::since_boot;
+use crate::config::Config;
+use crate::envelopes::carried::{INDEX, Item, Items};
+
+/// Unanswered at a time; the far end narrows it.
+const WINDOW_BYTES: u64 = 16 << 20;
+/// The largest envelope that is sent inline, whatever the far end takes.
+const ENVELOPE_BYTES: u64 = 4 << 20;
+/// Envelopes that are named one by one for a reason; the rest is counted.
+const NAMED: usize = 100;
+
+/// What is brought in, and where.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The folder that `spool export` filled.
+    pub folder: PathBuf,
+    /// The gateway's configuration: its port, and its certificate.
+    #[command(flatten)]
+    pub config: crate::cli::ConfigArg,
+    /// Another far end than this gateway, such as the decryptor.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub to: Option<Endpoint>,
+    /// With --to: the CA of its certificate; `relay.ca` if it is not given.
+    #[arg(long, value_name = "PEM", requires = "to")]
+    pub ca: Option<PathBuf>,
+    /// The name in the far end's certificate, if it is not the one that is expected.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Send what had been refused as well.
+    #[arg(long)]
+    pub refused: bool,
+    /// How long to go on while nothing is answered, beyond what the far end asks to wait.
+    #[arg(long, default_value = "60s", value_name = "TIME")]
+    pub timeout: pithead_hop::program::config::Duration,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub output: crate::cli::OutputArg,
+}
+
+/// Where to, and as whom.
+struct Target {
+    endpoint: Endpoint,
+    name: ServerName<'static>,
+    tls: Arc<ClientConfig>,
+    by: GatewayName,
+}
+
+/// Brings it in. Ends with 0 if the far end holds all of it, and with 1 if something was refused or is damaged.
+///
+/// # Errors
+/// When the far end cannot be reached (69) or does not take more for now (75); what was answered is printed first, and the
+/// same command goes on from there.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    let config = Config::load(&args.config.config)?;
+    let target = target(args, &config)?;
+    let (items, whole) = open_index(&args.folder)?;
+    let mut tally = Tally { whole, ..Tally::default() };
+    let total = total_bytes(&args.folder, args.refused)?;
+    let bar = bytes_bar(total);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
+    let mut import = Import { args, target, items, again: VecDeque::new(), tally: &mut tally, bar: &bar };
+    let ended = runtime.block_on(import.run());
+    bar.finish_and_clear();
+    crate::commands::write(out, &tally.told(args.output.output))?;
+    ended?;
+    Ok(if tally.all_held() { ExitCode::OK } else { ExitCode::FAILED })
+}
+
+fn target(args: &Args, config: &Config) -> Result<Target, ProgramError> {
+    let certificate = Pem::read(&config.gateway.certificate)?;
+    let chain = certificate.certificates()?;
+    let leaf = chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
+    let wrong = |what: String| {
+        ProgramError::new(ErrorReason::CertificateInvalid, format!("{}: {what}", certificate.origin()))
+    };
+    let by = match PeerId::from_certificate(leaf).map_err(|error| wrong(error.to_string()))?.role {
+        Role::Gateway(name) => name,
+        Role::Device(_) | Role::Operator(_) => return Err(wrong("it is no gateway's".into())),
+    };
+    let named = |name: &str| {
+        ServerName::try_from(name.to_owned()).map_err(|_| {
+            ProgramError::new(ErrorReason::ConfigInvalid, format!("{name} is no host's name"))
+                .exit(ExitCode::USAGE)
+        })
+    };
+    let (endpoint, name, ca) = match &args.to {
+        None => {
+            let own = host_names(leaf).map_err(|error| wrong(error.to_string()))?.into_iter().next();
+            let own = own.ok_or_else(|| {
+                wrong("it names no host".into()).todo("give the name that devices expect with --name")
+            });
+            let name = args.name.as_deref().map_or(own, named)?;
+            (own_port(config), name, config.ingest.device_ca.clone())
+        }
+        Some(endpoint) => {
+            let relay_ca = config.relay.as_ref().map(|relay| relay.ca.clone());
+            let ca = args.ca.clone().or(relay_ca).ok_or_else(|| {
+                ProgramError::new(ErrorReason::ConfigInvalid, "whose certificate --to has is not known")
+                    .todo("give its CA with --ca")
+                    .exit(ExitCode::USAGE)
+            })?;
+            // What the relay expects of the same far end holds here.
+            let relayed = config.relay.as_ref().filter(|relay| relay.endpoint == *endpoint);
+            let expected = relayed.and_then(|relay| relay.name.as_deref()).unwrap_or(endpoint.host());
+            (endpoint.clone(), named(args.name.as_deref().unwrap_or(expected))?, ca)
+        }
+    };
+    let key = Pem::read(&config.gateway.private_key)?;
+    let tls = ClientTls {
+        ca: Pem::read(&ca)?,
+        identity: Some((certificate.clone(), key)),
+        clock: Arc::new(SystemClock),
+        passed_expiry: PassedExpiry::Refuse,
+    };
+    Ok(Target { endpoint, name, tls: tls.build()?, by })
+}
+
+/// Where the gateway listens, as it is reached from its own machine.
+fn own_port(config: &Config) -> Endpoint {
+    let mut address = config.ingest.listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Endpoint::from(address)
+}
+
+/// The index, and whether the export came to its end.
+fn open_index(folder: &Path) -> Result<(Items, bool), ProgramError> {
+    let open = |name: &str| Items::open(&folder.join(name)).map_err(|error| unreadable(folder, &error));
+    if let Some(items) = open(INDEX)? {
+        return Ok((items, true));
+    }
+    match open(&format!("{INDEX}.part"))? {
+        Some(items) => Ok((items, false)),
+        None => Err(unreadable(folder, &io::Error::other("there is no index.jsonl in it"))
+            .todo("name the folder that `spool export --to` filled")),
+    }
+}
+
+fn total_bytes(folder: &Path, refused: bool) -> Result<u64, ProgramError> {
+    let (items, _) = open_index(folder)?;
+    Ok(items
+        .filter_map(|item| item.ok().flatten())
+        .filter(|item| refused || item.refused.is_none())
+        .map(|item| item.bytes)
+        .sum())
+}
+
+fn unreadable(folder: &Path, error: &io::Error) -> ProgramError {
+    ProgramError::new(ErrorReason::ConfigUnreadable, format!("{}: {error}", folder.display()))
+        .exit(ExitCode::FAILED)
+}
+
+/// Why a call is over.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Send(#[from] SendError),
+}
+
+impl Ended {
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_retryable(),
+            Self::Send(error) => error.is_retryable(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Connect(_) => None,
+            Self::Send(error) => error.retry_after().map(|wait| wait.min(RETRY_INFO_MAX)),
+        }
+    }
+}
+
+impl From<Ended> for ProgramError {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Connect(error) => error.into(),
+            Ended::Send(SendError::Remote(remote)) => remote.into(),
+            Ended::Send(error @ (SendError::WelcomeTimeout(_) | SendError::Closed)) => {
+                Self::new(ErrorReason::PeerUnreachable, error.to_string())
+            }
+            Ended::Send(error) => Self::new(ErrorReason::Internal, error.to_string()),
+        }
+    }
+}
+
+/// One import.
+struct Import<'a> {
+    args: &'a Args,
+    target: Target,
+    items: Items,
+    /// Had no answer when a call ended: goes out again, first.
+    again: VecDeque<Item>,
+    tally: &'a mut Tally,
+    bar: &'a ProgressBar,
+}
+
+impl Import<'_> {
+    async fn run(&mut self) -> Result<(), ProgramError> {
+        let mut backoff = Backoff::new(Policy::default());
+        let (mut answered, mut since) = (0, since_boot());
+        loop {
+            let ended = match self.call().await {
+                Ok(()) => return Ok(()),
+                Err(ended) => ended,
+            };
+            if self.tally.answered > answered {
+                (answered, since) = (self.tally.answered, since_boot());
+                backoff.reset();
+            }
+            let asked = ended.retry_after();
+            let delay = backoff.next_delay(random(), asked);
+            let patience = self.args.timeout.get() + asked.unwrap_or_default();
+            if !ended.is_retryable() || since_boot().saturating_sub(since) + delay > patience {
+                return Err(ProgramError::from(ended)
+                    .affects("what is not counted above has no answer")
+                    .todo("give the same command again; what is held already is a duplicate then"));
+            }
+            self.bar.set_message(format!("waiting {} s: {ended}", delay.as_secs()));
+            tokio::time::sleep(delay).await;
+            self.bar.set_message("");
+        }
+    }
+
+    /// One call: until everything is answered, or it breaks off.
+    async fn call(&mut self) -> Result<(), Ended> {
+        let Target { endpoint, name, tls, .. } = &self.target;
+        let connection = connect(endpoint, name, Arc::clone(tls), &ConnectOptions::default()).await?;
+        let mut options = SendOptions::new(concat!("pithead-gateway-import/", env!("CARGO_PKG_VERSION")));
+        options.window.bytes = WINDOW_BYTES;
+        options.window.envelope_bytes = ENVELOPE_BYTES;
+        // It has no lines of its own, as no relay has.
+        let mut sender = Sender::<Item>::open(connection.clone(), &options, Vec::new()).await?;
+        loop {
+            self.fill_window(&mut sender);
+            if sender.unanswered() == 0 {
+                return Ok(());
+            }
+            match sender.answers().await {
+                Ok(answers) => {
+                    for Answered { token, answer } in answers {
+                        self.bar.inc(token.bytes);
+                        self.tally.take(&token, answer);
+                    }
+                }
+                Err(error) => {
+                    for item in sender.take_unanswered().into_iter().rev() {
+                        self.again.push_front(item);
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    fn fill_window(&mut self, sender: &mut Sender<Item>) {
+        while let Some(item) = self.next() {
+            match sender.room_for(usize::try_from(item.bytes).unwrap_or(usize::MAX)) {
+                Ok(()) => {}
+                Err(NotTaken::TooLarge { max }) => {
+                    let detail = format!("the far end takes envelopes of up to {max} bytes");
+                    self.tally.refused(&item, Some(ErrorReason::EnvelopeTooLarge), &detail);
+                    continue;
+                }
+                Err(_) => {
+                    self.again.push_front(item);
+                    return;
+                }
+            }
+            let (bytes, hops) = match self.load(&item) {
+                Ok(loaded) => loaded,
+                Err(what) => {
+                    self.bar.inc(item.bytes);
+                    self.tally.damaged(&item, &what);
+                    continue;
+                }
+            };
+            // There is room: it was asked.
+            if let Err((item, _)) = sender.send(item, bytes, hops) {
+                self.again.push_front(item);
+                return;
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<Item> {
+        if let Some(item) = self.again.pop_front() {
+            return Some(item);
+        }
+        loop {
+            match self.items.next()? {
+                Ok(Some(item)) if item.refused.is_some() && !self.args.refused => self.tally.left_alone += 1,
+                Ok(Some(item)) => return Some(item),
+                Ok(None) => self.tally.lines_damaged += 1,
+                Err(_) => {
+                    self.tally.lines_damaged += 1;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The bytes, if they are those of the line.
+    fn load(&self, item: &Item) -> Result<(Bytes, Vec<Hop>), String> {
+        let hops = item.custody(&self.target.by).map_err(|error| error.to_string())?;
+        let expected = item.sha256().map_err(|error| error.to_string())?;
+        let path = item.path(&self.args.folder).map_err(|error| error.to_string())?;
+        let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        if bytes.len() as u64 != item.bytes || expected != <[u8; 32]>::from(Sha256::digest(&bytes)) {
+            return Err("its bytes are not those that were exported".into());
+        }
+        Ok((bytes.into(), hops))
+    }
+}
+
+/// How everything ended.
+#[derive(Debug, Default)]
+struct Tally {
+    /// The export had come to its end.
+    whole: bool,
+    answered: u64,
+    stored: u64,
+    duplicates: u64,
+    conflicts: u64,
+    refused: u64,
+    damaged: u64,
+    lines_damaged: u64,
+    left_alone: u64,
+    /// The first ones, with their reasons.
+    named: Vec<(String, String, String)>,
+}
+
+impl Tally {
+    fn take(&mut self, item: &Item, answer: Answer) {
+        self.answered += 1;
+        match answer {
+            Answer::Stored => self.stored += 1,
+            Answer::Duplicate { .. } => self.duplicates += 1,
+            Answer::Conflict { kept: true } => self.conflicts += 1,
+            Answer::Conflict { kept: false } => {
+                let detail = "other bytes stand under its identity, and there is no room beside them";
+                self.refused(item, Some(ErrorReason::Conflict), detail);
+            }
+            Answer::Refused { reason, detail } => self.refused(item, reason, &detail),
+        }
+    }
+
+    fn refused(&mut self, item: &Item, reason: Option<ErrorReason>, detail: &str) {
+        self.refused += 1;
+        let reason = reason
+            .map_or_else(|| "UNKNOWN".to_owned(), |reason| format!("{} {}", reason.code(), reason.name()));
+        self.name(item, reason, detail);
+    }
+
+    fn damaged(&mut self, item: &Item, detail: &str) {
+        self.damaged += 1;
+        self.name(item, "DAMAGED".to_owned(), detail);
+    }
+
+    fn name(&mut self, item: &Item, reason: String, detail: &str) {
+        if self.named.len() < NAMED {
+            self.named.push((item.identity(), reason, detail.to_owned()));
+        }
+    }
+
+    fn all_held(&self) -> bool {
+        self.whole && self.refused == 0 && self.damaged == 0 && self.lines_damaged == 0
+    }
+
+    fn told(&self, output: Output) -> String {
+        match output {
+            Output::Json => crate::commands::json(&self.as_json()),
+            Output::Table => self.as_text(),
+        }
+    }
+
+    fn as_json(&self) -> Value {
+        let named = self.named.iter().map(
+            |(identity, reason, detail)| json!({ "identity": identity, "reason": reason, "detail": detail }),
+        );
+        json!({
+            "complete": self.whole,
+            "stored": self.stored,
+            "duplicates": self.duplicates,
+            "conflicts": self.conflicts,
+            "refused": self.refused,
+            "damaged": self.damaged,
+            "damaged_lines": self.lines_damaged,
+            "left_alone": self.left_alone,
+            "not_taken": named.collect::<Vec<_>>(),
+        })
+    }
+
+    fn as_text(&self) -> String {
+        let mut text = format!(
+            "stored     {}\nduplicates {}\nconflicts  {}\nrefused    {}\ndamaged    {}\n",
+            self.stored, self.duplicates, self.conflicts, self.refused, self.damaged
+        );
+        for (identity, reason, detail) in &self.named {
+            text += &format!("  {identity}: {reason}: {detail}\n");
+        }
+        let unnamed = (self.refused + self.damaged).saturating_sub(self.named.len() as u64);
+        if unnamed > 0 {
+            text += &format!("  and {unnamed} more\n");
+        }
+        if self.lines_damaged > 0 {
+            text += &format!("{} lines of the index cannot be read\n", self.lines_damaged);
+        }
+        if self.left_alone > 0 {
+            text += &format!("{} had been refused before and were left alone (--refused)\n", self.left_alone);
+        }
+        if !self.whole {
+            text += "the export had been cut short: this is what was there of it\n";
+        }
+        text
+    }
+}

@@ -1,0 +1,61 @@
+//! `spool verify`: every byte of what waits, checked; what is damaged, named.
+
+use std::io::Write;
+use std::path::Path;
+
+use pithead_hop::program::{ExitCode, ProgramError};
+use serde_json::json;
+
+use super::{bytes_bar, data_dir, internal, lost_as_json, lost_as_text, survey};
+use crate::cli::{DataArg, Output};
+
+/// Reads it all. Ends with 1 if something is lost.
+///
+/// # Errors
+/// When there is nothing to read.
+pub fn run(
+    folder: Option<&Path>,
+    data: &DataArg,
+    output: Output,
+    out: &mut dyn Write,
+) -> Result<ExitCode, ProgramError> {
+    let folder = folder.map_or_else(|| data_dir(data), |folder| Ok(folder.to_owned()))?;
+    let survey = survey(&folder)?;
+    let bytes = survey.bytes();
+    let bar = bytes_bar(bytes);
+    let found = survey.verify(|bytes| bar.set_position(bytes)).map_err(internal)?;
+    bar.finish_and_clear();
+    let lost = found.corrupt_records;
+    let text = match output {
+        Output::Json => crate::commands::json(&json!({
+            "records": found.records,
+            "bytes": bytes,
+            "lost_records": lost,
+            "lost": lost_as_json(&found.corrupt),
+            "damaged_segments": found.damaged_segments,
+            "torn_bytes": found.truncated_bytes,
+            "torn_records": found.truncated_records,
+        })),
+        Output::Table => {
+            let mut text = format!("checked    {} records, {bytes} bytes\n", found.records);
+            if found.truncated_bytes > 0 {
+                text += &format!(
+                    "torn       {} bytes at the end, never acknowledged to anybody (or being written now)\n",
+                    found.truncated_bytes
+                );
+            }
+            if found.damaged_segments > 0 {
+                text += &format!("unreadable {} whole segments\n", found.damaged_segments);
+            }
+            text += &lost_as_text(&found.corrupt);
+            let named: u64 = found.corrupt.iter().map(pithead_spool::CorruptRange::records).sum();
+            if named < lost {
+                text += &format!("lost       {} more records, not listed\n", lost - named);
+            }
+            text += &if lost == 0 { "sound\n".to_owned() } else { format!("{lost} records are lost\n") };
+            text
+        }
+    };
+    crate::commands::write(out, &text)?;
+    Ok(if lost == 0 { ExitCode::OK } else { ExitCode::FAILED })
+}
