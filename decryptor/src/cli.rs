@@ -1,8 +1,8 @@
 //! The command line.
 
-use crate::commands::{authority, inspect, open, run, site};
-use pithead_hop::program::ProgramError;
+use crate::commands::{authority, inspect, open, run, site, verify};
 use pithead_hop::program::log::LogFormat;
+use pithead_hop::program::{ExitCode, ProgramError};
 
 /// The reference cloud end of Pithead, and the authority's tool.
 #[derive(Debug, Clone, clap::Parser)]
@@ -31,6 +31,8 @@ pub enum Command {
     Open(open::Args),
     /// Show what a sealed envelope says in clear; needs no key
     Inspect(inspect::Args),
+    /// Say of each stream what is here, what is missing and how far that is a proof; exits 1 on an unexplained hole
+    Verify(verify::Args),
     /// The sites whose gateways may connect
     Site(site::Args),
     /// Make and sign trust roots and key statements
@@ -40,19 +42,18 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Does what it says.
+    /// Does what it says, and gives the exit code.
     #[allow(clippy::print_stdout, reason = "the answer of a command")]
-    pub async fn run(self) -> Result<(), ProgramError> {
+    pub async fn run(self) -> Result<ExitCode, ProgramError> {
         match self.command {
-            Command::Run(args) => run::run(args).await,
-            Command::Open(args) => open::run(args).await,
-            Command::Inspect(args) => inspect::run(args).await,
-            Command::Site(args) => site::run(&args),
-            Command::Authority(args) => authority::run(*args).await,
-            Command::ConfigTemplate => {
-                print!("{}", crate::config::TEMPLATE);
-                Ok(())
-            }
+            Command::Verify(args) => return verify::run(args),
+            Command::Run(args) => run::run(args).await?,
+            Command::Open(args) => open::run(args).await?,
+            Command::Inspect(args) => inspect::run(args).await?,
+            Command::Site(args) => site::run(&args)?,
+            Command::Authority(args) => authority::run(*args).await?,
+            Command::ConfigTemplate => print!("{}", crate::config::TEMPLATE),
         }
+        Ok(ExitCode::OK)
     }
 }

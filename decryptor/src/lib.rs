@@ -5,6 +5,8 @@
 //! [`unwrap`] (data keys: KMS or a local private key) -> [`content`] (what the opened bytes say) -> [`sink`] (plaintext made
 //! durable) -> [`ledger`] (what was applied, for ever) -> acknowledgement.
 //!
+//! Beside it, [`verify`] says of the ledger what it proves about every stream.
+//!
 //! The key path: [`authority`] signs roots and statements with an offline key, [`books`] believes the published bundles, and
 //! `run` serves them to gateways.
 //!
@@ -27,6 +29,7 @@ pub mod content;
 pub mod intake;
 pub mod ledger;
 pub mod sink;
+pub mod verify;
 
 pub mod admin;
 pub mod metrics;

@@ -14,7 +14,7 @@ async fn main() -> ExitCode {
         return program::ProgramError::new(ErrorReason::ConfigInvalid, error.to_string()).report();
     }
     match cli.run().await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code.into(),
         Err(error) => error.report(),
     }
 }

@@ -1,4 +1,5 @@
-//! The subcommands. Each module has its `Args` (clap) and `run(args) -> Result<(), ProgramError>`: `main` parses and delegates,
+//! The subcommands. Each module has its `Args` (clap) and `run(args) -> Result<(), ProgramError>` (`verify` gives
+//! the exit code as well): `main` parses and delegates,
 //! tests call the same function.
 
 pub mod authority;
@@ -6,3 +7,4 @@ pub mod inspect;
 pub mod open;
 pub mod run;
 pub mod site;
+pub mod verify;

@@ -73,8 +73,14 @@ impl Registry {
                 self.claimed.insert(identity.clone());
                 Verdict::New
             }
-            Ok(Seen::InFlight(first)) => Verdict::SameUnderWay(first),
-            Ok(Seen::Duplicate { unverified }) => Verdict::Duplicate { unverified },
+            Ok(Seen::InFlight(first)) => {
+                self.note_duplicate(identity, line);
+                Verdict::SameUnderWay(first)
+            }
+            Ok(Seen::Duplicate { unverified }) => {
+                self.note_duplicate(identity, line);
+                Verdict::Duplicate { unverified }
+            }
             // Nothing of the first one is authentic yet: were this a conflict already, poison could push good bytes aside.
             Ok(Seen::Conflict) if self.claimed.contains(identity) => Verdict::Refused(
                 Refusal::new(ErrorReason::NotReady, "another envelope under this identity is being opened")
@@ -139,6 +145,13 @@ impl Registry {
                     Entry::SetAside(aside) => self.note_aside(&identity, &aside),
                 }
             }
+        }
+    }
+
+    /// Of a line that has nothing applied yet nothing is known that could be worth a place.
+    fn note_duplicate(&mut self, identity: &Identity, line: Line) {
+        if let Some(facts) = self.facts.get_mut(&(identity.site.clone(), line)) {
+            facts.duplicates += 1;
         }
     }
 
@@ -227,6 +240,16 @@ impl Registry {
     #[must_use]
     pub fn facts_of(&self, site: &Site, line: &Line) -> Option<&LineFacts> {
         self.facts.get(&(site.clone(), line.clone()))
+    }
+
+    /// The sites that anything is known of.
+    pub fn sites(&self) -> impl Iterator<Item = (&Site, &Lines<Ticket>)> {
+        self.sites.iter()
+    }
+
+    /// What is known of each line beyond its numbers.
+    pub fn all_facts(&self) -> impl Iterator<Item = (&Site, &Line, &LineFacts)> {
+        self.facts.iter().map(|((site, line), facts)| (site, line, facts))
     }
 
     /// The lines of a site.

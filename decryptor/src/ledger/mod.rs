@@ -18,8 +18,8 @@ pub mod record;
 use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{
-    AcknowledgeError, AppendError, CloseError, Lane, NotDurable, OpenError, Options, Position, ReadError,
-    Record, RecordHead, Spool,
+    AcknowledgeError, AppendError, Batch, CloseError, Lane, NotDurable, OpenError, Options, Position,
+    ReadError, Record, RecordHead, Spool, Survey,
 };
 use prost::Message as _;
 use record::{
@@ -63,6 +63,9 @@ pub enum LedgerError {
     /// It did not close in order.
     #[error(transparent)]
     Close(#[from] CloseError),
+    /// Its owner gave back what was being read, again and again.
+    #[error("the decryptor moves its ledger on faster than it can be read")]
+    Moving,
 }
 
 impl LedgerError {
@@ -70,7 +73,7 @@ impl LedgerError {
     #[must_use]
     pub fn reason(&self) -> ErrorReason {
         match self {
-            Self::Open(OpenError::Locked { .. }) => ErrorReason::DataDirLocked,
+            Self::Open(OpenError::Locked { .. }) | Self::Moving => ErrorReason::DataDirLocked,
             Self::Open(OpenError::Full { .. }) | Self::Append(AppendError::Full { .. }) => {
                 ErrorReason::DiskFull
             }
@@ -132,71 +135,80 @@ pub enum Replay {
 #[derive(Debug)]
 pub struct Ledger {
     spool: Spool,
+    known: Known,
+}
+
+/// How often a ledger is read again because its owner has given back, meanwhile, what was to be read: a checkpoint has made
+/// it needless.
+const TRIES: usize = 20;
+
+/// Reads the ledger in `dir` without touching it, beside a decryptor that may be running: `fresh` makes the books, `replay`
+/// enters what is there, `progress` is told bytes read and bytes in all.
+///
+/// # Errors
+/// When there is no ledger, or it moves on too fast.
+pub fn look<T>(
+    dir: &Path,
+    fresh: impl Fn() -> T,
+    mut replay: impl FnMut(&mut T, Replay),
+    mut progress: impl FnMut(u64, u64),
+) -> Result<T, LedgerError> {
+    for _ in 0..TRIES {
+        let survey = Survey::open(dir)?;
+        let mut walk = survey.walk(Lane::First, survey.cursor(Lane::First));
+        let (mut books, mut reading, mut expect) = (fresh(), Known::default(), walk.position().0);
+        let moved = loop {
+            let batch = walk.next_batch(READ_BYTES)?;
+            let lost: u64 = batch.corrupt.iter().map(pithead_spool::CorruptRange::records).sum();
+            expect += batch.records.len() as u64 + lost;
+            // Positions that are neither here nor lost were given back.
+            if walk.position().0 != expect {
+                break true;
+            }
+            if batch.is_empty() {
+                break false;
+            }
+            reading.batch(batch, &mut |one| replay(&mut books, one));
+            progress(walk.bytes(), walk.total());
+        };
+        if !moved {
+            return Ok(books);
+        }
+    }
+    Err(LedgerError::Moving)
+}
+
+/// What is known of a ledger by reading it.
+#[derive(Debug, Default)]
+struct Known {
     mark: Bytes,
     checkpoints: u64,
     since_checkpoint: u64,
     last_checkpoint: u64,
+    /// Duplicates in the last checkpoint: they have no entries of their own.
+    duplicates: u64,
+    pieces: Pieces,
 }
 
-impl Ledger {
-    /// Opens the ledger in `dir` (made when it is missing; its parent must exist) and tells `replay` what is in it.
-    pub fn open(dir: &Path, mut replay: impl FnMut(Replay)) -> Result<Self, LedgerError> {
-        let mut options = Options::outbox();
-        options.max_bytes = MAX_BYTES;
-        options.segment_bytes = SEGMENT_BYTES;
-        let (spool, recovery) = Spool::open(dir, options)?;
-        if recovery.corrupt_records > 0 || recovery.truncated_bytes > 0 {
-            tracing::warn!(
-                event = "ledger.recovered",
-                records = recovery.records,
-                truncated_bytes = recovery.truncated_bytes,
-                corrupt_records = recovery.corrupt_records
-            );
+impl Known {
+    fn batch(&mut self, batch: Batch, replay: &mut impl FnMut(Replay)) {
+        // Heads of damaged records stand in their place in the order.
+        let mut heads: Vec<RecordHead> =
+            batch.corrupt.iter().flat_map(|range| range.heads.iter().cloned()).collect();
+        heads.sort_by_key(|head| head.position);
+        let mut heads = heads.into_iter().peekable();
+        for (position, record) in batch.records {
+            while let Some(head) = heads.next_if(|head| head.position < position) {
+                self.one(head.kind, &head.head, &Bytes::new(), replay);
+            }
+            self.one(record.kind, &record.head, &record.body, replay);
         }
-        let mut ledger =
-            Self { spool, mark: Bytes::new(), checkpoints: 0, since_checkpoint: 0, last_checkpoint: 0 };
-        let mut reader = ledger.spool.reader(Lane::First, ledger.spool.cursor(Lane::First));
-        let mut pieces = Pieces::default();
-        loop {
-            let batch = match reader.next_batch(READ_BYTES) {
-                Ok(batch) => batch,
-                Err(error) => {
-                    // A sector that cannot be read must not keep the program down for ever: what it held comes again and is
-                    // recognised by the sink.
-                    tracing::error!(event = "ledger.unreadable", %error, "stepping over what the disk does not give");
-                    reader.skip_unreadable();
-                    reader.next_batch(READ_BYTES)?
-                }
-            };
-            if batch.is_empty() {
-                break;
-            }
-            // Heads of damaged records stand in their place in the order.
-            let mut heads: Vec<RecordHead> =
-                batch.corrupt.iter().flat_map(|range| range.heads.iter().cloned()).collect();
-            heads.sort_by_key(|head| head.position);
-            let mut heads = heads.into_iter().peekable();
-            for (position, record) in batch.records {
-                while let Some(head) = heads.next_if(|head| head.position < position) {
-                    ledger.replay_one(head.kind, &head.head, &Bytes::new(), &mut pieces, &mut replay);
-                }
-                ledger.replay_one(record.kind, &record.head, &record.body, &mut pieces, &mut replay);
-            }
-            for head in heads {
-                ledger.replay_one(head.kind, &head.head, &Bytes::new(), &mut pieces, &mut replay);
-            }
+        for head in heads {
+            self.one(head.kind, &head.head, &Bytes::new(), replay);
         }
-        Ok(ledger)
     }
 
-    fn replay_one(
-        &mut self,
-        kind: u16,
-        head: &Bytes,
-        body: &Bytes,
-        pieces: &mut Pieces,
-        replay: &mut impl FnMut(Replay),
-    ) {
+    fn one(&mut self, kind: u16, head: &Bytes, body: &Bytes, replay: &mut impl FnMut(Replay)) {
         self.since_checkpoint += (head.len() + body.len()) as u64;
         match kind {
             APPLIED => {
@@ -221,10 +233,11 @@ impl Ledger {
             CHECKPOINT => {
                 if let Ok(piece) = CheckpointPart::decode(body.clone()) {
                     self.checkpoints = self.checkpoints.max(piece.number);
-                    if let Some(whole) = pieces.add(piece) {
+                    if let Some(whole) = self.pieces.add(piece) {
                         self.last_checkpoint = whole.encoded_len() as u64;
                         self.since_checkpoint = 0;
                         self.mark = whole.mark.clone();
+                        self.duplicates = duplicates_in(&whole);
                         replay(Replay::Checkpoint(Box::new(whole)));
                     }
                     return;
@@ -238,11 +251,52 @@ impl Ledger {
             "a record of the ledger is not one of this version's"
         );
     }
+}
+
+fn duplicates_in(books: &Checkpoint) -> u64 {
+    books.facts.iter().map(|facts| facts.duplicates).sum()
+}
+
+impl Ledger {
+    /// Opens the ledger in `dir` (made when it is missing; its parent must exist) and tells `replay` what is in it.
+    pub fn open(dir: &Path, mut replay: impl FnMut(Replay)) -> Result<Self, LedgerError> {
+        let mut options = Options::outbox();
+        options.max_bytes = MAX_BYTES;
+        options.segment_bytes = SEGMENT_BYTES;
+        let (spool, recovery) = Spool::open(dir, options)?;
+        if recovery.corrupt_records > 0 || recovery.truncated_bytes > 0 {
+            tracing::warn!(
+                event = "ledger.recovered",
+                records = recovery.records,
+                truncated_bytes = recovery.truncated_bytes,
+                corrupt_records = recovery.corrupt_records
+            );
+        }
+        let mut known = Known::default();
+        let mut reader = spool.reader(Lane::First, spool.cursor(Lane::First));
+        loop {
+            let batch = match reader.next_batch(READ_BYTES) {
+                Ok(batch) => batch,
+                Err(error) => {
+                    // A sector that cannot be read must not keep the program down for ever: what it held comes again and is
+                    // recognised by the sink.
+                    tracing::error!(event = "ledger.unreadable", %error, "stepping over what the disk does not give");
+                    reader.skip_unreadable();
+                    reader.next_batch(READ_BYTES)?
+                }
+            };
+            if batch.is_empty() {
+                break;
+            }
+            known.batch(batch, &mut replay);
+        }
+        Ok(Self { spool, known })
+    }
 
     /// Where the sink's end was after the last group that is here.
     #[must_use]
     pub fn mark(&self) -> &[u8] {
-        &self.mark
+        &self.known.mark
     }
 
     /// Enters a group and the sink's mark; on disk when this returns.
@@ -250,13 +304,13 @@ impl Ledger {
         let at_ms = pithead_hop::program::clock::wall_us() / 1_000;
         let mut records: Vec<Record> = entries.iter().map(|entry| entry.record(at_ms)).collect();
         // A sink that says nothing has not moved its mark, or has none.
-        if !mark.is_empty() && mark != &self.mark[..] {
+        if !mark.is_empty() && mark != &self.known.mark[..] {
             let record = Mark { mark: Bytes::copy_from_slice(mark) };
             records.push(Record::new(MARK, at_ms, record.encode_to_vec(), Bytes::new()));
         }
         self.write(records)?;
         if !mark.is_empty() {
-            self.mark = Bytes::copy_from_slice(mark);
+            self.known.mark = Bytes::copy_from_slice(mark);
         }
         Ok(())
     }
@@ -268,7 +322,7 @@ impl Ledger {
         let mut bytes = 0;
         for record in records {
             let size = record.head.len() + record.body.len();
-            self.since_checkpoint += size as u64;
+            self.known.since_checkpoint += size as u64;
             if bytes + size > PIECE && !piece.is_empty() {
                 tickets.push(self.append_piece(std::mem::take(&mut piece), bytes)?);
                 bytes = 0;
@@ -301,18 +355,18 @@ impl Ledger {
     /// Whether so much was entered since the last checkpoint that another one pays.
     #[must_use]
     pub fn wants_checkpoint(&self) -> bool {
-        self.since_checkpoint > CHECKPOINT_AFTER.max(self.last_checkpoint)
+        self.known.since_checkpoint > CHECKPOINT_AFTER.max(self.known.last_checkpoint)
     }
 
     /// Writes the books out; what lies before is then given back.
     pub fn checkpoint(&mut self, mut books: Checkpoint, mark: &[u8]) -> Result<(), LedgerError> {
         if !mark.is_empty() {
-            self.mark = Bytes::copy_from_slice(mark);
+            self.known.mark = Bytes::copy_from_slice(mark);
         }
-        books.mark = self.mark.clone();
+        books.mark = self.known.mark.clone();
         let whole = Bytes::from(books.encode_to_vec());
-        self.checkpoints += 1;
-        let number = self.checkpoints;
+        self.known.checkpoints += 1;
+        let number = self.known.checkpoints;
         let of = u32::try_from(whole.len().div_ceil(PIECE / 2).max(1)).unwrap_or(u32::MAX);
         let at_ms = pithead_hop::program::clock::wall_us() / 1_000;
         let pieces = (0..of).map(|index| {
@@ -322,8 +376,9 @@ impl Ledger {
             Record::new(CHECKPOINT, at_ms, Bytes::new(), part.encode_to_vec())
         });
         let first = self.write(pieces.collect())?;
-        self.last_checkpoint = whole.len() as u64;
-        self.since_checkpoint = 0;
+        self.known.last_checkpoint = whole.len() as u64;
+        self.known.duplicates = duplicates_in(&books);
+        self.known.since_checkpoint = 0;
         if let Some(before) = first.and_then(|first| first.0.checked_sub(1)) {
             self.spool.acknowledge(Lane::First, Position(before))?;
         }
@@ -333,7 +388,7 @@ impl Ledger {
 
     /// Writes the books out and closes the log.
     pub fn close(mut self, books: Checkpoint, mark: &[u8]) -> Result<(), LedgerError> {
-        if self.since_checkpoint > 0 {
+        if self.known.since_checkpoint > 0 || duplicates_in(&books) != self.known.duplicates {
             self.checkpoint(books, mark)?;
         }
         Ok(self.spool.close()?)
@@ -341,7 +396,7 @@ impl Ledger {
 }
 
 /// Pieces of the checkpoint that is being read.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Pieces {
     number: u64,
     bytes: Vec<u8>,

@@ -320,6 +320,10 @@ pub struct LineFacts {
     /// When that heartbeat came; 0 if there was none.
     #[prost(fixed64, tag = "12")]
     pub heartbeat_us: u64,
+    /// Resends that were recognised. They have no entries of their own and are written down here alone, so a kill forgets
+    /// those since the last checkpoint.
+    #[prost(uint64, tag = "13")]
+    pub duplicates: u64,
 }
 
 #[cfg(test)]

@@ -1,0 +1,375 @@
+//! What the books prove about every stream: what is here, what the device has said that it will never send, and what is
+//! missing.
+//!
+//! Numbers are dense from 1 in each run, so what is not here can be named. How far it can be named is a matter of what the
+//! device has said inside its seals: its newest heartbeat, and, in the first batch of each run, the end of the run before.
+//! Up to there everything is accounted for: it is here, it was declared, it was refused, or it is a hole. So a lost tail of a
+//! run shows, and so does a run of which nothing arrived. Beyond the last word of the device nobody can know.
+
+use crate::intake::registry::Registry;
+use crate::ledger::record::LineFacts;
+use pithead_hop::ingest::{Interval, IntervalSet};
+use pithead_sealing::{DeviceId, Line, Run, Site, StreamName};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What is asked about; nothing is everything.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// This site alone.
+    pub site: Option<Site>,
+    /// This device alone.
+    pub device: Option<DeviceId>,
+    /// This stream alone.
+    pub stream: Option<StreamName>,
+}
+
+impl Filter {
+    fn takes(&self, site: &Site, line: &Line) -> bool {
+        self.site.as_ref().is_none_or(|only| only == site)
+            && self.device.as_ref().is_none_or(|only| *only == line.device)
+            && self.stream.as_ref().is_none_or(|only| *only == line.stream)
+    }
+}
+
+/// One run of a stream.
+#[derive(Debug, Clone)]
+pub struct RunReport {
+    /// The run.
+    pub run: Run,
+    /// The highest number that anybody has spoken of.
+    pub to: u64,
+    /// The number up to which the device has said that there is something: up to here, what is not a hole is no loss. 0 if
+    /// it has not said.
+    pub told_to: u64,
+    /// Applied.
+    pub held: IntervalSet,
+    /// Declared by the device as never to come, and not here.
+    pub declared: IntervalSet,
+    /// Refused for good, and not here.
+    pub refused: IntervalSet,
+    /// None of these.
+    pub holes: IntervalSet,
+    /// What the books count.
+    pub facts: LineFacts,
+}
+
+impl RunReport {
+    /// Numbers that a policy of the device's has dropped, as far as they have not come after all.
+    #[must_use]
+    pub fn dropped_by_policy(&self) -> u64 {
+        self.facts.dropped_by_policy.min(self.declared.count())
+    }
+}
+
+/// One stream of a device, its runs in the order in which they began.
+#[derive(Debug, Clone)]
+pub struct StreamReport {
+    /// The site.
+    pub site: Site,
+    /// The device.
+    pub device: DeviceId,
+    /// The stream.
+    pub stream: StreamName,
+    /// Its runs.
+    pub runs: Vec<RunReport>,
+}
+
+impl StreamReport {
+    fn sum(&self, of: impl Fn(&RunReport) -> u64) -> u64 {
+        self.runs.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// The newest run and number up to which a hole would show.
+    #[must_use]
+    pub fn told_to(&self) -> Option<(Run, u64)> {
+        self.runs.iter().rev().find(|run| run.told_to > 0).map(|run| (run.run, run.told_to))
+    }
+
+    /// Runs of which nobody has told the end, the newest one left out: what was lost of their tails does not show.
+    #[must_use]
+    pub fn runs_without_an_end(&self) -> usize {
+        let before = self.runs.split_last().map_or(&[][..], |(_, before)| before);
+        before.iter().filter(|run| run.told_to == 0).count()
+    }
+}
+
+/// What the books prove.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// In the order of site, device and stream.
+    pub streams: Vec<StreamReport>,
+}
+
+impl Report {
+    /// Draws it up.
+    #[must_use]
+    pub fn of(registry: &Registry, filter: &Filter) -> Self {
+        let mut runs: BTreeMap<(Site, Line), RunReport> = BTreeMap::new();
+        let run_of = |line: &Line| RunReport {
+            run: line.run,
+            to: 0,
+            told_to: 0,
+            held: IntervalSet::new(),
+            declared: IntervalSet::new(),
+            refused: IntervalSet::new(),
+            holes: IntervalSet::new(),
+            facts: LineFacts::default(),
+        };
+        for (site, lines) in registry.sites() {
+            for (line, view) in lines.iter().filter(|(line, _)| filter.takes(site, line)) {
+                let mut run = run_of(&line);
+                run.to = view.newest;
+                (run.held, run.declared, run.refused) = (view.held, view.declared, view.refused);
+                runs.insert((site.clone(), line), run);
+            }
+        }
+        for (site, line, facts) in registry.all_facts().filter(|(site, line, _)| filter.takes(site, line)) {
+            let key = (site.clone(), line.clone());
+            let run = runs.entry(key).or_insert_with(|| run_of(line));
+            run.told_to = run.told_to.max(facts.heartbeat_last);
+            run.facts = facts.clone();
+            // A run says where the one before it ended, which may be one that never arrived.
+            let Some(previous) = &facts.previous else { continue };
+            let (Ok(stream), Ok(before)) = (StreamName::new(&previous.stream), Run::new(previous.run)) else {
+                continue;
+            };
+            if stream == line.stream && previous.last > 0 {
+                let before = Line { run: before, ..line.clone() };
+                let run = runs.entry((site.clone(), before.clone())).or_insert_with(|| run_of(&before));
+                run.told_to = run.told_to.max(previous.last);
+            }
+        }
+        let mut streams: Vec<StreamReport> = Vec::new();
+        for ((site, line), mut run) in runs {
+            let spoken_of = [run.declared.last(), run.refused.last(), Some(run.told_to)];
+            run.to = spoken_of.into_iter().flatten().fold(run.to, u64::max);
+            let known: IntervalSet =
+                run.held.iter().chain(run.declared.iter()).chain(run.refused.iter()).collect();
+            run.holes = known.gaps_within(1, run.to).collect();
+            match streams.last_mut() {
+                Some(last)
+                    if last.site == site && last.device == line.device && last.stream == line.stream =>
+                {
+                    last.runs.push(run);
+                }
+                _ => streams.push(StreamReport {
+                    site,
+                    device: line.device,
+                    stream: line.stream,
+                    runs: vec![run],
+                }),
+            }
+        }
+        Self { streams }
+    }
+
+    /// Numbers that are missing and that nobody has explained.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.streams.iter().map(|stream| stream.sum(|run| run.holes.count())).fold(0, u64::saturating_add)
+    }
+
+    /// For programs.
+    #[must_use]
+    pub fn as_json(&self) -> Value {
+        let run = |run: &RunReport| {
+            json!({
+                "run": run.run.to_string(),
+                "to": run.to,
+                "told_to": run.told_to,
+                "held": run.held.count(),
+                "holes": ranges(&run.holes),
+                "declared": ranges(&run.declared),
+                "dropped_by_policy": run.dropped_by_policy(),
+                "refused": ranges(&run.refused),
+                "envelopes": run.facts.envelopes,
+                "records": run.facts.records,
+                "plaintext_bytes": run.facts.plaintext_bytes,
+                "duplicates": run.facts.duplicates,
+                "conflicts": run.facts.conflicts,
+                "refused_envelopes": run.facts.refused,
+                "first_us": run.facts.first_us,
+                "last_us": run.facts.last_us,
+                "heartbeat_us": run.facts.heartbeat_us,
+            })
+        };
+        let stream = |stream: &StreamReport| {
+            json!({
+                "site": stream.site.as_str(),
+                "device": stream.device.as_str(),
+                "stream": stream.stream.as_str(),
+                "missing": stream.sum(|run| run.holes.count()),
+                "runs_without_an_end": stream.runs_without_an_end(),
+                "runs": stream.runs.iter().map(run).collect::<Vec<_>>(),
+            })
+        };
+        json!({
+            "missing": self.missing(),
+            "streams": self.streams.iter().map(stream).collect::<Vec<_>>(),
+        })
+    }
+
+    /// For people: a row for each stream, and below it what is missing.
+    #[must_use]
+    pub fn as_text(&self) -> String {
+        const HEAD: [&str; 11] = [
+            "STREAM",
+            "RUNS",
+            "FROM",
+            "TO",
+            "PROVEN TO",
+            "ENVELOPES",
+            "MISSING",
+            "POLICY",
+            "REFUSED",
+            "CONFLICTS",
+            "DUPLICATES",
+        ];
+        let rows: Vec<[String; 11]> = self.streams.iter().map(row).collect();
+        let width =
+            |column: usize| rows.iter().map(|row| row[column].len()).fold(HEAD[column].len(), usize::max);
+        let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+        let line = |cells: Vec<&str>| {
+            let padded: Vec<String> =
+                cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            format!("{}\n", padded.join("  ").trim_end())
+        };
+        let mut text = line(HEAD.to_vec());
+        for (stream, row) in self.streams.iter().zip(&rows) {
+            text += &line(row.iter().map(String::as_str).collect());
+            for run in &stream.runs {
+                for (what, set) in
+                    [("missing ", &run.holes), ("declared", &run.declared), ("refused ", &run.refused)]
+                {
+                    for range in set.iter() {
+                        text += &format!("  {what}  {}/{}\n", run.run, of_range(range));
+                    }
+                }
+            }
+            match stream.runs_without_an_end() {
+                0 => {}
+                count => {
+                    text +=
+                        &format!("  {count} earlier runs without a told end: a lost tail would not show\n");
+                }
+            }
+        }
+        text += &match self.missing() {
+            0 => "no unexplained hole\n".to_owned(),
+            1 => "1 number is missing\n".to_owned(),
+            missing => format!("{missing} numbers are missing\n"),
+        };
+        text
+    }
+}
+
+fn row(stream: &StreamReport) -> [String; 11] {
+    let at = |run: &RunReport, number: u64| format!("{}/{number}", run.run);
+    let (first, last) = (stream.runs.first(), stream.runs.last());
+    [
+        format!("{}/{}/{}", stream.site, stream.device, stream.stream),
+        stream.runs.len().to_string(),
+        first.map(|run| at(run, 1)).unwrap_or_default(),
+        last.map(|run| at(run, run.to)).unwrap_or_default(),
+        stream.told_to().map_or_else(|| "-".to_owned(), |(run, number)| format!("{run}/{number}")),
+        stream.sum(|run| run.facts.envelopes).to_string(),
+        stream.sum(|run| run.holes.count()).to_string(),
+        stream.sum(RunReport::dropped_by_policy).to_string(),
+        stream.sum(|run| run.refused.count()).to_string(),
+        stream.sum(|run| run.facts.conflicts).to_string(),
+        stream.sum(|run| run.facts.duplicates).to_string(),
+    ]
+}
+
+fn of_range(range: Interval) -> String {
+    if range.first == range.last {
+        range.first.to_string()
+    } else {
+        format!("{}-{}", range.first, range.last)
+    }
+}
+
+fn ranges(set: &IntervalSet) -> Value {
+    set.iter().map(|range| json!({ "from": range.first, "to": range.last })).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::record::{Applied, Said, SaidGap, SaidLine};
+    use crate::ledger::{Entry, Replay};
+    use crate::sink::testing::batch;
+
+    /// Number `seq` of a run is applied, and its batch says this.
+    fn apply(registry: &mut Registry, run: u64, seq: u64, said: Option<Said>) {
+        let mut applied = Applied::of(&batch("t", seq, 1), 100, false, None);
+        if let Some(who) = &mut applied.who {
+            who.run = run;
+        }
+        registry.replay(Replay::Entry(Box::new(Entry::Applied { applied, said })));
+    }
+
+    fn beat(run: u64, last: u64) -> Said {
+        let line = SaidLine { stream: "can".into(), run, last };
+        Said { gaps: Vec::new(), previous: None, heartbeat: vec![line] }
+    }
+
+    fn after(run: u64, last: u64) -> Said {
+        let previous = Some(SaidLine { stream: "can".into(), run, last });
+        Said { gaps: Vec::new(), previous, heartbeat: Vec::new() }
+    }
+
+    fn holes(registry: &Registry) -> Vec<(u64, u64, u64)> {
+        let report = Report::of(registry, &Filter::default());
+        let runs = report.streams.iter().flat_map(|stream| &stream.runs);
+        runs.flat_map(|run| run.holes.iter().map(|hole| (run.run.get(), hole.first, hole.last))).collect()
+    }
+
+    #[test]
+    fn a_hole_is_named_and_a_declared_one_is_explained() {
+        let mut registry = Registry::default();
+        for seq in [1, 2, 5, 9] {
+            apply(&mut registry, 7, seq, None);
+        }
+        assert_eq!(holes(&registry), [(7, 3, 4), (7, 6, 8)]);
+        let gap = SaidGap { stream: "can".into(), run: 7, from: 6, to: 8, reason: 1 };
+        apply(&mut registry, 7, 10, Some(Said { gaps: vec![gap], previous: None, heartbeat: Vec::new() }));
+        assert_eq!(holes(&registry), [(7, 3, 4)]);
+        let report = Report::of(&registry, &Filter::default());
+        assert_eq!(report.streams[0].runs[0].dropped_by_policy(), 3);
+        assert_eq!(report.missing(), 2);
+    }
+
+    #[test]
+    fn a_heartbeat_shows_a_lost_tail_and_says_how_far_nothing_is() {
+        let mut registry = Registry::default();
+        apply(&mut registry, 7, 1, Some(beat(7, 1)));
+        assert_eq!(holes(&registry), []);
+        apply(&mut registry, 7, 2, None);
+        let report = Report::of(&registry, &Filter::default());
+        assert_eq!(
+            report.streams[0].told_to().map(|(_, number)| number),
+            Some(1),
+            "2 is here, and nobody vouches"
+        );
+        apply(&mut registry, 7, 3, Some(beat(7, 5)));
+        assert_eq!(holes(&registry), [(7, 4, 5)]);
+    }
+
+    #[test]
+    fn the_next_run_shows_a_lost_tail_and_a_run_of_which_nothing_came() {
+        let mut registry = Registry::default();
+        apply(&mut registry, 7, 1, None);
+        apply(&mut registry, 8, 1, Some(after(7, 3)));
+        assert_eq!(holes(&registry), [(7, 2, 3)]);
+        // Run 9 is lost altogether.
+        apply(&mut registry, 10, 1, Some(after(9, 4)));
+        assert_eq!(holes(&registry), [(7, 2, 3), (9, 1, 4)]);
+        let report = Report::of(&registry, &Filter::default());
+        assert_eq!(report.streams[0].runs.len(), 4);
+        assert_eq!(report.streams[0].runs_without_an_end(), 1, "nobody has told where run 8 ended");
+        let device = Some(DeviceId::new("somebody-else").unwrap());
+        assert_eq!(Report::of(&registry, &Filter { device, ..Filter::default() }).streams.len(), 0);
+    }
+}
