@@ -5,11 +5,13 @@ use std::{path::Path, time::Duration};
 use anyhow::Context as _;
 use bytes::Bytes;
 use pithead_hop::keys::KeyFile;
+use pithead_proto::batch::{self, v1::Batch};
 use pithead_sealing::{
     DeviceId, Run, Seq, Site, StreamName,
     envelope::{ContentType, KernelEntropy, Session, SessionClock, SessionContext},
     trust::{Bundle, Clock, Device, Statement, StatementFields, VerifiedKey, verify},
 };
+use prost::Message as _;
 
 use crate::{
     authority::{self, AUTHORITY, Authority},
@@ -63,6 +65,19 @@ impl Forge {
         let object = authority::sign(&fields, &authority.stolen_statement_key()?)?;
         let spki = Bytes::copy_from_slice(key.spki_der());
         Self::believing(authority, Bundle { roots: Vec::new(), statement: Some(object), spkis: vec![spki] })
+    }
+
+    /// Seals a batch on the stream `can`, as a device does.
+    pub fn seal_batch(&self, claim: Claim<'_>, batch: &Batch) -> anyhow::Result<Bytes> {
+        let (site, device) = (Site::new(claim.site)?, DeviceId::new(claim.device)?);
+        let content_type = ContentType::new(batch::v1::CONTENT_TYPE)?;
+        let context = SessionContext::new(site, device, StreamName::new("can")?, content_type);
+        let clock = SessionClock { boot: Duration::ZERO, now: authority::now() };
+        let run = Run::new(claim.run)?;
+        let mut session = Session::start(&self.key, &context, run, None, clock, &mut KernelEntropy)?;
+        let plaintext = batch.encode_to_vec();
+        let sealed = session.seal(Seq::new(claim.seq)?, &plaintext, Duration::ZERO, &mut KernelEntropy)?;
+        Ok(sealed.bytes().clone())
     }
 
     fn believing(authority: &Authority, bundle: Bundle) -> anyhow::Result<Self> {

@@ -29,6 +29,7 @@ use pithead_sealing::Identity;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::record::Head;
 use super::refused::Entry;
 
 /// The list of what is in a folder.
@@ -69,7 +70,7 @@ pub struct Item {
     /// Other bytes came under this identity before; both were kept.
     #[serde(default, skip_serializing_if = "is_false")]
     pub conflict: bool,
-    /// Custody, the oldest first. What was refused has none.
+    /// Custody, the oldest first. What an older version had set aside has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hops: Vec<ItemHop>,
     /// Why the far end had refused it.
@@ -176,15 +177,9 @@ impl Item {
     /// The line of an envelope of the refused area. `None` if the entry names no identity: somebody else wrote it.
     #[must_use]
     pub fn refused(entry: &Entry) -> Option<Self> {
-        let identity = Identity {
-            site: entry.site.parse().ok()?,
-            device: entry.device.parse().ok()?,
-            stream: entry.stream.parse().ok()?,
-            run: entry.run.parse().ok()?,
-            seq: pithead_sealing::Seq::new(entry.seq).ok()?,
-        };
-        let sha256 = hash_of(&entry.sha256)?;
-        let mut item = Self::waiting(&identity, &sha256, entry.bytes, entry.refused_at_ms, false, &[]);
+        let Head { identity, sha256, hops } = entry.to_head().ok()?;
+        let at_ms = entry.refused_at_ms;
+        let mut item = Self::waiting(&identity, &sha256, entry.bytes, at_ms, entry.conflict, &hops);
         item.file = format!("{REFUSED}/{}", item.file);
         item.refused = Some(Refusal {
             reason: entry.reason.clone(),

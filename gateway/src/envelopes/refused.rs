@@ -73,7 +73,7 @@ impl Entry {
     ///
     /// # Errors
     /// When the entry is not one that was written here.
-    fn to_head(&self) -> Result<Head, NotAHead> {
+    pub(crate) fn to_head(&self) -> Result<Head, NotAHead> {
         if !self.head.is_empty() {
             return Head::decode(&hex::decode(&self.head).map_err(|_| NotAHead)?.into());
         }
