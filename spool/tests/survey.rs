@@ -175,8 +175,16 @@ fn beside_an_owner_that_appends_and_gives_back_nothing_is_taken_for_damage() {
     const UNTIL: u64 = 6_000;
     let dir = tempfile::tempdir().unwrap();
     let (spool, _) = Spool::open(dir.path(), options()).unwrap();
+    /// So that a look that fails ends the owner as well.
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _ends = Ends(&done);
         scope.spawn(|| {
             let mut next = 0;
             while !done.load(Ordering::Relaxed) {
@@ -207,7 +215,6 @@ fn beside_an_owner_that_appends_and_gives_back_nothing_is_taken_for_damage() {
                 }
             }
         }
-        done.store(true, Ordering::Relaxed);
         assert!(seen > UNTIL / 2, "{seen} records were seen of {newest}");
     });
     spool.close().unwrap();
