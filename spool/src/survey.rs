@@ -17,7 +17,7 @@ use crate::error::{OpenError, ReadError};
 use crate::fs::{Fs, LookingFs};
 use crate::options::Options;
 use crate::read::{Batch, Reader, Scan, join};
-use crate::record::{Lane, Position};
+use crate::record::{Lane, Position, Record};
 use crate::recover::{Contents, Layout, MAX_NAMED_RANGES, Recovery};
 use crate::shared::{LaneState, Shared};
 use crate::stats::{Stats, picture};
@@ -136,7 +136,19 @@ impl Survey {
     ///
     /// # Errors
     /// None that a disk can cause: what it does not give is damaged.
-    pub fn verify(&self, mut progress: impl FnMut(u64)) -> Result<Recovery, ReadError> {
+    pub fn verify(&self, progress: impl FnMut(u64)) -> Result<Recovery, ReadError> {
+        self.verify_each(progress, |_| {})
+    }
+
+    /// The same, and shows each record that is sound to `each`, for whoever knows more of what it should say.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_each(
+        &self,
+        mut progress: impl FnMut(u64),
+        mut each: impl FnMut(&Record),
+    ) -> Result<Recovery, ReadError> {
         let mut report = self.found.clone();
         let mut before = 0;
         for lane in Lane::ALL.into_iter().take(self.lanes()) {
@@ -148,6 +160,7 @@ impl Survey {
                 if batch.is_empty() {
                     break;
                 }
+                batch.records.iter().for_each(|(_, record)| each(record));
                 report.corrupt_records += join(&mut ranges, batch.corrupt, room);
                 progress(before + walk.bytes());
             }

@@ -263,34 +263,6 @@ async fn what_is_damaged_on_the_stick_or_refused_by_the_gateway_is_named_and_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_far_end_had_refused_is_carried_with_its_reason_and_sent_again_on_demand_alone() {
-    let mut site = Site::start(SiteOptions::default()).await.unwrap();
-    let forge = Forge::new(&site.authority).unwrap();
-    let identity = site.identity_of("truck-1").unwrap();
-    let client =
-        Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await.unwrap().unwrap();
-    let mut poison = forge.seal(Claim::of("truck-1"), b"one").unwrap().to_vec();
-    let last = poison.len() - 1;
-    poison[last] ^= 1;
-    client.submit(poison.clone()).await.unwrap();
-    site.until_relayed().await.unwrap();
-
-    let exported = export(&site, 0).await;
-    assert_eq!((&exported["written"], &exported["refused"]), (&json!(1), &json!(1)), "{exported:#}");
-    let item = &index(&stick(&site))[0];
-    assert_eq!(item["refused"]["reason"], "ENVELOPE_FRAME_TAG", "{item:#}");
-    assert_eq!(fs::read(stick(&site).join(item["file"].as_str().unwrap())).unwrap(), poison);
-    let left = import(&site, &[], 0).await;
-    assert_eq!((&left["left_alone"], &left["duplicates"]), (&json!(1), &json!(0)));
-    let again = import(&site, &["--refused"], 0).await;
-    assert_eq!(again["duplicates"], 1, "the gateway has had it: {again:#}");
-    let cloud = site.decryptor_address().to_string();
-    let refused = import(&site, &["--refused", "--to", &cloud], 1).await;
-    assert_eq!(refused["refused"], 1, "and the cloud says the same: {refused:#}");
-    site.stop().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_exported_envelope_is_a_standard_one_and_opens_without_the_gateway() {
     let (mut site, _device) = cut_off(1).await;
     export(&site, 0).await;
@@ -304,4 +276,46 @@ async fn an_exported_envelope_is_a_standard_one_and_opens_without_the_gateway() 
     assert!(opened.stderr.contains(item["run"].as_str().unwrap()), "{}", opened.stderr);
     let plain = fs::read(plain).unwrap();
     assert!(find(&plain, b"truck 1 record 000100", 1).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_envelope_is_carried_in_its_place_and_a_damaged_one_is_named() {
+    let (mut site, device) = cut_off(1).await;
+    let mut content = vec![0; 3 << 20];
+    getrandom::fill(&mut content).unwrap();
+    let (plain, sealed) = (site.folder().join("survey.bin"), site.folder().join("survey.sealed"));
+    fs::write(&plain, &content).unwrap();
+    let [plain, sealed] = [&plain, &sealed].map(|path| path.to_str().unwrap());
+    device.run(&["seal", plain, "-O", sealed]).await.unwrap().ok().unwrap();
+    device.run(&["upload", sealed]).await.unwrap().ok().unwrap();
+    site.kill_gateway().await.unwrap();
+    let sound = answer(&spool(&site, &["verify"]).await, 0);
+    assert_eq!(sound["large"], 1, "{sound:#}");
+    let exported = export(&site, 0).await["written"].clone();
+    let items = index(&stick(&site));
+    let large = items.iter().find(|item| item["bytes"].as_u64().unwrap() > 3 << 20).unwrap();
+    let carried = fs::read(stick(&site).join(large["file"].as_str().unwrap())).unwrap();
+    assert_eq!(carried, fs::read(sealed).unwrap());
+    assert_eq!(large["sha256"], hex::encode(Sha256::digest(&carried)));
+
+    // The disk of the dead machine rots on: the file is named, and what is on the stick stays.
+    let uploads = site.gateway_data().join("uploads");
+    let file = fs::read_dir(uploads).unwrap().map(|entry| entry.unwrap().path());
+    let file = file.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[1 << 20] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let found = answer(&spool(&site, &["verify"]).await, 1);
+    assert_eq!(found["large_lost"].as_array().map(Vec::len), Some(1), "{found:#}");
+    assert_eq!(export(&site, 0).await["there_before"], exported);
+
+    site.link.heal();
+    replace_the_gateway(&mut site).await;
+    assert_eq!(import(&site, &[], 0).await["stored"], exported);
+    assert_eq!(import(&site, &[], 0).await["duplicates"], exported);
+    site.until_relayed().await.unwrap();
+    let delivered = site.delivered().unwrap();
+    assert_eq!((delivered.holes(), delivered.repeated()), (0, 0));
+    assert!(delivered.records_of(device.name()).contains(&content.as_slice()));
+    site.stop().await.unwrap();
 }

@@ -383,30 +383,55 @@ impl Filling {
     ///
     /// # Errors
     /// What the operating system says of the folder.
-    pub fn put(&mut self, item: &Item, mut bytes: impl Read) -> io::Result<bool> {
-        let path = item.path(&self.folder).map_err(io::Error::other)?;
-        let part = with_ending(&path, UNFINISHED);
-        let mut file = File::create(&part)?;
-        let mut hash = Sha256::new();
-        let mut chunk = vec![0; 64 << 10];
-        loop {
-            let read = match bytes.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => {
-                    fs::remove_file(&part)?;
-                    return Ok(false);
-                }
-            };
-            hash.update(&chunk[..read]);
-            file.write_all(&chunk[..read])?;
-        }
-        drop(file);
-        if item.sha256().ok() != Some(hash.finalize().into()) {
+    pub fn put(&mut self, item: &Item, bytes: impl Read) -> io::Result<bool> {
+        let Some((part, path, hash)) = self.stage(item, bytes)? else { return Ok(false) };
+        if item.sha256().ok() != Some(hash) {
             fs::remove_file(&part)?;
             return Ok(false);
         }
+        self.enlist(item, part, path)?;
+        Ok(true)
+    }
+
+    /// The same for a large envelope, of which the spool has the hash of its header alone: it is named by that, and the hash
+    /// in its line is that of its bytes as they are read here, each block under the checksum of its own.
+    ///
+    /// # Errors
+    /// What the operating system says of the folder.
+    pub fn put_large(&mut self, mut item: Item, bytes: impl Read) -> io::Result<bool> {
+        let Some((part, path, hash)) = self.stage(&item, bytes)? else { return Ok(false) };
+        item.sha256 = hex::encode(hash);
+        self.enlist(&item, part, path)?;
+        Ok(true)
+    }
+
+    /// Written beside; none if the bytes cannot be read, or are not as many as there should be.
+    fn stage(&self, item: &Item, mut bytes: impl Read) -> io::Result<Option<(PathBuf, PathBuf, [u8; 32])>> {
+        let path = item.path(&self.folder).map_err(io::Error::other)?;
+        let part = with_ending(&path, UNFINISHED);
+        let mut file = File::create(&part)?;
+        let (mut hash, mut written) = (Sha256::new(), 0);
+        let mut chunk = vec![0; 64 << 10];
+        let whole = loop {
+            match bytes.read(&mut chunk) {
+                Ok(0) => break written == item.bytes,
+                Ok(read) => {
+                    hash.update(&chunk[..read]);
+                    file.write_all(&chunk[..read])?;
+                    written += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break false,
+            }
+        };
+        if !whole {
+            fs::remove_file(&part)?;
+            return Ok(None);
+        }
+        Ok(Some((part, path, hash.finalize().into())))
+    }
+
+    fn enlist(&mut self, item: &Item, part: PathBuf, path: PathBuf) -> io::Result<()> {
         self.batch.push((part, path));
         self.batch_lines.extend(line_of(item)?);
         self.batch_bytes += item.bytes;
@@ -414,7 +439,7 @@ impl Filling {
         if self.batch.len() >= BATCH_FILES || self.batch_bytes >= BATCH_BYTES {
             self.name_batch()?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn name_batch(&mut self) -> io::Result<()> {

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use indicatif::ProgressBar;
+use pithead_hop::ingest::SealedFile;
 use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{CorruptRange, Lane, Position, Record, Survey, Walk};
@@ -16,8 +16,9 @@ use serde_json::json;
 use super::{bytes_bar, data_dir, internal, lost_as_json, lost_as_text, survey};
 use crate::cli::{DataArg, Output};
 use crate::envelopes::carried::{Filling, Item};
-use crate::envelopes::record::{Head, KIND_CONFLICT, KIND_ENVELOPE};
+use crate::envelopes::record::{Body, Head, KIND_CONFLICT, KIND_ENVELOPE};
 use crate::envelopes::refused::Entry;
+use crate::run::directory::uploads_below;
 
 /// Read at a time.
 const READ_BYTES: usize = 4 << 20;
@@ -50,6 +51,7 @@ pub fn run(
 ) -> Result<ExitCode, ProgramError> {
     let folder = data_dir(data)?;
     let survey = survey(&folder)?;
+    let uploads = uploads_below(&folder);
     let refused = refused_entries(&folder.join("refused")).map_err(|error| cannot_read(&folder, &error))?;
     let cannot_write = |error: io::Error| cannot_write(to, &error);
     let mut filling = Filling::begin(to).map_err(cannot_write)?;
@@ -71,14 +73,15 @@ pub fn run(
                 }
             }
             for (position, record) in batch.records {
-                export_record(&mut filling, &mut tally, position, &record).map_err(cannot_write)?;
+                export_record(&mut filling, &mut tally, &uploads, position, &record).map_err(cannot_write)?;
             }
             bar.set_position(before + walk.bytes());
         }
         before += walk.total();
     }
     for (path, entry) in refused {
-        export_refused(&mut filling, &mut tally, &path, &entry, &bar).map_err(cannot_write)?;
+        export_refused(&mut filling, &mut tally, &uploads, &path, &entry).map_err(cannot_write)?;
+        bar.inc(entry.bytes);
     }
     filling.finish().map_err(cannot_write)?;
     bar.finish_and_clear();
@@ -95,40 +98,76 @@ fn walks(survey: &Survey, all: bool) -> Vec<(Lane, Walk)> {
 fn export_record(
     filling: &mut Filling,
     tally: &mut Tally,
+    uploads: &Path,
     position: Position,
     record: &Record,
 ) -> io::Result<()> {
-    let head = match (record.kind, Head::decode(&record.head)) {
-        (KIND_ENVELOPE | KIND_CONFLICT, Ok(head)) => head,
-        _ => {
-            tally
-                .left_out
-                .push(format!("a record at position {} that no gateway of this version wrote", position.0));
-            return Ok(());
-        }
+    let line = |head: &Head, bytes| {
+        let conflict = record.kind == KIND_CONFLICT;
+        Item::waiting(&head.identity, &head.sha256, bytes, record.at_ms, conflict, &head.hops)
     };
-    let bytes = record.body.len() as u64;
-    let conflict = record.kind == KIND_CONFLICT;
-    let item = Item::waiting(&head.identity, &head.sha256, bytes, record.at_ms, conflict, &head.hops);
-    put(filling, tally, &item, &mut &record.body[..])
+    match (Head::decode(&record.head), record.kind, Body::large_total(record)) {
+        (Ok(head), _, Some(total)) => put_large(filling, tally, uploads, &head, line(&head, total)),
+        (Ok(head), KIND_ENVELOPE | KIND_CONFLICT, None) => {
+            put(filling, tally, &line(&head, record.body.len() as u64), &mut &record.body[..])
+        }
+        _ => {
+            let what = format!("a record at position {} that no gateway of this version wrote", position.0);
+            tally.left_out.push(what);
+            Ok(())
+        }
+    }
 }
 
 fn export_refused(
     filling: &mut Filling,
     tally: &mut Tally,
+    uploads: &Path,
     path: &Path,
     entry: &Entry,
-    bar: &ProgressBar,
 ) -> io::Result<()> {
-    match (Item::refused(entry), File::open(path)) {
-        (Some(item), Ok(mut file)) => {
-            tally.refused += 1;
-            put(filling, tally, &item, &mut file)?;
-        }
-        // Carried away by somebody between the two looks, or never put there by a gateway.
-        _ => tally.left_out.push(path.display().to_string()),
+    let (Some(item), Ok(head)) = (Item::refused(entry), entry.to_head()) else {
+        tally.left_out.push(path.display().to_string());
+        return Ok(());
+    };
+    tally.refused += 1;
+    if entry.large {
+        return put_large(filling, tally, uploads, &head, item);
     }
-    bar.inc(entry.bytes);
+    match File::open(path) {
+        Ok(mut file) => put(filling, tally, &item, &mut file),
+        // Carried away by somebody between the two looks, or sent again.
+        Err(_) => {
+            tally.left_out.push(item.identity());
+            Ok(())
+        }
+    }
+}
+
+/// A large envelope out of its file, each block of which has a checksum of its own.
+fn put_large(
+    filling: &mut Filling,
+    tally: &mut Tally,
+    uploads: &Path,
+    head: &Head,
+    item: Item,
+) -> io::Result<()> {
+    if filling.has(&item) {
+        tally.had += 1;
+        return Ok(());
+    }
+    let (identity, bytes) = (item.identity(), item.bytes);
+    let whole = match SealedFile::open(uploads, &head.identity) {
+        Ok(file) => filling.put_large(item, file)?,
+        // Damaged, or delivered and let go of since the record was read.
+        Err(_) => false,
+    };
+    if whole {
+        tally.written += 1;
+        tally.written_bytes += bytes;
+    } else {
+        tally.left_out.push(identity);
+    }
     Ok(())
 }
 

@@ -5,10 +5,13 @@
 //! an import that was cut short is given again, and nothing is counted as held before it is on the gateway's disk. `--to`
 //! names another far end of the same contract, such as the decryptor.
 //!
+//! What is above the far end's inline limit goes by an upload, in its place in its line, and is resumed where it broke off.
+//!
 //! The folder is not trusted: bytes that are not those of their line are not sent, and custody is told as a claim.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read as _, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +20,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use indicatif::ProgressBar;
 use pithead_hop::backoff::{Backoff, Policy, RETRY_INFO_MAX, random};
-use pithead_hop::connect::{ConnectError, ConnectOptions, Endpoint, connect};
+use pithead_hop::connect::{ConnectError, ConnectOptions, Connection, Endpoint, connect};
 use pithead_hop::identity::{GatewayName, PeerId, Role, host_names};
+use pithead_hop::ingest::send::{PlainFile, UploadError, UploadProgress, send_upload};
 use pithead_hop::ingest::{Answer, Answered, Hop, NotTaken, SendError, SendOptions, Sender};
 use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, SystemClock};
@@ -90,7 +94,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let total = total_bytes(&args.folder, args.refused)?;
     let bar = bytes_bar(total);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
-    let mut import = Import { args, target, items, again: VecDeque::new(), tally: &mut tally, bar: &bar };
+    let mut import =
+        Import { args, target, items, again: VecDeque::new(), tally: &mut tally, bar: &bar, moved: 0 };
     let ended = runtime.block_on(import.run());
     bar.finish_and_clear();
     crate::commands::write(out, &tally.told(args.output.output))?;
@@ -193,6 +198,8 @@ enum Ended {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Send(#[from] SendError),
+    #[error(transparent)]
+    Upload(#[from] UploadError),
 }
 
 impl Ended {
@@ -200,14 +207,17 @@ impl Ended {
         match self {
             Self::Connect(error) => error.is_retryable(),
             Self::Send(error) => error.is_retryable(),
+            Self::Upload(error) => error.is_retryable(),
         }
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        match self {
+        let asked = match self {
             Self::Connect(_) => None,
-            Self::Send(error) => error.retry_after().map(|wait| wait.min(RETRY_INFO_MAX)),
-        }
+            Self::Send(error) => error.retry_after(),
+            Self::Upload(error) => error.retry_after(),
+        };
+        asked.map(|wait| wait.min(RETRY_INFO_MAX))
     }
 }
 
@@ -220,6 +230,10 @@ impl From<Ended> for ProgramError {
                 Self::new(ErrorReason::PeerUnreachable, error.to_string())
             }
             Ended::Send(error) => Self::new(ErrorReason::Internal, error.to_string()),
+            Ended::Upload(UploadError::Send(error)) => Ended::Send(error).into(),
+            Ended::Upload(error) => {
+                Self::new(error.reason().unwrap_or(ErrorReason::Internal), error.to_string())
+            }
         }
     }
 }
@@ -233,19 +247,21 @@ struct Import<'a> {
     again: VecDeque<Item>,
     tally: &'a mut Tally,
     bar: &'a ProgressBar,
+    /// Rises with every answer, and with what the far end has of a large envelope: while it does, nobody gives up.
+    moved: u64,
 }
 
 impl Import<'_> {
     async fn run(&mut self) -> Result<(), ProgramError> {
         let mut backoff = Backoff::new(Policy::default());
-        let (mut answered, mut since) = (0, since_boot());
+        let (mut moved, mut since) = (0, since_boot());
         loop {
             let ended = match self.call().await {
                 Ok(()) => return Ok(()),
                 Err(ended) => ended,
             };
-            if self.tally.answered > answered {
-                (answered, since) = (self.tally.answered, since_boot());
+            if self.moved > moved {
+                (moved, since) = (self.moved, since_boot());
                 backoff.reset();
             }
             let asked = ended.retry_after();
@@ -272,15 +288,23 @@ impl Import<'_> {
         // It has no lines of its own, as no relay has.
         let mut sender = Sender::<Item>::open(connection.clone(), &options, Vec::new()).await?;
         loop {
-            self.fill_window(&mut sender);
-            if sender.unanswered() == 0 {
-                return Ok(());
+            let large = self.fill_window(&mut sender);
+            // What was before it in its line has to be there before it, and what comes behind it waits.
+            match large {
+                Some(item) if sender.unanswered() == 0 => {
+                    self.upload(&connection, item).await?;
+                    continue;
+                }
+                Some(item) => self.again.push_front(item),
+                None if sender.unanswered() == 0 => return Ok(()),
+                None => {}
             }
             match sender.answers().await {
                 Ok(answers) => {
                     for Answered { token, answer } in answers {
                         self.bar.inc(token.bytes);
                         self.tally.take(&token, answer);
+                        self.moved += 1;
                     }
                 }
                 Err(error) => {
@@ -293,18 +317,15 @@ impl Import<'_> {
         }
     }
 
-    fn fill_window(&mut self, sender: &mut Sender<Item>) {
+    /// Until the window is full, or there is nothing more, or one comes that is too large for it.
+    fn fill_window(&mut self, sender: &mut Sender<Item>) -> Option<Item> {
         while let Some(item) = self.next() {
             match sender.room_for(usize::try_from(item.bytes).unwrap_or(usize::MAX)) {
                 Ok(()) => {}
-                Err(NotTaken::TooLarge { max }) => {
-                    let detail = format!("the far end takes envelopes of up to {max} bytes");
-                    self.tally.refused(&item, Some(ErrorReason::EnvelopeTooLarge), &detail);
-                    continue;
-                }
+                Err(NotTaken::TooLarge { .. }) => return Some(item),
                 Err(_) => {
                     self.again.push_front(item);
-                    return;
+                    return None;
                 }
             }
             let (bytes, hops) = match self.load(&item) {
@@ -318,9 +339,76 @@ impl Import<'_> {
             // There is room: it was asked.
             if let Err((item, _)) = sender.send(item, bytes, hops) {
                 self.again.push_front(item);
-                return;
+                return None;
             }
         }
+        None
+    }
+
+    /// One large envelope, from where the far end has it on disk.
+    async fn upload(&mut self, connection: &Connection, item: Item) -> Result<(), Ended> {
+        let before = self.bar.position();
+        let (hops, source) = match self.load_large(&item).await {
+            Ok(loaded) => loaded,
+            Err(what) => {
+                self.bar.inc(item.bytes);
+                self.tally.damaged(&item, &what);
+                return Ok(());
+            }
+        };
+        let (bar, mut had, mut got) = (self.bar.clone(), None, 0);
+        let told = |progress: UploadProgress| {
+            bar.set_position(before + progress.sent);
+            let had = *had.get_or_insert(progress.persisted);
+            got = progress.persisted.saturating_sub(had);
+        };
+        let sent = send_upload(connection.clone(), Arc::new(source), hops, None, told).await;
+        self.moved += got;
+        match sent {
+            Ok(answer) => {
+                self.moved += 1;
+                self.tally.take(&item, answer);
+            }
+            Err(UploadError::Source(error)) => self.tally.damaged(&item, &error.to_string()),
+            Err(error) if error.reason() == Some(ErrorReason::UploadsNotSupported) => {
+                let detail = "the far end takes no envelopes of that size";
+                self.tally.refused(&item, Some(ErrorReason::EnvelopeTooLarge), detail);
+            }
+            Err(error) => {
+                self.bar.set_position(before);
+                self.again.push_front(item);
+                return Err(error.into());
+            }
+        }
+        self.bar.set_position(before + item.bytes);
+        Ok(())
+    }
+
+    /// Its custody and its file, if its bytes are those of the line.
+    async fn load_large(&self, item: &Item) -> Result<(Vec<Hop>, PlainFile), String> {
+        let hops = item.custody(&self.target.by).map_err(|error| error.to_string())?;
+        let expected = item.sha256().map_err(|error| error.to_string())?;
+        let path = item.path(&self.args.folder).map_err(|error| error.to_string())?;
+        let bytes = item.bytes;
+        let read = move || {
+            let unreadable = |error: io::Error| format!("{}: {error}", path.display());
+            let mut file = File::open(&path).map_err(unreadable)?;
+            let (mut hash, mut chunk, mut seen) = (Sha256::new(), vec![0; 256 << 10], 0);
+            loop {
+                let read = file.read(&mut chunk).map_err(unreadable)?;
+                if read == 0 {
+                    break;
+                }
+                hash.update(&chunk[..read]);
+                seen += read as u64;
+            }
+            if seen != bytes || expected != <[u8; 32]>::from(hash.finalize()) {
+                return Err("its bytes are not those that were exported".to_owned());
+            }
+            PlainFile::open(file).map_err(|error| error.to_string())
+        };
+        let file = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())??;
+        Ok((hops, file))
     }
 
     fn next(&mut self) -> Option<Item> {
@@ -358,7 +446,6 @@ impl Import<'_> {
 struct Tally {
     /// The export had come to its end.
     whole: bool,
-    answered: u64,
     stored: u64,
     duplicates: u64,
     conflicts: u64,
@@ -372,7 +459,6 @@ struct Tally {
 
 impl Tally {
     fn take(&mut self, item: &Item, answer: Answer) {
-        self.answered += 1;
         match answer {
             Answer::Stored => self.stored += 1,
             Answer::Duplicate { .. } => self.duplicates += 1,

@@ -1,13 +1,18 @@
-//! `spool verify`: every byte of what waits, checked; what is damaged, named.
+//! `spool verify`: every byte of what waits, checked, the files of large envelopes too; what is damaged, named.
 
 use std::io::Write;
 use std::path::Path;
 
+use pithead_hop::ingest::SealedFile;
 use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_sealing::Identity;
+use pithead_spool::Record;
 use serde_json::json;
 
 use super::{bytes_bar, data_dir, internal, lost_as_json, lost_as_text, survey};
 use crate::cli::{DataArg, Output};
+use crate::envelopes::record::{Body, Head};
+use crate::run::directory::uploads_below;
 
 /// Reads it all. Ends with 1 if something is lost.
 ///
@@ -23,15 +28,26 @@ pub fn run(
     let survey = survey(&folder)?;
     let bytes = survey.bytes();
     let bar = bytes_bar(bytes);
-    let found = survey.verify(|bytes| bar.set_position(bytes)).map_err(internal)?;
+    let mut large = Vec::new();
+    let note = |record: &Record| {
+        if let (Some(_), Ok(head)) = (Body::large_total(record), Head::decode(&record.head)) {
+            large.push(head.identity);
+        }
+    };
+    let found = survey.verify_each(|bytes| bar.set_position(bytes), note).map_err(internal)?;
     bar.finish_and_clear();
-    let lost = found.corrupt_records;
+    let uploads = uploads_below(&folder);
+    let large_lost: Vec<String> =
+        large.iter().filter(|identity| !is_whole(&uploads, identity)).map(ToString::to_string).collect();
+    let lost = found.corrupt_records + large_lost.len() as u64;
     let text = match output {
         Output::Json => crate::commands::json(&json!({
             "records": found.records,
             "bytes": bytes,
             "lost_records": lost,
             "lost": lost_as_json(&found.corrupt),
+            "large": large.len(),
+            "large_lost": large_lost,
             "damaged_segments": found.damaged_segments,
             "torn_bytes": found.truncated_bytes,
             "torn_records": found.truncated_records,
@@ -49,8 +65,11 @@ pub fn run(
             }
             text += &lost_as_text(&found.corrupt);
             let named: u64 = found.corrupt.iter().map(pithead_spool::CorruptRange::records).sum();
-            if named < lost {
-                text += &format!("lost       {} more records, not listed\n", lost - named);
+            if named < found.corrupt_records {
+                text += &format!("lost       {} more records, not listed\n", found.corrupt_records - named);
+            }
+            for identity in &large_lost {
+                text += &format!("lost       the file of a large envelope\n             {identity}\n");
             }
             text += &if lost == 0 { "sound\n".to_owned() } else { format!("{lost} records are lost\n") };
             text
@@ -58,4 +77,13 @@ pub fn run(
     };
     crate::commands::write(out, &text)?;
     Ok(if lost == 0 { ExitCode::OK } else { ExitCode::FAILED })
+}
+
+/// Whether every block of a large envelope fits its checksum.
+fn is_whole(uploads: &Path, identity: &Identity) -> bool {
+    let read = |mut file: SealedFile| {
+        let total = file.total();
+        std::io::copy(&mut file, &mut std::io::sink()).is_ok_and(|read| read == total)
+    };
+    SealedFile::open(uploads, identity).is_ok_and(read)
 }
