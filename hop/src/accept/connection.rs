@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pithead_proto::errors::v1::ErrorReason;
 use rustls::ServerConfig;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::{Instant, sleep, timeout},
 };
@@ -30,6 +31,10 @@ use super::{
     stall::Stalling,
 };
 use crate::{backoff, identity::Peer, status::Refusal, tls::ALPN_H2};
+
+/// How long a client that was refused is listened to, and how often: its first request is some hundred bytes.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_READS: usize = 4;
 
 /// The other end's address, in every request's extensions beside its [`Peer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,10 +121,18 @@ async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<(TlsStream<TcpStre
     tcp.set_nodelay(true).map_err(failed)?;
     // Whoever says nothing holds a connection, and no handshake: the permit is for what costs us signatures.
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await.map_err(failed)?;
-    let _permit =
+    let permit =
         shared.handshakes.acquire().await.map_err(|_| NotAdmitted::Handshake("stopping".to_owned()))?;
     let config: Arc<ServerConfig> = shared.tls.load_full();
-    let stream = hello.into_stream(config).await.map_err(failed)?;
+    let accepted = hello.into_stream(config).into_fallible().await;
+    drop(permit);
+    let stream = match accepted {
+        Ok(stream) => stream,
+        Err((error, tcp)) => {
+            let_the_alert_arrive(tcp).await;
+            return Err(failed(error));
+        }
+    };
     let session = stream.get_ref().1;
     if session.alpn_protocol() != Some(ALPN_H2) {
         return Err(NotAdmitted::NoAlpn);
@@ -128,6 +141,23 @@ async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<(TlsStream<TcpStre
         session.peer_certificates().and_then(|chain| chain.first()).ok_or(NotAdmitted::NoCertificate)?;
     let peer = Peer::from_verified_certificate(certificate).map_err(NotAdmitted::Identity)?;
     Ok((stream, peer))
+}
+
+/// A client of TLS 1.3 has sent its first request before it can know that it is refused. Closing with that unread resets the
+/// connection, and the reset may overtake the alert that says why: so what it sends is read for a moment, and thrown away.
+async fn let_the_alert_arrive(mut tcp: TcpStream) {
+    let reading = async {
+        tcp.shutdown().await?;
+        let mut unread = [0; 4 << 10];
+        for _ in 0..LINGER_READS {
+            if tcp.read(&mut unread).await? == 0 {
+                break;
+            }
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    // Whatever comes of it, the connection is over.
+    let _ = timeout(LINGER, reading).await;
 }
 
 async fn serve(
