@@ -233,6 +233,29 @@ async fn what_was_told_as_persisted_is_there_after_any_kill_and_torn_sums_cost_t
 }
 
 #[tokio::test]
+async fn an_upload_that_the_disk_has_made_unreadable_begins_anew() {
+    let (_dir, folder) = folder();
+    let disk = Disk::with_uploads(&folder, UploadLimits::default());
+    let envelope = sealed_file(1, &plaintext(MIB, 17));
+    Raw::open(&channel_of(&disk, truck()).await, &envelope).await.unwrap();
+    let path = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let path = path.into_iter().find(|path| path.extension().unwrap() == "sums").unwrap();
+    // While it is open elsewhere the file is read by nobody; after a start it is.
+    let disk = {
+        drop(disk);
+        Disk::with_uploads(&folder, UploadLimits::default())
+    };
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let channel = channel_of(&disk, truck()).await;
+    let refused = is(Raw::open(&channel, &envelope).await.map(drop), Code::Internal, ErrorReason::NotDurable);
+    assert!(refused.is_retryable());
+    assert_eq!(send(&disk, truck(), &envelope).await.unwrap(), Answer::Stored);
+    assert_eq!(kept(&disk, &envelope), envelope);
+}
+
+#[tokio::test]
 async fn an_offset_beyond_is_told_the_right_one_and_an_overlap_is_passed_over() {
     let (_dir, folder) = folder();
     let disk = Disk::with_uploads(&folder, UploadLimits::default());

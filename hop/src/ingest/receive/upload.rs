@@ -1,5 +1,6 @@
 //! Large envelopes, the receiving half: room first, then bytes from where they broke off, then what becomes of the whole.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,7 +109,16 @@ impl<I: Intake> Uploads<I> {
                 });
                 match persisted.await? {
                     Ok(persisted) => Ok(answer(persisted, wire::UploadState::Open)),
-                    Err(error) => Err(refusal_of_disk(&error)),
+                    Err(error) => {
+                        if error.kind() == io::ErrorKind::InvalidData {
+                            // The disk has changed what it is: it begins anew when it is opened again.
+                            let (store, gone) = (self.store()?, upload.identity.clone());
+                            blocking(move || store.release(&gone))
+                                .await?
+                                .map_err(|error| refusal_of_disk(&error))?;
+                        }
+                        Err(refusal_of_disk(&error))
+                    }
                 }
             }
             Phase::Whole => Ok(answer(total, wire::UploadState::Open)),
