@@ -308,6 +308,9 @@ impl Relay {
         if matches!(ended, Ended::Paused | Ended::Stopped) {
             ended = self.wind_down(&mut call, progress, alarm, ended).await;
         }
+        if call.large.has_advanced() {
+            progress.brought_forward();
+        }
         self.metrics.relay_window(0);
         self.report.change(|report| report.in_flight_bytes = 0);
         ended

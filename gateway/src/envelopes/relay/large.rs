@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -75,6 +76,8 @@ pub(super) struct Large {
     backoff: Backoff,
     not_before: Instant,
     progress: watch::Sender<UploadProgress>,
+    /// The far end has got more of one on its disk, on this call.
+    advanced: Arc<AtomicBool>,
 }
 
 impl Large {
@@ -92,7 +95,13 @@ impl Large {
             backoff: Backoff::new(Policy::default()),
             not_before: Instant::now(),
             progress: watch::Sender::new(UploadProgress::default()),
+            advanced: Arc::default(),
         }
+    }
+
+    /// Whether this call has brought any of them forward.
+    pub(super) fn has_advanced(&self) -> bool {
+        self.advanced.load(Ordering::Relaxed)
     }
 
     /// True if nothing more may be taken from the lanes.
@@ -157,6 +166,7 @@ impl Large {
             self.connection.clone(),
             self.pace.clone(),
             self.progress.clone(),
+            Arc::clone(&self.advanced),
             sent,
         );
         self.under_way = Some((line, Box::pin(attempt)));
@@ -223,6 +233,7 @@ async fn attempt(
     connection: Connection,
     pace: Pace,
     progress: watch::Sender<UploadProgress>,
+    advanced: Arc<AtomicBool>,
     sent: LargeSent,
 ) -> LargeEnded {
     let identity = sent.head.identity.clone();
@@ -242,7 +253,11 @@ async fn attempt(
             toll.sent(bytes);
         })
     });
+    let mut first = None;
     let told = |now: UploadProgress| {
+        if now.persisted > *first.get_or_insert(now.persisted) {
+            advanced.store(true, Ordering::Relaxed);
+        }
         progress.send_replace(now);
     };
     match send_upload(connection, source, sent.head.hops, Some(paid), told).await {

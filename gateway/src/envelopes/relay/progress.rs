@@ -31,6 +31,7 @@ pub(super) struct Progress {
     lanes: [LaneProgress; LANES],
     /// Files of large envelopes that are wanted no more once their records cannot come back.
     unwanted: Vec<(Lane, Position, Identity)>,
+    forward: u64,
     not_before: Instant,
 }
 
@@ -56,12 +57,18 @@ impl Progress {
             let cursor = spool.cursor(lane);
             LaneProgress { open: BTreeSet::new(), looked_at: cursor, reclaimed: cursor }
         });
-        Self { spool, numbers, uploads, lanes, unwanted: Vec::new(), not_before: Instant::now() }
+        Self { spool, numbers, uploads, lanes, unwanted: Vec::new(), forward: 0, not_before: Instant::now() }
     }
 
-    /// How many records of all lanes have left: it grows whenever something is brought forward.
+    /// How many records of all lanes have left, and calls that have brought a large one forward: it grows whenever something
+    /// is.
     pub(super) fn passed(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.next().0).sum()
+        self.forward + self.lanes.iter().map(|lane| lane.next().0).sum::<u64>()
+    }
+
+    /// A call has brought a large one forward.
+    pub(super) fn brought_forward(&mut self) {
+        self.forward += 1;
     }
 
     /// A call begins: what the last one left open in a lane is read again. Gives where.
