@@ -91,14 +91,23 @@ impl Forge {
 
     /// Seals one message.
     pub fn seal(&self, claim: Claim<'_>, plaintext: &[u8]) -> anyhow::Result<Bytes> {
+        let sealed = self.session(claim)?.seal(
+            Seq::new(claim.seq)?,
+            plaintext,
+            Duration::ZERO,
+            &mut KernelEntropy,
+        )?;
+        Ok(sealed.bytes().clone())
+    }
+
+    /// A session of the claimed device and run, for many messages.
+    pub fn session(&self, claim: Claim<'_>) -> anyhow::Result<Session> {
         let (site, device) = (Site::new(claim.site)?, DeviceId::new(claim.device)?);
         let context =
             SessionContext::new(site, device, StreamName::new("forged")?, ContentType::new("text/plain")?);
         let clock = SessionClock { boot: Duration::ZERO, now: authority::now() };
         let run = Run::new(claim.run)?;
-        let mut session = Session::start(&self.key, &context, run, None, clock, &mut KernelEntropy)?;
-        let sealed = session.seal(Seq::new(claim.seq)?, plaintext, Duration::ZERO, &mut KernelEntropy)?;
-        Ok(sealed.bytes().clone())
+        Ok(Session::start(&self.key, &context, run, None, clock, &mut KernelEntropy)?)
     }
 }
 

@@ -15,7 +15,7 @@ use pithead_tests::{
 };
 use serde::Serialize;
 
-use crate::Measured;
+use crate::report::Row;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -64,7 +64,9 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         sessions: ledger.devices.sessions,
         seconds,
     };
-    Measured { name: "kms_calls", value: calls as f64, unit: "calls", facts }.print(arguments.json)?;
+    Row::alone("kms_calls", calls as f64, "calls", facts)
+        .against("one call per record", arguments.records as f64)
+        .print(arguments.json)?;
     ensure!(
         ledger.devices.records == arguments.records,
         "the devices sealed {} records",

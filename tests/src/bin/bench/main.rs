@@ -1,11 +1,22 @@
-//! Numbers that the product promises, measured with the real programs. One subcommand each, one JSON object each.
+//! Numbers that the product promises, measured with the real programs on one machine. One subcommand each; `docs/benchmarks.md`
+//! says what each of them means and what they were last.
+//!
+//! With `--json` a row is one object on one line: `name`, `value`, `unit`, `baseline`, `baseline_value`, `ratio`, then
+//! what it was measured on.
 
+mod backlog;
+mod disk;
+mod ingest;
 mod kms_calls;
+mod latency;
+mod process;
+mod report;
+mod site;
+mod spool;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use serde::Serialize;
 
 /// Measures what the product promises, with the real programs on loopback.
 #[derive(Debug, Parser)]
@@ -17,40 +28,20 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Durable appends by group size, beside raw writes and syncs of the same disk.
+    Spool(spool::Arguments),
+    /// Durable envelopes a second at the gateway, beside NATS JetStream, RabbitMQ and Redis at their most durable.
+    Ingest(ingest::Arguments),
+    /// Acknowledgements at 10, 50 and 90 % of the full rate.
+    Latency(latency::Arguments),
+    /// How fast a backlog leaves when the far end is back.
+    Drain(backlog::DrainArguments),
+    /// Memory with a backlog, and of an idle connection.
+    Memory(backlog::MemoryArguments),
+    /// From kill -9 to ready with a large backlog, which then drains in order.
+    Restart(backlog::RestartArguments),
     /// KMS Decrypt calls for many small records of several devices.
     KmsCalls(kms_calls::Arguments),
-}
-
-/// One number with its name.
-#[derive(Debug, Serialize)]
-struct Measured<T> {
-    /// Its name, for ever.
-    name: &'static str,
-    /// The number.
-    value: f64,
-    /// Of what.
-    unit: &'static str,
-    /// What it was measured on.
-    #[serde(flatten)]
-    facts: T,
-}
-
-impl<T: Serialize> Measured<T> {
-    /// One JSON object on one line, or a short table.
-    #[expect(clippy::print_stdout, reason = "the result of a bench is its output")]
-    fn print(&self, json: bool) -> anyhow::Result<()> {
-        if json {
-            println!("{}", serde_json::to_string(self)?);
-            return Ok(());
-        }
-        println!("{:<16}{} {}", self.name, self.value, self.unit);
-        if let serde_json::Value::Object(facts) = serde_json::to_value(&self.facts)? {
-            for (name, value) in facts {
-                println!("{name:<16}{value}");
-            }
-        }
-        Ok(())
-    }
 }
 
 #[expect(clippy::print_stderr, reason = "a bench that fails says so")]
@@ -59,6 +50,12 @@ fn main() -> ExitCode {
     let measured = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
             match arguments.command {
+                Command::Spool(arguments) => spool::measure(&arguments),
+                Command::Ingest(arguments) => ingest::measure(&arguments).await,
+                Command::Latency(arguments) => latency::measure(&arguments).await,
+                Command::Drain(arguments) => backlog::drain(&arguments).await,
+                Command::Memory(arguments) => backlog::memory(&arguments).await,
+                Command::Restart(arguments) => backlog::restart(&arguments).await,
                 Command::KmsCalls(arguments) => kms_calls::measure(&arguments).await,
             }
         })

@@ -1,0 +1,170 @@
+//! `spool`: durable appends by group size, beside what the same disk does for the same bytes without a spool.
+//!
+//! Raw is one thread that writes a group's bytes into a file that was written before, and syncs: the least that "on disk"
+//! costs. Plain is the same at the end of a file that grows, where each sync commits the file's new size as well. The
+//! three take turns every few groups, so that whatever else the disk does hits all of them.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use pithead_spool::{Lane, Options, Position, Record, Spool};
+use serde::Serialize;
+
+use crate::report::{Row, rounded};
+
+const RECORD_BYTES: usize = 1024;
+const HEAD_BYTES: usize = 128;
+const GROUPS: [usize; 4] = [1, 16, 64, 256];
+/// Groups that one of the three writes before the next one has its turn.
+const TURN: usize = 16;
+/// The pre-written file is written over from its beginning when its end is reached.
+const RAW_FILE_BYTES: u64 = 64 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// One JSON object per line instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// A folder on the disk that is measured; the folder for temporary files if it is not given.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Turns of each, 16 groups each.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    turns: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Facts {
+    group: usize,
+    record_bytes: usize,
+    groups: u64,
+    sync_us: f64,
+    plain_value: f64,
+    plain_ratio: f64,
+}
+
+pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<()> {
+    let folder = match &arguments.dir {
+        Some(folder) => tempfile::tempdir_in(folder),
+        None => tempfile::tempdir(),
+    }?;
+    for group in GROUPS {
+        row(group, arguments.turns, folder.path())?.print(arguments.json)?;
+    }
+    Ok(())
+}
+
+fn row(group: usize, turns: u64, folder: &Path) -> anyhow::Result<Row<Facts>> {
+    let mut spooled = Spooled::open(&folder.join(format!("spool-{group}")))?;
+    let mut raw = Raw::create(&folder.join(format!("raw-{group}")))?;
+    let mut plain = Plain::create(&folder.join(format!("plain-{group}")))?;
+    let bytes = vec![0xa5; group * RECORD_BYTES];
+    let mut took = [Duration::ZERO; 3];
+    // The first turn warms all of them and does not count.
+    for turn in 0..=turns {
+        let begin = Instant::now();
+        for _ in 0..TURN {
+            spooled.group(group)?;
+        }
+        let spool = begin.elapsed();
+        let begin = Instant::now();
+        for _ in 0..TURN {
+            raw.group(&bytes)?;
+        }
+        let written = begin.elapsed();
+        let begin = Instant::now();
+        for _ in 0..TURN {
+            plain.group(&bytes)?;
+        }
+        if turn > 0 {
+            for (sum, one) in took.iter_mut().zip([spool, written, begin.elapsed()]) {
+                *sum += one;
+            }
+        }
+    }
+    let groups = turns * TURN as u64;
+    let per_second = |took: Duration| (groups * group as u64) as f64 / took.as_secs_f64();
+    let [value, baseline, plain] = took.map(per_second);
+    let facts = Facts {
+        group,
+        record_bytes: RECORD_BYTES,
+        groups,
+        sync_us: rounded(took[1].as_secs_f64() * 1e6 / groups as f64),
+        plain_value: rounded(plain),
+        plain_ratio: rounded(value / plain),
+    };
+    Ok(Row::alone(format!("spool-append-g{group}"), value, "records/s", facts).against("raw", baseline))
+}
+
+/// The spool as the gateway opens it, drained as it fills: its segments are used again.
+struct Spooled {
+    spool: Spool,
+    head: Bytes,
+    body: Bytes,
+}
+
+impl Spooled {
+    fn open(folder: &Path) -> anyhow::Result<Self> {
+        let mut options = Options::default();
+        options.create = true;
+        let (spool, _) = Spool::open(folder, options)?;
+        let (head, body) = (vec![1; HEAD_BYTES].into(), vec![0xa5; RECORD_BYTES - HEAD_BYTES].into());
+        Ok(Self { spool, head, body })
+    }
+
+    fn group(&mut self, count: usize) -> anyhow::Result<()> {
+        let records = (0..count).map(|_| Record::new(1, 0, self.head.clone(), self.body.clone())).collect();
+        let first = self.spool.append_all(Lane::First, records)?.wait()?;
+        self.spool.acknowledge(Lane::First, Position(first.0 + count as u64 - 1))?;
+        Ok(())
+    }
+}
+
+struct Raw {
+    file: File,
+    at: u64,
+}
+
+impl Raw {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        let file = OpenOptions::new().create_new(true).write(true).open(path)?;
+        let block = vec![0; 1 << 20];
+        for at in 0..RAW_FILE_BYTES / block.len() as u64 {
+            file.write_all_at(&block, at * block.len() as u64)?;
+        }
+        file.sync_all().context("writing the raw file")?;
+        Ok(Self { file, at: 0 })
+    }
+
+    fn group(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        ensure!(bytes.len() as u64 <= RAW_FILE_BYTES, "a group is larger than the file");
+        if self.at + bytes.len() as u64 > RAW_FILE_BYTES {
+            self.at = 0;
+        }
+        self.file.write_all_at(bytes, self.at)?;
+        self.file.sync_data()?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+struct Plain(File);
+
+impl Plain {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        Ok(Self(OpenOptions::new().create_new(true).append(true).open(path)?))
+    }
+
+    fn group(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.0.write_all(bytes)?;
+        self.0.sync_data()?;
+        Ok(())
+    }
+}
