@@ -47,6 +47,11 @@ impl Context {
         Ok(Self { wire })
     }
 
+    /// What [`check`] has passed already, as a header's own reading does.
+    pub(super) fn of_checked(wire: Bytes) -> Self {
+        Self { wire }
+    }
+
     /// Serialises pairs given in any order.
     ///
     /// # Errors

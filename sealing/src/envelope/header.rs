@@ -214,7 +214,7 @@ impl Layout {
         }
         ours.try_for_each(Edk::check)?;
         Ok(Header {
-            context: Context::parse(envelope.slice(self.context))?,
+            context: Context::of_checked(envelope.slice(self.context)),
             wire: envelope.slice(..self.end),
             message_id: self.message_id,
             edks,
