@@ -73,7 +73,7 @@ struct Flight {
 
 impl Flight {
     fn records(&self) -> impl Iterator<Item = &Summed> {
-        self.pending.iter().flat_map(|one| &one.records)
+        self.pending.iter().flat_map(|one| one.records.iter())
     }
 
     fn count(&self) -> usize {

@@ -122,11 +122,37 @@ pub(crate) struct Spare {
 
 /// Records that wait for the disk, and go there in one group or not at all.
 pub(crate) struct Pending {
-    pub(crate) records: Vec<Summed>,
+    pub(crate) records: Records<Summed>,
     /// Entries, heads and bodies.
     pub(crate) bytes: u64,
     pub(crate) reserved: u64,
     pub(crate) promise: Promise,
+}
+
+/// The records of a batch. Nearly every batch is one, and that needs no allocation.
+pub(crate) enum Records<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> Records<T> {
+    fn map<U>(self, map: impl Fn(T) -> U) -> Records<U> {
+        match self {
+            Self::One(one) => Records::One(map(one)),
+            Self::Many(many) => Records::Many(many.into_iter().map(map).collect()),
+        }
+    }
+}
+
+impl<T> std::ops::Deref for Records<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
 }
 
 /// A record and its checksums.
@@ -215,11 +241,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes one record.
+    pub(crate) fn append_one(&self, lane: Lane, record: Record) -> Result<Ticket, AppendError> {
+        self.take(lane, Records::One(record))
+    }
+
     /// Takes the records of a batch, all or none.
     pub(crate) fn append(&self, lane: Lane, records: Vec<Record>) -> Result<Ticket, AppendError> {
+        self.take(lane, Records::Many(records))
+    }
+
+    fn take(&self, lane: Lane, records: Records<Record>) -> Result<Ticket, AppendError> {
         let limit = self.options.max_record_bytes();
         let (count, mut bytes) = (records.len(), 0_u64);
-        for record in &records {
+        for record in records.iter() {
             if record.head.len() > MAX_HEAD_BYTES {
                 return Err(AppendError::TooLarge {
                     bytes: record.head.len() as u64,
@@ -247,7 +282,7 @@ impl Shared {
         let promise = Promise { slot, kept: false };
         // At worst it lies in a group of its own.
         let reserved = page_up(bytes + GROUP_HEAD_BYTES as u64);
-        let records = records.into_iter().map(Summed::from).collect();
+        let records = records.map(Summed::from);
         let pending = Pending { records, bytes, reserved, promise };
 
         let mut state = self.lock();

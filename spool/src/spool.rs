@@ -123,7 +123,7 @@ impl Spool {
     /// # Errors
     /// See [`AppendError`]: nothing was taken and nothing will be written.
     pub fn append(&self, lane: Lane, record: Record) -> Result<Ticket, AppendError> {
-        self.shared.append(lane, vec![record])
+        self.shared.append_one(lane, record)
     }
 
     /// Takes several records in this order and without others in between. They go to the disk in one group: whatever happens,
