@@ -9,6 +9,8 @@
 pub mod program;
 pub mod status;
 
+mod rarely;
+
 pub mod identity;
 pub mod tls;
 

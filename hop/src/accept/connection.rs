@@ -30,7 +30,7 @@ use super::{
     permits::{IpPlace, RosterPlace},
     stall::Stalling,
 };
-use crate::{backoff, identity::Peer, status::Refusal, tls::ALPN_H2};
+use crate::{backoff, identity::Peer, rarely::Rarely, status::Refusal, tls::ALPN_H2};
 
 /// How long a client that was refused is listened to, and how often: its first request is some hundred bytes.
 const LINGER: Duration = Duration::from_secs(1);
@@ -88,10 +88,15 @@ pub(super) async fn run(
         shared.counters.replaced.add();
         tracing::info!(event = "accept.replaced", peer = %peer.id, %from);
     }
+    let mut forced = Rarely::new(async {
+        tokio::select! {
+            () = cut.cancelled() => { shared.counters.cut.add(); "cut" }
+            () = kill.cancelled() => { shared.counters.killed.add(); "killed" }
+        }
+    });
     let end = tokio::select! {
         end = serve(&shared, stream, peer.clone(), from, Arc::new(place), routes, stop) => end,
-        () = cut.cancelled() => { shared.counters.cut.add(); "cut" }
-        () = kill.cancelled() => { shared.counters.killed.add(); "killed" }
+        end = forced.wait() => end,
     };
     tracing::debug!(event = "accept.disconnected", peer = %peer.id, %from, end);
 }
@@ -207,24 +212,33 @@ async fn serve(
             .keep_alive_timeout(limits.keepalive_timeout.get())
             .serve_connection(TokioIo::new(Stalling::new(stream, limits.write_stall.get())), service)
     );
+    // Why the connection should end, and how long it may take to; at once if that is none.
+    let mut enough = Rarely::new(async {
+        tokio::select! {
+            () = stop.cancelled() => Some(Duration::MAX),
+            () = sleep(jittered(limits.age.get(), backoff::random())) => {
+                shared.counters.aged.add();
+                Some(limits.age_grace.get())
+            }
+            quiet = activity.quiet(limits.first_request.get(), limits.idle.get()) => match quiet {
+                Quiet::NoFirstRequest => {
+                    shared.counters.no_first_request.add();
+                    None
+                }
+                Quiet::Idle => {
+                    shared.counters.idle.add();
+                    Some(limits.age_grace.get())
+                }
+            },
+        }
+    });
     let grace = tokio::select! {
         // Only the first of these is decided by the peer; it is asked first.
         biased;
         end = connection.as_mut() => return finished(shared, end),
-        () = stop.cancelled() => Duration::MAX,
-        () = sleep(jittered(limits.age.get(), backoff::random())) => {
-            shared.counters.aged.add();
-            limits.age_grace.get()
-        }
-        quiet = activity.quiet(limits.first_request.get(), limits.idle.get()) => match quiet {
-            Quiet::NoFirstRequest => {
-                shared.counters.no_first_request.add();
-                return "no first request";
-            }
-            Quiet::Idle => {
-                shared.counters.idle.add();
-                limits.age_grace.get()
-            }
+        grace = enough.wait() => match grace {
+            Some(grace) => grace,
+            None => return "no first request",
         },
     };
     connection.as_mut().graceful_shutdown();

@@ -1,5 +1,6 @@
 //! One `Append` call: one task with two halves, one that reads and offers, one that waits and answers.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
@@ -18,6 +19,7 @@ use crate::ingest::admit::{NotAdmitted, admit};
 use crate::ingest::intake::{DeclaredGap, HelloLine, Intake, Outcome};
 use crate::ingest::limits::IngestLimits;
 use crate::program::clock;
+use crate::rarely::Rarely;
 use crate::status::Refusal;
 
 /// Batches between the two halves. Their envelopes are bounded by the window; this bounds empty ones.
@@ -47,8 +49,10 @@ impl<I: Intake> Call<I> {
     pub(super) async fn run(self, mut requests: Streaming<wire::AppendRequest>) {
         let credit = Credit::default();
         let (offered, waiting) = mpsc::channel(BATCHES_WAITING);
+        let mut stop = Rarely::new(self.stop.cancelled());
+        let mut unheard = Rarely::new(self.answers.closed());
         let talk = async {
-            if let Err(ended) = self.welcome(&mut requests).await {
+            if let Err(ended) = self.welcome(&mut requests, &mut stop).await {
                 return ended;
             }
             // The answering half goes on after the reading half has ended, until everything offered is answered; when
@@ -57,7 +61,7 @@ impl<I: Intake> Call<I> {
             let ended = tokio::select! {
                 biased;
                 failed = &mut answering => return failed,
-                ended = self.read(&mut requests, offered, &credit) => ended,
+                ended = self.read(&mut requests, &mut stop, offered, &credit) => ended,
             };
             match answering.await {
                 Ended::InGoodOrder => ended,
@@ -70,14 +74,18 @@ impl<I: Intake> Call<I> {
                     let _ = self.answers.send(Err(refusal.into())).await;
                 }
             }
-            () = self.answers.closed() => {}
+            () = unheard.wait() => {}
         }
     }
 
-    async fn next(&self, requests: &mut Streaming<wire::AppendRequest>) -> Result<Asked, Ended> {
+    async fn next(
+        &self,
+        requests: &mut Streaming<wire::AppendRequest>,
+        stop: &mut Rarely<impl Future<Output = ()>>,
+    ) -> Result<Asked, Ended> {
         let request = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return Err(Ended::Refused(draining())),
+            () = stop.wait() => return Err(Ended::Refused(draining())),
             request = requests.message() => request,
         };
         match request {
@@ -89,8 +97,12 @@ impl<I: Intake> Call<I> {
         }
     }
 
-    async fn welcome(&self, requests: &mut Streaming<wire::AppendRequest>) -> Result<(), Ended> {
-        let asked = tokio::time::timeout(self.limits.hello_timeout.get(), self.next(requests))
+    async fn welcome(
+        &self,
+        requests: &mut Streaming<wire::AppendRequest>,
+        stop: &mut Rarely<impl Future<Output = ()>>,
+    ) -> Result<(), Ended> {
+        let asked = tokio::time::timeout(self.limits.hello_timeout.get(), self.next(requests, stop))
             .await
             .unwrap_or_else(|_| Err(Ended::Refused(Refusal::field("hello", "did not come in time"))))?;
         let Asked::Hello(hello) = asked else {
@@ -136,12 +148,13 @@ impl<I: Intake> Call<I> {
     async fn read(
         &self,
         requests: &mut Streaming<wire::AppendRequest>,
+        stop: &mut Rarely<impl Future<Output = ()>>,
         offered: mpsc::Sender<Offered>,
         credit: &Credit,
     ) -> Ended {
         let mut turn = 0;
         for number in 1.. {
-            let batch = match self.next(requests).await {
+            let batch = match self.next(requests, stop).await {
                 Ok(Asked::Batch(batch)) => batch,
                 Ok(Asked::Hello(_)) => return Ended::Refused(Refusal::field("hello", "comes once")),
                 Err(ended) => return ended,
