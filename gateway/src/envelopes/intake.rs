@@ -24,10 +24,11 @@ use pithead_proto::keys::v1::TrustVersion;
 use pithead_sealing::trust::{KeyArn, KeyStatus};
 use pithead_sealing::{DeviceId, Identity};
 use pithead_spool::{AppendError, NotDurable, Ticket};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::budgets::Budgets;
-use super::numbers::{Numbers, Offered, Reservation, SharedTicket};
+use super::fate::{Deciding, undecided};
+use super::numbers::{Numbers, Offered, Reservation};
 use super::record::{Body, Head};
 use super::shares::{Over, Share, Shares};
 use super::spool::EnvelopeSpool;
@@ -38,6 +39,8 @@ use crate::metrics::{Metrics, Outcome as Counted};
 
 /// Envelopes that are appended and not yet settled: as many as the spool's own queue holds.
 const SETTLING_MAX: usize = 65_536;
+/// Envelopes of one group commit that are settled at once: their numbers' lock is held for a fraction of a millisecond.
+const SETTLED_AT_ONCE: usize = 1_024;
 /// What a device is told to wait when the disk is full, before jitter: it drains as fast as the relay does.
 const FULL_WAIT: Duration = Duration::from_secs(10);
 /// When the disk has failed, somebody has to mend it.
@@ -84,7 +87,7 @@ struct Settling {
     ticket: Ticket,
     reservation: Reservation,
     share: Share,
-    tell: oneshot::Sender<Result<(), NotDurable>>,
+    tell: Deciding,
     bytes: usize,
     began: Duration,
 }
@@ -129,7 +132,7 @@ impl SpoolIntake {
         head: Head,
         body: Body,
         reservation: Reservation,
-        tell: oneshot::Sender<Result<(), NotDurable>>,
+        tell: Deciding,
     ) -> Result<(), Refusal> {
         let began = since_boot();
         // The place among the settling comes first: from the append on nothing may be awaited, or a call that is cut
@@ -153,23 +156,41 @@ impl SpoolIntake {
     }
 }
 
-/// Tickets resolve in the order of the appends, so waiting for one after the other holds nothing up.
+/// Tickets resolve in the order of the appends, so waiting for one after the other holds nothing up. When one has resolved,
+/// those of the same group commit behind it have as well, or are about to: they are settled together, and only then
+/// anybody is woken.
 async fn settle_all(mut settling: mpsc::Receiver<Settling>, metrics: Metrics) {
-    while let Some(Settling { ticket, reservation, share, tell, bytes, began }) = settling.recv().await {
-        let outcome = ticket.await.map(|_| ());
-        match outcome {
-            Ok(()) => {
-                share.keep();
-                reservation.stored();
-                metrics.stored(bytes, since_boot().saturating_sub(began).as_secs_f64());
+    let (mut reservations, mut telling) = (Vec::new(), Vec::new());
+    let mut next = settling.recv().await;
+    while let Some(mut one) = next {
+        let mut outcome = (&mut one.ticket).await.map(|_| ());
+        let now = since_boot();
+        next = loop {
+            let Settling { reservation, share, tell, bytes, began, .. } = one;
+            match outcome {
+                Ok(()) => {
+                    share.keep();
+                    reservations.push(reservation);
+                    metrics.stored(bytes, now.saturating_sub(began).as_secs_f64());
+                }
+                Err(error) => {
+                    tracing::error!(event = "spool.not_durable", %error);
+                    drop(reservation);
+                }
             }
-            Err(error) => {
-                tracing::error!(event = "spool.not_durable", %error);
-                drop(reservation);
+            telling.push((tell, outcome));
+            let Ok(following) = settling.try_recv() else { break None };
+            match following.ticket.answer().filter(|_| telling.len() < SETTLED_AT_ONCE) {
+                Some(answer) => (one, outcome) = (following, answer.map(|_| ())),
+                None => break Some(following),
             }
-        }
+        };
+        Reservation::all_stored(reservations.drain(..));
         // Nobody may be listening any more.
-        let _ = tell.send(outcome);
+        telling.drain(..).for_each(|(tell, outcome)| tell.decide(outcome));
+        if next.is_none() {
+            next = settling.recv().await;
+        }
     }
 }
 
@@ -198,9 +219,10 @@ impl Intake for SpoolIntake {
 
     async fn offer(&self, peer: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
         let identity = admitted.identity().clone();
+        let now = since_boot();
         // What a gateway of the site passes on came at its own pace there.
         if let Some(device) = peer.device() {
-            self.shares.charge(device, admitted.bytes().len() as u64, since_boot());
+            self.shares.charge(device, admitted.bytes().len() as u64, now);
         }
         let edks: Vec<[u8; 32]> =
             admitted.profile().edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
@@ -208,11 +230,10 @@ impl Intake for SpoolIntake {
         if admitted.key_not_active {
             self.metrics.key_not_active();
         }
-        let (tell, told) = oneshot::channel();
-        let told: SharedTicket = told.shared();
+        let (tell, told) = undecided();
         let bytes = admitted.bytes().len() as u64;
         let hash = ShortHash::from(&admitted.sha256);
-        let offered = self.numbers.offer(&identity, hash, bytes, since_boot(), told.clone());
+        let offered = self.numbers.offer(&identity, hash, bytes, now, told.clone());
         let offered = offered.inspect_err(|refusal| self.metrics.refused(Refusal::from(*refusal).reason))?;
         let metrics = self.metrics.clone();
         let (ticket, outcome, counted) = match offered {
@@ -233,10 +254,10 @@ impl Intake for SpoolIntake {
                 if reservation.is_conflict() {
                     tracing::warn!(event = "ingest.conflict", %identity);
                 }
-                let mut hops = admitted.hops.clone();
-                hops.push(self.hop(peer, admitted.key_not_active, reservation.is_conflict()));
-                let head = Head { identity, sha256: admitted.sha256, hops };
-                let envelope = admitted.bytes().clone();
+                let Admitted { envelope, sha256, key_not_active, mut hops, .. } = admitted;
+                hops.push(self.hop(peer, key_not_active, reservation.is_conflict()));
+                let head = Head { identity, sha256, hops };
+                let envelope = envelope.bytes().clone();
                 let body = if reservation.is_conflict() {
                     Body::Conflict(envelope)
                 } else {
@@ -250,17 +271,16 @@ impl Intake for SpoolIntake {
         };
         Ok(async move {
             match ticket.await {
-                Ok(Ok(())) => {
+                Ok(()) => {
                     metrics.answered(counted);
                     Ok(outcome)
                 }
-                Ok(Err(error)) => {
+                // Closed too: whoever brought the first copy went away before it was appended.
+                Err(error) => {
                     let refusal = refusal_of_sync(error);
                     metrics.refused(refusal.reason);
                     Err(refusal)
                 }
-                // Whoever brought the first copy went away before it was appended.
-                Err(_) => Err(refusal_of_sync(NotDurable::Closed)),
             }
         }
         .boxed())

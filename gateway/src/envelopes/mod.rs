@@ -7,6 +7,7 @@
 
 pub mod bucket;
 pub mod budgets;
+pub mod fate;
 pub mod idle;
 pub mod lanes;
 pub mod numbers;

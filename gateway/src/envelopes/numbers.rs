@@ -20,15 +20,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::Shared;
 use pithead_hop::ingest::lines::IDLE;
 use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, UploadStore, Verdict};
 use pithead_sealing::{DeviceId, Identity, Line, Seq};
-use pithead_spool::{Lane, NotDurable, RecordHead};
+use pithead_spool::{Lane, RecordHead};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::oneshot;
 
+use super::fate::{Fate, undecided};
 use super::idle::Idle;
 use super::lanes::{self, Found};
 use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE, KIND_LARGE};
@@ -48,16 +46,13 @@ pub const IDLE_MIN: Duration = Duration::from_secs(3600);
 /// Added to the time since boot: a line may have been quiet for longer than the machine is up.
 const BEFORE_BOOT: Duration = Duration::from_secs(2 * IDLE.as_secs());
 
-/// What everybody waits for who offered the same bytes.
-pub type SharedTicket = Shared<oneshot::Receiver<Result<(), NotDurable>>>;
-
 /// What is to be done with an envelope.
 #[derive(Debug)]
 pub enum Offered {
     /// It was here before, or cannot be kept: the answer is known.
     Done(Outcome),
     /// The same bytes are on their way to the disk.
-    Shared(SharedTicket, Outcome),
+    Shared(Fate, Outcome),
     /// Store it; the reservation says how that ended.
     Store(Reservation),
 }
@@ -92,15 +87,24 @@ impl Reservation {
     }
 
     /// The envelope is durable.
-    pub fn stored(mut self) {
-        self.settled = true;
-        let mut state = self.numbers.lock();
-        match self.taken {
-            Taken::New => state.lines.stored(&self.line, self.seq),
-            Taken::Again => {}
-            Taken::Conflict(hash, _) => {
-                if let Some(held) = state.conflict(&self.line, self.seq, hash) {
-                    held.ticket = None;
+    pub fn stored(self) {
+        Self::all_stored([self]);
+    }
+
+    /// The envelopes are durable. All of one gateway: the lock is taken once for a whole group.
+    pub fn all_stored(reservations: impl IntoIterator<Item = Self>) {
+        let mut reservations = reservations.into_iter().peekable();
+        let Some(numbers) = reservations.peek().map(|first| first.numbers.clone()) else { return };
+        let mut state = numbers.lock();
+        for mut one in reservations {
+            one.settled = true;
+            match one.taken {
+                Taken::New => state.lines.stored(&one.line, one.seq),
+                Taken::Again => {}
+                Taken::Conflict(hash, _) => {
+                    if let Some(held) = state.conflict(&one.line, one.seq, hash) {
+                        held.ticket = None;
+                    }
                 }
             }
         }
@@ -178,7 +182,7 @@ fn line_time(now: Duration) -> Duration {
 
 #[derive(Debug)]
 struct State {
-    lines: Lines<SharedTicket>,
+    lines: Lines<Fate>,
     /// Taken out of `lines`, and not yet durable elsewhere.
     leaving: HashMap<Line, Vec<u8>>,
     conflicts: HashMap<DeviceId, Conflicts>,
@@ -193,7 +197,7 @@ struct Conflicts {
 #[derive(Debug)]
 struct HeldConflict {
     /// While it is on its way to the disk.
-    ticket: Option<SharedTicket>,
+    ticket: Option<Fate>,
 }
 
 impl State {
@@ -201,14 +205,7 @@ impl State {
         self.conflicts.get_mut(&line.device)?.held.get_mut(&(line.clone(), seq, hash.0))
     }
 
-    fn add_conflict(
-        &mut self,
-        line: &Line,
-        seq: Seq,
-        hash: ShortHash,
-        bytes: u64,
-        ticket: Option<SharedTicket>,
-    ) {
+    fn add_conflict(&mut self, line: &Line, seq: Seq, hash: ShortHash, bytes: u64, ticket: Option<Fate>) {
         let conflicts = self.conflicts.entry(line.device.clone()).or_default();
         if conflicts.held.insert((line.clone(), seq, hash.0), HeldConflict { ticket }).is_none() {
             conflicts.bytes += bytes;
@@ -304,7 +301,7 @@ impl Numbers {
         hash: ShortHash,
         bytes: u64,
         now: Duration,
-        ticket: SharedTicket,
+        ticket: Fate,
     ) -> Result<Offered, LineRefusal> {
         let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
         let mut state = self.0.lock_with(&line, now);
@@ -327,7 +324,7 @@ impl Numbers {
         conflict: bool,
         bytes: u64,
         now: Duration,
-        ticket: SharedTicket,
+        ticket: Fate,
     ) -> Result<Offered, LineRefusal> {
         let (line, seq, now) = (head.identity.line(), head.identity.seq, line_time(now));
         let hash = ShortHash::from(&head.sha256);
@@ -362,7 +359,7 @@ impl Numbers {
         seq: Seq,
         hash: ShortHash,
         bytes: u64,
-        ticket: SharedTicket,
+        ticket: Fate,
     ) -> Offered {
         if let Some(held) = state.conflict(&line, seq, hash) {
             let kept = Outcome::Conflict { kept: true };
@@ -395,7 +392,7 @@ impl Numbers {
     ) -> Result<Option<Outcome>, LineRefusal> {
         let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
         // Nobody can wait for it: the number is free again before the lock is.
-        let nobody = oneshot::channel().1.shared();
+        let nobody = undecided().1;
         let mut state = self.0.lock_with(&line, now);
         Ok(match state.lines.offer(&line, seq, hash, now, || nobody)? {
             Verdict::New(_) => {

@@ -9,6 +9,7 @@ use pithead_proto::ingest::v1::Hop;
 use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
 use pithead_spool::Record;
 use prost::Message as _;
+use prost::encoding::{self, WireType};
 
 /// An envelope as it came.
 pub const KIND_ENVELOPE: u16 = 1;
@@ -100,6 +101,15 @@ pub struct Head {
     pub hops: Vec<Hop>,
 }
 
+/// What a head has at most besides its hops: three names of up to 63 bytes, two numbers, a hash, and their tags.
+const HEAD_GUESS_BYTES: usize = 256;
+
+fn put_bytes(tag: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    encoding::encode_key(tag, WireType::LengthDelimited, out);
+    encoding::encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
 /// A record's head that is not one of ours. It cannot happen to a record that the spool served whole, unless another
 /// program wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -107,19 +117,22 @@ pub struct Head {
 pub struct NotAHead;
 
 impl Head {
-    /// The head's bytes.
+    /// The head's bytes: those of [`StoredHead`], written without making one. It is once per envelope, and the copies of
+    /// six texts would be most of it.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let stored = StoredHead {
-            site: self.identity.site.to_string(),
-            device: self.identity.device.to_string(),
-            stream: self.identity.stream.to_string(),
-            run: self.identity.run.get(),
-            seq: self.identity.seq.get(),
-            sha256: Bytes::copy_from_slice(&self.sha256),
-            hops: self.hops.clone(),
-        };
-        stored.encode_to_vec().into()
+        let Identity { site, device, stream, run, seq } = &self.identity;
+        let names = [(1, site.as_str()), (2, device.as_str()), (3, stream.as_str())];
+        let hops = encoding::message::encoded_len_repeated(7, &self.hops);
+        let mut out = Vec::with_capacity(HEAD_GUESS_BYTES + hops);
+        for (tag, name) in names {
+            put_bytes(tag, name.as_bytes(), &mut out);
+        }
+        encoding::fixed64::encode(4, &run.get(), &mut out);
+        encoding::uint64::encode(5, &seq.get(), &mut out);
+        put_bytes(6, &self.sha256, &mut out);
+        encoding::message::encode_repeated(7, &self.hops, &mut out);
+        out.into()
     }
 
     /// Reads a head back.
@@ -185,6 +198,14 @@ mod tests {
             &bytes[expected.len()..],
             format!("{}3a110a06656467652d31110500000000000000", "03".repeat(32))
         );
+    }
+
+    #[test]
+    fn a_head_is_the_message_that_it_is_read_as() {
+        let head = head();
+        let stored = StoredHead::decode(head.encode()).unwrap();
+        assert_eq!(stored.encode_to_vec(), head.encode());
+        assert_eq!(stored.hops, head.hops);
     }
 
     #[test]

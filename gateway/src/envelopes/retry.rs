@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use futures_util::FutureExt as _;
 use pithead_hop::ingest::{LineRefusal, Outcome};
 use pithead_spool::{AppendError, NotDurable};
-use tokio::sync::oneshot;
 
+use super::fate::undecided;
 use super::numbers::{Numbers, Offered};
 use super::record::Body;
 use super::refused::{Refused, TakeError};
@@ -60,14 +59,13 @@ impl Retry {
         let (area, wanted) = (self.refused.clone(), name.to_owned());
         let taken = tokio::task::spawn_blocking(move || area.take_out(&wanted)).await;
         let taken = taken.map_err(|_| RetryError::Stopping)??;
-        let (tell, told) = oneshot::channel();
+        let (tell, told) = undecided();
         let bytes = taken.envelope.len() as u64;
-        let told = told.shared();
         match self.numbers.offer_again(&taken.head, taken.conflict, bytes, since_boot(), told)? {
             Offered::Done(Outcome::Conflict { kept: false }) => return Err(RetryError::NoRoomBeside),
             // It waits there already.
             Offered::Done(_) => {}
-            Offered::Shared(ticket, _) => ticket.await.map_err(|_| RetryError::Stopping)??,
+            Offered::Shared(ticket, _) => ticket.await?,
             Offered::Store(reservation) => {
                 let (mut head, conflict) = (taken.head.clone(), reservation.is_conflict());
                 if let Some(ours) = head.hops.last_mut() {
@@ -84,7 +82,7 @@ impl Retry {
                 share.keep();
                 reservation.stored();
                 // Whoever resent the same bytes meanwhile is answered as well.
-                let _ = tell.send(Ok(()));
+                tell.decide(Ok(()));
             }
         }
         let let_go = tokio::task::spawn_blocking(move || taken.let_go()).await;

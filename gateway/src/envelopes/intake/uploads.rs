@@ -4,7 +4,6 @@
 //! the same head as any other. So a large envelope has its place in its line's lane from the moment that it is whole, is
 //! acknowledged when that record is durable, and a start knows it like the others.
 
-use futures_util::FutureExt as _;
 use pithead_hop::identity::Peer;
 use pithead_hop::ingest::{
     AdmittedHeader, KnownKeys as _, Outcome, SealedFileError, ShortHash, Standing, WholeUpload,
@@ -12,9 +11,9 @@ use pithead_hop::ingest::{
 use pithead_hop::status::Refusal;
 use pithead_sealing::envelope::Profile;
 use pithead_spool::NotDurable;
-use tokio::sync::oneshot;
 
-use super::super::numbers::{Offered, SharedTicket};
+use super::super::fate::undecided;
+use super::super::numbers::Offered;
 use super::super::record::{Body, Head};
 use super::{SpoolIntake, counted_as, refusal_of_sync};
 use crate::clock::since_boot;
@@ -57,8 +56,7 @@ impl SpoolIntake {
         hops.push(self.hop(peer, key_not_active, false));
         let head = Head { identity: identity.clone(), sha256: header_sha256, hops };
 
-        let (tell, told) = oneshot::channel();
-        let told: SharedTicket = told.shared();
+        let (tell, told) = undecided();
         let body = Body::Large { total };
         let hash = ShortHash::from(&header_sha256);
         let offered = self.numbers.offer(&identity, hash, total, since_boot(), told.clone());
@@ -84,17 +82,16 @@ impl SpoolIntake {
             }
         };
         match ticket.await {
-            Ok(Ok(())) => {
+            Ok(()) => {
                 self.uploads.taken(&identity);
                 self.metrics.answered(counted_as(&outcome));
                 Ok(outcome)
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 let refusal = refusal_of_sync(error);
                 self.metrics.refused(refusal.reason);
                 Err(refusal)
             }
-            Err(_) => Err(refusal_of_sync(NotDurable::Closed)),
         }
     }
 
