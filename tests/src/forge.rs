@@ -91,12 +91,8 @@ impl Forge {
 
     /// Seals one message.
     pub fn seal(&self, claim: Claim<'_>, plaintext: &[u8]) -> anyhow::Result<Bytes> {
-        let sealed = self.session(claim)?.seal(
-            Seq::new(claim.seq)?,
-            plaintext,
-            Duration::ZERO,
-            &mut KernelEntropy,
-        )?;
+        let sealed =
+            self.session(claim)?.seal(Seq::new(claim.seq)?, plaintext, Duration::ZERO, &mut KernelEntropy)?;
         Ok(sealed.bytes().clone())
     }
 

@@ -18,10 +18,7 @@ pub(crate) struct Yard {
 impl Yard {
     /// Makes the site. Nothing runs yet.
     pub(crate) async fn create(self) -> anyhow::Result<Site> {
-        let options = SiteOptions {
-            keys: KeySource::Bundle,
-            ..SiteOptions::default()
-        };
+        let options = SiteOptions { keys: KeySource::Bundle, ..SiteOptions::default() };
         let site = Site::create(options).await?;
         let path = site.gateway_config();
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;

@@ -24,6 +24,9 @@ const HEAD_BYTES: usize = 128;
 const GROUPS: [usize; 4] = [1, 16, 64, 256];
 /// Groups that one of the three writes before the next one has its turn.
 const TURN: usize = 16;
+/// What goes through the spool first, so that it writes to segments that were used before: what it does for the rest of its
+/// life.
+const WARM_BYTES: usize = 160 << 20;
 /// The pre-written file is written over from its beginning when its end is reached.
 const RAW_FILE_BYTES: u64 = 64 << 20;
 
@@ -63,6 +66,7 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<()> {
 
 fn row(group: usize, turns: u64, folder: &Path) -> anyhow::Result<Row<Facts>> {
     let mut spooled = Spooled::open(&folder.join(format!("spool-{group}")))?;
+    spooled.warm()?;
     let mut raw = Raw::create(&folder.join(format!("raw-{group}")))?;
     let mut plain = Plain::create(&folder.join(format!("plain-{group}")))?;
     let bytes = vec![0xa5; group * RECORD_BYTES];
@@ -117,6 +121,11 @@ impl Spooled {
         let (spool, _) = Spool::open(folder, options)?;
         let (head, body) = (vec![1; HEAD_BYTES].into(), vec![0xa5; RECORD_BYTES - HEAD_BYTES].into());
         Ok(Self { spool, head, body })
+    }
+
+    fn warm(&mut self) -> anyhow::Result<()> {
+        const GROUP: usize = 1_024;
+        (0..WARM_BYTES / GROUP / RECORD_BYTES).try_for_each(|_| self.group(GROUP))
     }
 
     fn group(&mut self, count: usize) -> anyhow::Result<()> {
