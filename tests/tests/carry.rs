@@ -9,7 +9,6 @@ use std::{
 
 use bytes::Bytes;
 use pithead_tests::{
-    client::Client,
     command::Finished,
     device::Device,
     forge::{Claim, Forge},
