@@ -152,6 +152,7 @@ impl Disk {
     }
 
     /// Changes the last segment in a folder where it lies.
+    #[cfg(test)]
     pub(crate) fn edit(&mut self, folder: &str, change: impl FnOnce(&mut [u8])) {
         let names = &self.folders[Path::new(folder)].seen;
         let (_, id) = names.iter().rfind(|(name, _)| name.starts_with("seg-")).expect("a segment");
@@ -161,6 +162,7 @@ impl Disk {
     }
 
     /// Flips a bit of a file where it lies, and says which file.
+    #[cfg(test)]
     pub(crate) fn flip(&mut self) -> String {
         let named: Vec<(String, u64)> = self
             .folders

@@ -145,10 +145,13 @@ mod survey;
 mod wait;
 mod walk;
 
-#[cfg(test)]
+// What a disk may do to all of it.
+#[cfg(any(test, feature = "crash"))]
 mod crash;
 #[cfg(test)]
 mod model;
+#[cfg(feature = "crash")]
+pub mod stepped;
 
 pub use error::{AcknowledgeError, AppendError, CloseError, Closed, NotDurable, OpenError, ReadError};
 pub use options::{Options, Verify};

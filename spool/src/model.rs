@@ -4,7 +4,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::crash::CrashFs;
+mod cuts;
+mod flips;
+
+use crate::crash::{CrashFs, Disk};
 use crate::format::mix;
 use crate::fs::Lock;
 use crate::owner::{Owner, Preparer, Work};
@@ -19,6 +22,8 @@ use proptest::prelude::*;
 use proptest::test_runner::Config;
 use std::path::Path;
 use std::sync::Arc;
+
+use flips::filled;
 
 /// What can happen to a spool.
 #[derive(Clone, Debug)]
@@ -35,6 +40,10 @@ enum Step {
     FreeSpace,
     Kill,
     Crash,
+    /// The power goes, and while the spool is opened after that, it goes again before the n-th write.
+    CrashAndCutInRecovery(u8),
+    /// The power goes, and while the spool is opened after that, the n-th sync fails.
+    CrashAndFailInRecovery(u8),
     Close,
 }
 
@@ -54,6 +63,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::FreeSpace),
         1 => Just(Step::Kill),
         2 => Just(Step::Crash),
+        1 => (0..16_u8).prop_map(Step::CrashAndCutInRecovery),
+        1 => (0..4_u8).prop_map(Step::CrashAndFailInRecovery),
         1 => Just(Step::Close),
     ]
 }
@@ -155,8 +166,24 @@ impl Life {
     /// Opens, and holds what came back against the books.
     fn reopen(&mut self) {
         self.fs.disk().space = None;
-        let (open, recovery) =
-            open_spool(&self.fs, options()).expect("no state of the disk makes opening fail");
+        let opened = open_spool(&self.fs, options()).expect("no state of the disk makes opening fail");
+        self.compare(opened);
+    }
+
+    /// Opens while the disk fails, and then, if that came to nothing, while it does not.
+    fn reopen_with(&mut self, fault: impl FnOnce(&mut Disk)) {
+        self.fs.disk().space = None;
+        fault(&mut self.fs.disk());
+        let opened = open_spool(&self.fs, options());
+        if let Some(opened) = opened.filter(|_| !self.fs.disk().is_dead()) {
+            self.compare(opened);
+        } else {
+            self.fs.disk().crash();
+            self.reopen();
+        }
+    }
+
+    fn compare(&mut self, (open, recovery): (Open, Recovery)) {
         assert_eq!(recovery.corrupt_records, 0, "a torn tail was taken for corruption: {recovery:?}");
         assert_eq!(recovery.damaged_segments, 0, "a file is called a segment and has no header");
         for lane in 0..2 {
@@ -221,6 +248,11 @@ impl Life {
     }
 
     fn restart(&mut self, crash: bool) {
+        self.end_process(crash);
+        self.reopen();
+    }
+
+    fn end_process(&mut self, crash: bool) {
         self.settle_tickets();
         // What the process still holds must not touch the disk of the next one.
         if crash || self.fs.disk().is_dead() {
@@ -229,7 +261,6 @@ impl Life {
             self.fs.disk().kill();
         }
         self.open = None;
-        self.reopen();
     }
 
     fn take(&mut self, step: &Step) {
@@ -285,6 +316,14 @@ impl Life {
             }
             Step::Kill => self.restart(false),
             Step::Crash => self.restart(true),
+            Step::CrashAndCutInRecovery(n) => {
+                self.end_process(true);
+                self.reopen_with(|disk| disk.cut_after = Some(u64::from(*n)));
+            }
+            Step::CrashAndFailInRecovery(n) => {
+                self.end_process(true);
+                self.reopen_with(|disk| disk.fail_sync_after = Some(u64::from(*n)));
+            }
             Step::Close => {
                 open.drain();
                 let mut open = self.open.take().unwrap();
@@ -343,62 +382,6 @@ proptest! {
         steps in prop::collection::vec(step(), 1..60),
     ) {
         live(seed, &steps);
-    }
-}
-
-/// A spool of some segments, closed cleanly or not, and its records by lane and position.
-fn filled(seed: u64, close: bool) -> (CrashFs, [Vec<Record>; 2]) {
-    let fs = CrashFs::new(seed);
-    let roomy = Options { max_bytes: 100 * 40 * 1024, ..options() };
-    let (mut open, _) = open_spool(&fs, roomy).unwrap();
-    let mut written: [Vec<Record>; 2] = Default::default();
-    for id in 0..90 {
-        let lane = usize::from(id % 3 == 0);
-        let size = fs.disk().random(2500) as usize;
-        written[lane].push(record(id, size));
-        let ticket = open.shared.append(Lane::from_index(lane).unwrap(), vec![record(id, size)]).unwrap();
-        if fs.disk().random(3) == 0 {
-            open.drain();
-            assert!(matches!(ticket.answer(), Some(Ok(_))));
-        }
-    }
-    open.drain();
-    if close {
-        open.shared.lock().closing = true;
-        open.owner.close().unwrap();
-    }
-    drop(open._lock);
-    fs.disk().kill();
-    (fs, written)
-}
-
-#[test]
-fn a_flipped_bit_costs_one_record_at_most_and_is_named() {
-    for seed in 0..u64::from(cases(600).min(10_000)) {
-        let (fs, written) = filled(seed, true);
-        let place = fs.disk().flip();
-        let verify = if seed % 2 == 0 { Verify::Heads } else { Verify::Everything };
-        let (open, recovery) = open_spool(&fs, Options { verify, ..options() }).unwrap();
-        assert_eq!(recovery.truncated_bytes, 0, "{place}: the closing mark proves the last group");
-        let mut lost = 0;
-        for (lane, written) in written.iter().enumerate() {
-            let (found, corrupt) = read_all(&open.shared, lane);
-            for (position, record) in &found {
-                assert_eq!(*record, written[*position as usize], "{place}: a damaged record was served");
-            }
-            let missing =
-                (0..written.len() as u64).filter(|at| found.iter().all(|(position, _)| position != at));
-            for position in missing {
-                lost += 1;
-                let named = |range: &CorruptRange| range.from.0 <= position && position < range.to.0;
-                assert!(corrupt.iter().any(named), "{place}: position {position} is lost without a word");
-                assert!(
-                    verify == Verify::Heads || recovery.corrupt.iter().any(named),
-                    "{place}: recovery did not name {position}"
-                );
-            }
-        }
-        assert!(lost <= 1, "{place}: one bit cost {lost} records");
     }
 }
 

@@ -108,13 +108,18 @@ impl Spool {
             .spawn(move || preparer.run())
             .map_err(spawn)?;
         let threads = Threads { owner, preparer, _lock: parts.lock };
-        let lanes = parts.shared.lock().lanes.len();
+        let spool = Self::without_threads(parts.shared);
+        *spool.threads.lock().unwrap_or_else(PoisonError::into_inner) = Some(threads);
+        Ok((spool, parts.recovery))
+    }
+
+    /// The half that callers hold.
+    pub(crate) fn without_threads(shared: Arc<Shared>) -> Self {
+        let lanes = shared.lock().lanes.len();
         let scans = Lane::ALL.into_iter().take(lanes);
         let oldest =
-            scans.map(|lane| Scan::new(Arc::clone(&parts.shared), lane, Position::START, false)).collect();
-        let spool =
-            Self { shared: parts.shared, threads: Mutex::new(Some(threads)), oldest: Mutex::new(oldest) };
-        Ok((spool, parts.recovery))
+            scans.map(|lane| Scan::new(Arc::clone(&shared), lane, Position::START, false)).collect();
+        Self { shared, threads: Mutex::new(None), oldest: Mutex::new(oldest) }
     }
 
     /// Takes a record. It is durable when the ticket says so, and not before; it lies behind everything that was appended to
