@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pithead_hop::ingest::lines::{
-    HASHES_KEPT, IDLE, INTERVALS_PER_DEVICE, INTERVALS_PER_LINE, RUNS_BURST, SEQ_JUMP_MAX,
+    HASHES_KEPT, IDLE, INTERVALS_PER_DEVICE, INTERVALS_PER_LINE, OWED_FOR, RUNS_BURST, SEQ_JUMP_MAX,
 };
 use pithead_hop::ingest::{LineRefusal, Lines, ShortHash, Unseen, Verdict};
 use pithead_sealing::{DeviceId, Line, Run, Seq, StreamName};
@@ -61,6 +61,10 @@ enum Op {
         line: usize,
         number: u64,
     },
+    Lost {
+        line: usize,
+        number: u64,
+    },
     PassedOn {
         line: usize,
         number: u64,
@@ -91,6 +95,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (at(), 1..3u64).prop_map(|((line, number), hash)| Op::Offer { line, number, hash }),
         6 => at().prop_map(|(line, number)| Op::Stored { line, number }),
         2 => at().prop_map(|(line, number)| Op::Failed { line, number }),
+        2 => at().prop_map(|(line, number)| Op::Lost { line, number }),
         3 => at().prop_map(|(line, number)| Op::PassedOn { line, number }),
         1 => at().prop_map(|(line, number)| Op::Quarantined { line, number }),
         1 => (at(), 1..=NUMBERS).prop_map(|((line, from), to)| Op::Declare { line, from, to }),
@@ -112,6 +117,7 @@ struct Model {
     held: BTreeMap<u64, Held>,
     declared: BTreeSet<u64>,
     refused: BTreeSet<u64>,
+    owed: BTreeSet<u64>,
     newest: u64,
 }
 
@@ -147,6 +153,15 @@ proptest! {
             match op {
                 Op::Offer { line, number, hash } => {
                     let model = &mut models[line];
+                    if let Some(&first) = model.owed.first()
+                        && first < number
+                        && !model.held.contains_key(&number)
+                    {
+                        let refused = Err(LineRefusal::Overtakes { first });
+                        prop_assert_eq!(offer(&mut lines, &names[line], number, hash), refused);
+                        continue;
+                    }
+                    model.owed.remove(&number);
                     let expected = match model.held.get(&number) {
                         None => Verdict::New(hash),
                         Some(Held::InFlight(first)) if *first == hash => Verdict::InFlight(hash),
@@ -172,10 +187,22 @@ proptest! {
                         models[line].held.remove(&number);
                     }
                 }
+                Op::Lost { line, number } => {
+                    lines.lost(&names[line], seq(number));
+                    if matches!(models[line].held.get(&number), Some(Held::InFlight(_))) {
+                        models[line].held.remove(&number);
+                        models[line].owed.insert(number);
+                    }
+                }
                 Op::PassedOn { line, number } => {
                     lines.passed_on(&names[line], seq(number));
-                    if let Some(held) = models[line].held.get_mut(&number) && let Held::Spooled(hash) = *held {
+                    let model = &mut models[line];
+                    if let Some(held) = model.held.get_mut(&number)
+                        && let Held::Spooled(hash) | Held::InFlight(hash) = *held
+                    {
+                        // The next hop may be faster than whoever says that it is stored here.
                         *held = Held::Passed(hash);
+                        model.newest = model.newest.max(number);
                     }
                 }
                 Op::Quarantined { line, number } => {
@@ -187,15 +214,21 @@ proptest! {
                 Op::Declare { line, from, to } => {
                     prop_assert_eq!(lines.declare(&names[line], seq(from), seq(to), NOW), from <= to);
                     models[line].declared.extend(from..=to);
+                    if from <= to {
+                        let Model { declared, owed, .. } = &mut models[line];
+                        owed.retain(|number| !declared.contains(number));
+                    }
                 }
                 Op::Refused { line, number } => {
                     prop_assert!(lines.refused(&names[line], seq(number), NOW));
                     models[line].refused.insert(number);
+                    models[line].owed.remove(&number);
                     models[line].newest = models[line].newest.max(number);
                 }
                 Op::RestartFromCheckpoint => {
                     lines = Lines::decode(&lines.encode(NOW), Unseen::Missing, NOW).unwrap();
                     for (name, model) in names.iter().zip(&mut models) {
+                        model.owed.clear();
                         model.held.retain(|_, held| !matches!(held, Held::InFlight(_)));
                         for (number, held) in &model.held {
                             if let Held::Spooled(value) = held {
@@ -207,6 +240,7 @@ proptest! {
                 Op::RestartFromRecords => {
                     lines = decryptor();
                     for (name, model) in names.iter().zip(&mut models) {
+                        model.owed.clear();
                         model.held.retain(|_, held| !matches!(held, Held::InFlight(_)));
                         model.declared.clear();
                         model.refused.clear();
@@ -467,4 +501,41 @@ fn a_line_that_is_quiet_and_empty_goes_and_comes_back_with_its_memory() {
     assert_eq!(lines.put_back(&taken[0].1, later), Ok(quiet.clone()));
     assert_eq!(offer(&mut lines, &quiet, 3, 3), Ok(Verdict::Duplicate { unverified: false }));
     assert!(lines.put_back(&taken[0].1[1..], later).is_err());
+}
+
+#[test]
+fn what_did_not_get_to_the_disk_comes_before_what_lies_beyond_it() {
+    let lost = |numbers: [u64; 2]| {
+        let mut lines = decryptor();
+        (1..=4).for_each(|number| store(&mut lines, &can(), number));
+        for number in numbers {
+            assert_eq!(offer(&mut lines, &can(), number, number), Ok(Verdict::New(number)));
+        }
+        numbers.into_iter().for_each(|number| lines.lost(&can(), seq(number)));
+        lines
+    };
+    let due = |first| Err(LineRefusal::Overtakes { first });
+
+    let mut lines = lost([5, 6]);
+    assert_eq!(offer(&mut lines, &can(), 7, 7), due(5));
+    assert_eq!(offer(&mut lines, &can(), 6, 6), due(5));
+    // What is here already is no new number, and neither is a line of its own.
+    assert_eq!(offer(&mut lines, &can(), 4, 4), Ok(Verdict::Duplicate { unverified: false }));
+    assert_eq!(offer(&mut lines, &line("truck-1", "status", 7), 9, 9), Ok(Verdict::New(9)));
+    for number in [5, 6, 7] {
+        assert_eq!(offer(&mut lines, &can(), number, number), Ok(Verdict::New(number)));
+    }
+
+    // The device says that it is past them: it begins behind them, or has dropped them.
+    let mut lines = lost([5, 6]);
+    lines.hello(&can(), seq(7), NOW);
+    assert_eq!(offer(&mut lines, &can(), 7, 7), Ok(Verdict::New(7)));
+    let mut lines = lost([5, 6]);
+    assert!(lines.declare(&can(), seq(5), seq(5), NOW));
+    assert_eq!(offer(&mut lines, &can(), 7, 7), due(6));
+
+    // Or it has given them up without a word.
+    let mut lines = lost([5, 6]);
+    let later = NOW + OWED_FOR + Duration::from_millis(1);
+    assert_eq!(lines.offer(&can(), seq(7), hash(7), later, || 7), Ok(Verdict::New(7)));
 }

@@ -103,6 +103,9 @@ pub enum AppendError {
         /// Bytes that are free for records.
         available: u64,
     },
+    /// Something that was appended before it has been given up meanwhile. Try again when that has been appended again.
+    #[error("what was appended before it is not durable")]
+    Overtakes,
     /// The record is longer than this spool takes. Trying again is useless.
     #[error("record of {bytes} bytes, the limit is {limit}")]
     TooLarge {
@@ -132,7 +135,7 @@ impl AppendError {
     /// Whether the same append can succeed later on this spool.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::QueueFull { .. } | Self::Full { .. })
+        matches!(self, Self::QueueFull { .. } | Self::Full { .. } | Self::Overtakes)
     }
 }
 

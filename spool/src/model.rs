@@ -28,9 +28,15 @@ use flips::filled;
 /// What can happen to a spool.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { lane: usize, sizes: Vec<u16> },
+    Append {
+        lane: usize,
+        sizes: Vec<u16>,
+    },
     Commit,
-    Acknowledge { lane: usize, part: u8 },
+    Acknowledge {
+        lane: usize,
+        part: u8,
+    },
     SaveCursors,
     Prepare,
     Read,

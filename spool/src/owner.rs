@@ -336,6 +336,7 @@ impl Owner {
                 segment.end_offset = offset;
             }
         } else {
+            self.shared.fail(flight.lane);
             let here = &mut state.lanes[flight.lane];
             here.room = None;
             here.poisoned |= strikes;
@@ -468,6 +469,7 @@ impl Owner {
                 }
             }
         };
+        self.shared.fail(lane);
         let dropped = state.empty_queue(lane);
         let ready = state.ready(&self.shared.options);
         drop(state);

@@ -8,6 +8,7 @@ use crate::record::{Lane, MAX_HEAD_BYTES, Record};
 use crate::ticket::{Slot, Ticket};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -18,6 +19,8 @@ pub(crate) struct Shared {
     /// The spool is only looked at, and belongs to somebody else who may be writing.
     pub(crate) foreign: bool,
     state: Mutex<State>,
+    /// For each lane, how often what waited for the disk had to be given up. Moved under the lock, read without it.
+    failures: [AtomicU64; Lane::ALL.len()],
     /// The owner waits here for something to do.
     pub(crate) work: Condvar,
     /// The preparer waits here for a lane that wants a spare segment.
@@ -234,7 +237,17 @@ impl Shared {
             next_waiter: 0,
         };
         let (work, prepare, moved) = (Condvar::new(), Condvar::new(), Condvar::new());
-        Self { fs, dir, options, foreign: false, state: Mutex::new(state), work, prepare, moved }
+        let failures = Default::default();
+        Self { fs, dir, options, foreign: false, state: Mutex::new(state), failures, work, prepare, moved }
+    }
+
+    pub(crate) fn failures(&self, lane: usize) -> u64 {
+        self.failures[lane].load(Ordering::Acquire)
+    }
+
+    /// What waits in the lane is given up. The caller holds the lock, and empties the queue before it lets go.
+    pub(crate) fn fail(&self, lane: usize) {
+        self.failures[lane].fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -243,15 +256,30 @@ impl Shared {
 
     /// Takes one record.
     pub(crate) fn append_one(&self, lane: Lane, record: Record) -> Result<Ticket, AppendError> {
-        self.take(lane, Records::One(record))
+        self.take(lane, Records::One(record), None)
     }
 
     /// Takes the records of a batch, all or none.
     pub(crate) fn append(&self, lane: Lane, records: Vec<Record>) -> Result<Ticket, AppendError> {
-        self.take(lane, Records::Many(records))
+        self.take(lane, Records::Many(records), None)
     }
 
-    fn take(&self, lane: Lane, records: Records<Record>) -> Result<Ticket, AppendError> {
+    /// Takes one record, if nothing in the lane was given up since it had failed so many times.
+    pub(crate) fn append_since(
+        &self,
+        lane: Lane,
+        record: Record,
+        failures: u64,
+    ) -> Result<Ticket, AppendError> {
+        self.take(lane, Records::One(record), Some(failures))
+    }
+
+    fn take(
+        &self,
+        lane: Lane,
+        records: Records<Record>,
+        failures: Option<u64>,
+    ) -> Result<Ticket, AppendError> {
         let limit = self.options.max_record_bytes();
         let (count, mut bytes) = (records.len(), 0_u64);
         for record in records.iter() {
@@ -289,6 +317,10 @@ impl Shared {
         if let Err(refusal) = state.refuse(&self.options, lane.index(), count, bytes) {
             drop(state);
             return Err(refusal);
+        }
+        if failures.is_some_and(|failures| failures != self.failures(lane.index())) {
+            drop(state);
+            return Err(AppendError::Overtakes);
         }
         state.queued_bytes += bytes;
         state.queued_records += count;

@@ -117,8 +117,7 @@ impl Spool {
     pub(crate) fn without_threads(shared: Arc<Shared>) -> Self {
         let lanes = shared.lock().lanes.len();
         let scans = Lane::ALL.into_iter().take(lanes);
-        let oldest =
-            scans.map(|lane| Scan::new(Arc::clone(&shared), lane, Position::START, false)).collect();
+        let oldest = scans.map(|lane| Scan::new(Arc::clone(&shared), lane, Position::START, false)).collect();
         Self { shared, threads: Mutex::new(None), oldest: Mutex::new(oldest) }
     }
 
@@ -129,6 +128,22 @@ impl Spool {
     /// See [`AppendError`]: nothing was taken and nothing will be written.
     pub fn append(&self, lane: Lane, record: Record) -> Result<Ticket, AppendError> {
         self.shared.append_one(lane, record)
+    }
+
+    /// How often what waited in the lane had to be given up, because a sync failed or no segment was to be had.
+    #[must_use]
+    pub fn failures(&self, lane: Lane) -> u64 {
+        self.shared.failures(lane.index())
+    }
+
+    /// As [`append`](Self::append), but only if [`failures`](Self::failures) is still what the caller saw. Between a failure and
+    /// the moment at which its tickets are seen to, an append would land behind a gap: for records that must not overtake one
+    /// another.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and [`AppendError::Overtakes`].
+    pub fn append_since(&self, lane: Lane, record: Record, failures: u64) -> Result<Ticket, AppendError> {
+        self.shared.append_since(lane, record, failures)
     }
 
     /// Takes several records in this order and without others in between. They go to the disk in one group: whatever happens,

@@ -138,12 +138,12 @@ impl SpoolIntake {
         // The place among the settling comes first: from the append on nothing may be awaited, or a call that is cut
         // there would leave a number in flight for ever.
         let place = self.settle.reserve().await.map_err(|_| refusal_of(&AppendError::Closed))?;
-        let bytes = body.len();
+        let (bytes, failures) = (body.len(), reservation.failures());
         let (device, lane) = (&head.identity.device, self.spool.lane_of(&head.identity.line()));
         let share = self.shares.admit(device, lane, bytes as u64, self.spool.fill(), began);
         let share = share.map_err(|over| refusal_of_share(&over))?;
         let ticket = loop {
-            match self.spool.append(&head, body.clone(), wall_ms()) {
+            match self.spool.append(&head, body.clone(), wall_ms(), failures) {
                 Ok(ticket) => break ticket,
                 Err(AppendError::QueueFull { .. }) => {
                     self.spool.room(&head.identity.line(), bytes as u64).await
@@ -233,7 +233,8 @@ impl Intake for SpoolIntake {
         let (tell, told) = undecided();
         let bytes = admitted.bytes().len() as u64;
         let hash = ShortHash::from(&admitted.sha256);
-        let offered = self.numbers.offer(&identity, hash, bytes, now, told.clone());
+        let failures = self.spool.failures(&identity.line());
+        let offered = self.numbers.offer(&identity, hash, bytes, now, told.clone(), failures);
         let offered = offered.inspect_err(|refusal| self.metrics.refused(Refusal::from(*refusal).reason))?;
         let metrics = self.metrics.clone();
         let (ticket, outcome, counted) = match offered {
@@ -345,6 +346,7 @@ fn refusal_of(error: &AppendError) -> Refusal {
         AppendError::TooLarge { .. } => (ErrorReason::EnvelopeTooLarge, None),
         AppendError::Closed => (ErrorReason::Draining, Some(FULL_WAIT)),
         AppendError::Poisoned => (ErrorReason::NotDurable, Some(FAILED_WAIT)),
+        AppendError::Overtakes => (ErrorReason::NotDurable, Some(Duration::from_secs(1))),
         _ => (ErrorReason::Internal, Some(FAILED_WAIT)),
     };
     let refusal = Refusal::new(reason, error.to_string());

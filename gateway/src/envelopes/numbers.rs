@@ -65,7 +65,16 @@ pub struct Reservation {
     line: Line,
     seq: Seq,
     taken: Taken,
+    /// The failures of the spool that the line knew of: with one more, what it has under way is lost.
+    failures: u64,
     settled: bool,
+}
+
+/// What stands for an envelope in flight.
+#[derive(Debug, Clone)]
+struct UnderWay {
+    told: Fate,
+    failures: u64,
 }
 
 /// What a reservation stands for.
@@ -84,6 +93,12 @@ impl Reservation {
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self.taken, Taken::Conflict(..))
+    }
+
+    /// The failures of the spool that it may be appended after, and not one more.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures
     }
 
     /// The envelope is durable.
@@ -118,7 +133,7 @@ impl Drop for Reservation {
         }
         let mut state = self.numbers.lock();
         match self.taken {
-            Taken::New => state.lines.failed(&self.line, self.seq),
+            Taken::New => state.lines.lost(&self.line, self.seq),
             // The refused area still has it.
             Taken::Again => state.lines.passed_on(&self.line, self.seq),
             Taken::Conflict(hash, bytes) => state.forget_conflict(&self.line, self.seq, hash, bytes),
@@ -182,7 +197,7 @@ fn line_time(now: Duration) -> Duration {
 
 #[derive(Debug)]
 struct State {
-    lines: Lines<Fate>,
+    lines: Lines<UnderWay>,
     /// Taken out of `lines`, and not yet durable elsewhere.
     leaving: HashMap<Line, Vec<u8>>,
     conflicts: HashMap<DeviceId, Conflicts>,
@@ -201,6 +216,12 @@ struct HeldConflict {
 }
 
 impl State {
+    /// For the line's next envelope. What it has under way may have failed, and nobody has got round to saying so here.
+    fn under_way(&self, line: &Line, told: Fate, failures: u64) -> UnderWay {
+        let failures = self.lines.in_flight(line).map_or(failures, |before| before.failures);
+        UnderWay { told, failures }
+    }
+
     fn conflict(&mut self, line: &Line, seq: Seq, hash: ShortHash) -> Option<&mut HeldConflict> {
         self.conflicts.get_mut(&line.device)?.held.get_mut(&(line.clone(), seq, hash.0))
     }
@@ -291,7 +312,7 @@ impl Numbers {
     }
 
     /// Judges an envelope of `bytes` bytes. If it is to be stored, its number is taken from now on, and whoever resends
-    /// it meanwhile waits for `ticket`.
+    /// it meanwhile waits for `ticket`. `failures` are the spool's, as of now.
     ///
     /// # Errors
     /// A bound of the device's lines; nothing has changed.
@@ -302,14 +323,16 @@ impl Numbers {
         bytes: u64,
         now: Duration,
         ticket: Fate,
+        failures: u64,
     ) -> Result<Offered, LineRefusal> {
         let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
         let mut state = self.0.lock_with(&line, now);
-        Ok(match state.lines.offer(&line, seq, hash, now, || ticket.clone())? {
-            Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New)),
-            Verdict::InFlight(first) => Offered::Shared(first, Outcome::Duplicate { unverified: false }),
+        let under_way = state.under_way(&line, ticket, failures);
+        Ok(match state.lines.offer(&line, seq, hash, now, || under_way.clone())? {
+            Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New, under_way.failures)),
+            Verdict::InFlight(first) => Offered::Shared(first.told, Outcome::Duplicate { unverified: false }),
             Verdict::Duplicate { unverified } => Offered::Done(Outcome::Duplicate { unverified }),
-            Verdict::Conflict => self.beside(&mut state, line, seq, hash, bytes, ticket),
+            Verdict::Conflict => self.beside(&mut state, line, seq, hash, bytes, under_way),
         })
     }
 
@@ -325,30 +348,32 @@ impl Numbers {
         bytes: u64,
         now: Duration,
         ticket: Fate,
+        failures: u64,
     ) -> Result<Offered, LineRefusal> {
         let (line, seq, now) = (head.identity.line(), head.identity.seq, line_time(now));
         let hash = ShortHash::from(&head.sha256);
         let mut state = self.0.lock_with(&line, now);
+        let under_way = state.under_way(&line, ticket, failures);
         if conflict {
-            return Ok(self.beside(&mut state, line, seq, hash, bytes, ticket));
+            return Ok(self.beside(&mut state, line, seq, hash, bytes, under_way));
         }
-        Ok(match state.lines.offer(&line, seq, hash, now, || ticket.clone())? {
-            Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New)),
-            Verdict::InFlight(first) => Offered::Shared(first, Outcome::Duplicate { unverified: false }),
+        Ok(match state.lines.offer(&line, seq, hash, now, || under_way.clone())? {
+            Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New, under_way.failures)),
+            Verdict::InFlight(first) => Offered::Shared(first.told, Outcome::Duplicate { unverified: false }),
             Verdict::Duplicate { unverified } if state.lines.is_here(&line, seq) => {
                 Offered::Done(Outcome::Duplicate { unverified })
             }
             Verdict::Duplicate { .. } => {
                 // Before the append, not after: the answer to what was appended must find it here.
                 state.lines.recall(&line, seq, hash, now);
-                Offered::Store(self.reserve(line, seq, Taken::Again))
+                Offered::Store(self.reserve(line, seq, Taken::Again, failures))
             }
-            Verdict::Conflict => self.beside(&mut state, line, seq, hash, bytes, ticket),
+            Verdict::Conflict => self.beside(&mut state, line, seq, hash, bytes, under_way),
         })
     }
 
-    fn reserve(&self, line: Line, seq: Seq, taken: Taken) -> Reservation {
-        Reservation { numbers: self.0.clone(), line, seq, taken, settled: false }
+    fn reserve(&self, line: Line, seq: Seq, taken: Taken, failures: u64) -> Reservation {
+        Reservation { numbers: self.0.clone(), line, seq, taken, failures, settled: false }
     }
 
     /// Other bytes under a used number: a place beside, if there is one.
@@ -359,7 +384,7 @@ impl Numbers {
         seq: Seq,
         hash: ShortHash,
         bytes: u64,
-        ticket: Fate,
+        under_way: UnderWay,
     ) -> Offered {
         if let Some(held) = state.conflict(&line, seq, hash) {
             let kept = Outcome::Conflict { kept: true };
@@ -376,8 +401,9 @@ impl Numbers {
         if full || bytes > self.0.conflict_bytes_per_device {
             return Offered::Done(Outcome::Conflict { kept: false });
         }
-        state.add_conflict(&line, seq, hash, bytes, Some(ticket));
-        Offered::Store(self.reserve(line, seq, Taken::Conflict(hash, bytes)))
+        let UnderWay { told, failures } = under_way;
+        state.add_conflict(&line, seq, hash, bytes, Some(told));
+        Offered::Store(self.reserve(line, seq, Taken::Conflict(hash, bytes), failures))
     }
 
     /// How a large envelope stands by its header's hash, before its bytes come. Nothing is taken by asking.
@@ -479,6 +505,12 @@ impl Numbers {
     pub fn declare(&self, line: &Line, from: Seq, to: Seq, now: Duration) {
         let now = line_time(now);
         self.0.lock_with(line, now).lines.declare(line, from, to, now);
+    }
+
+    /// What a line has seen.
+    #[cfg(test)]
+    pub(crate) fn view(&self, line: &Line) -> Option<pithead_hop::ingest::lines::LineView> {
+        self.0.lock().lines.view(line)
     }
 
     /// Writes the checkpoint, so that what leaves the spool from here on is still known after a restart. Blocks for a

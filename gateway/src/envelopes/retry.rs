@@ -61,7 +61,8 @@ impl Retry {
         let taken = taken.map_err(|_| RetryError::Stopping)??;
         let (tell, told) = undecided();
         let bytes = taken.envelope.len() as u64;
-        match self.numbers.offer_again(&taken.head, taken.conflict, bytes, since_boot(), told)? {
+        let failures = self.spool.failures(&taken.head.identity.line());
+        match self.numbers.offer_again(&taken.head, taken.conflict, bytes, since_boot(), told, failures)? {
             Offered::Done(Outcome::Conflict { kept: false }) => return Err(RetryError::NoRoomBeside),
             // It waits there already.
             Offered::Done(_) => {}
@@ -77,7 +78,7 @@ impl Retry {
                     None if conflict => Body::Conflict(taken.envelope.clone()),
                     None => Body::Envelope(taken.envelope.clone()),
                 };
-                let ticket = self.spool.append(&head, body, wall_ms())?;
+                let ticket = self.spool.append(&head, body, wall_ms(), reservation.failures())?;
                 ticket.await?;
                 share.keep();
                 reservation.stored();

@@ -65,15 +65,35 @@ pub(crate) fn open_error(error: OpenError) -> ProgramError {
     ProgramError::new(reason, error.to_string()).affects("no envelope can be taken").todo(todo)
 }
 
+#[cfg(test)]
+impl From<Spool> for EnvelopeSpool {
+    fn from(spool: Spool) -> Self {
+        Self(Arc::new(Inner { log: spool, lanes: Lanes::new(&[], &[]) }))
+    }
+}
+
 impl EnvelopeSpool {
-    /// Appends an envelope to its line's lane. It is durable when the ticket says so.
+    /// How often what was on its way to the disk in the line's lane had to be given up.
+    #[must_use]
+    pub fn failures(&self, line: &Line) -> u64 {
+        self.0.log.failures(self.lane_of(line))
+    }
+
+    /// Appends an envelope to its line's lane, unless there was a failure more than `failures`. It is durable when the ticket
+    /// says so.
     ///
     /// # Errors
-    /// When there is no room or the disk has failed: nothing was taken.
-    pub fn append(&self, head: &Head, body: Body, at_ms: u64) -> Result<Ticket, AppendError> {
+    /// When there is no room, the disk has failed, or it would overtake what the disk did not take: nothing was taken.
+    pub fn append(
+        &self,
+        head: &Head,
+        body: Body,
+        at_ms: u64,
+        failures: u64,
+    ) -> Result<Ticket, AppendError> {
         let line = head.identity.line();
         let lane = self.0.lanes.join(&line);
-        let ticket = self.0.log.append(lane, head.record(body, at_ms));
+        let ticket = self.0.log.append_since(lane, head.record(body, at_ms), failures);
         if ticket.is_err() {
             self.0.lanes.left(&line);
         }

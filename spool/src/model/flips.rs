@@ -147,9 +147,13 @@ fn a_flipped_bit_in_a_worn_spool_costs_what_it_hit_and_brings_back_nothing_old()
             let (found, corrupt) = read_all(&open.shared, lane);
             assert!(found.is_sorted_by_key(|(position, _)| *position), "{place}");
             for (position, record) in &found {
-                assert_eq!(*record, worn.written[*position as usize], "{place}: a damaged or old record was served");
+                assert_eq!(
+                    *record, worn.written[*position as usize],
+                    "{place}: a damaged or old record was served"
+                );
             }
-            let there: std::collections::BTreeSet<u64> = found.iter().map(|(position, _)| *position).collect();
+            let there: std::collections::BTreeSet<u64> =
+                found.iter().map(|(position, _)| *position).collect();
             for position in (worn.acknowledged..worn.written.len() as u64).filter(|at| !there.contains(at)) {
                 // Of the last group of a spool that was not closed nobody can tell damage from a torn tail.
                 let torn = !closed && position >= worn.last_group && recovery.truncated_bytes > 0;

@@ -59,7 +59,8 @@ impl SpoolIntake {
         let (tell, told) = undecided();
         let body = Body::Large { total };
         let hash = ShortHash::from(&header_sha256);
-        let offered = self.numbers.offer(&identity, hash, total, since_boot(), told.clone());
+        let failures = self.spool.failures(&identity.line());
+        let offered = self.numbers.offer(&identity, hash, total, since_boot(), told.clone(), failures);
         let offered = offered.inspect_err(|refusal| self.metrics.refused(Refusal::from(*refusal).reason))?;
         let (ticket, outcome) = match offered {
             Offered::Done(outcome) => {

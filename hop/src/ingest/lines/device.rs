@@ -137,7 +137,7 @@ impl<T: Clone> Device<T> {
                 state.last_used = now;
                 return Ok(verdict);
             }
-            state.may_take(seq.get(), room)?;
+            state.may_take(seq.get(), room, now)?;
             let ticket = ticket();
             state.take(seq.get(), hash, ticket.clone(), now);
             Ok(Verdict::New(ticket))

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{HASHES_KEPT, INTERVALS_PER_LINE, LineRefusal, SEQ_JUMP_MAX, ShortHash, Verdict};
+use super::{HASHES_KEPT, INTERVALS_PER_LINE, LineRefusal, OWED_FOR, SEQ_JUMP_MAX, ShortHash, Verdict};
 use crate::ingest::intervals::IntervalSet;
 
 /// What a line has seen, for screens and for the decryptor's books.
@@ -33,6 +33,8 @@ pub(super) struct LineState<T> {
     pub(super) held: IntervalSet,
     pub(super) declared: IntervalSet,
     pub(super) refused: IntervalSet,
+    /// Were on their way to the disk and did not get there: the lowest of them comes before anything beyond it.
+    owed: IntervalSet,
     pub(super) in_flight: BTreeMap<u64, (ShortHash, T)>,
     pub(super) spooled: BTreeMap<u64, ShortHash>,
     pub(super) passed: VecDeque<(u64, ShortHash)>,
@@ -47,6 +49,7 @@ impl<T: Clone> LineState<T> {
             held: IntervalSet::new(),
             declared: IntervalSet::new(),
             refused: IntervalSet::new(),
+            owed: IntervalSet::new(),
             in_flight: BTreeMap::new(),
             spooled: BTreeMap::new(),
             passed: VecDeque::new(),
@@ -91,7 +94,13 @@ impl<T: Clone> LineState<T> {
     }
 
     /// `room` is how many intervals the device may still add.
-    pub(super) fn may_take(&self, seq: u64, room: usize) -> Result<(), LineRefusal> {
+    pub(super) fn may_take(&mut self, seq: u64, room: usize, now: Duration) -> Result<(), LineRefusal> {
+        if now.saturating_sub(self.last_used) > OWED_FOR {
+            self.owed = IntervalSet::new();
+        }
+        if let Some(first) = self.owed.first().filter(|first| *first < seq) {
+            return Err(LineRefusal::Overtakes { first });
+        }
         if self.beyond(seq) {
             return Err(LineRefusal::SeqJump { newest: self.furthest() });
         }
@@ -105,8 +114,23 @@ impl<T: Clone> LineState<T> {
 
     pub(super) fn take(&mut self, seq: u64, hash: ShortHash, ticket: T, now: Duration) {
         self.held.insert(seq);
+        self.owed.remove(seq);
         self.in_flight.insert(seq, (hash, ticket));
         self.last_used = now;
+    }
+
+    pub(super) fn lost(&mut self, seq: u64) {
+        if self.in_flight.contains_key(&seq) {
+            self.failed(seq);
+            self.owed.insert(seq);
+        }
+    }
+
+    /// Everything below `first` was dealt with.
+    pub(super) fn owes_nothing_before(&mut self, first: u64) {
+        if first > 1 {
+            self.owed.remove_range(1, first - 1);
+        }
     }
 
     pub(super) fn stored(&mut self, seq: u64) {
@@ -123,6 +147,8 @@ impl<T: Clone> LineState<T> {
     }
 
     pub(super) fn passed_on(&mut self, seq: u64) {
+        // The next hop may answer before whoever waits for our own disk has had his turn to say so.
+        self.stored(seq);
         if let Some(hash) = self.spooled.remove(&seq) {
             if self.passed.len() >= HASHES_KEPT {
                 self.passed.pop_front();
@@ -150,6 +176,7 @@ impl<T: Clone> LineState<T> {
 
     pub(super) fn refused(&mut self, seq: u64) -> bool {
         let fits = !self.beyond(seq) && self.refused.intervals_with(seq) <= INTERVALS_PER_LINE;
+        self.owed.remove(seq);
         if fits {
             self.refused.insert(seq);
             self.newest = self.newest.max(seq);
@@ -162,6 +189,7 @@ impl<T: Clone> LineState<T> {
         let fits = from <= to && !self.beyond(to) && self.declared.intervals() < INTERVALS_PER_LINE;
         if fits {
             self.declared.insert_range(from, to);
+            self.owed.subtract(&self.declared);
         }
         fits
     }

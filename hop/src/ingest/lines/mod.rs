@@ -39,6 +39,9 @@ pub const RUNS_PER_HOUR: u32 = 60;
 pub const HASHES_KEPT: usize = 1_024;
 /// A line that was quiet for this long may be put away, see [`Lines::take_idle`].
 pub const IDLE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long a line waits for a number that did not get to the disk, before what lies beyond it is taken again: a sender that is
+/// alive sends it within moments, and one that has given it up must not be kept waiting for ever.
+pub const OWED_FOR: Duration = Duration::from_secs(10);
 /// Devices of a site. Only the site's own CA, or a gateway of the site, can name more.
 pub const DEVICES_MAX: usize = 100_000;
 
@@ -131,6 +134,21 @@ impl<T: Clone> Lines<T> {
         }
     }
 
+    /// It was not stored, and its sender has been told so, or will be: the number is free again, and until it comes again nothing
+    /// beyond it is taken, or a line that was sent in order would not be kept in order. Ends with the number, with a Hello or a
+    /// gap beyond it, or [`OWED_FOR`] after the line's last envelope.
+    pub fn lost(&mut self, line: &Line, seq: Seq) {
+        if let Some(device) = self.devices.get_mut(&line.device) {
+            device.change(line, |line| line.lost(seq.get()));
+        }
+    }
+
+    /// The ticket of the line's highest number that is on its way to the disk.
+    pub fn in_flight(&self, line: &Line) -> Option<&T> {
+        let state = self.devices.get(&line.device)?.line(line)?;
+        state.in_flight.last_key_value().map(|(_, (_, ticket))| ticket)
+    }
+
     /// A durable envelope has left: it was acknowledged by the next hop, or it was applied. Its number stays held, its
     /// hash is one of the last [`HASHES_KEPT`].
     pub fn passed_on(&mut self, line: &Line, seq: Seq) {
@@ -174,6 +192,7 @@ impl<T: Clone> Lines<T> {
         if device.open(line, start, now).is_err() {
             return 0;
         }
+        device.change(line, |line| line.owes_nothing_before(first_unacked.get()));
         device.line(line).map_or(0, |line| line.durable_from(first_unacked.get()))
     }
 

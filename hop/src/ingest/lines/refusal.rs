@@ -28,6 +28,12 @@ pub enum LineRefusal {
         /// The number to send first; none if nothing of the line is missing.
         lowest_missing: Option<u64>,
     },
+    /// A lower number of this line was on its way to the disk and did not get there: it comes first.
+    #[error("number {first} of this line is not durable; send it again first")]
+    Overtakes {
+        /// The number that is due.
+        first: u64,
+    },
     /// One stream more than a device may have.
     #[error("the device has {STREAMS_PER_DEVICE} streams already")]
     TooManyStreams,
@@ -42,6 +48,8 @@ pub enum LineRefusal {
     TooManyDevices,
 }
 
+/// How long a sender waits before it sends again what did not get to the disk.
+const OVERTAKES_RETRY: Duration = Duration::from_secs(1);
 /// How long to wait where only time or an operator helps.
 const DEVICES_RETRY: Duration = Duration::from_secs(300);
 
@@ -56,6 +64,9 @@ impl From<LineRefusal> for Refusal {
                     Some(lowest) => refusal.with("lowest_missing", lowest),
                     None => refusal,
                 }
+            }
+            LineRefusal::Overtakes { first } => {
+                Self::new(ErrorReason::NotDurable, detail).with("first", first).retry_after(OVERTAKES_RETRY)
             }
             LineRefusal::TooManyStreams => Self::new(ErrorReason::TooManyStreams, detail),
             LineRefusal::TooManyRuns { retry_after } => {
