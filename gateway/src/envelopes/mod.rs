@@ -25,4 +25,6 @@ pub mod uploads;
 pub mod carried;
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 pub(crate) mod testing;

@@ -25,6 +25,8 @@ pub mod pace;
 mod turns;
 
 mod alarm;
+#[cfg(test)]
+pub(crate) mod by_hand;
 mod feeds;
 mod large;
 mod progress;

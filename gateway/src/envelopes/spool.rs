@@ -66,9 +66,10 @@ pub(crate) fn open_error(error: OpenError) -> ProgramError {
 }
 
 #[cfg(test)]
-impl From<Spool> for EnvelopeSpool {
-    fn from(spool: Spool) -> Self {
-        Self(Arc::new(Inner { log: spool, lanes: Lanes::new(&[], &[]) }))
+impl EnvelopeSpool {
+    /// Over a log that was opened elsewhere.
+    pub(crate) fn over(log: Spool, lanes: Lanes) -> Self {
+        Self(Arc::new(Inner { log, lanes }))
     }
 }
 
