@@ -11,6 +11,9 @@
 //!
 //! What a device holds of the disk is told to [`Shares`] here, where it is known when an envelope comes to stay and goes.
 //!
+//! The checkpoint has room on the disk that nobody else is given: on a disk that is full to the last byte nothing may leave the
+//! spool before the checkpoint is written, and nothing would ever make room for it.
+//!
 //! Other bytes under a used number are kept beside the first, within a bound per device, and remembered by hash for as
 //! long as they are in the spool, so that a device that insists is not stored again and again.
 
@@ -45,6 +48,8 @@ pub const LINES_IN_MEMORY: usize = 16_384;
 pub const IDLE_MIN: Duration = Duration::from_secs(3600);
 /// Added to the time since boot: a line may have been quiet for longer than the machine is up.
 const BEFORE_BOOT: Duration = Duration::from_secs(2 * IDLE.as_secs());
+/// Bytes that are kept for the checkpoint, at least: that of a few hundred lines. A larger one keeps twice its own size.
+const RESERVE_MIN: usize = 256 << 10;
 
 /// What is to be done with an envelope.
 #[derive(Debug)]
@@ -188,6 +193,29 @@ impl Inner {
         }
         state
     }
+
+    fn reserve(&self) -> PathBuf {
+        self.checkpoint.with_extension("reserve")
+    }
+
+    /// Keeps room for a checkpoint that is twice as large as the last one. On a disk that has none it is tried again with the
+    /// next one.
+    fn set_aside_room(&self, checkpoint_bytes: usize) {
+        let (path, bytes) = (self.reserve(), RESERVE_MIN.max(2 * checkpoint_bytes));
+        if std::fs::metadata(&path).is_ok_and(|kept| kept.len() >= bytes as u64) {
+            return;
+        }
+        // Zeroes that are written: a file that is merely long has no blocks.
+        if let Err(error) = std::fs::write(&path, vec![0; bytes]) {
+            tracing::warn!(event = "lines.no_reserve", %error);
+            // What was written of it is room that the checkpoint may need.
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Time for the lines, of operating time.
@@ -308,6 +336,7 @@ impl Numbers {
         tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);
         let (state, writing) = (Mutex::new(state), Mutex::new(()));
         let inner = Inner { state, checkpoint, conflict_bytes_per_device, shares, idle, writing };
+        inner.set_aside_room(0);
         Ok(Self(Arc::new(inner)))
     }
 
@@ -523,7 +552,14 @@ impl Numbers {
         let mut bytes = self.0.lock().lines.encode(line_time(since_boot()));
         let digest = Sha256::digest(&bytes);
         bytes.extend_from_slice(&digest);
-        disk::replace(&self.0.checkpoint, &bytes)?;
+        match disk::replace(&self.0.checkpoint, &bytes) {
+            Err(error) if is_full(&error) => {
+                std::fs::remove_file(self.0.reserve())?;
+                disk::replace(&self.0.checkpoint, &bytes)?;
+            }
+            written => written?,
+        }
+        self.0.set_aside_room(bytes.len());
         Ok(bytes.len())
     }
 }
