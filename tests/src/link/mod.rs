@@ -1,26 +1,107 @@
-//! A piece of wire between two programs, on loopback: it forwards TCP, and can be cut and healed.
+//! A piece of wire between two programs, on loopback: it forwards TCP, and fails in the ways in which wires fail.
 //!
-//! Two ways in which a WAN goes: [`Link::cut`] is a link that is known to be down (connections are reset, new ones too),
-//! [`Link::silence`] is a radio shadow (nothing arrives and nobody is told).
+//! | call | what a program sees | where that happens |
+//! |---|---|---|
+//! | [`Link::cut`] | connections are reset, new ones too | a link that is known to be down |
+//! | [`Link::reset`] | connections are reset, new ones are welcome | a router that was started again |
+//! | [`Link::silence`] | nothing arrives, nobody is told, nothing is lost | a radio shadow |
+//! | [`Link::half_open`] | accepted, and swallowed for good, one way or both | a firewall that has forgotten a connection |
+//! | [`Link::delay`], [`Link::throttle`] | late, slow | a satellite, a shared radio |
+//! | [`Link::lose_request`] | the connection breaks, and the other end never got what was said last | |
+//! | [`Link::lose_reply`] | the connection breaks, and the other end got it and has answered | |
+//! | [`Link::flap`] | all is well, and then it is not, again and again | a vehicle at the edge of a cell |
+//!
+//! It counts what it carries in each direction, so a test can say how much went over it twice. It knows nothing of TLS: a
+//! request is what the side that connected says, a reply is what the other side says.
+
+mod carry;
+#[cfg(test)]
+mod tests;
 
 use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::watch,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// What the wire does.
+/// A direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Forwards.
-    Open,
-    /// Resets what there is and what comes.
-    Cut,
-    /// Takes everything and forwards nothing.
-    Silent,
+pub enum Way {
+    /// From the side that connected: requests.
+    Up,
+    /// To the side that connected: replies.
+    Down,
+}
+
+/// Which directions are swallowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swallow {
+    /// Requests.
+    Up,
+    /// Replies.
+    Down,
+    /// Everything.
+    Both,
+}
+
+/// What becomes of what arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Flow {
+    #[default]
+    Pass,
+    Hold,
+    Swallow,
+}
+
+/// One request or reply is to be lost.
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    way: Way,
+    /// The connection breaks when so many bytes of it have been swallowed.
+    bytes: usize,
+}
+
+/// What the wire does.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    refuses: bool,
+    up: Flow,
+    down: Flow,
+    delay: Duration,
+    bytes_per_s: Option<u64>,
+    loss: Option<Loss>,
+    /// How often everything was reset: a connection that is older than the last time is over.
+    resets: u64,
+}
+
+impl State {
+    fn flow(&self, way: Way) -> Flow {
+        match way {
+            Way::Up => self.up,
+            Way::Down => self.down,
+        }
+    }
+
+    fn loses(&self, way: Way) -> Option<usize> {
+        self.loss.filter(|loss| loss.way == way).map(|loss| loss.bytes)
+    }
+}
+
+/// What went over the wire since it was laid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Connections that were accepted.
+    pub connections: u64,
+    /// Bytes of requests that were handed on.
+    pub up: u64,
+    /// Bytes of replies that were handed on.
+    pub down: u64,
+    /// Bytes that were taken and never handed on.
+    pub swallowed: u64,
+    /// Requests and replies that were lost on demand.
+    pub lost: u64,
 }
 
 /// A wire. It is gone when dropped.
@@ -28,7 +109,7 @@ enum State {
 pub struct Link {
     address: SocketAddr,
     state: watch::Sender<State>,
-    connections: watch::Sender<u64>,
+    carried: watch::Sender<Carried>,
     _stop: DropGuard,
 }
 
@@ -37,12 +118,11 @@ impl Link {
     pub async fn start(address: SocketAddr, to: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let state = watch::Sender::new(State::Open);
-        let connections = watch::Sender::new(0);
+        let (state, carried) = (watch::Sender::new(State::default()), watch::Sender::new(Carried::default()));
         let stop = CancellationToken::new();
-        let accept = accept(listener, to, state.subscribe(), connections.clone(), stop.clone());
+        let accept = accept(listener, to, state.clone(), carried.clone(), stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept));
-        Ok(Self { address, state, connections, _stop: stop.drop_guard() })
+        Ok(Self { address, state, carried, _stop: stop.drop_guard() })
     }
 
     /// Where to connect to.
@@ -53,31 +133,127 @@ impl Link {
 
     /// Resets every connection, and every new one until [`Link::heal`].
     pub fn cut(&self) {
-        self.state.send_replace(State::Cut);
+        cut(&self.state);
+    }
+
+    /// Resets every connection; new ones go through.
+    pub fn reset(&self) {
+        self.state.send_modify(|state| state.resets += 1);
     }
 
     /// Connections stay and carry nothing, until [`Link::heal`].
     pub fn silence(&self) {
-        self.state.send_replace(State::Silent);
+        self.state.send_modify(|state| (state.up, state.down) = (Flow::Hold, Flow::Hold));
     }
 
-    /// Forwards again.
+    /// Connections are accepted and stay, and what they say is swallowed, until [`Link::heal`]. What was swallowed does not
+    /// come back: a connection that lost bytes is dead, and nobody has told its ends. [`Link::reset`] does.
+    pub fn half_open(&self, swallow: Swallow) {
+        self.state.send_modify(|state| {
+            (state.up, state.down) = match swallow {
+                Swallow::Up => (Flow::Swallow, Flow::Pass),
+                Swallow::Down => (Flow::Pass, Flow::Swallow),
+                Swallow::Both => (Flow::Swallow, Flow::Swallow),
+            };
+        });
+    }
+
+    /// What arrives from now on is so late, each way; its order and its rate stay.
+    pub fn delay(&self, by: Duration) {
+        self.state.send_modify(|state| state.delay = by);
+    }
+
+    /// Each connection carries so many bytes a second from now on, each way.
+    pub fn throttle(&self, bytes_per_s: u64) {
+        self.state.send_modify(|state| state.bytes_per_s = Some(bytes_per_s.max(1)));
+    }
+
+    /// Loses the next request: from now on what is said upwards is swallowed, and when that is `bytes` and more, every
+    /// connection is reset and the wire is whole again. The other end may get nothing of it.
+    pub fn lose_request(&self, bytes: usize) {
+        self.lose(Loss { way: Way::Up, bytes });
+    }
+
+    /// Loses the next reply: requests go through, what is said downwards is swallowed, and when that is `bytes` and more, every
+    /// connection is reset and the wire is whole again. The other end has done what it was asked to.
+    pub fn lose_reply(&self, bytes: usize) {
+        self.lose(Loss { way: Way::Down, bytes });
+    }
+
+    fn lose(&self, loss: Loss) {
+        self.state.send_modify(|state| state.loss = Some(loss));
+    }
+
+    /// Cuts and heals in turn until the guard is dropped, which leaves the wire whole.
+    #[must_use = "the wire is whole when the guard is dropped"]
+    pub fn flap(&self, whole: Duration, cut_for: Duration) -> Flapping {
+        let (state, stop) = (self.state.clone(), CancellationToken::new());
+        let flapping = async move {
+            loop {
+                tokio::time::sleep(whole).await;
+                cut(&state);
+                tokio::time::sleep(cut_for).await;
+                heal(&state);
+            }
+        };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(flapping));
+        Flapping { state: self.state.clone(), stop }
+    }
+
+    /// Forwards again, at once and at full speed, and loses nothing more.
     pub fn heal(&self) {
-        self.state.send_replace(State::Open);
+        heal(&self.state);
     }
 
     /// How many connections were ever accepted while the wire was whole.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        *self.connections.borrow()
+        self.carried().connections
     }
+
+    /// What went over it so far.
+    #[must_use]
+    pub fn carried(&self) -> Carried {
+        *self.carried.borrow()
+    }
+
+    /// Resolves when what was carried is so.
+    pub async fn until(&self, condition: impl FnMut(&Carried) -> bool) {
+        // It fails only when the sender is gone, and we hold it.
+        let _ = self.carried.subscribe().wait_for(condition).await;
+    }
+}
+
+/// A wire that comes and goes.
+#[derive(Debug)]
+pub struct Flapping {
+    state: watch::Sender<State>,
+    stop: CancellationToken,
+}
+
+impl Drop for Flapping {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        heal(&self.state);
+    }
+}
+
+fn cut(state: &watch::Sender<State>) {
+    state.send_modify(|state| {
+        state.refuses = true;
+        state.resets += 1;
+    });
+}
+
+fn heal(state: &watch::Sender<State>) {
+    state.send_modify(|state| *state = State { resets: state.resets, ..State::default() });
 }
 
 async fn accept(
     listener: TcpListener,
     to: SocketAddr,
-    state: watch::Receiver<State>,
-    connections: watch::Sender<u64>,
+    state: watch::Sender<State>,
+    carried: watch::Sender<Carried>,
     stop: CancellationToken,
 ) {
     loop {
@@ -86,122 +262,51 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        if *state.borrow() == State::Cut {
-            reset(&near);
+        let now = *state.borrow();
+        if now.refuses {
+            break_off(&near);
             continue;
         }
-        connections.send_modify(|count| *count += 1);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(forward(near, to, state.clone())));
+        carried.send_modify(|carried| carried.connections += 1);
+        let forward = forward(near, to, state.clone(), carried.clone(), now.resets);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(forward));
     }
 }
 
 /// What is dropped after this ends with RST and not with FIN: a link that breaks says no goodbye.
-fn reset(stream: &TcpStream) {
+fn break_off(stream: &TcpStream) {
     // A stream that is gone already needs no reset.
     let _ = stream.set_zero_linger();
 }
 
-async fn forward(near: TcpStream, to: SocketAddr, state: watch::Receiver<State>) {
-    let mut watching = state.clone();
+async fn forward(
+    near: TcpStream,
+    to: SocketAddr,
+    state: watch::Sender<State>,
+    carried: watch::Sender<Carried>,
+    resets: u64,
+) {
+    let mut watching = state.subscribe();
+    let over = watching.wait_for(|state| state.resets != resets);
+    tokio::pin!(over);
+    // Dropped with zero linger whatever the reason; an orderly end has been passed on by then.
+    break_off(&near);
     let far = tokio::select! {
         far = TcpStream::connect(to) => far,
-        _ = watching.wait_for(|state| *state == State::Cut) => {
-            reset(&near);
-            return;
-        }
+        _ = &mut over => return,
     };
-    let Ok(far) = far else {
-        reset(&near);
-        return;
-    };
+    let Ok(far) = far else { return };
+    break_off(&far);
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    // Dropped with zero linger whatever the reason; an orderly end has been passed on by then.
-    reset(&near);
-    reset(&far);
     let (mut near, mut far) = (near, far);
     let (near_read, near_write) = near.split();
     let (far_read, far_write) = far.split();
+    let carry = |way| carry::Carry { way, state: state.clone(), carried: carried.clone() };
     tokio::select! {
-        _ = async { tokio::join!(pump(near_read, far_write, state.clone()), pump(far_read, near_write, state.clone())) } => {}
-        _ = watching.wait_for(|state| *state == State::Cut) => {}
-    }
-}
-
-async fn pump(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    mut state: watch::Receiver<State>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let read = from.read(&mut buffer).await?;
-        if state.wait_for(|state| *state == State::Open).await.is_err() {
-            return Ok(());
-        }
-        if read == 0 {
-            return to.shutdown().await;
-        }
-        to.write_all(&buffer[..read]).await?;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    async fn echo() -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let (mut read, mut write) = stream.split();
-                    let _ = tokio::io::copy(&mut read, &mut write).await;
-                });
-            }
-        });
-        address
-    }
-
-    async fn says(stream: &mut TcpStream, word: &[u8]) -> io::Result<Vec<u8>> {
-        stream.write_all(word).await?;
-        let mut answer = vec![0; word.len()];
-        stream.read_exact(&mut answer).await?;
-        Ok(answer)
-    }
-
-    #[tokio::test]
-    async fn a_cut_resets_what_there_is_and_what_comes_and_healing_lets_new_ones_through() {
-        let link = Link::start("127.0.0.1:0".parse().unwrap(), echo().await).await.unwrap();
-        let mut stream = TcpStream::connect(link.address()).await.unwrap();
-        assert_eq!(says(&mut stream, b"hello").await.unwrap(), b"hello");
-        link.cut();
-        assert!(says(&mut stream, b"anybody?").await.is_err());
-        match TcpStream::connect(link.address()).await {
-            Ok(mut refused) => assert!(says(&mut refused, b"hello").await.is_err()),
-            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
-        }
-        link.heal();
-        let mut stream = TcpStream::connect(link.address()).await.unwrap();
-        assert_eq!(says(&mut stream, b"again").await.unwrap(), b"again");
-        assert_eq!(link.connections(), 2);
-    }
-
-    #[tokio::test]
-    async fn silence_holds_everything_back_and_loses_nothing() {
-        let link = Link::start("127.0.0.1:0".parse().unwrap(), echo().await).await.unwrap();
-        let mut stream = TcpStream::connect(link.address()).await.unwrap();
-        assert_eq!(says(&mut stream, b"hello").await.unwrap(), b"hello");
-        link.silence();
-        stream.write_all(b"hidden").await.unwrap();
-        let mut answer = [0; 6];
-        let quiet = tokio::time::timeout(Duration::from_millis(100), stream.read_exact(&mut answer)).await;
-        assert!(quiet.is_err(), "nothing may come through");
-        link.heal();
-        let mut rest = [0; 6];
-        stream.read_exact(&mut rest).await.unwrap();
-        assert_eq!(&rest, b"hidden");
+        _ = async { tokio::try_join!(
+            carry(Way::Up).run(near_read, far_write),
+            carry(Way::Down).run(far_read, near_write),
+        ) } => {}
+        _ = over => {}
     }
 }

@@ -1,0 +1,132 @@
+//! One direction of one connection: what is read is stamped, travels, and is handed on, held, swallowed or lost.
+
+use std::{io, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use super::{Carried, Flow, State, Way};
+
+/// Read at a time.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// Chunks that travel: what a delayed wire has in it. Then its sender has to wait, as before any full pipe.
+const CHUNKS_UNDER_WAY: usize = 256;
+/// A throttled wire hands on this many pieces a second.
+const PIECES_PER_S: u64 = 50;
+
+pub(super) struct Carry {
+    pub(super) way: Way,
+    pub(super) state: watch::Sender<State>,
+    pub(super) carried: watch::Sender<Carried>,
+}
+
+/// What came in.
+enum Arrival {
+    Bytes(Bytes),
+    /// The sender has said all it wants to say.
+    End,
+    /// The sender's side broke.
+    Broken(io::Error),
+}
+
+impl Carry {
+    /// Carries until the end has been passed on, or until one side breaks and the wire lets the other know.
+    pub(super) async fn run(
+        self,
+        from: impl AsyncRead + Unpin,
+        to: impl AsyncWrite + Unpin,
+    ) -> io::Result<()> {
+        let (arrivals, under_way) = mpsc::channel(CHUNKS_UNDER_WAY);
+        let (_, handed_on) = tokio::join!(self.take_in(from, arrivals), self.hand_on(to, under_way));
+        handed_on
+    }
+
+    async fn take_in(&self, mut from: impl AsyncRead + Unpin, arrivals: mpsc::Sender<(Instant, Arrival)>) {
+        loop {
+            let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+            let arrival = tokio::select! {
+                read = from.read_buf(&mut chunk) => match read {
+                    Ok(0) => Arrival::End,
+                    Ok(_) => Arrival::Bytes(chunk.freeze()),
+                    Err(error) => Arrival::Broken(error),
+                },
+                // Whoever hands on has met the end.
+                () = arrivals.closed() => return,
+            };
+            let last = !matches!(arrival, Arrival::Bytes(_));
+            let due = Instant::now() + self.state.borrow().delay;
+            if arrivals.send((due, arrival)).await.is_err() || last {
+                return;
+            }
+        }
+    }
+
+    async fn hand_on(
+        &self,
+        mut to: impl AsyncWrite + Unpin,
+        mut under_way: mpsc::Receiver<(Instant, Arrival)>,
+    ) -> io::Result<()> {
+        let mut state = self.state.subscribe();
+        let mut lost = 0;
+        while let Some((due, arrival)) = under_way.recv().await {
+            tokio::time::sleep_until(due).await;
+            let now = match state.wait_for(|state| state.flow(self.way) != Flow::Hold).await {
+                Ok(now) => *now,
+                Err(_) => return Ok(()),
+            };
+            let loses = now.loses(self.way);
+            if loses.is_some() || now.flow(self.way) == Flow::Swallow {
+                // An end that is swallowed is not heard of on the other side either.
+                let Arrival::Bytes(bytes) = arrival else { return std::future::pending().await };
+                self.carried.send_modify(|carried| carried.swallowed += bytes.len() as u64);
+                lost += bytes.len();
+                if loses.is_some_and(|enough| lost >= enough) {
+                    self.broken_off();
+                }
+                continue;
+            }
+            match arrival {
+                Arrival::Bytes(bytes) => self.pass(&mut to, &bytes, now.bytes_per_s).await?,
+                Arrival::End => return to.shutdown().await,
+                Arrival::Broken(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn pass(
+        &self,
+        to: &mut (impl AsyncWrite + Unpin),
+        bytes: &[u8],
+        bytes_per_s: Option<u64>,
+    ) -> io::Result<()> {
+        let piece_bytes = match bytes_per_s {
+            Some(rate) => usize::try_from((rate / PIECES_PER_S).max(1)).unwrap_or(CHUNK_BYTES),
+            None => bytes.len(),
+        };
+        for piece in bytes.chunks(piece_bytes) {
+            if let Some(rate) = bytes_per_s {
+                tokio::time::sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64)).await;
+            }
+            to.write_all(piece).await?;
+            self.carried.send_modify(|carried| match self.way {
+                Way::Up => carried.up += piece.len() as u64,
+                Way::Down => carried.down += piece.len() as u64,
+            });
+        }
+        Ok(())
+    }
+
+    /// Enough was swallowed for something to be lost: everything is reset, and the wire is whole.
+    fn broken_off(&self) {
+        self.state.send_modify(|state| {
+            state.loss = None;
+            state.resets += 1;
+        });
+        self.carried.send_modify(|carried| carried.lost += 1);
+    }
+}
