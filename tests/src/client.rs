@@ -49,6 +49,12 @@ impl Client {
         Ok(connection.map(Self))
     }
 
+    /// The connection, for calls that this client does not know.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        self.0.clone()
+    }
+
     /// One envelope, one answer.
     pub async fn submit(&self, envelope: impl Into<Bytes>) -> Result<SubmitResponse, Remote> {
         let mut client = IngestServiceClient::new(self.0.clone());

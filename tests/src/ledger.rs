@@ -165,6 +165,29 @@ impl Delivered {
     }
 }
 
+/// How many envelopes each line of a sink of JSON lines has, if each line lies there from number 1 on, in order, without a hole
+/// and nothing twice; otherwise an error that names the place. Reads as it goes: for sinks that are too large to be held.
+pub fn lines_in_order(path: &Path) -> anyhow::Result<BTreeMap<Line, u64>> {
+    let mut newest: BTreeMap<Line, u64> = BTreeMap::new();
+    let file = fs::File::open(path).with_context(|| path.display().to_string())?;
+    for (number, text) in (1..).zip(BufReader::new(file).lines()) {
+        let text = text?;
+        let record: JsonLine =
+            serde_json::from_str(&text).with_context(|| format!("{} line {number}", path.display()))?;
+        let line = Line { device: record.device, run: record.run, stream: record.stream };
+        let last = newest.entry(line.clone()).or_default();
+        let due = *last + 1;
+        anyhow::ensure!(
+            record.index > 0 && record.seq == *last || record.index == 0 && record.seq == due,
+            "{} line {number}: number {} of {line:?}, where {due} is due",
+            path.display(),
+            record.seq
+        );
+        *last = record.seq;
+    }
+    Ok(newest)
+}
+
 fn walk(folder: &Path, files: &mut Vec<std::path::PathBuf>) -> anyhow::Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -327,6 +350,23 @@ mod tests {
         assert_eq!(read(&[line(1, 0, "a"), line(4, 0, "b")]).holes(), 2);
         assert_eq!(read(&[line(1, 1, "b")]).holes(), 1);
         assert_eq!(read(&[line(1, 0, "a"), line(1, 0, "a")]).repeated(), 1);
+    }
+
+    #[test]
+    fn a_sink_that_is_not_in_order_names_the_place() {
+        let check = |lines: &[String]| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("out.jsonl");
+            fs::write(&path, lines.join("\n")).unwrap();
+            lines_in_order(&path)
+        };
+        let counted = check(&[line(1, 0, "a"), line(1, 1, "b"), line(2, 0, "c")]).unwrap();
+        assert_eq!(counted.into_values().collect::<Vec<_>>(), [2]);
+        for broken in [[line(1, 0, "a"), line(3, 0, "b")], [line(2, 0, "a"), line(1, 0, "b")]] {
+            assert!(check(&broken).is_err(), "{broken:?}");
+        }
+        let twice = check(&[line(1, 0, "a"), line(2, 0, "b"), line(2, 0, "b")]).unwrap_err().to_string();
+        assert!(twice.contains("line 3: number 2"), "{twice}");
     }
 
     #[test]

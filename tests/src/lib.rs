@@ -7,6 +7,7 @@ pub mod certificates;
 pub mod client;
 pub mod command;
 pub mod device;
+pub mod fleet;
 pub mod forge;
 pub mod kms;
 pub mod ledger;

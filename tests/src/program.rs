@@ -100,6 +100,18 @@ impl Program {
         self.child.id()
     }
 
+    /// How much memory it holds, in bytes: now, and at most since it started.
+    pub fn memory(&self) -> anyhow::Result<Memory> {
+        let pid = self.pid().context("it has ended already")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).context("its /proc entry")?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+            kib.map(|kib| kib * 1024).with_context(|| format!("no {name} in its /proc entry"))
+        };
+        Ok(Memory { now: field("VmRSS:")?, peak: field("VmHWM:")? })
+    }
+
     /// SIGKILL: no goodbye, no flush.
     pub async fn kill(mut self) -> anyhow::Result<()> {
         self.child.start_kill()?;
@@ -135,6 +147,15 @@ impl Program {
     pub fn log_text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
+}
+
+/// Memory of a process, as far as it is in RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes that it holds.
+    pub now: u64,
+    /// The most that it held.
+    pub peak: u64,
 }
 
 /// The admin port of a program.

@@ -148,7 +148,13 @@ impl SpoolIntake {
                 Err(AppendError::QueueFull { .. }) => {
                     self.spool.room(&head.identity.line(), bytes as u64).await
                 }
-                Err(error) => return Err(refusal_of(&error)),
+                Err(error) => {
+                    // No retry will bring it: the line goes on without it.
+                    if matches!(error, AppendError::TooLarge { .. }) {
+                        reservation.give_up();
+                    }
+                    return Err(refusal_of(&error));
+                }
             }
         };
         place.send(Settling { ticket, reservation, share, tell, bytes, began });

@@ -63,7 +63,7 @@ pub enum Offered {
 }
 
 /// A number (or a conflict's place) that is taken while the envelope is on its way to the disk. Dropped without
-/// [`stored`](Self::stored), it is free again.
+/// [`stored`](Self::stored), it is free again, and its line waits for it.
 #[derive(Debug)]
 pub struct Reservation {
     numbers: Arc<Inner>,
@@ -127,6 +127,17 @@ impl Reservation {
                     }
                 }
             }
+        }
+    }
+
+    /// It will never be stored: the number is free, and nothing waits for it.
+    pub fn give_up(mut self) {
+        self.settled = true;
+        let mut state = self.numbers.lock();
+        match self.taken {
+            Taken::New => state.lines.failed(&self.line, self.seq),
+            Taken::Again => state.lines.passed_on(&self.line, self.seq),
+            Taken::Conflict(hash, bytes) => state.forget_conflict(&self.line, self.seq, hash, bytes),
         }
     }
 }
@@ -447,7 +458,7 @@ impl Numbers {
     ) -> Result<Option<Outcome>, LineRefusal> {
         let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
         // Nobody can wait for it: the number is free again before the lock is.
-        let nobody = undecided().1;
+        let nobody = UnderWay { told: undecided().1, failures: 0 };
         let mut state = self.0.lock_with(&line, now);
         Ok(match state.lines.offer(&line, seq, hash, now, || nobody)? {
             Verdict::New(_) => {

@@ -71,26 +71,34 @@ impl Carry {
         mut under_way: mpsc::Receiver<(Instant, Arrival)>,
     ) -> io::Result<()> {
         let mut state = self.state.subscribe();
-        let mut lost = 0;
+        // Since a loss was asked for.
+        let mut passed = 0;
         while let Some((due, arrival)) = under_way.recv().await {
             tokio::time::sleep_until(due).await;
             let now = match state.wait_for(|state| state.flow(self.way) != Flow::Hold).await {
                 Ok(now) => *now,
                 Err(_) => return Ok(()),
             };
-            let loses = now.loses(self.way);
-            if loses.is_some() || now.flow(self.way) == Flow::Swallow {
+            if now.flow(self.way) == Flow::Swallow {
                 // An end that is swallowed is not heard of on the other side either.
                 let Arrival::Bytes(bytes) = arrival else { return std::future::pending().await };
-                self.carried.send_modify(|carried| carried.swallowed += bytes.len() as u64);
-                lost += bytes.len();
-                if loses.is_some_and(|enough| lost >= enough) {
-                    self.broken_off();
-                }
+                self.swallow(bytes.len());
                 continue;
             }
+            let after = now.loses(self.way);
+            if after.is_none() {
+                passed = 0;
+            }
             match arrival {
-                Arrival::Bytes(bytes) => self.pass(&mut to, &bytes, now.bytes_per_s).await?,
+                Arrival::Bytes(mut bytes) => {
+                    let lost = after.map(|after| bytes.split_off(bytes.len().min(after.saturating_sub(passed))));
+                    self.pass(&mut to, &bytes, now.bytes_per_s).await?;
+                    passed += bytes.len();
+                    if let Some(lost) = lost.filter(|lost| !lost.is_empty()) {
+                        self.swallow(lost.len());
+                        self.break_off();
+                    }
+                }
                 Arrival::End => return to.shutdown().await,
                 Arrival::Broken(error) => return Err(error),
             }
@@ -106,7 +114,7 @@ impl Carry {
     ) -> io::Result<()> {
         let piece_bytes = match bytes_per_s {
             Some(rate) => usize::try_from((rate / PIECES_PER_S).max(1)).unwrap_or(CHUNK_BYTES),
-            None => bytes.len(),
+            None => bytes.len().max(1),
         };
         for piece in bytes.chunks(piece_bytes) {
             if let Some(rate) = bytes_per_s {
@@ -121,12 +129,16 @@ impl Carry {
         Ok(())
     }
 
-    /// Enough was swallowed for something to be lost: everything is reset, and the wire is whole.
-    fn broken_off(&self) {
+    fn swallow(&self, bytes: usize) {
+        self.carried.send_modify(|carried| carried.swallowed += bytes as u64);
+    }
+
+    /// What was to be lost is lost: everything is reset, and the wire is whole.
+    fn break_off(&self) {
+        self.carried.send_modify(|carried| carried.lost += 1);
         self.state.send_modify(|state| {
             state.loss = None;
             state.resets += 1;
         });
-        self.carried.send_modify(|carried| carried.lost += 1);
     }
 }

@@ -59,8 +59,8 @@ enum Flow {
 #[derive(Clone, Copy, Debug)]
 struct Loss {
     way: Way,
-    /// The connection breaks when so many bytes of it have been swallowed.
-    bytes: usize,
+    /// Bytes of a connection that still get through before it.
+    after: usize,
 }
 
 /// What the wire does.
@@ -85,7 +85,7 @@ impl State {
     }
 
     fn loses(&self, way: Way) -> Option<usize> {
-        self.loss.filter(|loss| loss.way == way).map(|loss| loss.bytes)
+        self.loss.filter(|loss| loss.way == way).map(|loss| loss.after)
     }
 }
 
@@ -168,16 +168,17 @@ impl Link {
         self.state.send_modify(|state| state.bytes_per_s = Some(bytes_per_s.max(1)));
     }
 
-    /// Loses the next request: from now on what is said upwards is swallowed, and when that is `bytes` and more, every
-    /// connection is reset and the wire is whole again. The other end may get nothing of it.
-    pub fn lose_request(&self, bytes: usize) {
-        self.lose(Loss { way: Way::Up, bytes });
+    /// Loses a request: the first that a connection says upwards when `after` more bytes of it have gone through. It is
+    /// swallowed, every connection is reset, and the wire is whole again. A message that begins before that is torn.
+    pub fn lose_request(&self, after: usize) {
+        self.lose(Loss { way: Way::Up, after });
     }
 
-    /// Loses the next reply: requests go through, what is said downwards is swallowed, and when that is `bytes` and more, every
-    /// connection is reset and the wire is whole again. The other end has done what it was asked to.
-    pub fn lose_reply(&self, bytes: usize) {
-        self.lose(Loss { way: Way::Down, bytes });
+    /// Loses a reply: requests go through, and the first that a connection says downwards when `after` more bytes of it have
+    /// gone through is swallowed; then every connection is reset, and the wire is whole again. The other end has done what
+    /// it was asked to.
+    pub fn lose_reply(&self, after: usize) {
+        self.lose(Loss { way: Way::Down, after });
     }
 
     fn lose(&self, loss: Loss) {

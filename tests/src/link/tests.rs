@@ -186,7 +186,7 @@ async fn a_lost_request_never_arrives_and_breaks_the_connection() {
     let (address, heard) = listener().await;
     let link = Link::start("127.0.0.1:0".parse().unwrap(), address).await.unwrap();
     let mut stream = connected(&link).await;
-    link.lose_request(6);
+    link.lose_request(0);
     stream.write_all(b"please").await.unwrap();
     assert!(stream.read_u8().await.is_err(), "the connection breaks");
     link.until(|carried| carried.lost == 1).await;
@@ -200,11 +200,27 @@ async fn a_lost_request_never_arrives_and_breaks_the_connection() {
 async fn a_lost_reply_was_asked_for_and_given_and_never_arrives() {
     let link = wire().await;
     let mut stream = connected(&link).await;
-    link.lose_reply(6);
+    link.lose_reply(0);
     stream.write_all(b"please").await.unwrap();
     assert!(stream.read_u8().await.is_err(), "the connection breaks");
     assert_eq!((link.carried().up, link.carried().down, link.carried().lost), (6, 0, 1));
     assert_eq!(says(&mut connected(&link).await, b"again").await.unwrap(), b"again");
+}
+
+#[tokio::test]
+async fn a_message_that_is_lost_further_on_is_torn_where_it_was_asked_for() {
+    let (address, mut heard) = listener().await;
+    let link = Link::start("127.0.0.1:0".parse().unwrap(), address).await.unwrap();
+    let mut stream = connected(&link).await;
+    stream.write_all(b"before").await.unwrap();
+    heard.wait_for(|heard| *heard == 6).await.unwrap();
+    link.lose_request(10);
+    stream.write_all(b"whole").await.unwrap();
+    heard.wait_for(|heard| *heard == 11).await.unwrap();
+    stream.write_all(b"torn in two").await.unwrap();
+    assert!(stream.read_u8().await.is_err(), "the connection breaks");
+    let carried = link.carried();
+    assert_eq!((carried.up, carried.swallowed, carried.lost), (16, 6, 1));
 }
 
 #[tokio::test]

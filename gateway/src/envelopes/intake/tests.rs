@@ -154,6 +154,18 @@ async fn a_full_spool_says_when_to_come_back_and_the_number_stays_free() {
     }
 }
 
+#[tokio::test]
+async fn an_envelope_that_the_spool_will_never_hold_does_not_hold_up_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, mut sender) = (Door::open(folder.path()), Truck::new());
+    let large = sender.seal(1, &vec![7; 5 << 20]);
+    let peer = super::super::testing::truck();
+    let admitted = pithead_hop::ingest::admit(large, vec![], &peer, &door.intake, 8 << 20).unwrap();
+    let refused = door.intake.offer(&peer, admitted).await.map(|_| ()).unwrap_err();
+    assert_eq!(refused.reason, ErrorReason::EnvelopeTooLarge);
+    assert_eq!(door.take(sender.seal(2, b"record")).await, Outcome::Stored);
+}
+
 async fn loop_until_refused(door: &Door, truck: &mut Truck, payload: &[u8]) -> (u64, Refusal) {
     for seq in 1.. {
         match door.offer(truck.seal(seq, payload)).await {
