@@ -17,9 +17,10 @@ const DEVICES: u64 = 4;
 const MEMORY_MAX: u64 = 96 << 20;
 const MEMORY_PER_ENVELOPE: u64 = 64;
 
-fn waiting() -> u64 {
+/// How many wait, and how large each is: in both versions more than the gateway may hold in memory.
+fn waiting() -> (u64, usize) {
     let long = std::env::var_os("PITHEAD_LONG").is_some_and(|value| value == "1");
-    if long { 1_000_000 } else { 20_000 }
+    if long { (1_000_000, 64) } else { (20_000, 8 << 10) }
 }
 
 async fn waits(admin: Admin) -> u64 {
@@ -28,7 +29,7 @@ async fn waits(admin: Admin) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_great_backlog_survives_a_kill_and_drains_in_order_within_bounded_memory() {
-    let count = waiting();
+    let (count, bytes) = waiting();
     // Statements are carried in by hand: at first there is no decryptor at all.
     let options = SiteOptions { keys: KeySource::Bundle, ..SiteOptions::default() };
     let mut site = Site::create(options).await.unwrap();
@@ -37,11 +38,13 @@ async fn a_great_backlog_survives_a_kill_and_drains_in_order_within_bounded_memo
     let mut sending = tokio::task::JoinSet::new();
     for number in 0..DEVICES {
         let mut stub = Stub::connect(&site, &forge, &format!("truck-{number}"), 1).await.unwrap();
+        let mut noise = vec![0; bytes];
+        getrandom::fill(&mut noise).unwrap();
         sending.spawn(async move {
             for from in (1..=count / DEVICES).step_by(5_000) {
                 let to = (from + 5_000).min(count / DEVICES + 1);
-                let sealed: Vec<_> =
-                    (from..to).map(|seq| stub.seal(seq, &seq.to_be_bytes()).unwrap()).collect();
+                let text = |seq: u64| [&seq.to_be_bytes()[..], &noise[8..]].concat();
+                let sealed: Vec<_> = (from..to).map(|seq| stub.seal(seq, &text(seq)).unwrap()).collect();
                 assert_eq!(stub.send(sealed).await.unwrap().stored, to - from);
             }
         });

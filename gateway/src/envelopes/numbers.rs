@@ -565,7 +565,7 @@ impl Numbers {
         bytes.extend_from_slice(&digest);
         match disk::replace(&self.0.checkpoint, &bytes) {
             Err(error) if is_full(&error) => {
-                std::fs::remove_file(self.0.reserve())?;
+                std::fs::remove_file(self.0.reserve()).map_err(|_| error)?;
                 disk::replace(&self.0.checkpoint, &bytes)?;
             }
             written => written?,
