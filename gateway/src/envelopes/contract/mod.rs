@@ -190,7 +190,7 @@ fn lives_meet_what_they_are_about() {
     }
     assert!(met.applied > 2_000 && met.conflicts > 20 && met.holes > 200 && met.restarts > 1_200, "{met:?}");
     for why in ["the wire broke", "SPOOL_FULL", "NOT_DURABLE"] {
-        assert!(met.ended.get(why).is_some_and(|count| *count > 10), "{met:?}");
+        assert!(met.ended.get(why).is_some_and(|count| *count > 5), "{met:?}");
     }
 }
 
