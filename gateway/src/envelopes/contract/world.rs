@@ -8,7 +8,9 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use pithead_hop::identity::{GatewayName, Peer, PeerId, Role};
 use pithead_hop::ingest::send::{LineToSend, Window};
-use pithead_hop::ingest::{Answer, IngestLimits, IngestServer, SendOptions, Sender};
+use pithead_hop::ingest::{
+    Answer, IngestLimits, IngestServer, SendOptions, Sender, UploadLimits, UploadStore,
+};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::ingest::v1::Gap;
 use pithead_proto::ingest::v1::ingest_service_server::IngestServiceServer;
@@ -21,7 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::super::idle::Idle;
-use super::super::intake::SpoolIntake;
+use super::super::intake::{Parts, SpoolIntake};
 use super::super::lanes::{LANES, Lanes};
 use super::super::numbers::Numbers;
 use super::super::record::{Head, KIND_CONFLICT};
@@ -332,23 +334,28 @@ impl Gateway {
         // One line of three goes first.
         let spool = EnvelopeSpool::over(spool, Lanes::new(&[letters::line(1).stream], &[]));
         let idle = Idle::open(&folder.join("idle")).unwrap();
-        let numbers = Numbers::open(folder.join("lines"), idle, &spool, 1 << 20, shares()).unwrap();
+        let uploads =
+            UploadStore::open(&folder.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
+        let numbers =
+            Numbers::open(folder.join("lines"), idle, &spool, 1 << 20, shares(), &uploads).unwrap();
         let (name, metrics) = (GatewayName::new("edge-1").unwrap(), Metrics::new());
-        let intake = SpoolIntake::start(
-            name,
-            HISTORY.clone(),
-            KeyBook::default(),
-            numbers.clone(),
-            shares(),
-            spool.clone(),
-            metrics.clone(),
-        );
+        let intake = SpoolIntake::start(Parts {
+            gateway: name,
+            history: HISTORY.clone(),
+            book: KeyBook::default(),
+            numbers: numbers.clone(),
+            shares: shares(),
+            spool: spool.clone(),
+            uploads: uploads.clone(),
+            metrics: metrics.clone(),
+        });
         let stop = CancellationToken::new();
         let service = IngestServer::new(Arc::new(intake), IngestLimits::default(), stop).into_service();
         let refused = Refused::open(&folder.join("refused"), 1 << 20, metrics.clone(), shares()).unwrap();
         let relay = Relay {
             spool: spool.clone(),
             numbers: numbers.clone(),
+            uploads,
             refused: Arc::new(refused),
             health: Health::new(metrics.clone(), Duration::ZERO),
             metrics,

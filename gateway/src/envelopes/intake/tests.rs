@@ -160,7 +160,7 @@ async fn an_envelope_that_the_spool_will_never_hold_does_not_hold_up_its_line() 
     let (door, mut sender) = (Door::open(folder.path()), Truck::new());
     let large = sender.seal(1, &vec![7; 5 << 20]);
     let peer = super::super::testing::truck();
-    let admitted = pithead_hop::ingest::admit(large, vec![], &peer, &door.intake, 8 << 20).unwrap();
+    let admitted = pithead_hop::ingest::admit(large, vec![], &peer, &*door.intake, 8 << 20).unwrap();
     let refused = door.intake.offer(&peer, admitted).await.map(|_| ()).unwrap_err();
     assert_eq!(refused.reason, ErrorReason::EnvelopeTooLarge);
     assert_eq!(door.take(sender.seal(2, b"record")).await, Outcome::Stored);

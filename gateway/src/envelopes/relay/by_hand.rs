@@ -1,14 +1,32 @@
 //! One call of the relay over any service, made by a test: no connection, no backoff, no task of its own.
 
+use std::sync::LazyLock;
+
 use pithead_hop::ingest::send::Window;
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codegen::StdError;
 
+use super::super::testing::Cloud;
 use super::*;
 
 /// How long the far end may answer nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For large envelopes, which are not made here: they go beside the call, and want a connection.
+static NOWHERE: LazyLock<Connection> = LazyLock::new(|| {
+    let connecting = std::thread::spawn(|| {
+        // It goes on for as long as the process, and so does the far end that nobody talks to.
+        let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().unwrap()));
+        runtime.block_on(async {
+            let cloud = Box::leak(Box::new(Cloud::start().await));
+            let target = cloud.target();
+            let (tls, options) = (target.tls.borrow().clone(), ConnectOptions::default());
+            connect(&target.endpoint, &target.name, tls, &options).await.unwrap()
+        })
+    });
+    connecting.join().unwrap()
+});
 
 /// A relay between its calls: what it knows of its progress stays from one to the next.
 pub(crate) struct ByHand {
@@ -38,6 +56,7 @@ impl ByHand {
             let mut call = Call {
                 sender,
                 feeds: Feeds::new(&relay.spool, |lane| progress.begin(lane), None),
+                large: Large::new(relay.uploads.clone(), NOWHERE.clone(), relay.control.pace().clone()),
                 toll: relay.control.pace().toll(),
                 answer_by: None,
                 answer_timeout: ANSWER_TIMEOUT,
