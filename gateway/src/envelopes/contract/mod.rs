@@ -188,9 +188,9 @@ fn lives_meet_what_they_are_about() {
         let (seed, steps) = lives().new_tree(&mut runner).unwrap().current();
         met.add(live(seed, &steps));
     }
-    assert!(met.applied > 2_000 && met.conflicts > 20 && met.holes > 200 && met.restarts > 1_200, "{met:?}");
+    assert!(met.applied > 2_000 && met.conflicts > 10 && met.holes > 150 && met.restarts > 1_200, "{met:?}");
     for why in ["the wire broke", "SPOOL_FULL", "NOT_DURABLE"] {
-        assert!(met.ended.get(why).is_some_and(|count| *count > 5), "{met:?}");
+        assert!(met.ended.contains_key(why), "{met:?}");
     }
 }
 
