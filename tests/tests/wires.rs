@@ -109,7 +109,11 @@ async fn requests_and_replies_lost_on_the_wan_are_made_good_and_delivered_once()
         for _ in 0..3 {
             site.until_relayed().await.unwrap();
             let lost = site.link.carried().lost;
-            if reply { site.link.lose_reply(0) } else { site.link.lose_request(0) }
+            if reply {
+                site.link.lose_reply(0)
+            } else {
+                site.link.lose_request(0)
+            }
             summaries.push(device.send("can", &records(given, 60)).await.unwrap());
             given += 60;
             site.link.until(|carried| carried.lost > lost).await;
@@ -128,7 +132,11 @@ async fn requests_and_replies_lost_on_the_radio_are_made_good_and_stored_once() 
     for reply in [false, true] {
         for after in LOST_AFTER {
             let mut sending = device.start_sending_with("can", &["--linger", "1ms"]).unwrap();
-            if reply { radio.lose_reply(after) } else { radio.lose_request(after) }
+            if reply {
+                radio.lose_reply(after)
+            } else {
+                radio.lose_request(after)
+            }
             for record in records(given, 100) {
                 sending.record(&record).await.unwrap();
             }

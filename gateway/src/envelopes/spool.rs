@@ -85,13 +85,7 @@ impl EnvelopeSpool {
     ///
     /// # Errors
     /// When there is no room, the disk has failed, or it would overtake what the disk did not take: nothing was taken.
-    pub fn append(
-        &self,
-        head: &Head,
-        body: Body,
-        at_ms: u64,
-        failures: u64,
-    ) -> Result<Ticket, AppendError> {
+    pub fn append(&self, head: &Head, body: Body, at_ms: u64, failures: u64) -> Result<Ticket, AppendError> {
         let line = head.identity.line();
         let lane = self.0.lanes.join(&line);
         let ticket = self.0.log.append_since(lane, head.record(body, at_ms), failures);

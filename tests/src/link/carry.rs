@@ -91,7 +91,8 @@ impl Carry {
             }
             match arrival {
                 Arrival::Bytes(mut bytes) => {
-                    let lost = after.map(|after| bytes.split_off(bytes.len().min(after.saturating_sub(passed))));
+                    let lost =
+                        after.map(|after| bytes.split_off(bytes.len().min(after.saturating_sub(passed))));
                     self.pass(&mut to, &bytes, now.bytes_per_s).await?;
                     passed += bytes.len();
                     if let Some(lost) = lost.filter(|lost| !lost.is_empty()) {

@@ -336,8 +336,7 @@ impl Gateway {
         let idle = Idle::open(&folder.join("idle")).unwrap();
         let uploads =
             UploadStore::open(&folder.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
-        let numbers =
-            Numbers::open(folder.join("lines"), idle, &spool, 1 << 20, shares(), &uploads).unwrap();
+        let numbers = Numbers::open(folder.join("lines"), idle, &spool, 1 << 20, shares(), &uploads).unwrap();
         let (name, metrics) = (GatewayName::new("edge-1").unwrap(), Metrics::new());
         let intake = SpoolIntake::start(Parts {
             gateway: name,

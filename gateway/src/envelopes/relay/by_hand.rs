@@ -37,7 +37,7 @@ pub(crate) struct ByHand {
 
 impl ByHand {
     pub(crate) fn new(relay: Relay) -> Self {
-        let progress = Progress::new(relay.spool.clone(), relay.numbers.clone());
+        let progress = Progress::new(relay.spool.clone(), relay.numbers.clone(), relay.uploads.clone());
         Self { relay, progress, alarm: Alarm::default() }
     }
 
