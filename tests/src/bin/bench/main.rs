@@ -13,6 +13,7 @@ mod process;
 mod report;
 mod site;
 mod spool;
+mod upload;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ enum Command {
     Latency(latency::Arguments),
     /// How fast a backlog leaves when the far end is back.
     Drain(backlog::DrainArguments),
+    /// One large file on each hop, beside a sequential write of the same disk.
+    Upload(upload::Arguments),
     /// Memory with a backlog, and of an idle connection.
     Memory(backlog::MemoryArguments),
     /// From kill -9 to ready with a large backlog, which then drains in order.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
                 Command::Ingest(arguments) => ingest::measure(&arguments).await,
                 Command::Latency(arguments) => latency::measure(&arguments).await,
                 Command::Drain(arguments) => backlog::drain(&arguments).await,
+                Command::Upload(arguments) => upload::measure(&arguments).await,
                 Command::Memory(arguments) => backlog::memory(&arguments).await,
                 Command::Restart(arguments) => backlog::restart(&arguments).await,
                 Command::KmsCalls(arguments) => kms_calls::measure(&arguments).await,
