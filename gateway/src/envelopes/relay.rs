@@ -205,8 +205,6 @@ impl Relay {
             let paused = orders.borrow_and_update().paused;
             if let Some(pause) = paused {
                 self.stand_still(pause, &mut orders, &stop).await;
-                // Whoever lets it go on has looked at what was refused.
-                alarm.forget();
                 continue;
             }
             let before = progress.passed();
@@ -219,7 +217,11 @@ impl Relay {
             progress.reclaim_now().await;
             match ended {
                 Ended::Stopped => break,
-                Ended::Paused => continue,
+                Ended::Paused => {
+                    // Whoever lets it go on has looked at what was refused.
+                    alarm.forget();
+                    continue;
+                }
                 _ => {}
             }
             unreadable = match &ended {
@@ -257,13 +259,17 @@ impl Relay {
         stop: &CancellationToken,
     ) {
         self.paused(&pause);
-        let resumed = orders.wait_for(|orders| orders.paused.map(|held| held.cause) != Some(pause.cause));
         tokio::select! {
-            _ = resumed => {}
+            _ = orders.wait_for(|orders| orders.paused != Some(pause)) => {}
             () = stop.cancelled() => return,
+        }
+        if orders.borrow().paused.is_some() {
+            // Somebody has made it his own pause.
+            return;
         }
         self.metrics.relay_paused(None);
         self.report.change(|report| report.paused = None);
+        self.health.set(Dimension::Relay, Level::Degraded, "resumed, and not yet connected", since_boot());
         tracing::info!(event = "relay.resumed");
     }
 
