@@ -241,3 +241,146 @@ impl Walk {
         self.total
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::format::{HeaderRead, PAGE, PAGE_BYTES, SegmentHeader};
+    use crate::fs::{FileRef, FsFile, Lock};
+    use crate::spool::Spool;
+    use crate::walk::Extent;
+    use std::io::IoSlice;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A spool with so many records of its own group each, in segments of seven groups.
+    fn filled(dir: &Path, records: u64) {
+        let mut options = Options::outbox();
+        options.segment_bytes = 8 * PAGE_BYTES;
+        options.max_group_bytes = 2 * PAGE_BYTES;
+        options.max_bytes = 64 * PAGE_BYTES;
+        options.queue_bytes = 8 * PAGE_BYTES;
+        let (spool, _) = Spool::open(dir, options).unwrap();
+        for number in 0..records {
+            spool
+                .append(Lane::First, Record::new(1, 0, number.to_le_bytes().to_vec(), "body"))
+                .unwrap()
+                .wait()
+                .unwrap();
+        }
+        spool.close().unwrap();
+    }
+
+    /// A file of which the group at `place` is written between the first look at it and the second.
+    struct Late {
+        bytes: Vec<u8>,
+        place: u64,
+        looked: AtomicBool,
+    }
+
+    impl FsFile for Late {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            let from = offset as usize;
+            let found = self.bytes.get(from..from + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+            buffer.copy_from_slice(found);
+            if offset == self.place && !self.looked.swap(true, Ordering::Relaxed) {
+                buffer.fill(0);
+            }
+            Ok(())
+        }
+
+        fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+
+        fn write_slices_at(&self, _slices: &mut [IoSlice<'_>], _offset: u64) -> io::Result<()> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+    }
+
+    #[test]
+    fn a_group_that_is_written_between_two_looks_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), 3);
+        let bytes = std::fs::read(dir.path().join("lane-0/seg-0000000000000000")).unwrap();
+        let HeaderRead::Valid(SegmentHeader { salt, .. }) = SegmentHeader::decode(&bytes[..PAGE]) else {
+            panic!("no header");
+        };
+        let limit = bytes.len() as u64;
+        let file: FileRef = Arc::new(Late { bytes, place: 2 * PAGE_BYTES, looked: AtomicBool::new(false) });
+        let extent = Extent { file: &file, salt, limit, known: 0, until: u64::MAX, tolerant: true };
+        let group = extent.group(2 * PAGE_BYTES, 1).unwrap().unwrap();
+        assert_eq!((group.first, group.count, group.head.is_some()), (1, 1, true));
+    }
+
+    /// A folder that does not show one of its segments at the first look.
+    struct Flicker(AtomicBool);
+
+    impl Fs for Flicker {
+        fn list(&self, dir: &Path) -> io::Result<Vec<(String, u64)>> {
+            let mut found = LookingFs.list(dir)?;
+            if !self.0.swap(true, Ordering::Relaxed) {
+                found.retain(|(name, _)| name != "seg-0000000000000001");
+            }
+            Ok(found)
+        }
+
+        fn open(&self, path: &Path) -> io::Result<FileRef> {
+            LookingFs.open(path)
+        }
+
+        fn exists(&self, dir: &Path) -> io::Result<bool> {
+            LookingFs.exists(dir)
+        }
+
+        fn create_dir(&self, dir: &Path) -> io::Result<()> {
+            LookingFs.create_dir(dir)
+        }
+
+        fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>> {
+            LookingFs.lock(path)
+        }
+
+        fn create(&self, path: &Path) -> io::Result<FileRef> {
+            LookingFs.create(path)
+        }
+
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            LookingFs.rename(from, to)
+        }
+
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            LookingFs.remove(path)
+        }
+
+        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+            LookingFs.sync_dir(dir)
+        }
+    }
+
+    #[test]
+    fn a_segment_that_is_renamed_while_the_folder_is_read_is_not_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), 20);
+        let folder = dir.path().join("lane-0");
+        let contents = steady(&Flicker(AtomicBool::new(false)), &folder, Lane::First).unwrap();
+        assert_eq!(contents.generation().iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_survey_has_no_way_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), 1);
+        let path = dir.path().join("lane-0/cursor");
+        let read_only = |error: io::Error| error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+        assert!(LookingFs.rename(&path, &dir.path().join("x")).is_err_and(read_only));
+        assert!(LookingFs.remove(&path).is_err_and(read_only));
+        assert!(LookingFs.create(&path).is_err_and(read_only));
+        // The operating system refuses it too: the descriptor is open for reading alone.
+        assert!(LookingFs.open(&path).unwrap().write_at(b"x", 0).is_err());
+    }
+}
