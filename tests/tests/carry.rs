@@ -262,6 +262,34 @@ async fn what_is_damaged_on_the_stick_or_refused_by_the_gateway_is_named_and_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_far_end_had_refused_is_carried_with_its_reason_and_sent_again_on_demand_alone() {
+    let mut site = Site::start(SiteOptions::default()).await.unwrap();
+    let forge = Forge::new(&site.authority).unwrap();
+    let identity = site.identity_of("truck-1").unwrap();
+    let client =
+        Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await.unwrap().unwrap();
+    let mut poison = forge.seal(Claim::of("truck-1"), b"one").unwrap().to_vec();
+    let last = poison.len() - 1;
+    poison[last] ^= 1;
+    client.submit(poison.clone()).await.unwrap();
+    site.until_relayed().await.unwrap();
+
+    let exported = export(&site, 0).await;
+    assert_eq!((&exported["written"], &exported["refused"]), (&json!(1), &json!(1)), "{exported:#}");
+    let item = &index(&stick(&site))[0];
+    assert_eq!(item["refused"]["reason"], "ENVELOPE_FRAME_TAG", "{item:#}");
+    assert_eq!(fs::read(stick(&site).join(item["file"].as_str().unwrap())).unwrap(), poison);
+    let left = import(&site, &[], 0).await;
+    assert_eq!((&left["left_alone"], &left["duplicates"]), (&json!(1), &json!(0)));
+    let again = import(&site, &["--refused"], 0).await;
+    assert_eq!(again["duplicates"], 1, "the gateway has had it: {again:#}");
+    let cloud = site.decryptor_address().to_string();
+    let refused = import(&site, &["--refused", "--to", &cloud], 1).await;
+    assert_eq!(refused["refused"], 1, "and the cloud says the same: {refused:#}");
+    site.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_exported_envelope_is_a_standard_one_and_opens_without_the_gateway() {
     let (mut site, _device) = cut_off(1).await;
     export(&site, 0).await;

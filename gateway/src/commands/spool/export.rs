@@ -3,6 +3,7 @@
 //! Nothing leaves the spool by it. An envelope that the relay delivers meanwhile is recognised by the cloud when it comes
 //! again by hand.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ struct Tally {
     written_bytes: u64,
     had: u64,
     refused: u64,
+    /// The names of these files, as they would have them if they waited.
+    refused_files: HashSet<String>,
     lost_records: u64,
     lost: Vec<CorruptRange>,
     /// What was left out, because its bytes cannot be read or are not those that came.
@@ -59,7 +62,14 @@ pub fn run(
     let waiting: u64 = walks.iter().map(|(_, walk)| walk.total()).sum();
     let bar = bytes_bar(waiting + refused.iter().map(|(_, entry)| entry.bytes).sum::<u64>());
     let mut tally = Tally::default();
-    let mut before = 0;
+    // First, because a gateway that runs has written down the reason before its log says that the envelope has left: what is
+    // in both places is refused.
+    for (path, entry) in refused {
+        export_refused(&mut filling, &mut tally, &uploads, &path, &entry).map_err(cannot_write)?;
+        bar.inc(entry.bytes);
+    }
+    let before = bar.position();
+    let mut walked = 0;
     for (_, walk) in &mut walks {
         loop {
             let batch = walk.next_batch(READ_BYTES).map_err(internal)?;
@@ -75,13 +85,9 @@ pub fn run(
             for (position, record) in batch.records {
                 export_record(&mut filling, &mut tally, &uploads, position, &record).map_err(cannot_write)?;
             }
-            bar.set_position(before + walk.bytes());
+            bar.set_position(before + walked + walk.bytes());
         }
-        before += walk.total();
-    }
-    for (path, entry) in refused {
-        export_refused(&mut filling, &mut tally, &uploads, &path, &entry).map_err(cannot_write)?;
-        bar.inc(entry.bytes);
+        walked += walk.total();
     }
     filling.finish().map_err(cannot_write)?;
     bar.finish_and_clear();
@@ -107,6 +113,7 @@ fn export_record(
         Item::waiting(&head.identity, &head.sha256, bytes, record.at_ms, conflict, &head.hops)
     };
     match (Head::decode(&record.head), record.kind, Body::large_total(record)) {
+        (Ok(head), ..) if tally.refused_files.contains(&line(&head, 0).file) => Ok(()),
         (Ok(head), _, Some(total)) => put_large(filling, tally, uploads, &head, line(&head, total)),
         (Ok(head), KIND_ENVELOPE | KIND_CONFLICT, None) => {
             put(filling, tally, &line(&head, record.body.len() as u64), &mut &record.body[..])
@@ -131,6 +138,7 @@ fn export_refused(
         return Ok(());
     };
     tally.refused += 1;
+    tally.refused_files.extend(item.file.rsplit('/').next().map(str::to_owned));
     if entry.large {
         return put_large(filling, tally, uploads, &head, item);
     }
