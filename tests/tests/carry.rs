@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use pithead_tests::{
+    client::Client,
     command::Finished,
     device::Device,
     forge::{Claim, Forge},

@@ -28,9 +28,11 @@ mod alarm;
 #[cfg(test)]
 pub(crate) mod by_hand;
 mod feeds;
+mod lamp;
 mod large;
 mod progress;
 mod report;
+mod settle;
 #[cfg(test)]
 mod tests;
 
@@ -41,9 +43,8 @@ use bytes::Bytes;
 use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_hop::connect::{ConnectError, ConnectOptions, Connection, Endpoint, connect};
 use pithead_hop::ingest::send::BATCH_BYTES;
-use pithead_hop::ingest::{Answer, Answered, NotTaken, SendError, SendOptions, Sender, UploadStore};
+use pithead_hop::ingest::{Answered, NotTaken, SendError, SendOptions, Sender, UploadStore};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::Line;
 use pithead_spool::{Lane, Position, ReadError};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -52,9 +53,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::alarm::Alarm;
-use self::control::{Cause, Control, Orders, Pause};
+use self::control::{Control, Orders, Pause};
 use self::feeds::Feeds;
-use self::large::{Large, LargeEnded, LargeSent};
+use self::large::{Large, LargeSent};
 use self::pace::Toll;
 use self::progress::Progress;
 pub use self::report::{RelayReport, Report};
@@ -63,9 +64,9 @@ use super::numbers::Numbers;
 use super::record::{Body, Head, KIND_CONFLICT};
 use super::refused::{Refused, RefusedError};
 use super::spool::EnvelopeSpool;
-use crate::clock::{since_boot, wall_ms};
+use crate::clock::since_boot;
 use crate::health::{Health, Level};
-use crate::metrics::{Dimension, Metrics, Outcome as Counted, PauseCause};
+use crate::metrics::{Dimension, Metrics, Outcome as Counted};
 
 /// Taken into the window and not yet on the wire, at most: a batch that goes out and the next one. What is still in its
 /// lane can be overtaken, what is here cannot.
@@ -472,94 +473,6 @@ impl Relay {
         }
     }
 
-    /// An attempt at a large envelope has ended: with an answer, with damage, or to be tried again.
-    async fn take_large(
-        &self,
-        large: &mut Large,
-        line: &Line,
-        ended: LargeEnded,
-        progress: &mut Progress,
-        alarm: &mut Alarm,
-    ) -> Result<(), Ended> {
-        let answer = match ended {
-            LargeEnded::Answered(answer) => answer,
-            LargeEnded::Failed(error) => {
-                let reason = error.reason();
-                let code = reason.map_or("UNKNOWN", ErrorReason::name);
-                tracing::warn!(event = "relay.large_again", %line, reason = code, %error);
-                if reason == Some(ErrorReason::UploadsNotSupported) {
-                    let detail = "the far end takes inline envelopes only".to_owned();
-                    Answer::Refused { reason, detail }
-                } else {
-                    large.failed(line, error.retry_after());
-                    return Ok(());
-                }
-            }
-            LargeEnded::Damaged(error) => {
-                if let Some(sent) = large.settled(line) {
-                    tracing::error!(event = "spool.envelope_damaged", identity = %sent.head.identity, %error);
-                    self.metrics.spool_corrupt(1);
-                    self.numbers.quarantined_large(&sent.head, sent.record_bytes);
-                    self.spool.left(line);
-                    progress.answered(sent.lane, sent.position);
-                    progress.release(sent.lane, sent.position, sent.head.identity);
-                }
-                return Ok(());
-            }
-        };
-        let Some(sent) = large.settled(line) else { return Ok(()) };
-        let counted = match answer {
-            Answer::Stored => Counted::Stored,
-            Answer::Duplicate { .. } => Counted::Duplicate,
-            Answer::Conflict { kept: true } => Counted::Conflict,
-            Answer::Conflict { kept: false } => {
-                let detail = "other bytes under a used number".to_owned();
-                self.set_large_aside(&sent, Some(ErrorReason::Conflict), detail).await?;
-                Counted::Refused
-            }
-            Answer::Refused { reason, detail } => {
-                self.set_large_aside(&sent, reason, detail).await?;
-                Counted::Refused
-            }
-        };
-        self.metrics.relayed(counted, usize::try_from(sent.total).unwrap_or(usize::MAX));
-        self.numbers.passed_on(&sent.head, false, sent.record_bytes);
-        self.spool.left(line);
-        progress.answered(sent.lane, sent.position);
-        if counted != Counted::Refused {
-            progress.release(sent.lane, sent.position, sent.head.identity);
-        }
-        let now = since_boot();
-        self.report.change(|report| {
-            report.acknowledged += 1;
-            report.acknowledged_at = Some(now);
-        });
-        if let Some(counted) = alarm.note(1, u64::from(counted == Counted::Refused), now) {
-            self.too_many_refusals(counted.into()).await;
-        }
-        Ok(())
-    }
-
-    async fn set_large_aside(
-        &self,
-        sent: &LargeSent,
-        reason: Option<ErrorReason>,
-        detail: String,
-    ) -> Result<(), RefusedError> {
-        let (refused, kept, words) = (self.refused.clone(), sent.clone(), detail.clone());
-        let keep = move || refused.keep_large(&kept.head, kept.total, reason, &words, wall_ms());
-        kept_aside(tokio::task::spawn_blocking(keep).await)?;
-        let reason = reason.map_or("UNKNOWN", ErrorReason::name);
-        tracing::warn!(event = "relay.refused", identity = %sent.head.identity, reason, detail);
-        Ok(())
-    }
-
-    /// The far end has it, or the refused area.
-    fn passed_on(&self, sent: &Sent) {
-        self.numbers.passed_on(&sent.head, sent.conflict, sent.envelope.len() as u64);
-        self.spool.left(&sent.head.identity.line());
-    }
-
     /// Nothing more is sent; what is under way may still be answered, within the same time as otherwise.
     async fn wind_down(
         &self,
@@ -583,159 +496,6 @@ impl Relay {
         }
         ended
     }
-
-    async fn take(
-        &self,
-        answers: Vec<Answered<Sent>>,
-        progress: &mut Progress,
-        alarm: &mut Alarm,
-    ) -> Result<(), RefusedError> {
-        let now = since_boot();
-        let mut bytes = 0;
-        let (mut count, mut refused) = (0, 0);
-        for Answered { token: sent, answer } in answers {
-            let counted = match answer {
-                Answer::Stored => Counted::Stored,
-                Answer::Duplicate { .. } => Counted::Duplicate,
-                Answer::Conflict { kept: true } => Counted::Conflict,
-                Answer::Conflict { kept: false } => {
-                    let detail = "other bytes under a used number, and no room beside them".to_owned();
-                    self.set_aside(&sent, Some(ErrorReason::Conflict), detail).await?;
-                    Counted::Refused
-                }
-                Answer::Refused { reason, detail } => {
-                    self.set_aside(&sent, reason, detail).await?;
-                    Counted::Refused
-                }
-            };
-            refused += u64::from(counted == Counted::Refused);
-            self.metrics.relayed(counted, sent.envelope.len());
-            self.passed_on(&sent);
-            progress.answered(sent.lane, sent.position);
-            bytes += sent.envelope.len();
-            count += 1;
-        }
-        if count == 0 {
-            return Ok(());
-        }
-        tracing::debug!(event = "relay.answered", envelopes = count, bytes);
-        self.report.change(|report| {
-            report.acknowledged += count;
-            report.acknowledged_at = Some(now);
-        });
-        if let Some(counted) = alarm.note(count, refused, now) {
-            self.too_many_refusals(counted.into()).await;
-        }
-        Ok(())
-    }
-
-    /// Stands still until somebody has looked. Answers to what is under way still come.
-    async fn too_many_refusals(&self, cause: Cause) {
-        if self.control.orders().paused.is_some() {
-            return;
-        }
-        let control = self.control.clone();
-        let paused = tokio::task::spawn_blocking(move || control.pause(cause, wall_ms())).await;
-        if let Ok(Err(error)) = paused {
-            tracing::error!(event = "relay.orders_not_written", %error);
-        }
-    }
-
-    /// Durable in the refused area before it may leave the spool. Off the async threads: a far end that refuses everything
-    /// would have ingest wait for its syncs.
-    async fn set_aside(
-        &self,
-        sent: &Sent,
-        reason: Option<ErrorReason>,
-        detail: String,
-    ) -> Result<(), RefusedError> {
-        let (refused, kept, words) = (self.refused.clone(), sent.clone(), detail.clone());
-        let keep = move || refused.keep(&kept.head, kept.conflict, &kept.envelope, reason, &words, wall_ms());
-        kept_aside(tokio::task::spawn_blocking(keep).await)?;
-        let reason = reason.map_or("UNKNOWN", ErrorReason::name);
-        tracing::warn!(event = "relay.refused", identity = %sent.head.identity, reason, detail);
-        Ok(())
-    }
-
-    fn report_damage(&self, corrupt: &[pithead_spool::CorruptRange]) {
-        for range in corrupt {
-            let (from, to, records) = (range.from.0, range.to.0, range.records());
-            tracing::error!(event = "spool.corrupt", lane = lanes::name(range.lane), from, to, records);
-            self.metrics.spool_corrupt(records);
-            for head in &range.heads {
-                if let Some(identity) = self.numbers.quarantined(head) {
-                    self.spool.left(&identity.line());
-                    tracing::error!(event = "spool.envelope_damaged", %identity);
-                }
-            }
-        }
-    }
-
-    fn up(&self) {
-        self.metrics.relay_up(true);
-        self.metrics.relay_paused(None);
-        self.report.change(|report| {
-            report.up = true;
-            report.failure = None;
-        });
-        if self.health.set(Dimension::Relay, Level::Ok, "the far end takes envelopes", since_boot()) {
-            tracing::info!(event = "relay.up");
-        }
-    }
-
-    /// Degraded, whoever has said so: devices are served all the same.
-    fn paused(&self, pause: &Pause) {
-        let words = pause.words();
-        let cause = match pause.cause {
-            Cause::Hand => PauseCause::Hand,
-            Cause::Refusals { .. } => PauseCause::Refusals,
-        };
-        self.metrics.relay_up(false);
-        self.metrics.relay_paused(Some(cause));
-        self.report.change(|report| {
-            report.up = false;
-            report.failure = None;
-            report.paused = Some(*pause);
-        });
-        self.health.set(Dimension::Relay, Level::Degraded, words.clone(), since_boot());
-        match pause.cause {
-            Cause::Hand => tracing::warn!(event = "relay.paused", why = words),
-            Cause::Refusals { .. } => tracing::error!(event = "relay.paused", why = words),
-        }
-    }
-
-    fn down(&self, ended: &Ended) {
-        let (now, reason) = (since_boot(), ended.reason());
-        self.metrics.relay_up(false);
-        self.metrics.relay_ended(reason);
-        let said = ended.to_string();
-        let words = match reason {
-            // What the far end refused says its code itself.
-            Some(reason) if !said.starts_with(&reason.code()) => {
-                format!("{} {}: {said}", reason.code(), reason.name())
-            }
-            _ => said,
-        };
-        self.report.change(|report| {
-            report.up = false;
-            report.failure = Some((reason, ended.to_string(), now));
-        });
-        let full = matches!(ended, Ended::Refused(RefusedError::Full { .. }));
-        self.metrics.relay_paused(full.then_some(PauseCause::RefusedAreaFull));
-        if full {
-            tracing::error!(event = "relay.paused", why = words);
-        }
-        if self.health.set(Dimension::Relay, Level::Degraded, words.clone(), now) {
-            tracing::warn!(event = "relay.down", why = words);
-        }
-    }
-}
-
-fn kept_aside(joined: Result<Result<(), RefusedError>, tokio::task::JoinError>) -> Result<(), RefusedError> {
-    joined.unwrap_or_else(|error| {
-        let (path, source) = (std::path::PathBuf::from("refused"), std::io::Error::other(error));
-        Err(RefusedError::Io { path, source })
-    })
 }
 
 async fn answers(sender: &mut Sender<Sent>, filled: &Filled) -> Result<Vec<Answered<Sent>>, SendError> {

@@ -6,6 +6,7 @@ use super::super::record::Body;
 use super::super::testing::{Cloud, Door, LONG, Truck, until};
 use super::*;
 use crate::config;
+use pithead_hop::ingest::Answer;
 use pithead_hop::ingest::Outcome;
 use pithead_sealing::StreamName;
 use sha2::{Digest as _, Sha256};

@@ -1,0 +1,69 @@
+//! What the relay says of itself: its lamp, its metrics, its line on the status page.
+
+use super::super::refused::RefusedError;
+use super::control::{Cause, Pause};
+use super::{Ended, Relay};
+use crate::clock::since_boot;
+use crate::health::Level;
+use crate::metrics::{Dimension, PauseCause};
+
+impl Relay {
+    pub(super) fn up(&self) {
+        self.metrics.relay_up(true);
+        self.metrics.relay_paused(None);
+        self.report.change(|report| {
+            report.up = true;
+            report.failure = None;
+        });
+        if self.health.set(Dimension::Relay, Level::Ok, "the far end takes envelopes", since_boot()) {
+            tracing::info!(event = "relay.up");
+        }
+    }
+
+    /// Degraded, whoever has said so: devices are served all the same.
+    pub(super) fn paused(&self, pause: &Pause) {
+        let words = pause.words();
+        let cause = match pause.cause {
+            Cause::Hand => PauseCause::Hand,
+            Cause::Refusals { .. } => PauseCause::Refusals,
+        };
+        self.metrics.relay_up(false);
+        self.metrics.relay_paused(Some(cause));
+        self.report.change(|report| {
+            report.up = false;
+            report.failure = None;
+            report.paused = Some(*pause);
+        });
+        self.health.set(Dimension::Relay, Level::Degraded, words.clone(), since_boot());
+        match pause.cause {
+            Cause::Hand => tracing::warn!(event = "relay.paused", why = words),
+            Cause::Refusals { .. } => tracing::error!(event = "relay.paused", why = words),
+        }
+    }
+
+    pub(super) fn down(&self, ended: &Ended) {
+        let (now, reason) = (since_boot(), ended.reason());
+        self.metrics.relay_up(false);
+        self.metrics.relay_ended(reason);
+        let said = ended.to_string();
+        let words = match reason {
+            // What the far end refused says its code itself.
+            Some(reason) if !said.starts_with(&reason.code()) => {
+                format!("{} {}: {said}", reason.code(), reason.name())
+            }
+            _ => said,
+        };
+        self.report.change(|report| {
+            report.up = false;
+            report.failure = Some((reason, ended.to_string(), now));
+        });
+        let full = matches!(ended, Ended::Refused(RefusedError::Full { .. }));
+        self.metrics.relay_paused(full.then_some(PauseCause::RefusedAreaFull));
+        if full {
+            tracing::error!(event = "relay.paused", why = words);
+        }
+        if self.health.set(Dimension::Relay, Level::Degraded, words.clone(), now) {
+            tracing::warn!(event = "relay.down", why = words);
+        }
+    }
+}

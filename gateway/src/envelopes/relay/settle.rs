@@ -1,0 +1,199 @@
+//! What becomes of an envelope when its answer is there: passed on, set aside, or damaged.
+
+use pithead_hop::ingest::{Answer, Answered};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::Line;
+
+use super::super::lanes;
+use super::super::refused::RefusedError;
+use super::alarm::Alarm;
+use super::control::Cause;
+use super::large::{Large, LargeEnded, LargeSent};
+use super::progress::Progress;
+use super::{Ended, Relay, Sent};
+use crate::clock::{since_boot, wall_ms};
+use crate::metrics::Outcome as Counted;
+
+impl Relay {
+    /// An attempt at a large envelope has ended: with an answer, with damage, or to be tried again.
+    pub(super) async fn take_large(
+        &self,
+        large: &mut Large,
+        line: &Line,
+        ended: LargeEnded,
+        progress: &mut Progress,
+        alarm: &mut Alarm,
+    ) -> Result<(), Ended> {
+        let answer = match ended {
+            LargeEnded::Answered(answer) => answer,
+            LargeEnded::Failed(error) => {
+                let reason = error.reason();
+                let code = reason.map_or("UNKNOWN", ErrorReason::name);
+                tracing::warn!(event = "relay.large_again", %line, reason = code, %error);
+                if reason == Some(ErrorReason::UploadsNotSupported) {
+                    let detail = "the far end takes inline envelopes only".to_owned();
+                    Answer::Refused { reason, detail }
+                } else {
+                    large.failed(line, error.retry_after());
+                    return Ok(());
+                }
+            }
+            LargeEnded::Damaged(error) => {
+                if let Some(sent) = large.settled(line) {
+                    tracing::error!(event = "spool.envelope_damaged", identity = %sent.head.identity, %error);
+                    self.metrics.spool_corrupt(1);
+                    self.numbers.quarantined_large(&sent.head, sent.record_bytes);
+                    self.spool.left(line);
+                    progress.answered(sent.lane, sent.position);
+                    progress.release(sent.lane, sent.position, sent.head.identity);
+                }
+                return Ok(());
+            }
+        };
+        let Some(sent) = large.settled(line) else { return Ok(()) };
+        let counted = match answer {
+            Answer::Stored => Counted::Stored,
+            Answer::Duplicate { .. } => Counted::Duplicate,
+            Answer::Conflict { kept: true } => Counted::Conflict,
+            Answer::Conflict { kept: false } => {
+                let detail = "other bytes under a used number".to_owned();
+                self.set_large_aside(&sent, Some(ErrorReason::Conflict), detail).await?;
+                Counted::Refused
+            }
+            Answer::Refused { reason, detail } => {
+                self.set_large_aside(&sent, reason, detail).await?;
+                Counted::Refused
+            }
+        };
+        self.metrics.relayed(counted, usize::try_from(sent.total).unwrap_or(usize::MAX));
+        self.numbers.passed_on(&sent.head, false, sent.record_bytes);
+        self.spool.left(line);
+        progress.answered(sent.lane, sent.position);
+        if counted != Counted::Refused {
+            progress.release(sent.lane, sent.position, sent.head.identity);
+        }
+        let now = since_boot();
+        self.report.change(|report| {
+            report.acknowledged += 1;
+            report.acknowledged_at = Some(now);
+        });
+        if let Some(counted) = alarm.note(1, u64::from(counted == Counted::Refused), now) {
+            self.too_many_refusals(counted.into()).await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn set_large_aside(
+        &self,
+        sent: &LargeSent,
+        reason: Option<ErrorReason>,
+        detail: String,
+    ) -> Result<(), RefusedError> {
+        let (refused, kept, words) = (self.refused.clone(), sent.clone(), detail.clone());
+        let keep = move || refused.keep_large(&kept.head, kept.total, reason, &words, wall_ms());
+        kept_aside(tokio::task::spawn_blocking(keep).await)?;
+        let reason = reason.map_or("UNKNOWN", ErrorReason::name);
+        tracing::warn!(event = "relay.refused", identity = %sent.head.identity, reason, detail);
+        Ok(())
+    }
+
+    /// The far end has it, or the refused area.
+    pub(super) fn passed_on(&self, sent: &Sent) {
+        self.numbers.passed_on(&sent.head, sent.conflict, sent.envelope.len() as u64);
+        self.spool.left(&sent.head.identity.line());
+    }
+
+    pub(super) async fn take(
+        &self,
+        answers: Vec<Answered<Sent>>,
+        progress: &mut Progress,
+        alarm: &mut Alarm,
+    ) -> Result<(), RefusedError> {
+        let now = since_boot();
+        let mut bytes = 0;
+        let (mut count, mut refused) = (0, 0);
+        for Answered { token: sent, answer } in answers {
+            let counted = match answer {
+                Answer::Stored => Counted::Stored,
+                Answer::Duplicate { .. } => Counted::Duplicate,
+                Answer::Conflict { kept: true } => Counted::Conflict,
+                Answer::Conflict { kept: false } => {
+                    let detail = "other bytes under a used number, and no room beside them".to_owned();
+                    self.set_aside(&sent, Some(ErrorReason::Conflict), detail).await?;
+                    Counted::Refused
+                }
+                Answer::Refused { reason, detail } => {
+                    self.set_aside(&sent, reason, detail).await?;
+                    Counted::Refused
+                }
+            };
+            refused += u64::from(counted == Counted::Refused);
+            self.metrics.relayed(counted, sent.envelope.len());
+            self.passed_on(&sent);
+            progress.answered(sent.lane, sent.position);
+            bytes += sent.envelope.len();
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        tracing::debug!(event = "relay.answered", envelopes = count, bytes);
+        self.report.change(|report| {
+            report.acknowledged += count;
+            report.acknowledged_at = Some(now);
+        });
+        if let Some(counted) = alarm.note(count, refused, now) {
+            self.too_many_refusals(counted.into()).await;
+        }
+        Ok(())
+    }
+
+    /// Stands still until somebody has looked. Answers to what is under way still come.
+    pub(super) async fn too_many_refusals(&self, cause: Cause) {
+        if self.control.orders().paused.is_some() {
+            return;
+        }
+        let control = self.control.clone();
+        let paused = tokio::task::spawn_blocking(move || control.pause(cause, wall_ms())).await;
+        if let Ok(Err(error)) = paused {
+            tracing::error!(event = "relay.orders_not_written", %error);
+        }
+    }
+
+    /// Durable in the refused area before it may leave the spool. Off the async threads: a far end that refuses everything
+    /// would have ingest wait for its syncs.
+    pub(super) async fn set_aside(
+        &self,
+        sent: &Sent,
+        reason: Option<ErrorReason>,
+        detail: String,
+    ) -> Result<(), RefusedError> {
+        let (refused, kept, words) = (self.refused.clone(), sent.clone(), detail.clone());
+        let keep = move || refused.keep(&kept.head, kept.conflict, &kept.envelope, reason, &words, wall_ms());
+        kept_aside(tokio::task::spawn_blocking(keep).await)?;
+        let reason = reason.map_or("UNKNOWN", ErrorReason::name);
+        tracing::warn!(event = "relay.refused", identity = %sent.head.identity, reason, detail);
+        Ok(())
+    }
+
+    pub(super) fn report_damage(&self, corrupt: &[pithead_spool::CorruptRange]) {
+        for range in corrupt {
+            let (from, to, records) = (range.from.0, range.to.0, range.records());
+            tracing::error!(event = "spool.corrupt", lane = lanes::name(range.lane), from, to, records);
+            self.metrics.spool_corrupt(records);
+            for head in &range.heads {
+                if let Some(identity) = self.numbers.quarantined(head) {
+                    self.spool.left(&identity.line());
+                    tracing::error!(event = "spool.envelope_damaged", %identity);
+                }
+            }
+        }
+    }
+}
+
+fn kept_aside(joined: Result<Result<(), RefusedError>, tokio::task::JoinError>) -> Result<(), RefusedError> {
+    joined.unwrap_or_else(|error| {
+        let (path, source) = (std::path::PathBuf::from("refused"), std::io::Error::other(error));
+        Err(RefusedError::Io { path, source })
+    })
+}
