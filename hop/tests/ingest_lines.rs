@@ -539,3 +539,20 @@ fn what_did_not_get_to_the_disk_comes_before_what_lies_beyond_it() {
     let later = NOW + OWED_FOR + Duration::from_millis(1);
     assert_eq!(lines.offer(&can(), seq(7), hash(7), later, || 7), Ok(Verdict::New(7)));
 }
+
+#[test]
+fn asking_about_an_envelope_takes_nothing_and_forgets_nothing() {
+    let mut lines: Lines<u64> = Lines::new(Unseen::Elsewhere);
+    store(&mut lines, &can(), 1);
+    offer(&mut lines, &can(), 2, 2).unwrap();
+    lines.lost(&can(), seq(2));
+    let mut judge = |number, value| lines.judge(&can(), seq(number), hash(value), NOW);
+    assert_eq!(judge(1, 1), Ok(Some(Verdict::Duplicate { unverified: false })));
+    assert_eq!(judge(1, 9), Ok(Some(Verdict::Conflict)));
+    // Twice the same answer: the number was not taken by the first.
+    assert_eq!((judge(2, 2), judge(2, 7)), (Ok(None), Ok(None)));
+    // And it is still owed.
+    assert_eq!(judge(3, 3), Err(LineRefusal::Overtakes { first: 2 }));
+    assert_eq!(offer(&mut lines, &can(), 3, 3), Err(LineRefusal::Overtakes { first: 2 }));
+    assert_eq!(offer(&mut lines, &can(), 2, 2), Ok(Verdict::New(2)));
+}

@@ -29,7 +29,7 @@ use pithead_sealing::{DeviceId, Identity, Line, Seq};
 use pithead_spool::{Lane, RecordHead};
 use sha2::{Digest as _, Sha256};
 
-use super::fate::{Fate, undecided};
+use super::fate::Fate;
 use super::idle::Idle;
 use super::lanes::{self, Found};
 use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE, KIND_LARGE};
@@ -457,17 +457,12 @@ impl Numbers {
         now: Duration,
     ) -> Result<Option<Outcome>, LineRefusal> {
         let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
-        // Nobody can wait for it: the number is free again before the lock is.
-        let nobody = UnderWay { told: undecided().1, failures: 0 };
-        let mut state = self.0.lock_with(&line, now);
-        Ok(match state.lines.offer(&line, seq, hash, now, || nobody)? {
-            Verdict::New(_) => {
-                state.lines.failed(&line, seq);
-                None
-            }
-            Verdict::InFlight(_) => None,
-            Verdict::Duplicate { unverified } => Some(Outcome::Duplicate { unverified }),
-            Verdict::Conflict => Some(Outcome::Conflict { kept: false }),
+        let judged = self.0.lock_with(&line, now).lines.judge(&line, seq, hash, now)?;
+        Ok(match judged {
+            // What is under way may still fail; the end is judged when it is there.
+            None | Some(Verdict::New(_) | Verdict::InFlight(_)) => None,
+            Some(Verdict::Duplicate { unverified }) => Some(Outcome::Duplicate { unverified }),
+            Some(Verdict::Conflict) => Some(Outcome::Conflict { kept: false }),
         })
     }
 

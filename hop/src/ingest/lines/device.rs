@@ -121,6 +121,24 @@ impl<T: Clone> Device<T> {
         Some(state)
     }
 
+    /// What [`offer`](Self::offer) would answer; none where it would take the envelope.
+    pub(super) fn judge(
+        &mut self,
+        line: &Line,
+        seq: Seq,
+        hash: ShortHash,
+        now: Duration,
+        start: u64,
+    ) -> Result<Option<Verdict<T>>, LineRefusal> {
+        self.open(line, start, now)?;
+        let room = INTERVALS_PER_DEVICE.saturating_sub(self.extra);
+        self.change(line, |state| match state.seen(seq.get(), hash) {
+            Some(verdict) => Ok(Some(verdict)),
+            None => state.may_take(seq.get(), room, now).map(|()| None),
+        })
+        .expect("the line was opened above")
+    }
+
     pub(super) fn offer(
         &mut self,
         line: &Line,

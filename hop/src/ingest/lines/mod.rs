@@ -120,6 +120,25 @@ impl<T: Clone> Lines<T> {
         self.device(&line.device, now)?.offer(line, seq, hash, now, start, ticket)
     }
 
+    /// What [`offer`](Self::offer) would answer, without taking anything; none where it would take the envelope. For a large
+    /// one, before its bytes come.
+    ///
+    /// # Errors
+    /// As [`offer`](Self::offer).
+    pub fn judge(
+        &mut self,
+        line: &Line,
+        seq: Seq,
+        hash: ShortHash,
+        now: Duration,
+    ) -> Result<Option<Verdict<T>>, LineRefusal> {
+        let start = self.start(seq);
+        if seq.get() > SEQ_JUMP_MAX && !self.contains(line) {
+            return Err(LineRefusal::SeqJump { newest: 0 });
+        }
+        self.device(&line.device, now)?.judge(line, seq, hash, now, start)
+    }
+
     /// The envelope is durable.
     pub fn stored(&mut self, line: &Line, seq: Seq) {
         if let Some(device) = self.devices.get_mut(&line.device) {
