@@ -3,6 +3,10 @@
 //! Raw is one thread that writes a group's bytes into a file that was written before, and syncs: the least that "on disk"
 //! costs. Plain is the same at the end of a file that grows, where each sync commits the file's new size as well. The
 //! three take turns every few groups, so that whatever else the disk does hits all of them.
+//!
+//! The spool is measured as a busy gateway uses it: while one group is on its way to the disk the next is handed over, and never
+//! more than one, so that a sync carries one group and no more (which is checked). `serial_value` is what one appender gets that
+//! hands over nothing before the last group is durable: then every group waits for two threads to wake each other as well.
 
 use std::{
     fs::{File, OpenOptions},
@@ -14,7 +18,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use pithead_spool::{Lane, Options, Position, Record, Spool};
+use pithead_spool::{Lane, Options, Position, Record, Spool, Ticket};
 use serde::Serialize;
 
 use crate::report::{Row, rounded};
@@ -49,6 +53,8 @@ struct Facts {
     record_bytes: usize,
     groups: u64,
     sync_us: f64,
+    serial_value: f64,
+    serial_ratio: f64,
     plain_value: f64,
     plain_ratio: f64,
 }
@@ -70,14 +76,18 @@ fn row(group: usize, turns: u64, folder: &Path) -> anyhow::Result<Row<Facts>> {
     let mut raw = Raw::create(&folder.join(format!("raw-{group}")))?;
     let mut plain = Plain::create(&folder.join(format!("plain-{group}")))?;
     let bytes = vec![0xa5; group * RECORD_BYTES];
-    let mut took = [Duration::ZERO; 3];
+    let mut took = [Duration::ZERO; 4];
+    let before = spooled.spool.stats().groups;
     // The first turn warms all of them and does not count.
     for turn in 0..=turns {
         let begin = Instant::now();
-        for _ in 0..TURN {
-            spooled.group(group)?;
-        }
+        spooled.groups(group, TURN)?;
         let spool = begin.elapsed();
+        let begin = Instant::now();
+        for _ in 0..TURN {
+            spooled.groups(group, 1)?;
+        }
+        let serial = begin.elapsed();
         let begin = Instant::now();
         for _ in 0..TURN {
             raw.group(&bytes)?;
@@ -88,19 +98,27 @@ fn row(group: usize, turns: u64, folder: &Path) -> anyhow::Result<Row<Facts>> {
             plain.group(&bytes)?;
         }
         if turn > 0 {
-            for (sum, one) in took.iter_mut().zip([spool, written, begin.elapsed()]) {
+            for (sum, one) in took.iter_mut().zip([spool, written, begin.elapsed(), serial]) {
                 *sum += one;
             }
         }
     }
+    let synced = spooled.spool.stats().groups - before;
+    let handed_over = (turns + 1) * 2 * TURN as u64;
+    ensure!(
+        synced * 100 >= handed_over * 99,
+        "{synced} syncs for {handed_over} groups: they were put together"
+    );
     let groups = turns * TURN as u64;
     let per_second = |took: Duration| (groups * group as u64) as f64 / took.as_secs_f64();
-    let [value, baseline, plain] = took.map(per_second);
+    let [value, baseline, plain, serial] = took.map(per_second);
     let facts = Facts {
         group,
         record_bytes: RECORD_BYTES,
         groups,
         sync_us: rounded(took[1].as_secs_f64() * 1e6 / groups as f64),
+        serial_value: rounded(serial),
+        serial_ratio: rounded(serial / baseline),
         plain_value: rounded(plain),
         plain_ratio: rounded(value / plain),
     };
@@ -125,12 +143,25 @@ impl Spooled {
 
     fn warm(&mut self) -> anyhow::Result<()> {
         const GROUP: usize = 1_024;
-        (0..WARM_BYTES / GROUP / RECORD_BYTES).try_for_each(|_| self.group(GROUP))
+        self.groups(GROUP, WARM_BYTES / GROUP / RECORD_BYTES)
     }
 
-    fn group(&mut self, count: usize) -> anyhow::Result<()> {
-        let records = (0..count).map(|_| Record::new(1, 0, self.head.clone(), self.body.clone())).collect();
-        let first = self.spool.append_all(Lane::First, records)?.wait()?;
+    /// So many groups, each handed over while the one before is on its way; durable when this returns.
+    fn groups(&mut self, count: usize, groups: usize) -> anyhow::Result<()> {
+        let mut under_way: Option<Ticket> = None;
+        for _ in 0..groups {
+            let records =
+                (0..count).map(|_| Record::new(1, 0, self.head.clone(), self.body.clone())).collect();
+            let ticket = self.spool.append_all(Lane::First, records)?;
+            if let Some(before) = under_way.replace(ticket) {
+                self.durable(before, count)?;
+            }
+        }
+        under_way.map_or(Ok(()), |last| self.durable(last, count))
+    }
+
+    fn durable(&self, ticket: Ticket, count: usize) -> anyhow::Result<()> {
+        let first = ticket.wait()?;
         self.spool.acknowledge(Lane::First, Position(first.0 + count as u64 - 1))?;
         Ok(())
     }
