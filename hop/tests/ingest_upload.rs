@@ -471,6 +471,27 @@ async fn a_bit_that_the_disk_flips_in_a_whole_one_is_noticed_and_nothing_behind_
 }
 
 #[tokio::test]
+async fn a_whole_one_whose_sums_do_not_read_is_set_aside_and_never_removed() {
+    let (_dir, folder) = folder();
+    let disk = Disk::with_uploads(&folder, UploadLimits::default());
+    let envelope = sealed_file(1, &plaintext(MIB, 18));
+    assert_eq!(send(&disk, truck(), &envelope).await.unwrap(), Answer::Stored);
+    drop(disk);
+    let path = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let path = path.into_iter().find(|path| path.extension().unwrap() == "sums").unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[200] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let disk = Disk::with_uploads(&folder, UploadLimits::default());
+    assert_eq!(files(&folder), ["damaged"]);
+    let kept = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(fs::read(kept).unwrap(), envelope);
+    // And a good copy is taken beside it.
+    assert_eq!(send(&disk, truck(), &envelope).await.unwrap(), Answer::Stored);
+    assert_eq!(files(&folder), ["damaged", "envelope", "sums"]);
+}
+
+#[tokio::test]
 async fn an_upload_without_progress_is_given_up_and_one_that_was_taken_is_not() {
     let (_dir, folder) = folder();
     let limits = UploadLimits { idle: Units::from_secs(60), ..UploadLimits::default() };

@@ -9,7 +9,7 @@ use crate::sink::staged::Staging;
 use crate::sink::{Custody, Delivery};
 use crate::unwrap::{Class, Sender, UnwrapError};
 use bytes::Bytes;
-use pithead_hop::ingest::UploadStore;
+use pithead_hop::ingest::{SealedFileError, UploadStore};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Identity;
 use pithead_sealing::envelope::open::{Chosen, OpenError, Opening};
@@ -171,8 +171,9 @@ pub fn open_large(
     let mut sealed = Hashing { from: sealed, sha256: Sha256::new() };
     let mut header = vec![0; parcel.header.wire_len()];
     let unwritable = |error: io::Error| Stopped::Again(sink_failed(&error));
-    let begun = sealed.read_exact(&mut header).and_then(|()| Staging::begin(staging));
-    let mut plain = BufWriter::with_capacity(1 << 20, begun.map_err(unwritable)?);
+    sealed.read_exact(&mut header).map_err(|error| unreadable(parcel, large, &error))?;
+    let begun = Staging::begin(staging).map_err(unwritable)?;
+    let mut plain = BufWriter::with_capacity(1 << 20, begun);
     if parcel.profile.encoding().is_some() {
         let limit = inflate::limit(false, large.total);
         let mut inflating = Inflating::new(&mut plain, limit).map_err(refused_content)?;
@@ -215,13 +216,33 @@ fn unopened(parcel: &Parcel, large: &Large, error: OpenError) -> Stopped {
 }
 
 /// The sealed bytes do not read back. The sender has them still: let go of ours, and it sends them again.
-fn unreadable(parcel: &Parcel, large: &Large, error: &dyn std::error::Error) -> Stopped {
+fn unreadable(parcel: &Parcel, large: &Large, error: &(dyn std::error::Error + 'static)) -> Stopped {
+    if !is_damage(error) {
+        tracing::error!(event = "upload.unreadable", identity = %parcel.identity(), %error);
+        let detail = "the disk does not give the upload now";
+        return Stopped::Again(Again {
+            reason: ErrorReason::DiskFailed,
+            detail: detail.into(),
+            retry_after: DISK_RETRY,
+        });
+    }
     tracing::error!(event = "upload.damaged", identity = %parcel.identity(), %error, "it has to be sent again");
     if let Err(error) = large.uploads.release(parcel.identity()) {
         tracing::error!(event = "upload.not_removed", %error);
     }
     let detail = "the disk has changed the upload; send it again from the beginning";
     Stopped::Again(Again { reason: ErrorReason::NotDurable, detail: detail.into(), retry_after: DISK_RETRY })
+}
+
+/// Whether the bytes are certainly not what was taken in: anything else may pass.
+fn is_damage(error: &(dyn std::error::Error + 'static)) -> bool {
+    match error.downcast_ref::<SealedFileError>() {
+        Some(SealedFileError::Gone(_) | SealedFileError::Damaged { .. }) => true,
+        Some(_) => false,
+        None => error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        }),
+    }
 }
 
 /// Sums up what is read through it.

@@ -26,6 +26,9 @@ use tokio_util::task::TaskTracker;
 /// Envelopes being opened at once: they compute, and each may hold an inflated batch of 64 MiB.
 const OPENING: usize = 4;
 
+/// Large envelopes being opened at once, beside them: each may take minutes, and nobody's small one waits for that.
+const OPENING_LARGE: usize = 2;
+
 /// Plaintext bytes between opener and sink.
 const PLAINTEXT_BYTES: usize = 128 << 20;
 
@@ -81,6 +84,7 @@ pub struct Pipeline {
     turns: Arc<Turns>,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     opening: Semaphore,
+    opening_large: Semaphore,
     plaintext: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -150,6 +154,7 @@ impl Pipeline {
             turns: Arc::default(),
             jobs: Mutex::new(Some(parts.jobs)),
             opening: Semaphore::new(OPENING),
+            opening_large: Semaphore::new(OPENING_LARGE),
             plaintext: Arc::new(Semaphore::new(PLAINTEXT_BYTES)),
             metrics: parts.metrics,
             tasks: TaskTracker::new(),
@@ -332,7 +337,8 @@ impl Pipeline {
         if turn.is_broken() {
             return Err(Stopped::Again(super::behind()));
         }
-        let _opening = self.opening.acquire().await.map_err(|_| Stopped::Again(lost()))?;
+        let opening = if parcel.large.is_some() { &self.opening_large } else { &self.opening };
+        let _opening = opening.acquire().await.map_err(|_| Stopped::Again(lost()))?;
         let opened = if let Some(large) = &parcel.large {
             let (parcel, large, staging) = (parcel.clone(), large.clone(), self.staging.clone());
             tokio::task::spawn_blocking(move || {

@@ -212,6 +212,11 @@ impl Intake for Front {
             .await
             .map_err(|error| Refusal::new(ErrorReason::Internal, error.to_string()))?
             .map_err(|error| {
+                if let SealedFileError::Disk(error) = &error {
+                    tracing::error!(event = "upload.unreadable", %identity, %error);
+                    return Refusal::new(ErrorReason::DiskFailed, "the disk does not give the upload now")
+                        .retry_after(Duration::from_secs(15));
+                }
                 tracing::error!(event = "upload.damaged", %identity, %error, "it has to be sent again");
                 if let Err(error) = self.uploads.release(&identity) {
                     tracing::error!(event = "upload.not_removed", %error);

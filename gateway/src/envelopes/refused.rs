@@ -277,9 +277,25 @@ impl Refused {
     /// Large envelopes whose reason somebody has taken away since the last look: their bytes are wanted no more. Blocks.
     pub fn let_go_of_large(&self) -> Vec<Identity> {
         let mut state = self.lock();
-        let gone = |name: &String| !self.paths(name).1.exists();
+        // Only what is certainly not there: a disk that does not answer takes nothing away.
+        let gone = |name: &String| matches!(self.paths(name).1.try_exists(), Ok(false));
         let names: Vec<String> = state.large.keys().filter(|name| gone(name)).cloned().collect();
         names.iter().filter_map(|name| state.large.remove(name)).collect()
+    }
+
+    /// Whether anything here is of this identity, readable or not, by the names of its files.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn mentions(&self, identity: &Identity) -> io::Result<bool> {
+        let Identity { device, stream, run, seq, .. } = identity;
+        let prefix = format!("{device}~{stream}~{run}~{seq}~");
+        for file in fs::read_dir(&self.folder)? {
+            if file?.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Large envelopes whose reason lies here.
@@ -462,7 +478,9 @@ impl Refused {
             self.shares.hold(device, *bytes, since_boot());
         }
         (state.held, state.devices) = (held, devices);
-        // Those that are gone from the disk are let go of by whoever asks for them.
+        // Those that are gone from the disk are let go of by whoever asks for them. What was sent again while the folder was read
+        // is not here any more.
+        large.retain(|name, _| self.paths(name).1.exists());
         state.large.extend(large);
         self.show(held);
         Ok(held)

@@ -421,6 +421,10 @@ impl Relay {
             };
             let Some((position, record)) = taken else { return Ok(Filled::Nothing) };
             look = feeds.is_empty(lane);
+            if progress.is_done(lane, position) {
+                progress.reached(lane, position.next());
+                continue;
+            }
             let Ok(head) = Head::decode(&record.head) else {
                 tracing::error!(
                     event = "spool.foreign_record",

@@ -67,6 +67,10 @@ impl Retry {
             // It waits there already.
             Offered::Done(_) => {}
             Offered::Shared(ticket, _) => ticket.await?,
+            // Large ones are not kept beside others.
+            Offered::Store(reservation) if taken.large.is_some() && reservation.is_conflict() => {
+                return Err(RetryError::NoRoomBeside);
+            }
             Offered::Store(reservation) => {
                 let (mut head, conflict) = (taken.head.clone(), reservation.is_conflict());
                 if let Some(ours) = head.hops.last_mut() {

@@ -211,6 +211,8 @@ pub(crate) struct FarEnd {
     pub(crate) poison: Mutex<BTreeSet<u64>>,
     /// While this is false, nothing is answered.
     pub(crate) answers: watch::Sender<bool>,
+    /// While this is false, no large envelope is.
+    pub(crate) large_answers: watch::Sender<bool>,
     uploads: UploadStore,
     _folder: tempfile::TempDir,
 }
@@ -277,6 +279,7 @@ impl Intake for FarEnd {
     async fn complete(&self, _peer: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
         let hops = self.uploads.read(&whole.identity).unwrap().hops().to_vec();
         let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
+        let _ = self.large_answers.subscribe().wait_for(|answers| *answers).await;
         self.got.lock().unwrap().push((whole.identity.clone(), hops));
         self.uploads.taken(&whole.identity);
         Ok(Outcome::Stored)
@@ -356,6 +359,7 @@ impl Cloud {
             got: Mutex::default(),
             poison: Mutex::default(),
             answers: watch::Sender::new(true),
+            large_answers: watch::Sender::new(true),
             uploads: uploads.unwrap(),
             _folder: folder,
         });

@@ -139,7 +139,6 @@ impl Serving {
         let refused_size = config.relay.as_ref().map_or(0, |relay| relay.refused_size.get());
         let refused = Refused::open(&data.refused(), refused_size, metrics.clone(), shares.clone());
         let refused = Arc::new(refused.map_err(|error| disk_failed(&error))?);
-        uploads::claim(&large, &numbers, &refused).map_err(|error| disk_failed(&error))?;
         let rate = config.relay.as_ref().and_then(|relay| relay.rate).map(|rate| rate.get());
         let control = Control::open(data.orders(), rate).map_err(|error| disk_failed(&error))?;
         for head in recovery.corrupt.iter().flat_map(|range| &range.heads) {
@@ -147,6 +146,8 @@ impl Serving {
                 tracing::error!(event = "spool.envelope_damaged", %identity);
             }
         }
+        let clean = recovery.corrupt_records == 0;
+        uploads::claim(&large, &spool, &numbers, &refused, clean).map_err(|error| disk_failed(&error))?;
         let intake = Arc::new(SpoolIntake::start(Parts {
             gateway: material.name.clone(),
             history: history.clone(),
@@ -177,7 +178,13 @@ impl Serving {
         let idle = put_idle_lines_away(numbers.clone(), intake_stop.clone());
         let follow = follow_readiness(health.clone(), reporter, intake_stop.clone());
         let disk = look_after_disk(health.clone(), spool.clone(), intake_stop.clone());
-        let sweep = uploads::sweep(large.clone(), refused.clone(), metrics.clone(), intake_stop.clone());
+        let sweep = uploads::sweep(
+            large.clone(),
+            refused.clone(),
+            numbers.clone(),
+            metrics.clone(),
+            intake_stop.clone(),
+        );
         let intake = vec![
             tokio::spawn(serve),
             tokio::spawn(refresh.run(intake_stop.clone())),

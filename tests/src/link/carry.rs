@@ -86,15 +86,13 @@ impl Carry {
                 continue;
             }
             let after = now.loses(self.way);
-            if after.is_none() {
-                passed = 0;
-            }
             match arrival {
                 Arrival::Bytes(mut bytes) => {
                     let lost =
                         after.map(|after| bytes.split_off(bytes.len().min(after.saturating_sub(passed))));
                     self.pass(&mut to, &bytes, now.bytes_per_s).await?;
-                    passed += bytes.len();
+                    // What went through before the loss was asked for does not count towards it.
+                    passed = if after.is_some() { passed + bytes.len() } else { 0 };
                     if let Some(lost) = lost.filter(|lost| !lost.is_empty()) {
                         self.swallow(lost.len());
                         self.break_off();

@@ -38,6 +38,10 @@ impl SpoolIntake {
         let file = read.unwrap_or_else(|error| Err(SealedFileError::Disk(std::io::Error::other(error))));
         let file = match file {
             Ok(file) => file,
+            Err(SealedFileError::Disk(error)) => {
+                tracing::error!(event = "upload.unreadable", %identity, %error);
+                return Err(refusal_of_sync(NotDurable::Closed));
+            }
             Err(error) => {
                 tracing::error!(event = "upload.damaged", %identity, %error, "it has to be sent again");
                 self.release(&identity).await;

@@ -5,6 +5,7 @@
 //! is taken from the lanes until the large one is through.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +17,6 @@ use pithead_hop::ingest::send::{Pace as UploadPace, UploadError, UploadProgress,
 use pithead_hop::ingest::{Answer, SealedFileError, UploadStore};
 use pithead_sealing::Line;
 use pithead_spool::{Lane, Position, Record};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::record::Head;
@@ -75,9 +75,10 @@ pub(super) struct Large {
     under_way: Option<(Line, BoxFuture<'static, LargeEnded>)>,
     backoff: Backoff,
     not_before: Instant,
-    progress: watch::Sender<UploadProgress>,
     /// The far end has got more of one on its disk, on this call.
     advanced: Arc<AtomicBool>,
+    /// The same, by the attempt that is under way.
+    attempt_advanced: Arc<AtomicBool>,
 }
 
 impl Large {
@@ -94,8 +95,8 @@ impl Large {
             under_way: None,
             backoff: Backoff::new(Policy::default()),
             not_before: Instant::now(),
-            progress: watch::Sender::new(UploadProgress::default()),
             advanced: Arc::default(),
+            attempt_advanced: Arc::default(),
         }
     }
 
@@ -160,13 +161,12 @@ impl Large {
         };
         let Some(line) = self.turns.get(at).cloned() else { return };
         let Some(sent) = first(&line).cloned() else { return };
-        self.progress.send_replace(UploadProgress::default());
+        self.attempt_advanced.store(false, Ordering::Relaxed);
         let attempt = attempt(
             self.uploads.clone(),
             self.connection.clone(),
             self.pace.clone(),
-            self.progress.clone(),
-            Arc::clone(&self.advanced),
+            (Arc::clone(&self.advanced), Arc::clone(&self.attempt_advanced)),
             sent,
         );
         self.under_way = Some((line, Box::pin(attempt)));
@@ -215,7 +215,7 @@ impl Large {
 
     /// The attempt failed: the same one, or another, is tried later.
     pub(super) fn failed(&mut self, line: &Line, retry_after: Option<Duration>) {
-        if self.progress.borrow().persisted > 0 {
+        if self.attempt_advanced.load(Ordering::Relaxed) {
             self.backoff.reset();
         }
         self.not_before = Instant::now() + self.backoff.next_delay(random(), retry_after);
@@ -232,14 +232,15 @@ async fn attempt(
     uploads: UploadStore,
     connection: Connection,
     pace: Pace,
-    progress: watch::Sender<UploadProgress>,
-    advanced: Arc<AtomicBool>,
+    advanced: (Arc<AtomicBool>, Arc<AtomicBool>),
     sent: LargeSent,
 ) -> LargeEnded {
     let identity = sent.head.identity.clone();
     let opened = tokio::task::spawn_blocking(move || uploads.read(&identity)).await;
     let source = match opened {
         Ok(Ok(source)) => Arc::new(source),
+        // Too many open files, say: that passes.
+        Ok(Err(SealedFileError::Disk(error))) => return LargeEnded::Failed(UploadError::Source(error)),
         Ok(Err(error)) => return LargeEnded::Damaged(error),
         Err(error) => return LargeEnded::Failed(UploadError::Source(std::io::Error::other(error))),
     };
@@ -256,13 +257,15 @@ async fn attempt(
     let mut first = None;
     let told = |now: UploadProgress| {
         if now.persisted > *first.get_or_insert(now.persisted) {
-            advanced.store(true, Ordering::Relaxed);
+            advanced.0.store(true, Ordering::Relaxed);
+            advanced.1.store(true, Ordering::Relaxed);
         }
-        progress.send_replace(now);
     };
     match send_upload(connection, source, sent.head.hops, Some(paid), told).await {
         Ok(answer) => LargeEnded::Answered(answer),
-        Err(UploadError::Source(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+        Err(UploadError::Source(error))
+            if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+        {
             LargeEnded::Damaged(SealedFileError::Disk(error))
         }
         Err(error) => LargeEnded::Failed(error),

@@ -6,18 +6,19 @@
 //! spaced by their size: at most a quarter of a second apart when small, and never more than about a megabyte a second.
 //! Whatever was not yet written down when the power went is delivered again, and recognised at the far end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::time::Duration;
 
-use pithead_hop::ingest::UploadStore;
-use pithead_sealing::Identity;
+use pithead_hop::ingest::{IntervalSet, UploadStore};
+use pithead_sealing::{Identity, Line};
 use pithead_spool::{Lane, Position};
 use tokio::time::Instant;
 
 use super::super::lanes::{self, LANES};
 use super::super::numbers::Numbers;
 use super::super::spool::EnvelopeSpool;
+use super::UNREADABLE_TRIES;
 
 /// Between small checkpoints.
 const SPACING: Duration = Duration::from_millis(250);
@@ -32,12 +33,17 @@ pub(super) struct Progress {
     /// Files of large envelopes that are wanted no more once their records cannot come back.
     unwanted: Vec<(Lane, Position, Identity)>,
     forward: u64,
+    /// Lines whose large envelope the disk did not give, and how often in a row.
+    unreadable: HashMap<Line, u32>,
     not_before: Instant,
 }
 
 struct LaneProgress {
     /// Sent on this call, and not answered.
     open: BTreeSet<Position>,
+    /// Answered, behind one that is not: by position and one, since intervals begin at 1. While a large envelope goes out, what
+    /// has passed it is not sent again after a cut.
+    done: IntervalSet,
     /// The position after the last record that was looked at.
     looked_at: Position,
     /// The first position that is not yet acknowledged in the spool.
@@ -55,15 +61,44 @@ impl Progress {
     pub(super) fn new(spool: EnvelopeSpool, numbers: Numbers, uploads: UploadStore) -> Self {
         let lanes = Lane::ALL.map(|lane| {
             let cursor = spool.cursor(lane);
-            LaneProgress { open: BTreeSet::new(), looked_at: cursor, reclaimed: cursor }
+            LaneProgress {
+                open: BTreeSet::new(),
+                done: IntervalSet::new(),
+                looked_at: cursor,
+                reclaimed: cursor,
+            }
         });
-        Self { spool, numbers, uploads, lanes, unwanted: Vec::new(), forward: 0, not_before: Instant::now() }
+        Self {
+            spool,
+            numbers,
+            uploads,
+            lanes,
+            unwanted: Vec::new(),
+            forward: 0,
+            unreadable: HashMap::new(),
+            not_before: Instant::now(),
+        }
     }
 
     /// How many records of all lanes have left, and calls that have brought a large one forward: it grows whenever something
     /// is.
     pub(super) fn passed(&self) -> u64 {
         self.forward + self.lanes.iter().map(|lane| lane.next().0).sum::<u64>()
+    }
+
+    /// The disk did not give the first large envelope of this line; it may be passing.
+    pub(super) fn unreadable(&mut self, line: &Line) {
+        *self.unreadable.entry(line.clone()).or_default() += 1;
+    }
+
+    /// Whether that was so often that it does not pass.
+    pub(super) fn is_unreadable(&self, line: &Line) -> bool {
+        self.unreadable.get(line).is_some_and(|tries| *tries >= UNREADABLE_TRIES)
+    }
+
+    /// It is dealt with.
+    pub(super) fn readable_again(&mut self, line: &Line) {
+        self.unreadable.remove(line);
     }
 
     /// A call has brought a large one forward.
@@ -87,7 +122,18 @@ impl Progress {
 
     /// The record at `position` is elsewhere.
     pub(super) fn answered(&mut self, lane: Lane, position: Position) {
-        self.lanes[lane.index()].open.remove(&position);
+        let here = &mut self.lanes[lane.index()];
+        here.open.remove(&position);
+        here.done.insert(position.0 + 1);
+        let next = here.next().0;
+        if next > 0 {
+            here.done.remove_range(1, next);
+        }
+    }
+
+    /// Whether the record at `position` was answered on an earlier call.
+    pub(super) fn is_done(&self, lane: Lane, position: Position) -> bool {
+        self.lanes[lane.index()].done.contains(position.0 + 1)
     }
 
     /// Whether everything before `position` in its lane is elsewhere.

@@ -1,10 +1,12 @@
 //! What becomes of an envelope when its answer is there: passed on, set aside, or damaged.
 
-use pithead_hop::ingest::{Answer, Answered};
+use pithead_hop::ingest::send::UploadError;
+use pithead_hop::ingest::{Answer, Answered, SealedFileError};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Line;
 
 use super::super::lanes;
+use super::super::record::KIND_LARGE;
 use super::super::refused::RefusedError;
 use super::alarm::Alarm;
 use super::control::Cause;
@@ -26,7 +28,13 @@ impl Relay {
     ) -> Result<(), Ended> {
         let answer = match ended {
             LargeEnded::Answered(answer) => answer,
+            LargeEnded::Failed(UploadError::Source(error)) if progress.is_unreadable(line) => {
+                return self.lose_large(large, line, SealedFileError::Disk(error), progress).await;
+            }
             LargeEnded::Failed(error) => {
+                if matches!(error, UploadError::Source(_)) {
+                    progress.unreadable(line);
+                }
                 let reason = error.reason();
                 let code = reason.map_or("UNKNOWN", ErrorReason::name);
                 tracing::warn!(event = "relay.large_again", %line, reason = code, %error);
@@ -38,19 +46,10 @@ impl Relay {
                     return Ok(());
                 }
             }
-            LargeEnded::Damaged(error) => {
-                if let Some(sent) = large.settled(line) {
-                    tracing::error!(event = "spool.envelope_damaged", identity = %sent.head.identity, %error);
-                    self.metrics.spool_corrupt(1);
-                    self.numbers.quarantined_large(&sent.head, sent.record_bytes);
-                    self.spool.left(line);
-                    progress.answered(sent.lane, sent.position);
-                    progress.release(sent.lane, sent.position, sent.head.identity);
-                }
-                return Ok(());
-            }
+            LargeEnded::Damaged(error) => return self.lose_large(large, line, error, progress).await,
         };
         let Some(sent) = large.settled(line) else { return Ok(()) };
+        progress.readable_again(line);
         let counted = match answer {
             Answer::Stored => Counted::Stored,
             Answer::Duplicate { .. } => Counted::Duplicate,
@@ -80,6 +79,30 @@ impl Relay {
         if let Some(counted) = alarm.note(1, u64::from(counted == Counted::Refused), now) {
             self.too_many_refusals(counted.into()).await;
         }
+        Ok(())
+    }
+
+    /// The disk has changed it, or does not give it: its number is free for a good copy, and what there is of it is set aside for
+    /// a person. It was acknowledged, so nothing of it is removed.
+    async fn lose_large(
+        &self,
+        large: &mut Large,
+        line: &Line,
+        error: SealedFileError,
+        progress: &mut Progress,
+    ) -> Result<(), Ended> {
+        let Some(sent) = large.settled(line) else { return Ok(()) };
+        let identity = sent.head.identity.clone();
+        tracing::error!(event = "spool.envelope_damaged", %identity, %error, "its bytes are set aside in uploads/");
+        self.metrics.spool_corrupt(1);
+        let (uploads, lost) = (self.uploads.clone(), identity.clone());
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || uploads.set_aside(&lost)).await {
+            tracing::error!(event = "upload.not_set_aside", %identity, %error);
+        }
+        self.numbers.quarantined_large(&sent.head, sent.record_bytes);
+        self.spool.left(line);
+        progress.answered(sent.lane, sent.position);
+        progress.readable_again(line);
         Ok(())
     }
 
@@ -183,6 +206,10 @@ impl Relay {
             self.metrics.spool_corrupt(records);
             for head in &range.heads {
                 if let Some(identity) = self.numbers.quarantined(head) {
+                    if head.kind == KIND_LARGE {
+                        // The record is lost, and the bytes are not: whoever brings it again finds all of it here.
+                        self.uploads.undecided_again(&identity);
+                    }
                     self.spool.left(&identity.line());
                     tracing::error!(event = "spool.envelope_damaged", %identity);
                 }

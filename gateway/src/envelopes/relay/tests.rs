@@ -584,9 +584,64 @@ async fn a_large_envelope_that_the_disk_has_changed_is_not_sent_and_a_good_copy_
     std::fs::write(&file, bytes).unwrap();
 
     let running = relay(folder.path(), &door, &cloud, 1 << 20);
-    until("the spool is empty", || door.spool.stats().records == 0 && files(folder.path()) == 0).await;
+    // What was acknowledged is never removed: it is set aside for a person.
+    until("the spool is empty", || door.spool.stats().records == 0 && files(folder.path()) == 1).await;
     assert_eq!(cloud.far_end.seqs(), [2]);
     assert_eq!(door.upload(&envelope).await, Answer::Stored);
     until("the good copy is there", || cloud.far_end.seqs() == [2, 1]).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_passed_a_large_envelope_is_not_sent_again_after_a_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud) = (Door::open(folder.path()), Cloud::start().await);
+    assert_eq!(door.upload(&large(&mut Truck::on("can", 7), 1)).await, Answer::Stored);
+    let mut other = Truck::on("can", 8);
+    for seq in 1..=3 {
+        door.take(other.seal(seq, b"passes")).await;
+    }
+    cloud.far_end.large_answers.send_replace(false);
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    for _ in 0..3 {
+        until("the small ones have passed", || got(&cloud).len() == 3 && running.report.get().up).await;
+        cloud.handle.cut(|_| true);
+        until("it has noticed", || !running.report.get().up).await;
+    }
+    // Their places are kept until the large one is through, and nothing of them crosses the wire twice.
+    assert_eq!(door.spool.stats().records, 4);
+    cloud.far_end.large_answers.send_replace(true);
+    until("all have left", || door.spool.stats().records == 0).await;
+    let small = got(&cloud).iter().filter(|(_, run, _)| *run == 8).count();
+    assert_eq!(small, 3);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_envelope_whose_record_is_lost_is_entered_again_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let envelope = large(&mut Truck::new(), 1);
+    {
+        let door = Door::open(folder.path());
+        assert_eq!(door.upload(&envelope).await, Answer::Stored);
+        // The checkpoint says that the number is held, so nobody will ever bring it again.
+        door.numbers.checkpoint().unwrap();
+        door.spool.close().unwrap();
+    }
+    std::fs::remove_dir_all(folder.path().join("spool")).unwrap();
+    let (door, cloud) = (Door::open(folder.path()), Cloud::start().await);
+    assert_eq!(door.spool.stats().records, 0);
+    let refused =
+        Refused::open(&folder.path().join("refused"), 1 << 20, Metrics::new(), door.shares.clone()).unwrap();
+    let claim = |clean| {
+        super::super::uploads::claim(&door.uploads, &door.spool, &door.numbers, &refused, clean).unwrap();
+    };
+    claim(false);
+    assert_eq!((door.spool.stats().records, door.uploads.stats().taken), (1, 1));
+    // Once is enough.
+    claim(false);
+    assert_eq!(door.spool.stats().records, 1);
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("it is there", || got(&cloud).len() == 1 && files(folder.path()) == 0).await;
     running.stop().await;
 }

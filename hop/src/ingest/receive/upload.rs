@@ -104,13 +104,12 @@ impl<I: Intake> Uploads<I> {
             Phase::Open => {
                 let opened = Arc::clone(&upload);
                 // After a start nobody knows yet how much of it is sound.
-                let persisted = blocking(move || {
-                    opened.file(&mut opened.part.blocking_lock()).map(|file| file.persisted())
-                });
+                let persisted =
+                    blocking(move || opened.file(&mut opened.part()).map(|file| file.persisted()));
                 match persisted.await? {
                     Ok(persisted) => Ok(answer(persisted, wire::UploadState::Open)),
                     Err(error) => {
-                        if error.kind() == io::ErrorKind::InvalidData {
+                        if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound) {
                             // The disk has changed what it is: it begins anew when it is opened again.
                             let (store, gone) = (self.store()?, upload.identity.clone());
                             blocking(move || store.release(&gone))
@@ -124,6 +123,7 @@ impl<I: Intake> Uploads<I> {
             Phase::Whole => Ok(answer(total, wire::UploadState::Open)),
             Phase::Taken => Ok(answer(total, wire::UploadState::Complete)),
             Phase::Refused(_) => Ok(answer(0, wire::UploadState::Refused)),
+            Phase::Gone => Err(refusal_of_disk(&io::ErrorKind::NotFound.into())),
         }
     }
 
@@ -246,6 +246,7 @@ impl<I: Intake> Uploads<I> {
             match writer.upload.phase() {
                 Phase::Open => {}
                 Phase::Whole => return self.finish(&writer.upload, answers).await,
+                Phase::Gone => return Err(fenced_refusal()),
                 Phase::Taken | Phase::Refused(_) => {
                     let _ = answers.send(Ok(self.response(&writer.upload, writer.upload.persisted()))).await;
                     return Ok(());
@@ -280,6 +281,8 @@ impl<I: Intake> Uploads<I> {
     ) -> Result<(), Refusal> {
         let deciding = Arc::clone(&upload.finishing).lock_owned().await;
         if upload.phase() == Phase::Whole {
+            // Whoever asks for the end is there: it is not given up for want of progress.
+            upload.progressed(upload.total, true, since_boot());
             let (intake, peer, store) = (Arc::clone(&self.intake), self.peer.clone(), self.store()?);
             let deciding_upload = Arc::clone(upload);
             let decided = tokio::spawn(async move {
@@ -302,7 +305,7 @@ impl<I: Intake> Uploads<I> {
         }
         let response = match upload.phase() {
             // Taken, or already passed on and gone.
-            Phase::Whole | Phase::Open => self.response_as(upload.total, &Phase::Taken),
+            Phase::Whole | Phase::Open | Phase::Gone => self.response_as(upload.total, &Phase::Taken),
             phase => self.response_as(upload.total, &phase),
         };
         let _ = answers.send(Ok(response)).await;
@@ -347,7 +350,7 @@ impl<I: Intake> Uploads<I> {
 
 fn told(phase: &Phase) -> (wire::UploadState, Option<wire::Refusal>) {
     match phase {
-        Phase::Open | Phase::Whole => (wire::UploadState::Open, None),
+        Phase::Open | Phase::Whole | Phase::Gone => (wire::UploadState::Open, None),
         Phase::Taken => (wire::UploadState::Complete, None),
         Phase::Refused(refusal) => {
             let refusal = wire::Refusal { reason: refusal.reason as i32, detail: refusal.detail.to_string() };
@@ -401,7 +404,7 @@ impl Writer {
     async fn put(&self, offset: u64, data: Bytes) -> Result<Put, PutFailed> {
         let (upload, number) = (Arc::clone(&self.upload), self.number);
         blocking(move || {
-            let mut part = upload.part.blocking_lock();
+            let mut part = upload.part();
             if *upload.writer.borrow() != number {
                 return Err(PutFailed::Ends(fenced_refusal()));
             }
@@ -453,7 +456,7 @@ impl Writer {
     async fn sync(&self) -> Result<u64, Refusal> {
         let (upload, number) = (Arc::clone(&self.upload), self.number);
         blocking(move || {
-            let mut part = upload.part.blocking_lock();
+            let mut part = upload.part();
             let Some(file) = part.as_mut().filter(|_| *upload.writer.borrow() == number) else {
                 return Ok(upload.persisted());
             };

@@ -216,7 +216,8 @@ where
     let mut client = IngestServiceClient::new(service);
     let total = source.total();
     let header = source.header().wire().clone();
-    let opened = match client.open_upload(wire::OpenUploadRequest { header, total_size: total, hops }).await {
+    let request = wire::OpenUploadRequest { header, total_size: total, hops };
+    let opened = match soon(client.open_upload(request)).await? {
         Ok(opened) => opened.into_inner(),
         Err(status) => return refused_at_the_door(&status),
     };
@@ -225,7 +226,7 @@ where
         wire::UploadState::Complete => return Ok(Answer::Duplicate { unverified: false }),
         wire::UploadState::Refused => {
             let request = wire::GetUploadRequest { upload: opened.upload };
-            let refusal = client.get_upload(request).await?.into_inner().refusal.unwrap_or_default();
+            let refusal = soon(client.get_upload(request)).await??.into_inner().refusal.unwrap_or_default();
             return Ok(refused(refusal));
         }
         wire::UploadState::Open if progress.persisted <= total => told(progress),
@@ -236,7 +237,7 @@ where
 
     let (requests, stream) = mpsc::channel(REQUESTS_WAITING);
     let mut ended = false;
-    let mut responses = client.write_upload(ReceiverStream::new(stream)).await?.into_inner();
+    let mut responses = soon(client.write_upload(ReceiverStream::new(stream))).await??.into_inner();
     // The first request names the upload; one without bytes asks what became of a whole one.
     let mut first = Some(opened.upload);
     // Paid for and not sent yet: an answer that comes in between must not cost the budget twice.
@@ -302,6 +303,11 @@ where
             }
         }
     }
+}
+
+/// An answer that comes in time: a far end may be alive and still never say anything.
+async fn soon<T>(answer: impl Future<Output = T>) -> Result<T, UploadError> {
+    tokio::time::timeout(SILENCE_MAX, answer).await.map_err(|_| UploadError::Silent)
 }
 
 fn refused(refusal: wire::Refusal) -> Answer {

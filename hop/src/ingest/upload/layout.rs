@@ -152,6 +152,18 @@ impl Paths {
         Some((identity_of(stem)?, is_sums))
     }
 
+    /// Gives the whole envelope a name that nobody reads, and removes the rest.
+    pub(crate) fn set_aside(&self) -> io::Result<()> {
+        let mut aside = self.envelope.as_os_str().to_owned();
+        aside.push(".damaged");
+        match disk::publish(&self.envelope, Path::new(&aside)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.remove()
+    }
+
     /// Removes all of it. What cannot be removed is found again at the next start.
     pub(crate) fn remove(&self) -> io::Result<()> {
         let mut failed = None;

@@ -57,7 +57,8 @@ impl SealedFile {
     /// Opens the large envelope of an identity in a folder of uploads. Reads only, so that it may lie on a dead machine's disk.
     ///
     /// # Errors
-    /// [`SealedFileError::Gone`].
+    /// [`SealedFileError::Gone`] where it is certainly not there, or none of ours; [`SealedFileError::Disk`] for whatever else
+    /// may pass, such as too many open files.
     pub fn open(folder: &Path, identity: &Identity) -> Result<Self, SealedFileError> {
         let paths = Paths::new(folder, identity);
         let open = || {
@@ -68,7 +69,12 @@ impl SealedFile {
             }
             Ok(Self { data, sums, region, meta, at: 0, block: Bytes::new() })
         };
-        open().map_err(SealedFileError::Gone)
+        open().map_err(|error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                SealedFileError::Gone(error)
+            }
+            _ => SealedFileError::Disk(error),
+        })
     }
 
     /// Bytes of the whole envelope.

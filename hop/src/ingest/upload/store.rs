@@ -30,6 +30,10 @@ const PROMISED_PERCENT: u64 = 20;
 /// Of the budget, what one device may hold, and never less than [`DEVICE_BYTES_MIN`].
 const DEVICE_PERCENT: u64 = 50;
 const DEVICE_BYTES_MIN: u64 = 2 << 30;
+/// Uploads of all kinds, waiting ones included: each is two files, and a place in memory.
+const UPLOADS_MAX: usize = 65_536;
+/// What an upload is taken to need at least, in bytes: its files, whatever it holds.
+const UPLOAD_BYTES_MIN: u64 = 64 << 10;
 /// Refusals that are remembered, so that a repeated finish gets the same answer. Some 200 bytes each.
 const REFUSED_MAX: usize = 1_024;
 /// What a sender is told to wait where others have to finish first, before jitter.
@@ -72,6 +76,8 @@ pub(crate) enum Phase {
     Taken,
     /// Refused for good; its bytes are gone.
     Refused(Refusal),
+    /// Given up, or passed on: its files are being removed, and whoever still knows it writes nothing more.
+    Gone,
 }
 
 /// One upload.
@@ -83,8 +89,9 @@ pub(crate) struct Upload {
     paths: Paths,
     /// Counts writers: whoever sees another number than his own was fenced.
     pub(crate) writer: watch::Sender<u64>,
-    /// The file, for the one writer; none before the first write after a start, and after a failure of the disk.
-    pub(crate) part: tokio::sync::Mutex<Option<PartFile>>,
+    /// The file, for the one writer; none before the first write after a start, and after a failure of the disk. Held while
+    /// files are written or removed, so by threads that may block, and by nobody else.
+    part: Mutex<Option<PartFile>>,
     /// Held while the program decides what becomes of a whole one.
     pub(crate) finishing: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<UploadState>,
@@ -112,7 +119,7 @@ impl Upload {
             total: meta.total,
             paths,
             writer: watch::Sender::new(0),
-            part: tokio::sync::Mutex::new(None),
+            part: Mutex::new(None),
             finishing: Arc::default(),
             state: Mutex::new(UploadState { phase, persisted, progress: now }),
         })
@@ -120,6 +127,11 @@ impl Upload {
 
     fn lock(&self) -> MutexGuard<'_, UploadState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The writer's file. Blocks its thread.
+    pub(crate) fn part(&self) -> MutexGuard<'_, Option<PartFile>> {
+        self.part.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn name(&self) -> String {
@@ -153,6 +165,9 @@ impl Upload {
     /// Gives the writer's file, opened if nobody has it open. What is certainly on disk may be less than was thought.
     /// Blocks its thread.
     pub(crate) fn file<'a>(&self, part: &'a mut Option<PartFile>) -> io::Result<&'a mut PartFile> {
+        if self.phase() == Phase::Gone {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         if part.is_none() {
             let file = PartFile::resume(&self.paths, Some(self.persisted()))?;
             self.lock().persisted = file.persisted();
@@ -216,6 +231,14 @@ impl UploadStore {
                     let paths = Paths::new(folder, &identity);
                     match found(&identity, &paths, now) {
                         Ok(upload) => drop(uploads.insert(identity, upload)),
+                        // It may have been acknowledged: kept for a person, and its record in the log will say that it is
+                        // damaged.
+                        Err(error) if paths.envelope.try_exists().unwrap_or(true) => {
+                            tracing::error!(event = "upload.damaged", %identity, %error, "its bytes are kept, set aside");
+                            if error.kind() == io::ErrorKind::InvalidData {
+                                paths.set_aside()?;
+                            }
+                        }
                         Err(error) => {
                             tracing::error!(event = "upload.damaged", %identity, %error, "begun again when it is sent again");
                             strays.push(paths);
@@ -224,7 +247,13 @@ impl UploadStore {
                 }
                 Some((identity, false)) => {
                     let paths = Paths::new(folder, &identity);
-                    if !paths.sums.try_exists()? {
+                    if paths.sums.try_exists()? {
+                        continue;
+                    }
+                    if paths.envelope.try_exists()? {
+                        tracing::error!(event = "upload.damaged", %identity, "its checksums are gone; its bytes are kept, set aside");
+                        paths.set_aside()?;
+                    } else {
                         strays.push(paths);
                     }
                 }
@@ -269,7 +298,7 @@ impl UploadStore {
         let persisted = header.wire_len() as u64;
         let upload = Upload::new(identity.clone(), &meta, paths.clone(), Phase::Open, persisted, now);
         // Held from before anybody can find the upload until its file is there.
-        let mut part = upload.part.blocking_lock();
+        let mut part = upload.part();
         let there = {
             let mut uploads = self.lock();
             let there = uploads.get(identity).cloned();
@@ -281,7 +310,7 @@ impl UploadStore {
         };
         if let Some(there) = there {
             // Two calls at the same moment: the other one is writing its header still.
-            drop(there.part.blocking_lock());
+            drop(there.part());
             return Ok(there);
         }
         match PartFile::create(&paths, &meta) {
@@ -305,12 +334,43 @@ impl UploadStore {
     /// # Errors
     /// What the disk says; what is left is found again at the next start.
     pub fn release(&self, identity: &Identity) -> io::Result<()> {
-        let Some(upload) = self.lock().remove(identity) else {
+        let Some(upload) = self.get(identity) else {
             return Paths::new(&self.0.folder, identity).remove();
         };
+        self.end(&upload, Paths::remove)
+    }
+
+    /// Takes an upload away, but leaves its envelope beside under a name that nobody reads: what was acknowledged and does not
+    /// read back is for a person to look at, and a good copy may come in its place. Blocks its thread.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn set_aside(&self, identity: &Identity) -> io::Result<()> {
+        match self.get(identity) {
+            Some(upload) => self.end(&upload, Paths::set_aside),
+            None => Paths::new(&self.0.folder, identity).set_aside(),
+        }
+    }
+
+    fn end(&self, upload: &Upload, files: impl FnOnce(&Paths) -> io::Result<()>) -> io::Result<()> {
+        let mut part = upload.part();
+        upload.lock().phase = Phase::Gone;
+        *part = None;
         // Whoever still writes is told that he was fenced.
         upload.writer.send_modify(|writer| *writer += 1);
-        upload.paths.remove()
+        let ended = files(&upload.paths);
+        // Last: until here nobody can begin another one over these files.
+        self.lock().remove(&upload.identity);
+        ended
+    }
+
+    /// Its record in the log is lost, and its number is free again: whoever brings it once more finds all of it here.
+    pub fn undecided_again(&self, identity: &Identity) {
+        if let Some(upload) = self.get(identity)
+            && upload.phase() == Phase::Taken
+        {
+            upload.lock().phase = Phase::Whole;
+        }
     }
 
     /// The program has taken it for good, and keeps its file until [`release`](Self::release).
@@ -332,6 +392,12 @@ impl UploadStore {
                 }
             }
         }
+        let mut part = upload.part();
+        if !matches!(upload.phase(), Phase::Open | Phase::Whole) {
+            // Somebody was quicker: it is taken, or gone.
+            return;
+        }
+        *part = None;
         upload.lock().phase = Phase::Refused(refusal);
         if let Err(error) = upload.paths.remove() {
             tracing::error!(event = "upload.not_removed", identity = %upload.identity, %error);
@@ -371,6 +437,12 @@ impl UploadStore {
             .map(|upload| upload.identity.clone())
             .collect();
         for identity in expired {
+            let Some(upload) = self.get(&identity) else { continue };
+            // Not while it is being decided, and not if that has changed since.
+            let Ok(_deciding) = Arc::clone(&upload.finishing).try_lock_owned() else { continue };
+            if upload.phase() == Phase::Taken || !upload.expires_in(idle, now).is_zero() {
+                continue;
+            }
             tracing::warn!(event = "upload.expired", %identity, "no progress; what was here of it is given up");
             if let Err(error) = self.release(&identity) {
                 tracing::error!(event = "upload.not_removed", %identity, %error);
@@ -385,7 +457,7 @@ impl UploadStore {
             match upload.phase() {
                 Phase::Open | Phase::Whole => stats.open += 1,
                 Phase::Taken => stats.taken += 1,
-                Phase::Refused(_) => continue,
+                Phase::Refused(_) | Phase::Gone => continue,
             }
             stats.bytes += upload.total;
         }
@@ -404,6 +476,7 @@ impl Inner {
         let key =
             |identity: &Identity| -> (Site, DeviceId) { (identity.site.clone(), identity.device.clone()) };
         let own = key(identity);
+        let mut count = 0_usize;
         let (mut open, mut own_open, mut bytes, mut own_bytes, mut promised) = (0, 0, 0_u64, 0_u64, 0_u64);
         for upload in uploads.values() {
             let (phase, persisted) = {
@@ -414,8 +487,9 @@ impl Inner {
                 continue;
             }
             let is_own = key(&upload.identity) == own;
-            bytes += upload.total;
-            own_bytes += if is_own { upload.total } else { 0 };
+            let takes = upload.total.max(UPLOAD_BYTES_MIN);
+            (count, bytes) = (count + 1, bytes + takes);
+            own_bytes += if is_own { takes } else { 0 };
             if phase == Phase::Open {
                 open += 1;
                 own_open += usize::from(is_own);
@@ -438,7 +512,8 @@ impl Inner {
         }
         let device_max = DEVICE_BYTES_MIN.max(budget / 100 * DEVICE_PERCENT);
         let promised_max = budget / 100 * PROMISED_PERCENT;
-        let full = bytes.saturating_add(total) > budget
+        let full = count >= UPLOADS_MAX
+            || bytes.saturating_add(total.max(UPLOAD_BYTES_MIN)) > budget
             // The first of a device, and the only one that is open, may be as large as the budget.
             || (own_bytes > 0 && own_bytes.saturating_add(total) > device_max)
             || (promised > 0 && promised.saturating_add(total) > promised_max);
