@@ -1,7 +1,8 @@
 //! What each device may take of the disk, and how fast: so that one that talks too much hurts itself first.
 //!
-//! Everything that is kept here for a device counts: what waits for the relay, its conflicts, what the far end refused, and
-//! room that was promised to an upload. Bounds, in the order in which they are met as the disk fills:
+//! Everything that the spool keeps for a device counts: what waits for the relay, its conflicts, and what the far end refused.
+//! Large envelopes count in a budget of their own ([`UploadStore`](pithead_hop::ingest::UploadStore)); here they are the few
+//! bytes of their record. Bounds, in the order in which they are met as the disk fills:
 //!
 //! 1. a device holds at most [`Limits::device_bytes`], whoever else holds what;
 //! 2. above [`SOFT_PERCENT`] of the spool, those over their fair share (the budget, divided by the devices that hold
@@ -21,9 +22,6 @@
 //! left(device, bytes)                  passed on, damaged, or carried away
 //! hold(device, bytes)                  what a start finds, and what moves here from elsewhere
 //! ```
-//!
-//! An upload admits its whole size when it is opened, keeps the share for as long as the reservation stands, charges what
-//! comes as it comes, and says [`left`](Shares::left) for the whole size when the far end has it or it is given up.
 //!
 //! Pure: time and how full the spool is are arguments.
 
