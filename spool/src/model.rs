@@ -434,6 +434,35 @@ fn a_failed_sync_fails_everyone_waiting_and_a_new_segment_goes_on() {
 }
 
 #[test]
+fn an_empty_segment_at_the_front_hides_nothing_behind_it() {
+    let fs = CrashFs::new(1);
+    let (mut open, _) = open_spool(&fs, options()).unwrap();
+    let mut append = |open: &mut Open, id| {
+        let ticket = open.shared.append(Lane::First, vec![record(id, 20_000)]).unwrap();
+        open.owner.commit();
+        ticket.wait()
+    };
+    assert_eq!(append(&mut open, 0), Ok(Position(0)));
+    // The next segment is made (two syncs), and its first group fails to sync.
+    fs.disk().fail_sync_after = Some(2);
+    assert!(matches!(append(&mut open, 1), Err(NotDurable::Disk { .. })));
+    assert_eq!(append(&mut open, 2), Ok(Position(1)));
+    // The process ends between giving back the first segment (behind a new cursor file, six operations) and the empty one.
+    open.shared.lock().lanes[0].cursor = 1;
+    fs.disk().cut_after = Some(7);
+    open.owner.save_cursors();
+    assert!(fs.disk().is_dead());
+    fs.disk().kill();
+
+    let (open, _) = open_spool(&fs, options()).unwrap();
+    let segments: Vec<_> =
+        open.shared.lock().lanes[0].segments.iter().map(|one| (one.first, one.end)).collect();
+    assert_eq!(segments, [(1, 1), (1, 2)]);
+    let (found, _) = read_all(&open.shared, 0);
+    assert_eq!(found.iter().map(|(at, record)| (*at, id_of(record))).collect::<Vec<_>>(), [(1, 2)]);
+}
+
+#[test]
 fn a_second_failure_in_a_row_poisons_the_lane_until_it_is_opened_again() {
     let fs = CrashFs::new(1);
     let (mut open, _) = open_spool(&fs, options()).unwrap();

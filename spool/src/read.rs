@@ -302,13 +302,11 @@ impl Scan {
         let Some(lane) = state.lanes.get(self.lane.index()) else {
             return Err(ReadError::NoLane { lane: self.lane });
         };
+        // Only at the front: in between, segments follow each other without a gap. Why before looking for the segment: the
+        // front one is empty when its first group failed to sync, and it would hide all that follows from who starts before it.
+        self.next = self.next.max(lane.segments.front().map_or(0, |front| front.first));
         let at = lane.segments.partition_point(|segment| segment.end <= self.next);
-        let Some(segment) = lane.segments.get(at).filter(|segment| segment.first < segment.end) else {
-            return Ok(None);
-        };
-        // Only at the front: in between, segments follow each other without a gap.
-        self.next = self.next.max(segment.first);
-        Ok(Some(segment.clone()))
+        Ok(lane.segments.get(at).filter(|segment| segment.first < segment.end).cloned())
     }
 
     fn fill(&mut self) -> Result<(), ReadError> {

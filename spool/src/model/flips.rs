@@ -155,8 +155,9 @@ fn a_flipped_bit_in_a_worn_spool_costs_what_it_hit_and_brings_back_nothing_old()
             let there: std::collections::BTreeSet<u64> =
                 found.iter().map(|(position, _)| *position).collect();
             for position in (worn.acknowledged..worn.written.len() as u64).filter(|at| !there.contains(at)) {
-                // Of the last group of a spool that was not closed nobody can tell damage from a torn tail.
-                let torn = !closed && position >= worn.last_group && recovery.truncated_bytes > 0;
+                // Of the last group of a spool that was not closed nobody can tell damage from a torn tail; nor, when the bit
+                // is one of those by which a group head is known, that there was a group.
+                let torn = !closed && position >= worn.last_group;
                 let named = |range: &CorruptRange| range.from.0 <= position && position < range.to.0;
                 assert!(
                     torn || corrupt.iter().any(named) || recovery.corrupt.iter().any(named),
