@@ -437,7 +437,7 @@ fn a_failed_sync_fails_everyone_waiting_and_a_new_segment_goes_on() {
 fn an_empty_segment_at_the_front_hides_nothing_behind_it() {
     let fs = CrashFs::new(1);
     let (mut open, _) = open_spool(&fs, options()).unwrap();
-    let mut append = |open: &mut Open, id| {
+    let append = |open: &mut Open, id| {
         let ticket = open.shared.append(Lane::First, vec![record(id, 20_000)]).unwrap();
         open.owner.commit();
         ticket.wait()
