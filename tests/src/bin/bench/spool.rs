@@ -4,9 +4,10 @@
 //! costs. Plain is the same at the end of a file that grows, where each sync commits the file's new size as well. The
 //! three take turns every few groups, so that whatever else the disk does hits all of them.
 //!
-//! The spool is measured as a busy gateway uses it: while one group is on its way to the disk the next is handed over, and never
-//! more than one, so that a sync carries one group and no more (which is checked). `serial_value` is what one appender gets that
-//! hands over nothing before the last group is durable: then every group waits for two threads to wake each other as well.
+//! The spool is measured as a busy gateway uses it: while one group is on its way to the disk the next is handed over. The
+//! largest group it may write is the measured one, so that a sync carries one group and no more (which is checked).
+//! `serial_value` is what one appender gets that hands over nothing before the last group is durable: then every group waits for
+//! two threads to wake each other as well. A single record is measured that way only: a group has room for several of them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -71,8 +72,9 @@ pub(crate) fn measure(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn row(group: usize, turns: u64, folder: &Path) -> anyhow::Result<Row<Facts>> {
-    let mut spooled = Spooled::open(&folder.join(format!("spool-{group}")))?;
-    spooled.warm()?;
+    let folder_of_spool = folder.join(format!("spool-{group}"));
+    Spooled::open(&folder_of_spool, Options::default().max_group_bytes)?.warm()?;
+    let mut spooled = Spooled::open(&folder_of_spool, largest_group(group))?;
     let mut raw = Raw::create(&folder.join(format!("raw-{group}")))?;
     let mut plain = Plain::create(&folder.join(format!("plain-{group}")))?;
     let bytes = vec![0xa5; group * RECORD_BYTES];
@@ -81,7 +83,11 @@ fn row(group: usize, turns: u64, folder: &Path) -> anyhow::Result<Row<Facts>> {
     // The first turn warms all of them and does not count.
     for turn in 0..=turns {
         let begin = Instant::now();
-        spooled.groups(group, TURN)?;
+        if group > 1 {
+            spooled.groups(group, TURN)?;
+        } else {
+            (0..TURN).try_for_each(|_| spooled.groups(group, 1))?;
+        }
         let spool = begin.elapsed();
         let begin = Instant::now();
         for _ in 0..TURN {
@@ -125,6 +131,17 @@ fn row(group: usize, turns: u64, folder: &Path) -> anyhow::Result<Row<Facts>> {
     Ok(Row::alone(format!("spool-append-g{group}"), value, "records/s", facts).against("raw", baseline))
 }
 
+/// Room for one group of so many records, and not for two (unless they are single records, for which the least that a spool
+/// can be given is room for several).
+fn largest_group(records: usize) -> u64 {
+    const PAGE: usize = 4096;
+    // What the spool adds to each record and to each group (`spool/src/format.rs`).
+    const ENTRY_BYTES: usize = 48;
+    const GROUP_HEAD_BYTES: usize = 64;
+    let bytes = GROUP_HEAD_BYTES + records * (ENTRY_BYTES + RECORD_BYTES);
+    bytes.next_multiple_of(PAGE).max(2 * PAGE) as u64
+}
+
 /// The spool as the gateway opens it, drained as it fills: its segments are used again.
 struct Spooled {
     spool: Spool,
@@ -133,8 +150,9 @@ struct Spooled {
 }
 
 impl Spooled {
-    fn open(folder: &Path) -> anyhow::Result<Self> {
+    fn open(folder: &Path, max_group_bytes: u64) -> anyhow::Result<Self> {
         let mut options = Options::default();
+        options.max_group_bytes = max_group_bytes;
         options.create = true;
         let (spool, _) = Spool::open(folder, options)?;
         let (head, body) = (vec![1; HEAD_BYTES].into(), vec![0xa5; RECORD_BYTES - HEAD_BYTES].into());
@@ -143,7 +161,8 @@ impl Spooled {
 
     fn warm(&mut self) -> anyhow::Result<()> {
         const GROUP: usize = 1_024;
-        self.groups(GROUP, WARM_BYTES / GROUP / RECORD_BYTES)
+        self.groups(GROUP, WARM_BYTES / GROUP / RECORD_BYTES)?;
+        Ok(self.spool.close()?)
     }
 
     /// So many groups, each handed over while the one before is on its way; durable when this returns.
