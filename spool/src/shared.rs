@@ -4,7 +4,7 @@ use crate::error::{AppendError, NotDurable};
 use crate::format::{ENTRY_BYTES, GROUP_HEAD_BYTES, crc, page_up};
 use crate::fs::{FileRef, Fs};
 use crate::options::Options;
-use crate::record::{Lane, MAX_HEAD_BYTES, Record};
+use crate::record::{Lane, MAX_HEAD_BYTES, Position, Record};
 use crate::ticket::{Slot, Ticket};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -252,6 +252,28 @@ impl Shared {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many lanes are open.
+    pub(crate) fn lanes(&self) -> usize {
+        self.lock().lanes.len()
+    }
+
+    /// The first position that is not acknowledged. Of a lane that is not open everything begins and ends at the start.
+    pub(crate) fn cursor(&self, lane: Lane) -> Position {
+        Position(self.lock().lanes.get(lane.index()).map_or(0, |lane| lane.cursor))
+    }
+
+    /// The oldest position that is still kept.
+    pub(crate) fn start(&self, lane: Lane) -> Position {
+        let state = self.lock();
+        let Some(lane) = state.lanes.get(lane.index()) else { return Position::START };
+        Position(lane.segments.front().map_or(lane.cursor, |front| front.first))
+    }
+
+    /// The position after the last durable record.
+    pub(crate) fn end(&self, lane: Lane) -> Position {
+        Position(self.lock().lanes.get(lane.index()).map_or(0, |lane| lane.end))
     }
 
     /// Takes one record.

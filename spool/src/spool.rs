@@ -206,7 +206,7 @@ impl Spool {
     /// The first position that is not acknowledged.
     #[must_use]
     pub fn cursor(&self, lane: Lane) -> Position {
-        Position(self.shared.lock().lanes.get(lane.index()).map_or(0, |lane| lane.cursor))
+        self.shared.cursor(lane)
     }
 
     /// The first position that is not acknowledged as far as the disk knows: a crash does not go back behind it. It follows
@@ -219,21 +219,19 @@ impl Spool {
     /// The oldest position that is still kept: the cursor, or some way before it, where its segment begins.
     #[must_use]
     pub fn start(&self, lane: Lane) -> Position {
-        let state = self.shared.lock();
-        let Some(lane) = state.lanes.get(lane.index()) else { return Position::START };
-        Position(lane.segments.front().map_or(lane.cursor, |front| front.first))
+        self.shared.start(lane)
     }
 
     /// The position after the last durable record.
     #[must_use]
     pub fn end(&self, lane: Lane) -> Position {
-        Position(self.shared.lock().lanes.get(lane.index()).map_or(0, |lane| lane.end))
+        self.shared.end(lane)
     }
 
     /// How many lanes are open.
     #[must_use]
     pub fn lanes(&self) -> usize {
-        self.shared.lock().lanes.len()
+        self.shared.lanes()
     }
 
     /// The disk budget, [`Options::max_bytes`].

@@ -82,27 +82,25 @@ impl Survey {
     /// How many lanes there are.
     #[must_use]
     pub fn lanes(&self) -> usize {
-        self.shared.lock().lanes.len()
+        self.shared.lanes()
     }
 
     /// The first position that is not acknowledged.
     #[must_use]
     pub fn cursor(&self, lane: Lane) -> Position {
-        Position(self.shared.lock().lanes.get(lane.index()).map_or(0, |lane| lane.cursor))
+        self.shared.cursor(lane)
     }
 
     /// The oldest position that is still kept: the cursor, or some way before it, where its segment begins.
     #[must_use]
     pub fn start(&self, lane: Lane) -> Position {
-        let state = self.shared.lock();
-        let Some(lane) = state.lanes.get(lane.index()) else { return Position::START };
-        Position(lane.segments.front().map_or(lane.cursor, |front| front.first))
+        self.shared.start(lane)
     }
 
     /// The position after the last durable record.
     #[must_use]
     pub fn end(&self, lane: Lane) -> Position {
-        Position(self.shared.lock().lanes.get(lane.index()).map_or(0, |lane| lane.end))
+        self.shared.end(lane)
     }
 
     /// How full it is. A survey knows no budget: its capacity is what lies there.

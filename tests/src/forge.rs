@@ -81,12 +81,7 @@ impl Forge {
 
     /// Seals a batch on the stream `can`, as a device does.
     pub fn seal_batch(&self, claim: Claim<'_>, batch: &Batch) -> anyhow::Result<Bytes> {
-        let (site, device) = (Site::new(claim.site)?, DeviceId::new(claim.device)?);
-        let content_type = ContentType::new(batch::v1::CONTENT_TYPE)?;
-        let context = SessionContext::new(site, device, StreamName::new("can")?, content_type);
-        let clock = SessionClock { boot: Duration::ZERO, now: authority::now() };
-        let run = Run::new(claim.run)?;
-        let mut session = Session::start(&self.key, &context, run, None, clock, &mut KernelEntropy)?;
+        let mut session = self.start(claim, "can", batch::v1::CONTENT_TYPE)?;
         let plaintext = batch.encode_to_vec();
         let sealed = session.seal(Seq::new(claim.seq)?, &plaintext, Duration::ZERO, &mut KernelEntropy)?;
         Ok(sealed.bytes().clone())
@@ -106,6 +101,14 @@ impl Forge {
         self.line(claim)?.seal(claim.seq, plaintext)
     }
 
+    /// One message that only the cloud can see is damaged: the tag of its last frame is not that of its bytes, which nobody
+    /// without the data key can tell.
+    pub fn poison(&self, claim: Claim<'_>, plaintext: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = self.seal(claim, plaintext)?.to_vec();
+        *bytes.last_mut().context("an empty envelope")? ^= 1;
+        Ok(bytes)
+    }
+
     /// Begins a line: what is sealed is what `claim` says, but for the number.
     pub fn line(&self, claim: Claim<'_>) -> anyhow::Result<ForgedLine> {
         Ok(ForgedLine(self.session(claim)?))
@@ -113,9 +116,13 @@ impl Forge {
 
     /// A session of the claimed device and run, for many messages.
     pub fn session(&self, claim: Claim<'_>) -> anyhow::Result<Session> {
+        self.start(claim, "forged", "text/plain")
+    }
+
+    fn start(&self, claim: Claim<'_>, stream: &str, content_type: &str) -> anyhow::Result<Session> {
         let (site, device) = (Site::new(claim.site)?, DeviceId::new(claim.device)?);
         let context =
-            SessionContext::new(site, device, StreamName::new("forged")?, ContentType::new("text/plain")?);
+            SessionContext::new(site, device, StreamName::new(stream)?, ContentType::new(content_type)?);
         let clock = SessionClock { boot: Duration::ZERO, now: authority::now() };
         let run = Run::new(claim.run)?;
         Ok(Session::start(&self.key, &context, run, None, clock, &mut KernelEntropy)?)

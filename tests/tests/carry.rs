@@ -269,9 +269,7 @@ async fn what_the_far_end_had_refused_is_carried_with_its_reason_and_sent_again_
     let identity = site.identity_of("truck-1").unwrap();
     let client =
         Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await.unwrap().unwrap();
-    let mut poison = forge.seal(Claim::of("truck-1"), b"one").unwrap().to_vec();
-    let last = poison.len() - 1;
-    poison[last] ^= 1;
+    let poison = forge.poison(Claim::of("truck-1"), b"one").unwrap();
     client.submit(poison.clone()).await.unwrap();
     site.until_relayed().await.unwrap();
 

@@ -72,9 +72,7 @@ async fn a_refused_envelope_is_listed_sent_again_by_hand_and_back_when_it_is_ref
     let identity = site.identity_of("truck-1").unwrap();
     let client =
         Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await.unwrap().unwrap();
-    let mut poison = forge.seal(Claim::of("truck-1"), b"one").unwrap().to_vec();
-    let last = poison.len() - 1;
-    poison[last] ^= 1;
+    let poison = forge.poison(Claim::of("truck-1"), b"one").unwrap();
     client.submit(poison).await.unwrap();
     let refused = async |admin: Admin| admin.metric("pithead_refused_records").await.unwrap() == 1.0;
     site.gateway().unwrap().until("sets it aside", refused).await.unwrap();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pithead_tests::{
-    device::{Device, Summary},
+    device::{Device, Sending, Summary},
     ledger::{Ledger, hash_of},
     link::{Link, Swallow},
     site::{Site, SiteOptions},
@@ -28,6 +28,21 @@ async fn over_radio(site: &Site, device: &Device) -> Link {
     let radio = Link::start("127.0.0.1:0".parse().unwrap(), address).await.unwrap();
     Site::edit(&device.config(), &address.to_string(), &radio.address().to_string()).unwrap();
     radio
+}
+
+/// Sends five records every few milliseconds until it is enough. How many that were.
+async fn send_until(sending: &mut Sending, enough: impl Fn() -> bool) -> usize {
+    let mut given = 0;
+    let mut beat = tokio::time::interval(Duration::from_millis(5));
+    while !enough() {
+        beat.tick().await;
+        for record in records(given, 5) {
+            sending.record(&record).await.unwrap();
+        }
+        sending.flush().await.unwrap();
+        given += 5;
+    }
+    given
 }
 
 /// Everything that was sent is there once and in order, and every number of the books agrees.
@@ -80,17 +95,9 @@ async fn a_flapping_wan_loses_and_repeats_nothing() {
     let (mut site, device) = site_with_truck().await;
     let flapping = site.link.flap(Duration::from_millis(250), Duration::from_millis(50));
     let mut sending = device.start_sending_with("can", &["--linger", "1ms"]).unwrap();
-    let mut given = 0;
-    let connections = site.link.connections();
     // Until the relay has come back a few times, whatever its patience.
-    while site.link.connections() < connections + 4 {
-        for record in records(given, 5) {
-            sending.record(&record).await.unwrap();
-        }
-        sending.flush().await.unwrap();
-        given += 5;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let connections = site.link.connections() + 4;
+    let given = send_until(&mut sending, || site.link.connections() >= connections).await;
     drop(flapping);
     let sent = sending.finish().await.unwrap();
     balances(&mut site, &device, &[sent], given).await;
@@ -178,15 +185,7 @@ async fn a_flapping_radio_loses_and_repeats_nothing() {
     let radio = over_radio(&site, &device).await;
     let flapping = radio.flap(Duration::from_millis(250), Duration::from_millis(50));
     let mut sending = device.start_sending_with("can", &["--linger", "1ms"]).unwrap();
-    let mut given = 0;
-    while radio.connections() < 5 {
-        for record in records(given, 5) {
-            sending.record(&record).await.unwrap();
-        }
-        sending.flush().await.unwrap();
-        given += 5;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let given = send_until(&mut sending, || radio.connections() >= 5).await;
     drop(flapping);
     let sent = sending.finish().await.unwrap();
     balances(&mut site, &device, &[sent], given).await;

@@ -176,9 +176,7 @@ async fn what_only_the_cloud_can_see_is_poison_and_holds_up_nothing() {
     let at = |seq| Claim { seq, ..Claim::of("truck-1") };
     client.submit(forge.seal(at(1), b"one").unwrap()).await.unwrap();
     // The gateway has no key: a changed tag of the last frame looks good to it.
-    let mut poison = forge.seal(at(2), b"two").unwrap().to_vec();
-    let last = poison.len() - 1;
-    poison[last] ^= 1;
+    let poison = forge.poison(at(2), b"two").unwrap();
     client.submit(poison).await.unwrap();
     client.submit(forge.seal(at(3), b"three").unwrap()).await.unwrap();
     site.until_relayed().await.unwrap();

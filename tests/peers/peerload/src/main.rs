@@ -855,32 +855,19 @@ fn cpu_of(pids: &[u32]) -> f64 {
         .sum()
 }
 fn status_kb(pids: &[u32], key: &str) -> u64 {
-    pids.iter()
-        .map(|p| {
-            std::fs::read_to_string(format!("/proc/{p}/status"))
-                .ok()
-                .and_then(|s| {
-                    s.lines()
-                        .find(|l| l.starts_with(key))
-                        .and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok())
-                })
-                .unwrap_or(0)
-        })
-        .sum()
+    sum_of(pids, "status", key)
 }
 fn io_of(pids: &[u32], key: &str) -> u64 {
-    pids.iter()
-        .map(|p| {
-            std::fs::read_to_string(format!("/proc/{p}/io"))
-                .ok()
-                .and_then(|s| {
-                    s.lines()
-                        .find(|l| l.starts_with(key))
-                        .and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok())
-                })
-                .unwrap_or(0)
-        })
-        .sum()
+    sum_of(pids, "io", key)
+}
+/// The number after `key` in a file that /proc keeps of each process, added up; a process that is gone counts nothing.
+fn sum_of(pids: &[u32], file: &str, key: &str) -> u64 {
+    let number = |pid: &u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    pids.iter().filter_map(number).sum()
 }
 fn disk_flushes() -> u64 {
     std::fs::read_to_string("/proc/diskstats")
