@@ -10,20 +10,30 @@ use serde_json::{Value, json};
 use super::admin_client;
 use crate::cli::Output;
 use crate::config::Config;
-use crate::envelopes::refused::{self, Entry};
+use crate::envelopes::refused::{self, Entry, Listed};
 use crate::run::directory;
 
 /// Everything in the area, out of the data directory: also while no gateway runs.
 ///
 /// # Errors
-/// When the folder cannot be read.
+/// When the folder cannot be read. Ends with 1 when a reason in it is damaged.
 pub fn list(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
-    let entries = entries(&Config::load(path)?)?;
+    let Listed { entries, unreadable } = listed(&Config::load(path)?)?;
+    let damaged = |name: &String| json!({ "name": name, "damaged": true });
     let text = match output {
-        Output::Json => super::json(&Value::Array(entries.iter().map(describe).collect())),
-        Output::Table => entries.iter().map(line).collect(),
+        Output::Json => super::json(&Value::Array(
+            entries.iter().map(describe).chain(unreadable.iter().map(damaged)).collect(),
+        )),
+        Output::Table => entries.iter().map(line).chain(unreadable.iter().map(damaged_line)).collect(),
     };
-    super::done(out, &text)
+    super::write(out, &text)?;
+    Ok(if unreadable.is_empty() { ExitCode::OK } else { ExitCode::FAILED })
+}
+
+fn damaged_line(name: &String) -> String {
+    format!(
+        "damaged {name}\n  its reason does not read; take {name}.envelope to the cloud by hand, if it is there\n"
+    )
 }
 
 /// Puts entries back into the spool of the running gateway: those that are named, or all. Each leaves the area when it is
@@ -38,7 +48,8 @@ pub fn retry(
     out: &mut dyn Write,
 ) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
-    let names = if all { entries(&config)?.into_iter().map(|(name, _)| name).collect() } else { names };
+    let names =
+        if all { listed(&config)?.entries.into_iter().map(|(name, _)| name).collect() } else { names };
     let mut code = ExitCode::OK;
     for name in names {
         let answer = admin_client::post(config.admin.listen, &format!("/refused/retry/{name}"));
@@ -55,10 +66,11 @@ pub fn retry(
     Ok(code)
 }
 
-fn entries(config: &Config) -> Result<Vec<(String, Entry)>, ProgramError> {
+fn listed(config: &Config) -> Result<Listed, ProgramError> {
     let folder = directory::refused_below(&config.gateway.data_dir);
     refused::list(&folder).map_err(|error| {
         ProgramError::new(ErrorReason::DataDirUnwritable, format!("{}: {error}", folder.display()))
+            .todo("run it as the user of the gateway, and look at the disk")
     })
 }
 
@@ -71,6 +83,7 @@ fn describe((name, entry): &(String, Entry)) -> Value {
         "run": entry.run,
         "seq": entry.seq,
         "bytes": entry.bytes,
+        "large": entry.large,
         "reason": entry.reason,
         "code": entry.code,
         "detail": entry.detail,
@@ -79,5 +92,10 @@ fn describe((name, entry): &(String, Entry)) -> Value {
 }
 
 fn line((name, entry): &(String, Entry)) -> String {
-    format!("{} {} {:>9} B  {name}\n  {}\n", entry.code, entry.reason, entry.bytes, entry.detail)
+    let large = if entry.large {
+        "  large: its bytes are in DATA/uploads as long as this entry is here\n"
+    } else {
+        ""
+    };
+    format!("{} {} {:>9} B  {name}\n  {}\n{large}", entry.code, entry.reason, entry.bytes, entry.detail)
 }

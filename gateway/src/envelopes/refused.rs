@@ -211,22 +211,39 @@ impl Drop for TakenOut {
 /// What lies in an area, with names and in their order; what is half written is left out. For whoever only looks.
 ///
 /// # Errors
-/// When the folder cannot be read.
-pub fn list(folder: &Path) -> io::Result<Vec<(String, Entry)>> {
-    let mut entries = Vec::new();
-    for file in fs::read_dir(folder)? {
+/// When the folder is there and cannot be read.
+pub fn list(folder: &Path) -> io::Result<Listed> {
+    let mut listed = Listed::default();
+    let files = match fs::read_dir(folder) {
+        Ok(files) => files,
+        // Nothing was ever refused.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listed),
+        Err(error) => return Err(error),
+    };
+    for file in files {
         let path = file?.path();
         let name =
             path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
-        let entry = || serde_json::from_slice(&fs::read(&path).ok()?).ok();
-        if let Some(name) = name
-            && let Some(entry) = entry()
-        {
-            entries.push((name.to_owned(), entry));
+        let Some(name) = name else { continue };
+        match fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
+            Ok(Ok(entry)) => listed.entries.push((name.to_owned(), entry)),
+            // Sent again since the folder was read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(Err(_)) | Err(_) => listed.unreadable.push(name.to_owned()),
         }
     }
-    entries.sort_by(|(left, _), (right, _)| left.cmp(right));
-    Ok(entries)
+    listed.entries.sort_by(|(left, _), (right, _)| left.cmp(right));
+    listed.unreadable.sort();
+    Ok(listed)
+}
+
+/// What [`list`] found.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// By name.
+    pub entries: Vec<(String, Entry)>,
+    /// Names of entries whose reason does not read: the envelope is there, and who it is of is in doubt.
+    pub unreadable: Vec<String>,
 }
 
 impl Refused {
@@ -592,7 +609,7 @@ mod tests {
         area.keep(&head, true, &bytes, None, "again", 6).unwrap();
         out.let_go().unwrap();
         assert_eq!(area.held().records, 1);
-        assert_eq!(list(folder.path()).unwrap()[0].1.detail, "again");
+        assert_eq!(list(folder.path()).unwrap().entries[0].1.detail, "again");
         // Dropped, it stays as well, and can be taken out once more.
         drop(area.take_out(&name(1)).unwrap());
         area.take_out(&name(1)).unwrap().let_go().unwrap();

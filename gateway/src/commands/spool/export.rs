@@ -4,9 +4,9 @@
 //! again by hand.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use pithead_hop::ingest::SealedFile;
 use pithead_hop::program::{ExitCode, ProgramError};
@@ -18,8 +18,8 @@ use super::{bytes_bar, data_dir, internal, lost_as_json, lost_as_text, survey};
 use crate::cli::{DataArg, Output};
 use crate::envelopes::carried::{Filling, Item};
 use crate::envelopes::record::{Body, Head, KIND_CONFLICT, KIND_ENVELOPE};
-use crate::envelopes::refused::Entry;
-use crate::run::directory::uploads_below;
+use crate::envelopes::refused::{self, Entry};
+use crate::run::directory::{refused_below, uploads_below};
 
 /// Read at a time.
 const READ_BYTES: usize = 4 << 20;
@@ -55,16 +55,20 @@ pub fn run(
     let folder = data_dir(data)?;
     let survey = survey(&folder)?;
     let uploads = uploads_below(&folder);
-    let refused = refused_entries(&folder.join("refused")).map_err(|error| cannot_read(&folder, &error))?;
+    let area = refused_below(&folder);
+    let refused = refused::list(&area).map_err(|error| cannot_read(&area, &error))?;
     let cannot_write = |error: io::Error| cannot_write(to, &error);
     let mut filling = Filling::begin(to).map_err(cannot_write)?;
     let mut walks = walks(&survey, all);
     let waiting: u64 = walks.iter().map(|(_, walk)| walk.total()).sum();
-    let bar = bytes_bar(waiting + refused.iter().map(|(_, entry)| entry.bytes).sum::<u64>());
+    let bar = bytes_bar(waiting + refused.entries.iter().map(|(_, entry)| entry.bytes).sum::<u64>());
     let mut tally = Tally::default();
+    let damaged = |name: String| format!("the refused envelope {name}, of which the reason is damaged");
+    tally.left_out.extend(refused.unreadable.into_iter().map(damaged));
     // First, because a gateway that runs has written down the reason before its log says that the envelope has left: what is
     // in both places is refused.
-    for (path, entry) in refused {
+    for (name, entry) in refused.entries {
+        let path = area.join(format!("{name}.envelope"));
         export_refused(&mut filling, &mut tally, &uploads, &path, &entry).map_err(cannot_write)?;
         bar.inc(entry.bytes);
     }
@@ -189,27 +193,6 @@ fn put(filling: &mut Filling, tally: &mut Tally, item: &Item, bytes: &mut dyn io
         tally.left_out.push(item.identity());
     }
     Ok(())
-}
-
-/// The entries of the refused area with the files of their envelopes, in the order of their names. Reads only.
-fn refused_entries(area: &Path) -> io::Result<Vec<(PathBuf, Entry)>> {
-    let mut found = Vec::new();
-    let entries = match fs::read_dir(area) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == "json")
-            && let Ok(text) = fs::read(&path)
-            && let Ok(entry) = serde_json::from_slice::<Entry>(&text)
-        {
-            found.push((path.with_extension("envelope"), entry));
-        }
-    }
-    found.sort_by(|(one, _), (other, _)| one.cmp(other));
-    Ok(found)
 }
 
 fn told(tally: &Tally, to: &Path, output: Output) -> String {

@@ -258,7 +258,7 @@ async fn what_the_far_end_has_refused_waits_for_it_again_and_leaves_the_area_whe
     assert_eq!((door.spool.stats().records, door.shares.held(&head.identity.device)), (0, bytes));
 
     let retry = Retry { refused: refused.clone(), numbers: door.numbers.clone(), spool: door.spool.clone() };
-    let name = super::super::refused::list(&folder.path().join("refused")).unwrap()[0].0.clone();
+    let name = super::super::refused::list(&folder.path().join("refused")).unwrap().entries[0].0.clone();
     retry.send_again(&name).await.unwrap();
     assert_eq!((door.spool.stats().records, refused.held().records), (1, 0));
     assert_eq!(door.shares.held(&head.identity.device), bytes, "it is here once");

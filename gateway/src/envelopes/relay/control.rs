@@ -104,6 +104,13 @@ impl FromStr for Rate {
     }
 }
 
+/// Whether the file says what is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Yes,
+    No,
+}
+
 /// The relay's controls. Clones are the same ones.
 #[derive(Debug, Clone)]
 pub struct Control(Arc<Inner>);
@@ -115,7 +122,7 @@ struct Inner {
     orders: watch::Sender<Orders>,
     pace: Pace,
     /// One order after the other, so that the file says what is in force.
-    giving: Mutex<()>,
+    giving: Mutex<Written>,
 }
 
 impl Control {
@@ -137,7 +144,7 @@ impl Control {
             configured,
             pace: Pace::new(in_force(orders, configured)),
             orders: watch::Sender::new(orders),
-            giving: Mutex::new(()),
+            giving: Mutex::new(Written::Yes),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -197,20 +204,23 @@ impl Control {
     }
 
     fn give(&self, change: impl FnOnce(&mut Orders)) -> io::Result<bool> {
-        let _giving = self.0.giving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.0.giving.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.orders();
         let mut orders = before;
         change(&mut orders);
-        if orders == before {
+        let new = orders != before;
+        // Why not on `new` alone: an order that is repeated because the disk did not take it must get there now.
+        if !new && *written == Written::Yes {
             return Ok(false);
         }
-        let written = match serde_json::to_vec(&orders) {
+        let result = match serde_json::to_vec(&orders) {
             Ok(bytes) => disk::replace(&self.0.file, &bytes),
             Err(error) => Err(error.into()),
         };
+        *written = if result.is_ok() { Written::Yes } else { Written::No };
         self.0.pace.set(in_force(orders, self.0.configured));
         self.0.orders.send_replace(orders);
-        written.map(|()| true)
+        result.map(|()| new)
     }
 }
 
@@ -279,8 +289,14 @@ mod tests {
     #[tokio::test]
     async fn an_order_that_the_disk_does_not_take_is_in_force_and_said() {
         let folder = tempfile::tempdir().unwrap();
-        let control = Control::open(folder.path().join("missing").join("relay"), None).unwrap();
+        let file = folder.path().join("missing").join("relay");
+        let control = Control::open(file.clone(), None).unwrap();
         assert!(control.pause(Cause::Hand, 1).is_err());
         assert!(control.orders().paused.is_some());
+        // Said again, it is not called kept before the disk has it.
+        assert!(control.pause(Cause::Hand, 2).is_err());
+        std::fs::create_dir(file.parent().unwrap()).unwrap();
+        assert!(!control.pause(Cause::Hand, 3).unwrap());
+        assert_eq!(Control::open(file, None).unwrap().orders(), control.orders());
     }
 }

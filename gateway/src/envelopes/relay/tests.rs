@@ -555,7 +555,7 @@ async fn a_large_envelope_that_is_refused_keeps_its_bytes_until_it_is_sent_again
 
     let (numbers, spool) = (door.numbers.clone(), door.spool.clone());
     let retry = super::super::retry::Retry { refused: running.refused.clone(), numbers, spool };
-    let names = super::super::refused::list(&folder.path().join("refused")).unwrap();
+    let names = super::super::refused::list(&folder.path().join("refused")).unwrap().entries;
     cloud.far_end.poison.lock().unwrap().clear();
     retry.send_again(&names[0].0).await.unwrap();
     until("the first has left", || cloud.far_end.seqs() == [3, 1]).await;
