@@ -197,8 +197,9 @@ impl Layout {
         if let Some(last) = segments.back_mut() {
             last.end = end.max(last.first);
         }
-        let front = segments.front().map_or(cursor, |front| front.first);
-        if !contents.unreadable.is_empty() {
+        let front = segments.front().map_or(end, |front| front.first);
+        // Where no segment is left at all, everything up to the end is lost, and is named.
+        if !contents.unreadable.is_empty() || segments.is_empty() {
             report.damaged_segments += contents.unreadable.len() as u64;
             missing(report, lane, cursor, front);
         }

@@ -280,6 +280,7 @@ impl<I: Intake> Uploads<I> {
         answers: &mpsc::Sender<Result<wire::WriteUploadResponse, Status>>,
     ) -> Result<(), Refusal> {
         let deciding = Arc::clone(&upload.finishing).lock_owned().await;
+        let mut taken_here = false;
         if upload.phase() == Phase::Whole {
             // Whoever asks for the end is there: it is not given up for want of progress.
             upload.progressed(upload.total, true, since_boot());
@@ -293,20 +294,27 @@ impl<I: Intake> Uploads<I> {
                     total: upload.total,
                 };
                 let refusal = match intake.complete(&peer, whole).await {
-                    Ok(Outcome::Stored | Outcome::Duplicate { .. }) => return Ok(()),
+                    Ok(Outcome::Stored | Outcome::Duplicate { .. }) => return Ok(true),
                     Ok(Outcome::Conflict { kept }) => conflict(kept),
                     Ok(Outcome::Refused(refusal)) => refusal,
                     Err(refusal) if refusal.is_retryable() => return Err(refusal),
                     Err(refusal) => refusal,
                 };
-                blocking(move || store.refuse(&upload, refusal)).await
+                blocking(move || store.refuse(&upload, refusal)).await?;
+                Ok(false)
             });
-            self.wait_for(decided, upload, answers).await?;
+            taken_here = self.wait_for(decided, upload, answers).await?;
         }
         let response = match upload.phase() {
-            // Taken, or already passed on and gone.
-            Phase::Whole | Phase::Open | Phase::Gone => self.response_as(upload.total, &Phase::Taken),
-            phase => self.response_as(upload.total, &phase),
+            // Also when it was passed on since and is gone.
+            _ if taken_here => self.response_as(upload.total, &Phase::Taken),
+            phase @ (Phase::Taken | Phase::Refused(_)) => self.response_as(upload.total, &phase),
+            // Why not complete: somebody else has ended it while this call waited, and it may be that its bytes were damaged, or
+            // that it was aborted. Whoever opens it again is told what is true.
+            Phase::Whole | Phase::Open | Phase::Gone => {
+                let detail = "what was here of the upload is gone; open it again";
+                return Err(Refusal::new(ErrorReason::UploadUnknown, detail));
+            }
         };
         let _ = answers.send(Ok(response)).await;
         Ok(())
@@ -316,10 +324,10 @@ impl<I: Intake> Uploads<I> {
     /// peer sounds like.
     async fn wait_for(
         &self,
-        mut decided: JoinHandle<Result<(), Refusal>>,
+        mut decided: JoinHandle<Result<bool, Refusal>>,
         upload: &Upload,
         answers: &mpsc::Sender<Result<wire::WriteUploadResponse, Status>>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         loop {
             tokio::select! {
                 decided = &mut decided => {
