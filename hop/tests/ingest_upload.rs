@@ -432,6 +432,35 @@ async fn a_whole_upload_whose_end_failed_is_finished_by_asking_again_without_a_b
 }
 
 #[tokio::test]
+async fn who_waited_for_a_decision_that_found_damage_is_told_to_open_again_and_not_that_it_is_complete() {
+    let (_dir, folder) = folder();
+    let disk = Disk::with_uploads(&folder, UploadLimits::default());
+    let envelope = sealed_file(1, &plaintext(MIB / 2, 13));
+    let damage = Arc::new(Notify::new());
+    disk.find_damaged(1, Arc::clone(&damage));
+    let channel = channel_of(&disk, truck()).await;
+    let mut first = Raw::open(&channel, &envelope).await.unwrap();
+    let (ask, mut first_told) = first.begin().await;
+    let from = first.persisted;
+    ask.send(first.put(from, &envelope[from as usize..])).await.unwrap();
+    // It is whole: the first call is in its decision. The second one asks what becomes of it, and waits.
+    while first.state().await.persisted_size < envelope.len() as u64 {}
+    let mut second = Raw::open(&channel, &envelope).await.unwrap();
+    assert_eq!(second.persisted, envelope.len() as u64);
+    let (ask_too, mut second_told) = second.begin().await;
+    ask_too.send(second.put(envelope.len() as u64, &[])).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(second.state().await.state(), wire::UploadState::Open);
+    }
+    damage.notify_one();
+    is(first_told.message().await, Code::Internal, ErrorReason::NotDurable);
+    is(second_told.message().await, Code::NotFound, ErrorReason::UploadUnknown);
+    // And the whole of it is taken when it comes again.
+    assert_eq!(send(&disk, truck(), &envelope).await.unwrap(), Answer::Stored);
+    assert_eq!(kept(&disk, &envelope), envelope);
+}
+
+#[tokio::test]
 async fn a_bit_that_the_disk_flips_in_a_whole_one_is_noticed_and_nothing_behind_it_is_given() {
     let (_dir, folder) = folder();
     let disk = Disk::with_uploads(&folder, UploadLimits::default());

@@ -28,7 +28,7 @@ use pithead_sealing::trust::root::{Policy, Role, RootFields, RootKey};
 use pithead_sealing::trust::statement::{KeyStatus, SUITE_RSA_OAEP_SHA256, StatementFields, StatementKey};
 use pithead_sealing::trust::{Bundle, Clock, Device, KeyArn, Sha256Digest, UnixTime, VerifiedKey};
 use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
 
@@ -178,6 +178,7 @@ struct State {
     stored: Vec<u64>,
     refused: Vec<(Option<Identity>, ErrorReason)>,
     refuse: HashMap<u64, Refusal>,
+    damaged: HashMap<u64, Arc<Notify>>,
     not_ready: Option<Refusal>,
     declared: Vec<DeclaredGap>,
     hops: Vec<usize>,
@@ -202,6 +203,7 @@ impl Disk {
             stored: Vec::new(),
             refused: Vec::new(),
             refuse: HashMap::new(),
+            damaged: HashMap::new(),
             not_ready: None,
             declared: Vec::new(),
             hops: Vec::new(),
@@ -236,6 +238,11 @@ impl Disk {
 
     pub fn standing(&self, standing: Standing) {
         *self.standing.lock().unwrap() = standing;
+    }
+
+    /// When the upload of that number is whole, it is found damaged and let go of, as soon as the test says so.
+    pub fn find_damaged(&self, seq: u64, when: Arc<Notify>) {
+        self.state.lock().unwrap().damaged.insert(seq, when);
     }
 
     pub fn refuse(&self, seq: u64, refusal: Refusal) {
@@ -381,6 +388,12 @@ impl Intake for Disk {
     }
 
     async fn complete(&self, _: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
+        let damaged = self.state.lock().unwrap().damaged.remove(&whole.identity.seq.get());
+        if let Some(when) = damaged {
+            when.notified().await;
+            self.store().release(&whole.identity).unwrap();
+            return Err(Refusal::new(ErrorReason::NotDurable, "damaged"));
+        }
         let mut state = self.state.lock().unwrap();
         if let Some(refusal) = state.refuse.remove(&whole.identity.seq.get()) {
             return Err(refusal);
