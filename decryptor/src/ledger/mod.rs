@@ -230,6 +230,14 @@ impl Known {
                     return;
                 }
             }
+            // Why: nothing at all decodes as well, and as books in which nobody ever sent anything.
+            CHECKPOINT if body.is_empty() => {
+                tracing::error!(
+                    event = "ledger.checkpoint_damaged",
+                    "what it stood for is not known any more; what comes again of that is applied a second time"
+                );
+                return;
+            }
             CHECKPOINT => {
                 if let Ok(piece) = CheckpointPart::decode(body.clone()) {
                     self.checkpoints = self.checkpoints.max(piece.number);
@@ -458,6 +466,30 @@ mod tests {
         let (ledger, all) = read(&dir);
         assert_eq!(seqs(&all), [1, 2, 3]);
         assert_eq!(ledger.mark(), b"m1");
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_not_taken_for_empty_books() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("ledger");
+        let (mut ledger, _) = read(&dir);
+        let lines = record::SiteLines { site: "pit-7".into(), lines: vec![0xa7; 64].into() };
+        ledger.checkpoint(Checkpoint { sites: vec![lines], ..Default::default() }, b"m1").unwrap();
+        ledger.append(&[&entry(2)], b"").unwrap();
+        drop(ledger);
+        let mut hit = 0;
+        for file in std::fs::read_dir(dir.join("lane-0")).unwrap().map(|file| file.unwrap().path()) {
+            let mut bytes = std::fs::read(&file).unwrap();
+            if let Some(at) = bytes.windows(64).position(|window| window == [0xa7; 64]) {
+                bytes[at] ^= 1;
+                std::fs::write(&file, bytes).unwrap();
+                hit += 1;
+            }
+        }
+        assert_eq!(hit, 1);
+        let (_, all) = read(&dir);
+        assert!(!all.iter().any(|replay| matches!(replay, Replay::Checkpoint(_))), "{all:?}");
+        assert_eq!(seqs(&all), [2]);
     }
 
     #[test]
