@@ -99,10 +99,12 @@ impl StreamReport {
 pub struct Report {
     /// In the order of site, device and stream.
     pub streams: Vec<StreamReport>,
+    /// Entries of the books that cannot be read: as long as there are some, nothing is proven.
+    pub damaged: u64,
 }
 
 impl Report {
-    /// Draws it up.
+    /// Draws it up, of books of which nothing is damaged.
     #[must_use]
     pub fn of(registry: &Registry, filter: &Filter) -> Self {
         let mut runs: BTreeMap<(Site, Line), RunReport> = BTreeMap::new();
@@ -161,7 +163,13 @@ impl Report {
                 }),
             }
         }
-        Self { streams }
+        Self { streams, damaged: 0 }
+    }
+
+    /// True if nothing is missing that nobody has explained, and all of the books could be read.
+    #[must_use]
+    pub fn is_proof(&self) -> bool {
+        self.missing() == 0 && self.damaged == 0
     }
 
     /// Numbers that are missing and that nobody has explained.
@@ -206,6 +214,7 @@ impl Report {
         };
         json!({
             "missing": self.missing(),
+            "ledger_damaged": self.damaged,
             "streams": self.streams.iter().map(stream).collect::<Vec<_>>(),
         })
     }
@@ -256,10 +265,18 @@ impl Report {
             }
         }
         text += &match self.missing() {
+            0 if self.damaged > 0 => "no unexplained hole in what can be read\n".to_owned(),
             0 => "no unexplained hole\n".to_owned(),
             1 => "1 number is missing\n".to_owned(),
             missing => format!("{missing} numbers are missing\n"),
         };
+        if self.damaged > 0 {
+            text += &format!(
+                "{} entries or segments of the ledger are damaged, and this is no proof: what they said may be listed as \
+                 missing, or not at all\n",
+                self.damaged
+            );
+        }
         text
     }
 }

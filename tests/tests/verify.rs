@@ -142,5 +142,16 @@ async fn of_a_device_that_sent_everything_the_proof_reaches_to_its_last_number()
     // The decryptor never noticed that it was looked at.
     let healthy = async |admin: Admin| admin.get("/readyz").await.is_ok_and(|reply| reply.status == 200);
     site.decryptor().unwrap().until("is still ready", healthy).await.unwrap();
+    let ledger = site.decryptor_data().join("ledger/lane-0");
     site.stop().await.unwrap();
+    // Books that a disk has damaged prove nothing, however little is missing in what is left of them.
+    for file in std::fs::read_dir(&ledger).unwrap().map(|file| file.unwrap().path()) {
+        if file.file_name().unwrap().to_string_lossy().starts_with("seg-") {
+            let segment = std::fs::File::options().write(true).open(&file).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&segment, &[0; 8192], 0).unwrap();
+        }
+    }
+    let damaged = verify(&site, &[]).await;
+    assert_eq!(damaged.code, Some(1), "{}", damaged.stdout);
+    assert!(damaged.stdout.contains("of the ledger are damaged"), "{}", damaged.stdout);
 }

@@ -33,7 +33,7 @@ pub struct Args {
     pub output: Output,
 }
 
-/// Runs it: 0 if nothing is missing that nobody has explained, else 1.
+/// Runs it: 0 if nothing is missing that nobody has explained and the ledger is sound, else 1.
 ///
 /// # Errors
 /// When there is no ledger to read.
@@ -47,19 +47,19 @@ pub fn run(args: Args) -> Result<ExitCode, ProgramError> {
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes}  {eta}") {
         bar.set_style(style);
     }
-    let registry = ledger::look(&data.join("ledger"), Registry::default, Registry::replay, |read, total| {
+    let looked = ledger::look(&data.join("ledger"), Registry::default, Registry::replay, |read, total| {
         bar.set_length(total);
         bar.set_position(read);
     })
     .map_err(cannot_read)?;
     bar.finish_and_clear();
     let filter = Filter { site: args.site, device: args.device, stream: args.stream };
-    let report = Report::of(&registry, &filter);
+    let report = Report { damaged: looked.damaged, ..Report::of(&looked.books, &filter) };
     match args.output {
         Output::Json => println!("{:#}", report.as_json()),
         Output::Table => print!("{}", report.as_text()),
     }
-    Ok(if report.missing() == 0 { ExitCode::OK } else { ExitCode::FAILED })
+    Ok(if report.is_proof() { ExitCode::OK } else { ExitCode::FAILED })
 }
 
 fn cannot_read(error: LedgerError) -> ProgramError {

@@ -142,6 +142,15 @@ pub struct Ledger {
 /// it needless.
 const TRIES: usize = 20;
 
+/// A ledger that was looked at.
+#[derive(Debug)]
+pub struct Looked<T> {
+    /// What could be read.
+    pub books: T,
+    /// Entries, and segments of them, that could not: what they said is not in the books.
+    pub damaged: u64,
+}
+
 /// Reads the ledger in `dir` without touching it, beside a decryptor that may be running: `fresh` makes the books, `replay`
 /// enters what is there, `progress` is told bytes read and bytes in all.
 ///
@@ -152,14 +161,16 @@ pub fn look<T>(
     fresh: impl Fn() -> T,
     mut replay: impl FnMut(&mut T, Replay),
     mut progress: impl FnMut(u64, u64),
-) -> Result<T, LedgerError> {
+) -> Result<Looked<T>, LedgerError> {
     for _ in 0..TRIES {
         let survey = Survey::open(dir)?;
         let mut walk = survey.walk(Lane::First, survey.cursor(Lane::First));
         let (mut books, mut reading, mut expect) = (fresh(), Known::default(), walk.position().0);
+        let mut damaged = survey.found().corrupt_records + survey.found().damaged_segments;
         let moved = loop {
             let batch = walk.next_batch(READ_BYTES)?;
             let lost: u64 = batch.corrupt.iter().map(pithead_spool::CorruptRange::records).sum();
+            damaged += lost;
             expect += batch.records.len() as u64 + lost;
             // Positions that are neither here nor lost were given back.
             if walk.position().0 != expect {
@@ -172,7 +183,7 @@ pub fn look<T>(
             progress(walk.bytes(), walk.total());
         };
         if !moved {
-            return Ok(books);
+            return Ok(Looked { books, damaged });
         }
     }
     Err(LedgerError::Moving)

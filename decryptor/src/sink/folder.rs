@@ -170,7 +170,8 @@ impl FolderSink {
                 file.sync_data().map_err(SinkError::at(Action::Sync, &path))?;
                 Placed::Already
             } else {
-                return Ok(Placed::Conflict);
+                // Not back at once: the folders count as known from here on, so they have to be synced in this case too.
+                Placed::Conflict
             };
         for folder in unsynced {
             let handle = File::open(&folder).map_err(SinkError::at(Action::Open, &folder))?;
