@@ -538,6 +538,15 @@ async fn an_upload_without_progress_is_given_up_and_one_that_was_taken_is_not() 
         Code::NotFound,
         ErrorReason::UploadUnknown,
     );
+    // Its record is lost, and it was acknowledged: no time makes it go, and one at a time may decide over it.
+    disk.store().owe(&identity(&taken));
+    disk.store().expire(since_boot() + Duration::from_secs(3_600));
+    assert_eq!(disk.store().owed(), [identity(&taken)]);
+    let deciding = disk.store().decide_owed(&identity(&taken)).unwrap();
+    assert!(disk.store().decide_owed(&identity(&taken)).is_none());
+    disk.store().taken(&identity(&taken));
+    drop(deciding);
+    assert!(disk.store().owed().is_empty() && disk.store().decide_owed(&identity(&taken)).is_none());
     assert_eq!(kept(&disk, &taken), taken);
 }
 

@@ -516,13 +516,6 @@ impl Numbers {
         Some(head.identity)
     }
 
-    /// A large envelope whose record was lost is in the log again.
-    pub fn entered_again(&self, head: &Head) {
-        let (line, now) = (head.identity.line(), line_time(since_boot()));
-        let hash = ShortHash::from(&head.sha256);
-        self.0.lock_with(&line, now).lines.recall(&line, head.identity.seq, hash, now);
-    }
-
     /// Whether its envelope is durable here and has not left.
     #[must_use]
     pub fn is_here(&self, identity: &Identity) -> bool {

@@ -1,17 +1,20 @@
-//! Sending again what the far end had refused: out of the refused area, through the numbers in force, back into the spool.
+//! Back into the spool, through the numbers in force: what the far end had refused, out of the refused area, and large envelopes
+//! whose record was lost.
 //!
 //! The entry leaves the area only when the envelope is durable in the spool. A kill in between leaves it in both, and what
 //! goes out twice is a duplicate at the far end.
 
+use std::io;
 use std::sync::Arc;
 
-use pithead_hop::ingest::{LineRefusal, Outcome};
+use pithead_hop::ingest::{LineRefusal, Outcome, UploadStore};
 use pithead_spool::{AppendError, NotDurable};
+use sha2::{Digest as _, Sha256};
 
 use super::fate::undecided;
 use super::numbers::{Numbers, Offered};
-use super::record::Body;
-use super::refused::{Refused, TakeError};
+use super::record::{Body, Head};
+use super::refused::{Refused, TakeError, TakenOut};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_ms};
 
@@ -22,6 +25,9 @@ pub enum RetryError {
     /// The area does not give it, or does not let it go.
     #[error(transparent)]
     Take(#[from] TakeError),
+    /// The file of a large one cannot be read.
+    #[error("the file of the large envelope in DATA/uploads cannot be read: {0}")]
+    Unreadable(#[source] io::Error),
     /// A bound of the device's lines.
     #[error("{0}")]
     Line(#[from] LineRefusal),
@@ -48,6 +54,8 @@ pub struct Retry {
     pub numbers: Numbers,
     /// Where it goes.
     pub spool: EnvelopeSpool,
+    /// Where the bytes of large ones are.
+    pub uploads: UploadStore,
 }
 
 impl Retry {
@@ -59,29 +67,55 @@ impl Retry {
         let (area, wanted) = (self.refused.clone(), name.to_owned());
         let taken = tokio::task::spawn_blocking(move || area.take_out(&wanted)).await;
         let taken = taken.map_err(|_| RetryError::Stopping)??;
+        if taken.large.is_some() {
+            self.is_whole(&taken).await?;
+        }
+        let (large, envelope) = (taken.large, taken.envelope.clone());
+        self.put_back(taken.head.clone(), taken.conflict, envelope.len() as u64, |head, conflict| {
+            if let Some(ours) = head.hops.last_mut() {
+                ours.conflict = conflict;
+            }
+            match large {
+                // Large ones are not kept beside others.
+                Some(_) if conflict => None,
+                Some(total) => Some(Body::Large { total }),
+                None if conflict => Some(Body::Conflict(envelope)),
+                None => Some(Body::Envelope(envelope)),
+            }
+        })
+        .await?;
+        let let_go = tokio::task::spawn_blocking(move || taken.let_go()).await;
+        let_go.map_err(|_| RetryError::Stopping)??;
+        Ok(())
+    }
+
+    /// Puts a large envelope whose record was lost into the spool; its file is here. When this returns it waits there, durable.
+    ///
+    /// # Errors
+    /// [`RetryError`].
+    pub async fn enter_large(&self, head: Head, total: u64) -> Result<(), RetryError> {
+        self.put_back(head, false, 0, |_, conflict| (!conflict).then_some(Body::Large { total })).await
+    }
+
+    /// Through the numbers in force, durable when this returns. `body` is told whether other bytes stand under the number;
+    /// it gives none if these cannot be kept beside them.
+    async fn put_back(
+        &self,
+        mut head: Head,
+        conflict: bool,
+        bytes: u64,
+        body: impl FnOnce(&mut Head, bool) -> Option<Body>,
+    ) -> Result<(), RetryError> {
         let (tell, told) = undecided();
-        let bytes = taken.envelope.len() as u64;
-        let failures = self.spool.failures(&taken.head.identity.line());
-        match self.numbers.offer_again(&taken.head, taken.conflict, bytes, since_boot(), told, failures)? {
+        let failures = self.spool.failures(&head.identity.line());
+        match self.numbers.offer_again(&head, conflict, bytes, since_boot(), told, failures)? {
             Offered::Done(Outcome::Conflict { kept: false }) => return Err(RetryError::NoRoomBeside),
             // It waits there already.
             Offered::Done(_) => {}
             Offered::Shared(ticket, _) => ticket.await?,
-            // Large ones are not kept beside others.
-            Offered::Store(reservation) if taken.large.is_some() && reservation.is_conflict() => {
-                return Err(RetryError::NoRoomBeside);
-            }
             Offered::Store(reservation) => {
-                let (mut head, conflict) = (taken.head.clone(), reservation.is_conflict());
-                if let Some(ours) = head.hops.last_mut() {
-                    ours.conflict = conflict;
-                }
+                let body = body(&mut head, reservation.is_conflict()).ok_or(RetryError::NoRoomBeside)?;
                 let share = self.numbers.share_again(&head, bytes);
-                let body = match taken.large {
-                    Some(total) => Body::Large { total },
-                    None if conflict => Body::Conflict(taken.envelope.clone()),
-                    None => Body::Envelope(taken.envelope.clone()),
-                };
                 let ticket = self.spool.append(&head, body, wall_ms(), reservation.failures())?;
                 ticket.await?;
                 share.keep();
@@ -90,8 +124,21 @@ impl Retry {
                 tell.decide(Ok(()));
             }
         }
-        let let_go = tokio::task::spawn_blocking(move || taken.let_go()).await;
-        let_go.map_err(|_| RetryError::Stopping)??;
+        Ok(())
+    }
+
+    /// Whether the file of a large entry is still what was refused: the reason must not go before.
+    async fn is_whole(&self, taken: &TakenOut) -> Result<(), RetryError> {
+        let (uploads, identity) = (self.uploads.clone(), taken.head.identity.clone());
+        let read = tokio::task::spawn_blocking(move || uploads.read(&identity)).await;
+        let file =
+            read.map_err(|_| RetryError::Stopping)?.map_err(|error| RetryError::Unreadable(error.into()))?;
+        let header: [u8; 32] = Sha256::digest(file.header().wire()).into();
+        if header != taken.head.sha256 || Some(file.total()) != taken.large {
+            let error =
+                io::Error::new(io::ErrorKind::InvalidData, "its header is not the one that was refused");
+            return Err(RetryError::Unreadable(error));
+        }
         Ok(())
     }
 }

@@ -1,20 +1,20 @@
-//! What becomes of large envelopes' files besides being sent: claimed at a start, given up when nobody goes on with them, let
-//! go when their reason was taken out of the refused area.
+//! What becomes of large envelopes' files besides being sent: claimed at a start, entered again when their record is lost, given
+//! up when nobody goes on with them, let go when their reason was taken out of the refused area.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pithead_hop::ingest::UploadStore;
+use pithead_hop::ingest::{SealedFileError, UploadStore};
 use pithead_sealing::Identity;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::numbers::Numbers;
-use super::record::{Body, Head};
+use super::record::Head;
 use super::refused::Refused;
-use super::spool::EnvelopeSpool;
-use crate::clock::{since_boot, wall_ms};
+use super::retry::{Retry, RetryError};
+use crate::clock::since_boot;
 use crate::metrics::Metrics;
 
 /// How often it is looked.
@@ -24,17 +24,11 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// kill goes now. (What waits in the spool was claimed with its record.)
 ///
 /// `clean` says that every record of the log could be read. If not, a whole envelope without a record may be one that was
-/// acknowledged: it is entered again, and what the far end has already is a duplicate there. Blocks.
+/// acknowledged: it is owed, and [`sweep`] enters it again. Blocks.
 ///
 /// # Errors
 /// What the disk says.
-pub fn claim(
-    uploads: &UploadStore,
-    spool: &EnvelopeSpool,
-    numbers: &Numbers,
-    refused: &Refused,
-    clean: bool,
-) -> io::Result<()> {
+pub fn claim(uploads: &UploadStore, numbers: &Numbers, refused: &Refused, clean: bool) -> io::Result<()> {
     for identity in refused.large() {
         uploads.taken(&identity);
     }
@@ -43,7 +37,7 @@ pub fn claim(
             // Its reason does not read; its bytes are kept all the same.
             uploads.taken(&identity);
         } else if !clean {
-            enter_again(uploads, spool, numbers, &identity)?;
+            uploads.owe(&identity);
         } else if numbers.holds(&identity) {
             uploads.release(&identity)?;
         }
@@ -51,28 +45,41 @@ pub fn claim(
     Ok(())
 }
 
-fn enter_again(
-    uploads: &UploadStore,
-    spool: &EnvelopeSpool,
-    numbers: &Numbers,
-    identity: &Identity,
-) -> io::Result<()> {
-    let file = match uploads.read(identity) {
-        Ok(file) => file,
-        Err(error) => {
-            tracing::error!(event = "upload.unreadable", %identity, %error);
-            return Ok(());
+/// Enters what is owed into the spool once more. What cannot be entered now, because the spool is full or the disk does not
+/// give it, stays owed.
+pub async fn enter_owed(uploads: &UploadStore, retry: &Retry) {
+    for identity in uploads.owed() {
+        let Some(deciding) = uploads.decide_owed(&identity) else { continue };
+        // To its end, also when this program stops: what is durable in the spool must not be owed too.
+        let (uploads, retry) = (uploads.clone(), retry.clone());
+        let entering = async move {
+            let _deciding = deciding;
+            match enter_again(&uploads, &retry, &identity).await {
+                Ok(()) => {
+                    tracing::warn!(event = "upload.entered_again", %identity, "its record in the spool was damaged");
+                }
+                Err(error) => tracing::error!(event = "upload.not_entered_again", %identity, %error),
+            }
+        };
+        if let Err(error) = tokio::spawn(entering).await {
+            tracing::error!(event = "upload.not_entered_again", %error);
         }
-    };
+    }
+}
+
+async fn enter_again(uploads: &UploadStore, retry: &Retry, identity: &Identity) -> Result<(), RetryError> {
+    let (store, wanted) = (uploads.clone(), identity.clone());
+    let read = tokio::task::spawn_blocking(move || match store.read(&wanted) {
+        Ok(file) => Ok(file),
+        Err(SealedFileError::Disk(error)) => Err(error),
+        // For a person to look at: nothing more will come of it here.
+        Err(error) => store.set_aside(&wanted).and(Err(error.into())),
+    });
+    let file = read.await.map_err(|_| RetryError::Stopping)?.map_err(RetryError::Unreadable)?;
     let sha256 = Sha256::digest(file.header().wire()).into();
     let head = Head { identity: identity.clone(), sha256, hops: file.hops().to_vec() };
-    let failures = spool.failures(&identity.line());
-    let appended = spool.append(&head, Body::Large { total: file.total() }, wall_ms(), failures);
-    let durable = appended.map_err(io::Error::other)?.wait().map_err(io::Error::other);
-    durable?;
-    numbers.entered_again(&head);
+    retry.enter_large(head, file.total()).await?;
     uploads.taken(identity);
-    tracing::warn!(event = "upload.entered_again", %identity, "its record in the spool may have been damaged");
     Ok(())
 }
 
@@ -80,11 +87,13 @@ fn enter_again(
 pub async fn sweep(
     uploads: UploadStore,
     refused: Arc<Refused>,
-    numbers: Numbers,
+    retry: Retry,
     metrics: Metrics,
     stop: CancellationToken,
 ) {
+    let numbers = retry.numbers.clone();
     loop {
+        enter_owed(&uploads, &retry).await;
         let (store, area, numbers) = (uploads.clone(), refused.clone(), numbers.clone());
         let looked = tokio::task::spawn_blocking(move || {
             store.expire(since_boot());

@@ -147,7 +147,7 @@ impl Serving {
             }
         }
         let clean = recovery.corrupt_records == 0;
-        uploads::claim(&large, &spool, &numbers, &refused, clean).map_err(|error| disk_failed(&error))?;
+        uploads::claim(&large, &numbers, &refused, clean).map_err(|error| disk_failed(&error))?;
         let intake = Arc::new(SpoolIntake::start(Parts {
             gateway: material.name.clone(),
             history: history.clone(),
@@ -178,10 +178,16 @@ impl Serving {
         let idle = put_idle_lines_away(numbers.clone(), intake_stop.clone());
         let follow = follow_readiness(health.clone(), reporter, intake_stop.clone());
         let disk = look_after_disk(health.clone(), spool.clone(), intake_stop.clone());
+        let retry = Retry {
+            refused: refused.clone(),
+            numbers: numbers.clone(),
+            spool: spool.clone(),
+            uploads: large.clone(),
+        };
         let sweep = uploads::sweep(
             large.clone(),
             refused.clone(),
-            numbers.clone(),
+            retry.clone(),
             metrics.clone(),
             intake_stop.clone(),
         );
@@ -235,8 +241,8 @@ impl Serving {
             refresh: report,
             poke: poke.clone(),
             spool: spool.clone(),
-            refused: refused.clone(),
-            retry: Retry { refused, numbers, spool: spool.clone() },
+            refused,
+            retry,
             shares,
             relay: relay_report,
             control: config.relay.is_some().then_some(control),

@@ -153,7 +153,9 @@ impl Intake for Far {
                     let fault = format!("{letter:?} came as a conflict before what it conflicts with");
                     self.books().faults.push(fault);
                 }
-                if self.books().holds {
+                // What comes behind something that is held waits behind it, also when nothing more is held: a far end applies in
+                // the order in which it was offered.
+                if self.books().holds || !memory.under_way.is_empty() {
                     memory.under_way.push_back((identity, letter, tell));
                 } else {
                     self.enter(&mut memory, identity, letter);

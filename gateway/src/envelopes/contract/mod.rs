@@ -205,3 +205,25 @@ fn what_the_disk_did_not_take_is_not_overtaken_by_what_was_sent_behind_it() {
     let [fails, behind] = [Step::FailSyncAfter(0), Step::Record(2)].map(|step| (step, Pause::None));
     live(0, &[record, connect, behind, fails, commit.clone(), commit]);
 }
+
+/// The model's own far end once applied what came behind something that it held.
+#[test]
+fn a_far_end_that_holds_something_back_applies_nothing_that_came_behind_it() {
+    let record = || Step::Record(2);
+    live(
+        0,
+        &settled([
+            Step::Relay,
+            Step::Connect,
+            Step::FarHold,
+            record(),
+            Step::Commit,
+            record(),
+            Step::RelayLoseReplies,
+            Step::FarApply(0),
+            Step::Relay,
+            Step::Commit,
+            Step::Record(0),
+        ]),
+    );
+}

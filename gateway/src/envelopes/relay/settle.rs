@@ -207,8 +207,8 @@ impl Relay {
             for head in &range.heads {
                 if let Some(identity) = self.numbers.quarantined(head) {
                     if head.kind == KIND_LARGE {
-                        // The record is lost, and the bytes are not: whoever brings it again finds all of it here.
-                        self.uploads.undecided_again(&identity);
+                        // The record is lost, and the bytes are not: they are entered again.
+                        self.uploads.owe(&identity);
                     }
                     self.spool.left(&identity.line());
                     tracing::error!(event = "spool.envelope_damaged", %identity);

@@ -554,7 +554,8 @@ async fn a_large_envelope_that_is_refused_keeps_its_bytes_until_it_is_sent_again
     assert_eq!(files(folder.path()), 4, "two envelopes and their sums");
 
     let (numbers, spool) = (door.numbers.clone(), door.spool.clone());
-    let retry = super::super::retry::Retry { refused: running.refused.clone(), numbers, spool };
+    let (refused, uploads) = (running.refused.clone(), door.uploads.clone());
+    let retry = super::super::retry::Retry { refused, numbers, spool, uploads };
     let names = super::super::refused::list(&folder.path().join("refused")).unwrap().entries;
     cloud.far_end.poison.lock().unwrap().clear();
     retry.send_again(&names[0].0).await.unwrap();
@@ -633,13 +634,17 @@ async fn a_large_envelope_whose_record_is_lost_is_entered_again_at_the_start() {
     assert_eq!(door.spool.stats().records, 0);
     let refused =
         Refused::open(&folder.path().join("refused"), 1 << 20, Metrics::new(), door.shares.clone()).unwrap();
-    let claim = |clean| {
-        super::super::uploads::claim(&door.uploads, &door.spool, &door.numbers, &refused, clean).unwrap();
+    let refused = Arc::new(refused);
+    let (numbers, spool, uploads) = (door.numbers.clone(), door.spool.clone(), door.uploads.clone());
+    let retry = super::super::retry::Retry { refused: refused.clone(), numbers, spool, uploads };
+    let claim = async || {
+        super::super::uploads::claim(&door.uploads, &door.numbers, &refused, false).unwrap();
+        super::super::uploads::enter_owed(&door.uploads, &retry).await;
     };
-    claim(false);
+    claim().await;
     assert_eq!((door.spool.stats().records, door.uploads.stats().taken), (1, 1));
     // Once is enough.
-    claim(false);
+    claim().await;
     assert_eq!(door.spool.stats().records, 1);
     let running = relay(folder.path(), &door, &cloud, 1 << 20);
     until("it is there", || got(&cloud).len() == 1 && files(folder.path()) == 0).await;

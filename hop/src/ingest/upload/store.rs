@@ -12,7 +12,7 @@ use pithead_proto::ingest::v1::Hop;
 use pithead_sealing::envelope::Header;
 use pithead_sealing::{DeviceId, Identity, Site};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::layout::{HeaderHash, Meta, Paths, header_hash, upload_name};
 use super::part::PartFile;
@@ -102,6 +102,8 @@ struct UploadState {
     phase: Phase,
     persisted: u64,
     progress: Duration,
+    /// Whole, and it may have been acknowledged: its record is lost, and it is not given up before it has one again.
+    owed: bool,
 }
 
 impl Upload {
@@ -121,7 +123,7 @@ impl Upload {
             writer: watch::Sender::new(0),
             part: Mutex::new(None),
             finishing: Arc::default(),
-            state: Mutex::new(UploadState { phase, persisted, progress: now }),
+            state: Mutex::new(UploadState { phase, persisted, progress: now, owed: false }),
         })
     }
 
@@ -155,6 +157,15 @@ impl Upload {
         if whole && state.phase == Phase::Open {
             state.phase = Phase::Whole;
         }
+    }
+
+    /// Whether nobody goes on with it any more, and nobody was told that it is here.
+    fn is_given_up(&self, idle: Duration, now: Duration) -> bool {
+        let kept = {
+            let state = self.lock();
+            state.phase == Phase::Taken || state.owed
+        };
+        !kept && self.expires_in(idle, now).is_zero()
     }
 
     /// When it is given up if nothing is written.
@@ -364,19 +375,40 @@ impl UploadStore {
         ended
     }
 
-    /// Its record in the log is lost, and its number is free again: whoever brings it once more finds all of it here.
-    pub fn undecided_again(&self, identity: &Identity) {
-        if let Some(upload) = self.get(identity)
-            && upload.phase() == Phase::Taken
-        {
-            upload.lock().phase = Phase::Whole;
+    /// A whole one that was acknowledged, or may have been, has no record in the log any more. It is kept, whatever time
+    /// passes, until it is taken again: by whoever brings it once more, or by who looks for [`owed`](Self::owed) ones.
+    pub fn owe(&self, identity: &Identity) {
+        let Some(upload) = self.get(identity) else { return };
+        let mut state = upload.lock();
+        if matches!(state.phase, Phase::Whole | Phase::Taken) {
+            state.phase = Phase::Whole;
+            state.owed = true;
         }
+    }
+
+    /// Those that have to be entered again.
+    pub fn owed(&self) -> Vec<Identity> {
+        let is_owed = |upload: &&Arc<Upload>| upload.lock().owed;
+        self.lock().values().filter(is_owed).map(|upload| upload.identity.clone()).collect()
+    }
+
+    /// The right to decide over an owed one, as long as what is given is kept: nobody else takes it, gives it up or aborts it
+    /// meanwhile. None if somebody is at it, or it is not owed any more.
+    pub fn decide_owed(&self, identity: &Identity) -> Option<OwnedMutexGuard<()>> {
+        let upload = self.get(identity)?;
+        let deciding = Arc::clone(&upload.finishing).try_lock_owned().ok()?;
+        let is_owed = {
+            let state = upload.lock();
+            state.owed && state.phase == Phase::Whole
+        };
+        is_owed.then_some(deciding)
     }
 
     /// The program has taken it for good, and keeps its file until [`release`](Self::release).
     pub fn taken(&self, identity: &Identity) {
         if let Some(upload) = self.get(identity) {
-            upload.lock().phase = Phase::Taken;
+            let mut state = upload.lock();
+            (state.phase, state.owed) = (Phase::Taken, false);
         }
     }
 
@@ -398,7 +430,10 @@ impl UploadStore {
             return;
         }
         *part = None;
-        upload.lock().phase = Phase::Refused(refusal);
+        {
+            let mut state = upload.lock();
+            (state.phase, state.owed) = (Phase::Refused(refusal), false);
+        }
         if let Err(error) = upload.paths.remove() {
             tracing::error!(event = "upload.not_removed", identity = %upload.identity, %error);
         }
@@ -433,14 +468,14 @@ impl UploadStore {
         let expired: Vec<Identity> = self
             .lock()
             .values()
-            .filter(|upload| upload.phase() != Phase::Taken && upload.expires_in(idle, now).is_zero())
+            .filter(|upload| upload.is_given_up(idle, now))
             .map(|upload| upload.identity.clone())
             .collect();
         for identity in expired {
             let Some(upload) = self.get(&identity) else { continue };
             // Not while it is being decided, and not if that has changed since.
             let Ok(_deciding) = Arc::clone(&upload.finishing).try_lock_owned() else { continue };
-            if upload.phase() == Phase::Taken || !upload.expires_in(idle, now).is_zero() {
+            if !upload.is_given_up(idle, now) {
                 continue;
             }
             tracing::warn!(event = "upload.expired", %identity, "no progress; what was here of it is given up");
