@@ -38,6 +38,8 @@ pub struct Delivered {
     envelopes: BTreeMap<Line, BTreeMap<u64, BTreeMap<u32, Vec<u8>>>>,
     /// How many records lie there that lay there before.
     repeated: u64,
+    /// How many records lie behind a later one of their line. A folder shows no order.
+    disordered: u64,
     /// The word on how each came here.
     assurances: BTreeMap<String, u64>,
     /// An envelope without records (a heartbeat) leaves a trace here too.
@@ -65,6 +67,7 @@ impl Delivered {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(delivered),
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
+        let mut newest: BTreeMap<Line, (u64, u32)> = BTreeMap::new();
         for (number, line) in (1..).zip(BufReader::new(file).lines()) {
             let line = line?;
             let at = || format!("{} line {number}: {line}", path.display());
@@ -73,6 +76,10 @@ impl Delivered {
             let data = Base64::decode_vec(&record.data).ok().with_context(at)?;
             let key = Line { device: record.device, run: record.run, stream: record.stream };
             *delivered.assurances.entry(record.assurance).or_default() += 1;
+            let here = (record.seq, record.index);
+            let before = newest.entry(key.clone()).or_default();
+            delivered.disordered += u64::from(here < *before);
+            *before = here.max(*before);
             delivered.add(key, record.seq, record.index, data);
         }
         Ok(delivered)
@@ -129,6 +136,12 @@ impl Delivered {
     #[must_use]
     pub fn repeated(&self) -> u64 {
         self.repeated
+    }
+
+    /// Records that lie behind a later one of their line, in a sink that shows an order.
+    #[must_use]
+    pub fn disordered(&self) -> u64 {
+        self.disordered
     }
 
     /// The lines, with the numbers that are there.
@@ -230,6 +243,8 @@ pub struct Ledger {
     pub delivered_records: u64,
     /// Records that lie in the sink more than once.
     pub repeated: u64,
+    /// Records that lie in the sink behind a later one of their line.
+    pub disordered: u64,
     /// Numbers that are missing in the sink.
     pub holes: u64,
     /// Envelopes that the decryptor has opened and entered, by its metrics since it started.
@@ -276,6 +291,7 @@ impl Ledger {
             },
             delivered_records: delivered.records(),
             repeated: delivered.repeated(),
+            disordered: delivered.disordered(),
             holes: delivered.holes(),
             applied,
             conflicts: count(envelopes, "\"conflict").await?,
@@ -300,6 +316,7 @@ impl Ledger {
         same("envelopes delivered", self.delivered_envelopes, devices.envelopes);
         same("records delivered", self.delivered_records, devices.records);
         same("records delivered more than once", self.repeated, 0);
+        same("records delivered out of order", self.disordered, 0);
         same("holes", self.holes, 0);
         same("conflicts", self.conflicts, 0);
         same("envelopes refused", devices.refused + self.refused, 0);
@@ -350,6 +367,8 @@ mod tests {
         assert_eq!(read(&[line(1, 0, "a"), line(4, 0, "b")]).holes(), 2);
         assert_eq!(read(&[line(1, 1, "b")]).holes(), 1);
         assert_eq!(read(&[line(1, 0, "a"), line(1, 0, "a")]).repeated(), 1);
+        assert_eq!(whole.disordered(), 0);
+        assert_eq!(read(&[line(2, 0, "b"), line(1, 0, "a"), line(3, 0, "c")]).disordered(), 1);
     }
 
     #[test]
@@ -385,6 +404,7 @@ mod tests {
             Ledger { delivered_records: 8, ..good.clone() },
             Ledger { holes: 1, ..good.clone() },
             Ledger { repeated: 1, ..good.clone() },
+            Ledger { disordered: 1, ..good.clone() },
             Ledger { conflicts: 1, ..good.clone() },
             Ledger { devices: Summary { acknowledged: 2, ..devices }, ..good.clone() },
         ] {

@@ -1,6 +1,12 @@
 //! What whole-system tests, the demo and the benchmarks stand on: a throw-away [`site`], whose programs are the real ones,
 //! the wires and the cloud around it that can fail ([`link`], [`kms`]), and a [`ledger`] that counts from files and metrics.
 
+/// Whether the long versions of tests are asked for: `PITHEAD_LONG=1`, and nothing else.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("PITHEAD_LONG").is_some_and(|value| value == "1")
+}
+
 pub mod authority;
 pub mod binaries;
 pub mod certificates;

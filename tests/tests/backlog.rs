@@ -19,8 +19,7 @@ const MEMORY_PER_ENVELOPE: u64 = 64;
 
 /// How many wait, and how large each is: in both versions more than the gateway may hold in memory.
 fn waiting() -> (u64, usize) {
-    let long = std::env::var_os("PITHEAD_LONG").is_some_and(|value| value == "1");
-    if long { (1_000_000, 64) } else { (20_000, 8 << 10) }
+    if pithead_tests::long() { (1_000_000, 64) } else { (20_000, 8 << 10) }
 }
 
 async fn waits(admin: Admin) -> u64 {

@@ -26,7 +26,7 @@ async fn peak_memory(program: &Path, arguments: &[&str]) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_is_sealed_and_opened_in_constant_memory() {
-    let bytes = if std::env::var_os("PITHEAD_LONG").is_some() { 2 << 30 } else { 256 << 20 };
+    let bytes = if pithead_tests::long() { 2 << 30 } else { 256 << 20 };
     let site = Site::create(SiteOptions::default()).await.unwrap();
     let bundle = site.authority.bundle(pithead_tests::site::SITE).display().to_string();
     // Without a gateway: its key comes with the bundle.

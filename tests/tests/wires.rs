@@ -1,7 +1,7 @@
 //! The real programs over wires that fail: the WAN between gateway and decryptor, and the radio between device and gateway.
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pithead_tests::{
     device::{Device, Sending, Summary},
@@ -82,10 +82,12 @@ async fn a_half_open_wan_stops_nothing_on_site_and_what_it_swallowed_goes_out_ag
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_and_late_wan_delivers_everything_once() {
     let (mut site, device) = site_with_truck().await;
+    let began = Instant::now();
     site.link.delay(Duration::from_millis(200));
     site.link.throttle(64 << 10);
     let sent = device.send("can", &records(0, 3_000)).await.unwrap();
     let ledger = balances(&mut site, &device, &[sent], 3_000).await;
+    assert!(began.elapsed() >= Duration::from_millis(200), "nothing was delayed");
     assert_eq!(ledger.resends, 0, "slow is not broken: nothing went twice");
     site.stop().await.unwrap();
 }

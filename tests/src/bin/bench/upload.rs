@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use pithead_tests::site::{SinkKind, Site, SiteOptions};
 use serde::Serialize;
 
@@ -62,6 +62,9 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     site.until_relayed().await.with_context(|| site.log_tails())?;
     let relayed = begin.elapsed().as_secs_f64();
+    let decryptor = site.decryptor().context("no decryptor")?.admin();
+    let applied = decryptor.metric_where("pithead_decryptor_envelopes_total", "\"applied\"").await?;
+    ensure!(applied == 1.0, "the file has left the gateway, and the sink has {applied} envelopes");
     let after = raw_write(&plain, bytes)?;
     fs::remove_file(&plain)?;
     site.stop().await?;
