@@ -6,7 +6,7 @@ mod envelope_support;
 
 use envelope_support::*;
 use pithead_sealing::envelope::dangerous::{FixedEdk, FixedMessage};
-use pithead_sealing::envelope::{Context, Profile, ProfileError, check};
+use pithead_sealing::envelope::{Context, Header, LastSession, Profile, ProfileError, check};
 
 const GOOD: [(&str, &str); 6] = [
     ("pithead:v", "1"),
@@ -30,6 +30,10 @@ fn profile_of(
     edks: Vec<FixedEdk>,
     numbers: [u64; 2],
 ) -> Result<Profile, ProfileError> {
+    Profile::of(&header_of(pairs, edks, numbers))
+}
+
+fn header_of(pairs: &[(&str, &str)], edks: Vec<FixedEdk>, numbers: [u64; 2]) -> Header {
     let mut message_id = [0; 32];
     message_id[16..24].copy_from_slice(&numbers[0].to_be_bytes());
     message_id[24..].copy_from_slice(&numbers[1].to_be_bytes());
@@ -41,7 +45,38 @@ fn profile_of(
         message_id,
         empty_final_frame: false,
     };
-    Profile::of(check(message.seal(b"").unwrap().into()).unwrap().header())
+    check(message.seal(b"").unwrap().into()).unwrap().header().clone()
+}
+
+#[test]
+fn of_a_session_that_was_read_before_nothing_else_is_said_and_one_byte_more_is_another_session() {
+    let key = arn();
+    let mut other = GOOD.to_vec();
+    other.push(("app", "x"));
+    let foreign: Vec<_> = GOOD.into_iter().chain([("pithead:seq", "00000000000000ff/7")]).collect();
+    let mut last = LastSession::default();
+    let headers = [
+        (header_of(&GOOD, vec![literal(&key, 1)], [7, 1]), false),
+        (header_of(&GOOD, vec![literal(&key, 1)], [7, 2]), true),
+        (header_of(&GOOD, vec![literal(&key, 1)], [8, 1]), true),
+        // Another data key, one more, another context.
+        (header_of(&GOOD, vec![literal(&key, 2)], [7, 3]), false),
+        (header_of(&GOOD, vec![literal(&key, 2), literal(&key, 1)], [7, 4]), false),
+        (header_of(&other, vec![literal(&key, 2), literal(&key, 1)], [7, 5]), false),
+        (header_of(&foreign, vec![literal(&key, 1)], [0, 0]), false),
+        (header_of(&foreign, vec![literal(&key, 1)], [0, 0]), true),
+    ];
+    for (at, (header, same)) in headers.iter().enumerate() {
+        assert_eq!(Profile::after(&mut last, header), Ok((Profile::of(header).unwrap(), *same)), "{at}");
+    }
+    // What is not within the profile is not remembered, and what was, stays.
+    let refused = header_of(&GOOD, vec![literal("arn:aws:kms", 1)], [7, 6]);
+    assert_eq!(Profile::after(&mut last, &refused), Err(ProfileError::EdkKeyArn));
+    let nameless = header_of(&GOOD, vec![literal(&key, 1)], [0, 1]);
+    assert_eq!(Profile::after(&mut last, &nameless), Err(ProfileError::NoIdentity));
+    assert!(Profile::after(&mut last, &headers[7].0).unwrap().1);
+    assert!(!Profile::after(&mut last, &headers[0].0).unwrap().1);
+    assert_eq!(Profile::after(&mut last, &nameless), Err(ProfileError::NoIdentity));
 }
 
 fn arn() -> String {

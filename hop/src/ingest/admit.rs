@@ -10,7 +10,9 @@ use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::ingest::v1::Hop;
 use pithead_sealing::Identity;
-use pithead_sealing::envelope::{AdmittedEnvelope, FormatError, Header, Profile, ProfileError, check};
+use pithead_sealing::envelope::{
+    AdmittedEnvelope, FormatError, Header, LastSession, Profile, ProfileError, check,
+};
 use pithead_sealing::trust::KeyArn;
 use sha2::{Digest as _, Sha256};
 
@@ -56,6 +58,8 @@ pub struct Admitted {
     pub key_not_active: bool,
     /// Custody as the sender tells it, the oldest first. It counts under the sender's certificate only.
     pub hops: Vec<Hop>,
+    /// The last one that was admitted on this call is of the same session: its data keys are not new.
+    pub same_session: bool,
 }
 
 impl Admitted {
@@ -95,7 +99,7 @@ impl From<Refusal> for NotAdmitted {
     }
 }
 
-/// Takes an envelope in. `inline_max` is the largest one in bytes.
+/// Takes an envelope in, after those before it on the same call. `inline_max` is the largest one in bytes.
 ///
 /// # Errors
 /// [`NotAdmitted`]. `REQUEST_INVALID` is the client program's fault and ends its call; `KEYS_NOT_READY` is to be tried
@@ -106,6 +110,7 @@ pub fn admit(
     peer: &Peer,
     keys: &dyn KnownKeys,
     inline_max: u64,
+    last: &mut LastSession,
 ) -> Result<Admitted, NotAdmitted> {
     if bytes.is_empty() {
         return Err(Refusal::field("envelope", "is empty").into());
@@ -118,10 +123,12 @@ pub fn admit(
     }
     check_hops(&hops, peer)?;
     let checked = check(bytes).map_err(|error| refusal_of_format(&error))?;
-    let envelope = checked.admit(|_| true).map_err(|error| refusal_of_profile(&error))?;
-    let key_not_active = admit_profile(envelope.profile(), peer, keys)?;
+    let (envelope, same_session) = checked.admit_after(last).map_err(|error| refusal_of_profile(&error))?;
+    // Nothing is known of the session of one that is not admitted.
+    let key_not_active =
+        admit_profile(envelope.profile(), peer, keys).inspect_err(|_| *last = LastSession::default())?;
     let sha256 = Sha256::digest(envelope.bytes()).into();
-    Ok(Admitted { envelope, sha256, key_not_active, hops })
+    Ok(Admitted { envelope, sha256, key_not_active, hops, same_session })
 }
 
 /// A large envelope that this hop may take, as far as its header tells. No constructor but [`admit_header`].

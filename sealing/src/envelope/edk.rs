@@ -69,6 +69,16 @@ impl Edk {
         EdkHash(hash.finalize().into())
     }
 
+    /// The same in bytes of its own.
+    pub(super) fn detached(&self) -> Self {
+        let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+        Self {
+            provider_id: own(&self.provider_id),
+            provider_info: own(&self.provider_info),
+            ciphertext: own(&self.ciphertext),
+        }
+    }
+
     /// Bytes of the three fields: provider id, provider info, ciphertext.
     pub(super) fn field_lens(&self) -> (usize, usize, usize) {
         (self.provider_id.len(), self.provider_info.len(), self.ciphertext.len())

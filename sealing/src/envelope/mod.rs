@@ -36,7 +36,7 @@ pub use edk::{Edk, EdkHash, WrapError};
 pub use format_error::{EdkFault, FormatError, HeaderFault};
 pub use header::{Header, HeaderReader};
 pub use keys::{DataKey, MessageId, SUITE};
-pub use profile::{ContextKey, Profile, ProfileError, SignatureClaim};
+pub use profile::{ContextKey, LastSession, Profile, ProfileError, SignatureClaim};
 pub use profile_values::{ContentType, Encoding, FileName, ValueError};
 pub use random::{Entropy, EntropyError, KernelEntropy};
 pub use sealed::{ReadError, SealedEnvelope};

@@ -3,10 +3,12 @@
 //! Applied when we seal and at admission of both hops. It reads clear text only; whether that is what was sealed is the
 //! opener's to say.
 
+use std::sync::Arc;
+
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 
 use super::context::Context;
-use super::edk::EdkHash;
+use super::edk::{Edk, EdkHash};
 use super::header::Header;
 use super::profile_values::{ContentType, Encoding, FileName, is_rfc3339};
 use crate::names::{DeviceId, Identity, Run, Seq, Site, StreamName};
@@ -197,8 +199,23 @@ pub(super) struct ContextFacts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile {
     identity: Identity,
-    facts: ContextFacts,
+    said: Arc<SessionFacts>,
+}
+
+/// What the context and the EDKs say: the same in all envelopes of a session.
+#[derive(Debug, PartialEq, Eq)]
+struct SessionFacts {
+    context: ContextFacts,
     edks: Vec<(KeyArn, EdkHash)>,
+}
+
+/// The session of the envelope that was read before. The next one of a device is mostly of the same session, and what its
+/// context and EDKs were found to say need not be found again: they are compared byte for byte. A few KiB.
+#[derive(Default)]
+pub struct LastSession {
+    context: Vec<u8>,
+    edks: Vec<Edk>,
+    said: Option<Arc<SessionFacts>>,
 }
 
 impl Profile {
@@ -208,17 +225,25 @@ impl Profile {
     /// # Errors
     /// [`ProfileError`] with the first rule broken.
     pub fn of(header: &Header) -> Result<Self, ProfileError> {
-        let facts = ContextFacts::read(header.context())?;
-        let mut edks = Vec::with_capacity(header.edks().len());
-        for edk in header.edks() {
-            if !edk.is_kms_rsa() {
-                return Err(ProfileError::EdkProvider);
-            }
-            edks.push((edk.key_arn().ok_or(ProfileError::EdkKeyArn)?, edk.hash()));
+        Self::with(Arc::new(SessionFacts::read(header)?), header)
+    }
+
+    /// As [`of`](Self::of), for an envelope that came after another one. True if it is of the same session.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of); the session before stays the last one.
+    pub fn after(last: &mut LastSession, header: &Header) -> Result<(Self, bool), ProfileError> {
+        if let Some(said) = last.said_by(header) {
+            return Ok((Self::with(said, header)?, true));
         }
-        if facts.signature.is_some() && edks.len() != 1 {
-            return Err(ProfileError::SignatureEdks);
-        }
+        let said = Arc::new(SessionFacts::read(header)?);
+        let profile = Self::with(Arc::clone(&said), header)?;
+        last.remember(header, said);
+        Ok((profile, false))
+    }
+
+    fn with(said: Arc<SessionFacts>, header: &Header) -> Result<Self, ProfileError> {
+        let facts = &said.context;
         let (run, seq) = match facts.foreign_seq {
             Some(pair) => pair,
             None => {
@@ -236,7 +261,7 @@ impl Profile {
             run,
             seq,
         };
-        Ok(Self { identity, facts, edks })
+        Ok(Self { identity, said })
     }
 
     /// What the envelope is filed under. From the message id, or from `pithead:seq` where a stock SDK sealed.
@@ -246,42 +271,42 @@ impl Profile {
 
     /// Media type of the plaintext.
     pub fn content_type(&self) -> &ContentType {
-        &self.facts.content_type
+        &self.said.context.content_type
     }
 
     /// First 16 bytes of SHA-256 of the key statement's payload. Our clients always say it.
     pub fn statement(&self) -> Option<&[u8; 16]> {
-        self.facts.statement.as_ref()
+        self.said.context.statement.as_ref()
     }
 
     /// How the plaintext was compressed before it was sealed.
     pub fn encoding(&self) -> Option<Encoding> {
-        self.facts.encoding
+        self.said.context.encoding
     }
 
     /// RFC 3339 time of a file.
     pub fn created(&self) -> Option<&str> {
-        self.facts.created.as_deref()
+        self.said.context.created.as_deref()
     }
 
     /// Name of a file.
     pub fn file_name(&self) -> Option<&FileName> {
-        self.facts.name.as_ref()
+        self.said.context.name.as_ref()
     }
 
     /// The session signature that the context carries, unproven.
     pub fn signature(&self) -> Option<&SignatureClaim> {
-        self.facts.signature.as_ref()
+        self.said.context.signature.as_ref()
     }
 
     /// True if the identity comes from `pithead:seq`: a stock SDK sealed this.
     pub fn is_foreign(&self) -> bool {
-        self.facts.foreign_seq.is_some()
+        self.said.context.foreign_seq.is_some()
     }
 
     /// Key and hash of each EDK, in the order of the header; one to three.
     pub fn edks(&self) -> &[(KeyArn, EdkHash)] {
-        &self.edks
+        &self.said.edks
     }
 
     /// Holds every EDK's key against what statements have named.
@@ -289,7 +314,45 @@ impl Profile {
     /// # Errors
     /// [`ProfileError::KeyUnknown`].
     pub fn keys_are_named(&self, mut key_named: impl FnMut(&KeyArn) -> bool) -> Result<(), ProfileError> {
-        if self.edks.iter().all(|(arn, _)| key_named(arn)) { Ok(()) } else { Err(ProfileError::KeyUnknown) }
+        if self.edks().iter().all(|(arn, _)| key_named(arn)) { Ok(()) } else { Err(ProfileError::KeyUnknown) }
+    }
+}
+
+impl SessionFacts {
+    fn read(header: &Header) -> Result<Self, ProfileError> {
+        let context = ContextFacts::read(header.context())?;
+        let mut edks = Vec::with_capacity(header.edks().len());
+        for edk in header.edks() {
+            if !edk.is_kms_rsa() {
+                return Err(ProfileError::EdkProvider);
+            }
+            edks.push((edk.key_arn().ok_or(ProfileError::EdkKeyArn)?, edk.hash()));
+        }
+        if context.signature.is_some() && edks.len() != 1 {
+            return Err(ProfileError::SignatureEdks);
+        }
+        Ok(Self { context, edks })
+    }
+}
+
+impl LastSession {
+    fn said_by(&self, header: &Header) -> Option<Arc<SessionFacts>> {
+        let same = self.context == header.context().as_bytes() && self.edks == header.edks();
+        self.said.as_ref().filter(|_| same).map(Arc::clone)
+    }
+
+    /// In bytes of its own: a header is a part of its envelope, and would keep all of that in memory.
+    fn remember(&mut self, header: &Header, said: Arc<SessionFacts>) {
+        self.context.clear();
+        self.context.extend_from_slice(header.context().as_bytes());
+        self.edks = header.edks().iter().map(Edk::detached).collect();
+        self.said = Some(said);
+    }
+}
+
+impl std::fmt::Debug for LastSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LastSession").field("said", &self.said).finish_non_exhaustive()
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::format_error::FormatError;
 use super::frame::FrameWalker;
 use super::header::{Header, HeaderReader};
-use super::profile::{Profile, ProfileError};
+use super::profile::{LastSession, Profile, ProfileError};
 use crate::names::Identity;
 use crate::trust::KeyArn;
 
@@ -218,6 +218,16 @@ impl CheckedEnvelope {
         let profile = Profile::of(&self.header)?;
         profile.keys_are_named(key_named)?;
         Ok(AdmittedEnvelope { checked: self, profile })
+    }
+
+    /// As [`admit`](Self::admit), for an envelope that came after another one, and asking for no key. True if it is of the
+    /// same session.
+    ///
+    /// # Errors
+    /// [`ProfileError`] with the first rule broken.
+    pub fn admit_after(self, last: &mut LastSession) -> Result<(AdmittedEnvelope, bool), ProfileError> {
+        let (profile, same_session) = Profile::after(last, &self.header)?;
+        Ok((AdmittedEnvelope { checked: self, profile }, same_session))
     }
 }
 
