@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::hashes::Hashes;
 use super::{HASHES_KEPT, INTERVALS_PER_LINE, LineRefusal, OWED_FOR, SEQ_JUMP_MAX, ShortHash, Verdict};
 use crate::ingest::intervals::IntervalSet;
 
@@ -36,7 +37,7 @@ pub(super) struct LineState<T> {
     /// Were on their way to the disk and did not get there: the lowest of them comes before anything beyond it.
     owed: IntervalSet,
     pub(super) in_flight: BTreeMap<u64, (ShortHash, T)>,
-    pub(super) spooled: BTreeMap<u64, ShortHash>,
+    pub(super) spooled: Hashes,
     pub(super) passed: VecDeque<(u64, ShortHash)>,
     pub(super) last_used: Duration,
 }
@@ -51,7 +52,7 @@ impl<T: Clone> LineState<T> {
             refused: IntervalSet::new(),
             owed: IntervalSet::new(),
             in_flight: BTreeMap::new(),
-            spooled: BTreeMap::new(),
+            spooled: Hashes::default(),
             passed: VecDeque::new(),
             last_used: now,
         }
@@ -90,7 +91,7 @@ impl<T: Clone> LineState<T> {
 
     fn hash_of(&self, seq: u64) -> Option<ShortHash> {
         let passed = || self.passed.iter().rev().find(|(number, _)| *number == seq).map(|(_, hash)| *hash);
-        self.spooled.get(&seq).copied().or_else(passed)
+        self.spooled.get(seq).or_else(passed)
     }
 
     /// `room` is how many intervals the device may still add.
@@ -149,7 +150,7 @@ impl<T: Clone> LineState<T> {
     pub(super) fn passed_on(&mut self, seq: u64) {
         // The next hop may answer before whoever waits for our own disk has had his turn to say so.
         self.stored(seq);
-        if let Some(hash) = self.spooled.remove(&seq) {
+        if let Some(hash) = self.spooled.remove(seq) {
             if self.passed.len() >= HASHES_KEPT {
                 self.passed.pop_front();
             }
@@ -159,7 +160,7 @@ impl<T: Clone> LineState<T> {
 
     pub(super) fn quarantined(&mut self, seq: u64) {
         if !self.in_flight.contains_key(&seq) && self.held.remove(seq) {
-            self.spooled.remove(&seq);
+            self.spooled.remove(seq);
             self.passed.retain(|(number, _)| *number != seq);
         }
     }

@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod device;
+mod hashes;
 mod line;
 mod refusal;
 
@@ -231,7 +232,7 @@ impl<T: Clone> Lines<T> {
     /// True if the envelope of this number is durable here and has not left.
     pub fn is_here(&self, line: &Line, seq: Seq) -> bool {
         let device = self.devices.get(&line.device);
-        device.and_then(|device| device.line(line)).is_some_and(|line| line.spooled.contains_key(&seq.get()))
+        device.and_then(|device| device.line(line)).is_some_and(|line| line.spooled.contains(seq.get()))
     }
 
     /// All lines, in no order.
