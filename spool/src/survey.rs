@@ -135,17 +135,17 @@ impl Survey {
     /// # Errors
     /// None that a disk can cause: what it does not give is damaged.
     pub fn verify(&self, progress: impl FnMut(u64)) -> Result<Recovery, ReadError> {
-        self.verify_each(progress, |_| {})
+        self.verify_each(progress, |_, _, _| {})
     }
 
-    /// The same, and shows each record that is sound to `each`, for whoever knows more of what it should say.
+    /// The same, and shows each record that is sound to `each` with where it stands, for whoever knows more of what it should say.
     ///
     /// # Errors
     /// As [`verify`](Self::verify).
     pub fn verify_each(
         &self,
         mut progress: impl FnMut(u64),
-        mut each: impl FnMut(&Record),
+        mut each: impl FnMut(Lane, Position, &Record),
     ) -> Result<Recovery, ReadError> {
         let mut report = self.found.clone();
         let mut before = 0;
@@ -158,7 +158,7 @@ impl Survey {
                 if batch.is_empty() {
                     break;
                 }
-                batch.records.iter().for_each(|(_, record)| each(record));
+                batch.records.iter().for_each(|(position, record)| each(lane, *position, record));
                 report.corrupt_records += join(&mut ranges, batch.corrupt, room);
                 progress(before + walk.bytes());
             }

@@ -13,10 +13,10 @@ use pithead_tests::{
     command::Finished,
     device::Device,
     forge::{Claim, Forge},
-    kms::KmsKey,
+    kms::{Fault, KmsKey},
     ledger::hash_of,
     program::Admin,
-    site::{NEXT_KEY_ARN, SITE, Site, SiteOptions},
+    site::{Custody, NEXT_KEY_ARN, SITE, Site, SiteOptions},
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -55,7 +55,11 @@ fn index(folder: &Path) -> Vec<Value> {
 
 /// A site whose WAN is down, and a truck that sends in so many steps what then waits.
 async fn cut_off(steps: usize) -> (Site, Device) {
-    let mut site = Site::start(SiteOptions::default()).await.unwrap();
+    cut_off_with(SiteOptions::default(), steps).await
+}
+
+async fn cut_off_with(options: SiteOptions, steps: usize) -> (Site, Device) {
+    let mut site = Site::start(options).await.unwrap();
     let device = site.enroll("truck-1").await.unwrap();
     device.send("can", &records(0, 100)).await.unwrap();
     site.until_relayed().await.unwrap();
@@ -343,5 +347,75 @@ async fn a_large_envelope_is_carried_in_its_place_and_a_damaged_one_is_named() {
     let delivered = site.delivered().unwrap();
     assert_eq!((delivered.holes(), delivered.repeated()), (0, 0));
     assert!(delivered.records_of(device.name()).contains(&content.as_slice()));
+
+    // Its record is still here, and its file is not: the cloud has it, and nothing is lost.
+    site.stop_gateway().await.unwrap();
+    site.start_gateway().await.unwrap();
+    let all = site.folder().join("all").display().to_string();
+    let all = answer(&spool(&site, &["export", "--all", "--to", &all]).await, 0);
+    assert_eq!(
+        (&all["large_left"], all["left_out"].as_array().map(Vec::len)),
+        (&json!(1), Some(0)),
+        "{all:#}"
+    );
+    site.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_far_end_that_takes_an_import_and_never_answers_is_given_up_and_nothing_is_counted_as_held() {
+    let (mut site, device) =
+        cut_off_with(SiteOptions { custody: Custody::Kms, ..SiteOptions::default() }, 1).await;
+    let exported = export(&site, 0).await["written"].clone();
+    site.kill_gateway().await.unwrap();
+    let cloud = site.decryptor_address().to_string();
+    let (kms, from) = (site.kms.as_ref().unwrap(), stick(&site).display().to_string());
+    kms.set_fault(Fault::HangAfterAccept);
+    // It holds them and waits for its KMS, for longer than we wait for it.
+    let ended = spool(&site, &["import", &from, "--to", &cloud, "--timeout", "500ms"]).await;
+    assert_eq!(ended.code, Some(69), "{}{}", ended.stdout, ended.stderr);
+    assert!(
+        ended.stderr.contains("PEER_UNREACHABLE") && ended.stderr.contains("said nothing"),
+        "{}",
+        ended.stderr
+    );
+    let told: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&told["stored"], &told["duplicates"]), (&json!(0), &json!(0)), "{told:#}");
+    kms.set_fault(Fault::None);
+    let told = import(&site, &["--to", &cloud], 0).await;
+    let held = told["stored"].as_u64().unwrap() + told["duplicates"].as_u64().unwrap();
+    assert_eq!(json!(held), exported, "{told:#}");
+    let delivered = site.delivered().unwrap();
+    assert_eq!((delivered.holes(), delivered.repeated()), (0, 0));
+    assert_eq!(hash_of(delivered.records_of(device.name())), hash_of(records(0, 200)));
+    site.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_envelope_that_the_relay_found_damaged_is_lost_and_not_said_to_have_left() {
+    let (mut site, device) = cut_off(1).await;
+    let (plain, sealed) = (site.folder().join("survey.bin"), site.folder().join("survey.sealed"));
+    fs::write(&plain, vec![7; 3 << 20]).unwrap();
+    let [plain, sealed] = [&plain, &sealed].map(|path| path.to_str().unwrap());
+    device.run(&["seal", plain, "-O", sealed]).await.unwrap().ok().unwrap();
+    device.run(&["upload", sealed]).await.unwrap().ok().unwrap();
+    site.kill_gateway().await.unwrap();
+    let uploads = fs::read_dir(site.gateway_data().join("uploads")).unwrap();
+    let file =
+        uploads.map(|entry| entry.unwrap().path()).max_by_key(|path| fs::metadata(path).unwrap().len());
+    let file = file.unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[1 << 20] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    site.start_gateway().await.unwrap();
+    site.link.heal();
+    site.until_relayed().await.unwrap();
+    site.stop_gateway().await.unwrap();
+    let to = stick(&site).display().to_string();
+    let all = answer(&spool(&site, &["export", "--all", "--to", &to]).await, 1);
+    assert_eq!(
+        (&all["large_left"], all["left_out"].as_array().map(Vec::len)),
+        (&json!(0), Some(1)),
+        "{all:#}"
+    );
     site.stop().await.unwrap();
 }

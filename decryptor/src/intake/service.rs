@@ -26,6 +26,10 @@ use sha2::{Digest as _, Sha256};
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Whole uploads that are read into memory before the pipeline has counted them: 64 MiB at [`MEMORY_BYTES`] each.
+const READ_AT_ONCE: usize = 4;
 
 /// What hop's server hands admitted envelopes to.
 #[derive(Debug)]
@@ -34,6 +38,7 @@ pub struct Front {
     uploads: UploadStore,
     keys: Known,
     metrics: Arc<Metrics>,
+    reading: Semaphore,
 }
 
 #[derive(Debug)]
@@ -63,7 +68,7 @@ impl Front {
         books: Arc<ArcSwap<Books>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { pipeline, uploads, keys: Known(books), metrics }
+        Self { pipeline, uploads, keys: Known(books), metrics, reading: Semaphore::new(READ_AT_ONCE) }
     }
 
     /// A whole upload as the pipeline takes it: in memory if it is small enough, else by its file. Blocks.
@@ -208,6 +213,7 @@ impl Intake for Front {
     async fn complete(&self, peer: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
         let identity = whole.identity.clone();
         let (uploads, keys, peer) = (self.uploads.clone(), Known(Arc::clone(&self.keys.0)), peer.clone());
+        let reading = self.reading.acquire().await;
         let parcel = tokio::task::spawn_blocking(move || Self::parcel_of(uploads, &keys, &peer, &whole))
             .await
             .map_err(|error| Refusal::new(ErrorReason::Internal, error.to_string()))?
@@ -224,7 +230,9 @@ impl Intake for Front {
                 Refusal::new(ErrorReason::NotDurable, "the disk has changed the upload; open it again")
                     .retry_after(Duration::from_secs(1))
             })?;
-        let (ticket, outcome) = match self.pipeline.offer(parcel)? {
+        let offered = self.pipeline.offer(parcel)?;
+        drop(reading);
+        let (ticket, outcome) = match offered {
             Offered::Duplicate { unverified } => (None, Outcome::Duplicate { unverified }),
             Offered::UnderWay(ticket) => (Some(ticket), Outcome::Stored),
             Offered::SameUnderWay(ticket) => (Some(ticket), Outcome::Duplicate { unverified: false }),

@@ -52,8 +52,7 @@ pub fn resume(path: &Path, out: &mut dyn Write) -> Result<ExitCode, ProgramError
 /// As [`pause`].
 pub fn rate(path: &Path, rate: &str, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     if let Err(error) = rate.parse::<Rate>() {
-        let what = format!("{error}, `none` or `configured`");
-        return Err(ProgramError::new(ErrorReason::RequestInvalid, what).exit(ExitCode::USAGE));
+        return Err(ProgramError::new(ErrorReason::RequestInvalid, error.to_string()).exit(ExitCode::USAGE));
     }
     order(path, &format!("/relay/rate/{rate}"), out)
 }

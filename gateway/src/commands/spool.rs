@@ -11,9 +11,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use pithead_hop::ingest::upload::is_gone;
 use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_spool::{CorruptRange, RecordHead, Stats, Survey};
+use pithead_sealing::Identity;
+use pithead_spool::{CorruptRange, Lane, Position, RecordHead, Stats, Survey};
 use serde_json::{Value, json};
 
 use super::admin_client::statusz;
@@ -23,6 +25,7 @@ use crate::config::Config;
 use crate::envelopes::lanes;
 use crate::envelopes::record::Head;
 use crate::envelopes::spool::{EnvelopeSpool, open_error};
+use crate::run::directory::uploads_below;
 
 /// Asks the running gateway; if none runs, or a data directory is named, looks there.
 ///
@@ -96,6 +99,32 @@ fn data_dir(data: &DataArg) -> Result<PathBuf, ProgramError> {
 
 fn survey(data: &Path) -> Result<Survey, ProgramError> {
     Survey::open(data.join("spool")).map_err(|error| open_error(error).affects("nothing was read"))
+}
+
+/// A large envelope that was to be read, and of which the file could not be.
+#[derive(Debug)]
+struct Unread {
+    lane: Lane,
+    position: Position,
+    identity: Identity,
+}
+
+/// Those of `unread` that are lost, and how many have left: a gateway that runs removes the file of a large envelope when its
+/// record has left the spool, which a survey from before that does not see. A damaged one leaves as well, and is set aside:
+/// that is lost.
+fn lost_of(data: &Path, mut unread: Vec<Unread>) -> (Vec<Identity>, u64) {
+    if unread.is_empty() {
+        return (Vec::new(), 0);
+    }
+    let before = unread.len();
+    // What cannot be looked at again is said to be lost rather than to be elsewhere.
+    if let Ok(now) = survey(data) {
+        let uploads = uploads_below(data);
+        let left = |envelope: &Unread| envelope.position < now.cursor(envelope.lane);
+        unread.retain(|envelope| !left(envelope) || !is_gone(&uploads, &envelope.identity));
+    }
+    let left = (before - unread.len()) as u64;
+    (unread.into_iter().map(|envelope| envelope.identity).collect(), left)
 }
 
 /// On stderr, and only if that is a terminal.

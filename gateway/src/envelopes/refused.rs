@@ -115,13 +115,13 @@ pub enum RefusedError {
 #[non_exhaustive]
 pub enum TakeError {
     /// There is none of that name.
-    #[error("there is no refused envelope `{0}`")]
+    #[error("there is no refused envelope `{0}`; `pithead-gateway refused list` names them")]
     Missing(String),
     /// Somebody else is at it.
     #[error("`{0}` is being sent again already")]
     Busy(String),
     /// It is not what was written here.
-    #[error("`{name}` is damaged: {why}")]
+    #[error("`{name}` is damaged: {why}; it stays where it is")]
     Damaged {
         /// The entry.
         name: String,

@@ -41,7 +41,7 @@ pub enum RetryError {
     #[error(transparent)]
     NotDurable(#[from] NotDurable),
     /// The program stops.
-    #[error("the gateway stops")]
+    #[error("the gateway stops; give the command again when it runs")]
     Stopping,
 }
 

@@ -28,13 +28,12 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// What the operating system says; nothing stands under `path` that did not stand there before.
 pub fn publish(staged: &Path, path: &Path) -> io::Result<()> {
-    File::open(staged)?.sync_all()?;
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the helper that syncs the file before and the folder after"
-    )]
-    fs::rename(staged, path)?;
-    sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    publish_all([(staged, path)], folder_of(path))
+}
+
+/// Where a name stands; a bare one stands in the working directory.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// As [`publish`] for many files of one folder: each is synced before it is renamed, and the folder once after all of them.
@@ -70,7 +69,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 /// What the operating system says.
 pub fn create_folder(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
-        Ok(()) => path.parent().map_or(Ok(()), sync_folder),
+        Ok(()) => sync_folder(folder_of(path)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => Err(error),
     }
@@ -108,5 +107,12 @@ mod tests {
         fs::write(folder.path().join("other.part"), b"half").unwrap();
         assert_eq!(complete_files(folder.path()).unwrap(), vec![path]);
         assert!(!folder.path().join("other.part").exists());
+    }
+
+    #[test]
+    fn a_bare_name_stands_in_the_working_directory() {
+        assert_eq!(folder_of(Path::new("stick")), Path::new("."));
+        assert_eq!(folder_of(Path::new("media/stick")), Path::new("media"));
+        assert_eq!(folder_of(Path::new("/stick")), Path::new("/"));
     }
 }

@@ -14,7 +14,7 @@ use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{CorruptRange, Lane, Position, Record, Survey, Walk};
 use serde_json::json;
 
-use super::{bytes_bar, data_dir, internal, lost_as_json, lost_as_text, survey};
+use super::{Unread, bytes_bar, data_dir, internal, lost_as_json, lost_as_text, lost_of, survey};
 use crate::cli::{DataArg, Output};
 use crate::envelopes::carried::{Filling, Item};
 use crate::envelopes::record::{Body, Head, KIND_CONFLICT, KIND_ENVELOPE};
@@ -37,6 +37,10 @@ struct Tally {
     refused_files: HashSet<String>,
     lost_records: u64,
     lost: Vec<CorruptRange>,
+    /// Large envelopes of the spool without a file that could be read: left out, unless they have left.
+    unread: Vec<Unread>,
+    /// Large envelopes that have left the spool, and of which the record alone is here.
+    left: u64,
     /// What was left out, because its bytes cannot be read or are not those that came.
     left_out: Vec<String>,
 }
@@ -74,7 +78,7 @@ pub fn run(
     }
     let before = bar.position();
     let mut walked = 0;
-    for (_, walk) in &mut walks {
+    for (lane, walk) in &mut walks {
         loop {
             let batch = walk.next_batch(READ_BYTES).map_err(internal)?;
             if batch.is_empty() {
@@ -87,7 +91,8 @@ pub fn run(
                 }
             }
             for (position, record) in batch.records {
-                export_record(&mut filling, &mut tally, &uploads, position, &record).map_err(cannot_write)?;
+                export_record(&mut filling, &mut tally, &uploads, (*lane, position), &record)
+                    .map_err(cannot_write)?;
             }
             bar.set_position(before + walked + walk.bytes());
         }
@@ -95,6 +100,9 @@ pub fn run(
     }
     filling.finish().map_err(cannot_write)?;
     bar.finish_and_clear();
+    let (lost, left) = lost_of(&folder, std::mem::take(&mut tally.unread));
+    tally.left = left;
+    tally.left_out.extend(lost.iter().map(ToString::to_string));
     let whole = tally.lost_records == 0 && tally.left_out.is_empty();
     crate::commands::write(out, &told(&tally, to, output))?;
     Ok(if whole { ExitCode::OK } else { ExitCode::FAILED })
@@ -109,7 +117,7 @@ fn export_record(
     filling: &mut Filling,
     tally: &mut Tally,
     uploads: &Path,
-    position: Position,
+    (lane, position): (Lane, Position),
     record: &Record,
 ) -> io::Result<()> {
     let line = |head: &Head, bytes| {
@@ -118,7 +126,12 @@ fn export_record(
     };
     match (Head::decode(&record.head), record.kind, Body::large_total(record)) {
         (Ok(head), ..) if tally.refused_files.contains(&line(&head, 0).file) => Ok(()),
-        (Ok(head), _, Some(total)) => put_large(filling, tally, uploads, &head, line(&head, total)),
+        (Ok(head), _, Some(total)) => {
+            if !put_large(filling, tally, uploads, &head, line(&head, total))? {
+                tally.unread.push(Unread { lane, position, identity: head.identity });
+            }
+            Ok(())
+        }
         (Ok(head), KIND_ENVELOPE | KIND_CONFLICT, None) => {
             put(filling, tally, &line(&head, record.body.len() as u64), &mut &record.body[..])
         }
@@ -144,7 +157,11 @@ fn export_refused(
     tally.refused += 1;
     tally.refused_files.extend(item.file.rsplit('/').next().map(str::to_owned));
     if entry.large {
-        return put_large(filling, tally, uploads, &head, item);
+        let identity = item.identity();
+        if !put_large(filling, tally, uploads, &head, item)? {
+            tally.left_out.push(identity);
+        }
+        return Ok(());
     }
     match File::open(path) {
         Ok(mut file) => put(filling, tally, &item, &mut file),
@@ -156,31 +173,28 @@ fn export_refused(
     }
 }
 
-/// A large envelope out of its file, each block of which has a checksum of its own.
+/// A large envelope out of its file, each block of which has a checksum of its own. False if that is damaged or not there.
 fn put_large(
     filling: &mut Filling,
     tally: &mut Tally,
     uploads: &Path,
     head: &Head,
     item: Item,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     if filling.has(&item) {
         tally.had += 1;
-        return Ok(());
+        return Ok(true);
     }
-    let (identity, bytes) = (item.identity(), item.bytes);
+    let bytes = item.bytes;
     let whole = match SealedFile::open(uploads, &head.identity) {
         Ok(file) => filling.put_large(item, file)?,
-        // Damaged, or delivered and let go of since the record was read.
         Err(_) => false,
     };
     if whole {
         tally.written += 1;
         tally.written_bytes += bytes;
-    } else {
-        tally.left_out.push(identity);
     }
-    Ok(())
+    Ok(whole)
 }
 
 fn put(filling: &mut Filling, tally: &mut Tally, item: &Item, bytes: &mut dyn io::Read) -> io::Result<()> {
@@ -203,6 +217,7 @@ fn told(tally: &Tally, to: &Path, output: Output) -> String {
             "written_bytes": tally.written_bytes,
             "there_before": tally.had,
             "refused": tally.refused,
+            "large_left": tally.left,
             "lost_records": tally.lost_records,
             "lost": lost_as_json(&tally.lost),
             "left_out": tally.left_out,
@@ -222,6 +237,9 @@ fn told(tally: &Tally, to: &Path, output: Output) -> String {
                     "refused    {} of them were refused by the far end: see `refused` there\n",
                     tally.refused
                 );
+            }
+            if tally.left > 0 {
+                text += &format!("left       {} large envelopes, and no file of them is here\n", tally.left);
             }
             text += &lost_as_text(&tally.lost);
             for what in &tally.left_out {

@@ -9,10 +9,12 @@
 //!
 //! The folder is not trusted: bytes that are not those of their line are not sent, and custody is told as a claim.
 
+mod tally;
+mod target;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,19 +23,15 @@ use bytes::Bytes;
 use indicatif::ProgressBar;
 use pithead_hop::backoff::{Backoff, Policy, RETRY_INFO_MAX, random};
 use pithead_hop::connect::{ConnectError, ConnectOptions, Connection, Endpoint, connect};
-use pithead_hop::identity::{GatewayName, PeerId, Role, host_names};
 use pithead_hop::ingest::send::{PlainFile, UploadError, UploadProgress, send_upload};
-use pithead_hop::ingest::{Answer, Answered, Hop, NotTaken, SendError, SendOptions, Sender};
+use pithead_hop::ingest::{Answered, Hop, NotTaken, SendError, SendOptions, Sender};
 use pithead_hop::program::{ExitCode, ProgramError};
-use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, SystemClock};
 use pithead_proto::errors::v1::ErrorReason;
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use self::tally::Tally;
+use self::target::Target;
 use super::{bytes_bar, internal};
-use crate::cli::Output;
 use crate::clock::since_boot;
 use crate::config::Config;
 use crate::envelopes::carried::{INDEX, Item, Items};
@@ -42,8 +40,6 @@ use crate::envelopes::carried::{INDEX, Item, Items};
 const WINDOW_BYTES: u64 = 16 << 20;
 /// The largest envelope that is sent inline, whatever the far end takes.
 const ENVELOPE_BYTES: u64 = 4 << 20;
-/// Envelopes that are named one by one for a reason; the rest is counted.
-const NAMED: usize = 100;
 
 /// What is brought in, and where.
 #[derive(Debug, Clone, clap::Args)]
@@ -73,24 +69,20 @@ pub struct Args {
     pub output: crate::cli::OutputArg,
 }
 
-/// Where to, and as whom.
-struct Target {
-    endpoint: Endpoint,
-    name: ServerName<'static>,
-    tls: Arc<ClientConfig>,
-    by: GatewayName,
-}
-
 /// Brings it in. Ends with 0 if the far end holds all of it, and with 1 if something was refused or is damaged.
 ///
 /// # Errors
 /// When the far end cannot be reached (69) or does not take more for now (75); what was answered is printed first, and the
 /// same command goes on from there.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    if args.timeout.is_zero() {
+        let what = "`--timeout` must be above 0";
+        return Err(ProgramError::new(ErrorReason::RequestInvalid, what).exit(ExitCode::USAGE));
+    }
     let config = Config::load(&args.config.config)?;
-    let target = target(args, &config)?;
+    let target = Target::of(args, &config)?;
     let (items, whole) = open_index(&args.folder)?;
-    let mut tally = Tally { whole, ..Tally::default() };
+    let mut tally = Tally::of(whole);
     let total = total_bytes(&args.folder, args.refused)?;
     let bar = bytes_bar(total);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
@@ -101,67 +93,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     crate::commands::write(out, &tally.told(args.output.output))?;
     ended?;
     Ok(if tally.all_held() { ExitCode::OK } else { ExitCode::FAILED })
-}
-
-fn target(args: &Args, config: &Config) -> Result<Target, ProgramError> {
-    let certificate = Pem::read(&config.gateway.certificate)?;
-    let chain = certificate.certificates()?;
-    let leaf = chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
-    let wrong = |what: String| {
-        ProgramError::new(ErrorReason::CertificateInvalid, format!("{}: {what}", certificate.origin()))
-    };
-    let by = match PeerId::from_certificate(leaf).map_err(|error| wrong(error.to_string()))?.role {
-        Role::Gateway(name) => name,
-        Role::Device(_) | Role::Operator(_) => return Err(wrong("it is no gateway's".into())),
-    };
-    let named = |name: &str| {
-        ServerName::try_from(name.to_owned()).map_err(|_| {
-            ProgramError::new(ErrorReason::ConfigInvalid, format!("{name} is no host's name"))
-                .exit(ExitCode::USAGE)
-        })
-    };
-    let (endpoint, name, ca) = match &args.to {
-        None => {
-            let own = host_names(leaf).map_err(|error| wrong(error.to_string()))?.into_iter().next();
-            let own = own.ok_or_else(|| {
-                wrong("it names no host".into()).todo("give the name that devices expect with --name")
-            });
-            let name = args.name.as_deref().map_or(own, named)?;
-            (own_port(config), name, config.ingest.device_ca.clone())
-        }
-        Some(endpoint) => {
-            let relay_ca = config.relay.as_ref().map(|relay| relay.ca.clone());
-            let ca = args.ca.clone().or(relay_ca).ok_or_else(|| {
-                ProgramError::new(ErrorReason::ConfigInvalid, "whose certificate --to has is not known")
-                    .todo("give its CA with --ca")
-                    .exit(ExitCode::USAGE)
-            })?;
-            // What the relay expects of the same far end holds here.
-            let relayed = config.relay.as_ref().filter(|relay| relay.endpoint == *endpoint);
-            let expected = relayed.and_then(|relay| relay.name.as_deref()).unwrap_or(endpoint.host());
-            (endpoint.clone(), named(args.name.as_deref().unwrap_or(expected))?, ca)
-        }
-    };
-    let key = Pem::read(&config.gateway.private_key)?;
-    let tls = ClientTls {
-        ca: Pem::read(&ca)?,
-        identity: Some((certificate.clone(), key)),
-        clock: Arc::new(SystemClock),
-        passed_expiry: PassedExpiry::Refuse,
-    };
-    Ok(Target { endpoint, name, tls: tls.build()?, by })
-}
-
-/// Where the gateway listens, as it is reached from its own machine.
-fn own_port(config: &Config) -> Endpoint {
-    let mut address = config.ingest.listen;
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    Endpoint::from(address)
 }
 
 /// The index, and whether the export came to its end.
@@ -200,6 +131,9 @@ enum Ended {
     Send(#[from] SendError),
     #[error(transparent)]
     Upload(#[from] UploadError),
+    /// A far end may be alive and still never say anything.
+    #[error("the other end said nothing for {0:?}")]
+    Silent(Duration),
 }
 
 impl Ended {
@@ -208,12 +142,13 @@ impl Ended {
             Self::Connect(error) => error.is_retryable(),
             Self::Send(error) => error.is_retryable(),
             Self::Upload(error) => error.is_retryable(),
+            Self::Silent(_) => true,
         }
     }
 
     fn retry_after(&self) -> Option<Duration> {
         let asked = match self {
-            Self::Connect(_) => None,
+            Self::Connect(_) | Self::Silent(_) => None,
             Self::Send(error) => error.retry_after(),
             Self::Upload(error) => error.retry_after(),
         };
@@ -229,6 +164,7 @@ impl From<Ended> for ProgramError {
             Ended::Send(error @ (SendError::WelcomeTimeout(_) | SendError::Closed)) => {
                 Self::new(ErrorReason::PeerUnreachable, error.to_string())
             }
+            Ended::Silent(_) => Self::new(ErrorReason::PeerUnreachable, ended.to_string()),
             Ended::Send(error) => Self::new(ErrorReason::Internal, error.to_string()),
             Ended::Upload(UploadError::Send(error)) => Ended::Send(error).into(),
             Ended::Upload(error) => {
@@ -299,7 +235,12 @@ impl Import<'_> {
                 None if sender.unanswered() == 0 => return Ok(()),
                 None => {}
             }
-            match sender.answers().await {
+            let patience = self.args.timeout.get();
+            let answers = match tokio::time::timeout(patience, sender.answers()).await {
+                Ok(answers) => answers.map_err(Ended::from),
+                Err(_) => Err(Ended::Silent(patience)),
+            };
+            match answers {
                 Ok(answers) => {
                     for Answered { token, answer } in answers {
                         self.bar.inc(token.bytes);
@@ -311,7 +252,7 @@ impl Import<'_> {
                     for item in sender.take_unanswered().into_iter().rev() {
                         self.again.push_front(item);
                     }
-                    return Err(error.into());
+                    return Err(error);
                 }
             }
         }
@@ -442,106 +383,5 @@ impl Import<'_> {
             return Err("its bytes are not those that were exported".into());
         }
         Ok((bytes.into(), hops))
-    }
-}
-
-/// How everything ended.
-#[derive(Debug, Default)]
-struct Tally {
-    /// The export had come to its end.
-    whole: bool,
-    stored: u64,
-    duplicates: u64,
-    conflicts: u64,
-    refused: u64,
-    damaged: u64,
-    lines_damaged: u64,
-    left_alone: u64,
-    /// The first ones, with their reasons.
-    named: Vec<(String, String, String)>,
-}
-
-impl Tally {
-    fn take(&mut self, item: &Item, answer: Answer) {
-        match answer {
-            Answer::Stored => self.stored += 1,
-            Answer::Duplicate { .. } => self.duplicates += 1,
-            Answer::Conflict { kept: true } => self.conflicts += 1,
-            Answer::Conflict { kept: false } => {
-                let detail = "other bytes stand under its identity, and there is no room beside them";
-                self.refused(item, Some(ErrorReason::Conflict), detail);
-            }
-            Answer::Refused { reason, detail } => self.refused(item, reason, &detail),
-        }
-    }
-
-    fn refused(&mut self, item: &Item, reason: Option<ErrorReason>, detail: &str) {
-        self.refused += 1;
-        let reason = reason
-            .map_or_else(|| "UNKNOWN".to_owned(), |reason| format!("{} {}", reason.code(), reason.name()));
-        self.name(item, reason, detail);
-    }
-
-    fn damaged(&mut self, item: &Item, detail: &str) {
-        self.damaged += 1;
-        self.name(item, "DAMAGED".to_owned(), detail);
-    }
-
-    fn name(&mut self, item: &Item, reason: String, detail: &str) {
-        if self.named.len() < NAMED {
-            self.named.push((item.identity(), reason, detail.to_owned()));
-        }
-    }
-
-    fn all_held(&self) -> bool {
-        self.whole && self.refused == 0 && self.damaged == 0 && self.lines_damaged == 0
-    }
-
-    fn told(&self, output: Output) -> String {
-        match output {
-            Output::Json => crate::commands::json(&self.as_json()),
-            Output::Table => self.as_text(),
-        }
-    }
-
-    fn as_json(&self) -> Value {
-        let named = self.named.iter().map(
-            |(identity, reason, detail)| json!({ "identity": identity, "reason": reason, "detail": detail }),
-        );
-        json!({
-            "complete": self.whole,
-            "stored": self.stored,
-            "duplicates": self.duplicates,
-            "conflicts": self.conflicts,
-            "refused": self.refused,
-            "damaged": self.damaged,
-            "damaged_lines": self.lines_damaged,
-            "left_alone": self.left_alone,
-            "not_taken": named.collect::<Vec<_>>(),
-        })
-    }
-
-    fn as_text(&self) -> String {
-        let mut text = format!(
-            "stored     {}\nduplicates {}\nconflicts  {}\nrefused    {}\ndamaged    {}\n",
-            self.stored, self.duplicates, self.conflicts, self.refused, self.damaged
-        );
-        for (identity, reason, detail) in &self.named {
-            text += &format!("  {identity}: {reason}: {detail}\n");
-        }
-        let unnamed = (self.refused + self.damaged).saturating_sub(self.named.len() as u64);
-        if unnamed > 0 {
-            text += &format!("  and {unnamed} more\n");
-        }
-        if self.lines_damaged > 0 {
-            text += &format!("{} lines of the index cannot be read\n", self.lines_damaged);
-        }
-        if self.left_alone > 0 {
-            text += &format!("{} had been refused before and were left alone (--refused)\n", self.left_alone);
-        }
-        if !self.whole {
-            text += "the export had been cut short: this is what was there of it\n";
-        }
-        text
     }
 }

@@ -9,7 +9,7 @@ use pithead_sealing::Identity;
 use pithead_spool::Record;
 use serde_json::json;
 
-use super::{bytes_bar, data_dir, internal, lost_as_json, lost_as_text, survey};
+use super::{Unread, bytes_bar, data_dir, internal, lost_as_json, lost_as_text, lost_of, survey};
 use crate::cli::{DataArg, Output};
 use crate::envelopes::record::{Body, Head};
 use crate::run::directory::uploads_below;
@@ -29,16 +29,18 @@ pub fn run(
     let bytes = survey.bytes();
     let bar = bytes_bar(bytes);
     let mut large = Vec::new();
-    let note = |record: &Record| {
+    let note = |lane, position, record: &Record| {
         if let (Some(_), Ok(head)) = (Body::large_total(record), Head::decode(&record.head)) {
-            large.push(head.identity);
+            large.push(Unread { lane, position, identity: head.identity });
         }
     };
     let found = survey.verify_each(|bytes| bar.set_position(bytes), note).map_err(internal)?;
     bar.finish_and_clear();
     let uploads = uploads_below(&folder);
-    let large_lost: Vec<String> =
-        large.iter().filter(|identity| !is_whole(&uploads, identity)).map(ToString::to_string).collect();
+    let large_found = large.len();
+    large.retain(|envelope| !is_whole(&uploads, &envelope.identity));
+    let (large_lost, left) = lost_of(&folder, large);
+    let large_lost: Vec<String> = large_lost.iter().map(ToString::to_string).collect();
     let lost = found.corrupt_records + large_lost.len() as u64;
     let text = match output {
         Output::Json => crate::commands::json(&json!({
@@ -46,8 +48,9 @@ pub fn run(
             "bytes": bytes,
             "lost_records": lost,
             "lost": lost_as_json(&found.corrupt),
-            "large": large.len(),
+            "large": large_found,
             "large_lost": large_lost,
+            "large_left": left,
             "damaged_segments": found.damaged_segments,
             "torn_bytes": found.truncated_bytes,
             "torn_records": found.truncated_records,
@@ -70,6 +73,9 @@ pub fn run(
             }
             for identity in &large_lost {
                 text += &format!("lost       the file of a large envelope\n             {identity}\n");
+            }
+            if left > 0 {
+                text += &format!("left       {left} large envelopes, while this was read\n");
             }
             text += &if lost == 0 { "sound\n".to_owned() } else { format!("{lost} records are lost\n") };
             text

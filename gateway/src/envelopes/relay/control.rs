@@ -91,16 +91,30 @@ pub enum Rate {
     Configured,
 }
 
+/// Why a text is no [`Rate`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RateError {
+    /// Neither a size nor one of the words.
+    #[error("{0}, `none` or `configured`")]
+    Unit(#[from] UnitError),
+    /// Nothing at all would go out, and nobody would know why.
+    #[error("a rate of 0; `pithead-gateway relay pause` has the relay stand still")]
+    Zero,
+}
+
 impl FromStr for Rate {
-    type Err = UnitError;
+    type Err = RateError;
 
     /// A size for bytes a second, `none`, or `configured`.
-    fn from_str(text: &str) -> Result<Self, UnitError> {
-        Ok(match text {
-            "none" => Self::Unbounded,
-            "configured" => Self::Configured,
-            size => Self::Bytes(size.parse::<ByteSize>()?.get()),
-        })
+    fn from_str(text: &str) -> Result<Self, RateError> {
+        match text {
+            "none" => Ok(Self::Unbounded),
+            "configured" => Ok(Self::Configured),
+            size => match size.parse::<ByteSize>()?.get() {
+                0 => Err(RateError::Zero),
+                bytes => Ok(Self::Bytes(bytes)),
+            },
+        }
     }
 }
 
@@ -298,5 +312,14 @@ mod tests {
         std::fs::create_dir(file.parent().unwrap()).unwrap();
         assert!(!control.pause(Cause::Hand, 3).unwrap());
         assert_eq!(Control::open(file, None).unwrap().orders(), control.orders());
+    }
+
+    #[test]
+    fn a_rate_of_nothing_is_no_rate() {
+        assert_eq!("0KiB".parse::<Rate>(), Err(RateError::Zero));
+        assert_eq!("1B".parse::<Rate>(), Ok(Rate::Bytes(1)));
+        assert_eq!("none".parse::<Rate>(), Ok(Rate::Unbounded));
+        let wrong = "fast".parse::<Rate>().unwrap_err().to_string();
+        assert!(wrong.ends_with("`none` or `configured`"), "{wrong}");
     }
 }

@@ -152,11 +152,16 @@ impl Paths {
         Some((identity_of(stem)?, is_sums))
     }
 
-    /// Gives the whole envelope a name that nobody reads, and removes the rest.
-    pub(crate) fn set_aside(&self) -> io::Result<()> {
+    /// What the whole envelope is called when its bytes are found damaged.
+    fn aside(&self) -> PathBuf {
         let mut aside = self.envelope.as_os_str().to_owned();
         aside.push(".damaged");
-        match disk::publish(&self.envelope, Path::new(&aside)) {
+        aside.into()
+    }
+
+    /// Gives the whole envelope a name that nobody reads, and removes the rest.
+    pub(crate) fn set_aside(&self) -> io::Result<()> {
+        match disk::publish(&self.envelope, &self.aside()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -176,6 +181,14 @@ impl Paths {
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+/// Whether no byte of an envelope lies in this folder of uploads: neither whole, nor set aside as damaged, nor a part. For
+/// whoever looks on from outside; what cannot be looked at counts as there. Blocks.
+#[must_use]
+pub fn is_gone(folder: &Path, identity: &Identity) -> bool {
+    let paths = Paths::new(folder, identity);
+    [&paths.envelope, &paths.part, &paths.aside()].iter().all(|path| matches!(path.try_exists(), Ok(false)))
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ mod part;
 mod sealed_file;
 mod store;
 
-pub use layout::BLOCK_BYTES;
+pub use layout::{BLOCK_BYTES, is_gone};
 pub use sealed_file::{SealedFile, SealedFileError};
 pub use store::{UploadLimits, UploadStats, UploadStore, WholeUpload};
 
