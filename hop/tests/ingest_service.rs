@@ -23,7 +23,7 @@ use pithead_sealing::{Run, Seq, StreamName};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 
 /// Long enough for anything that comes at all.
@@ -605,4 +605,45 @@ async fn batches_fit_into_a_receivers_small_requests() {
         heard += answers(&mut sender).await.unwrap().len();
     }
     assert_eq!(disk.stored().len(), 200);
+}
+
+#[tokio::test]
+async fn a_client_that_says_everything_before_it_listens_is_answered_when_it_does() {
+    let disk = Disk::at_once();
+    // Not even the Welcome fits its window: what the server says goes out as the client reads.
+    let narrow = Endpoint::from_static("http://receiver").initial_stream_window_size(64);
+    let stop = CancellationToken::new();
+    let channel = serve_to(narrow, &disk, Some(truck()), IngestLimits::default(), &stop).await;
+    let (mut raw, mut sealer) = (Raw::open(&channel).await, Sealer::truck());
+    raw.say(hello()).await;
+    for number in 1..=50 {
+        raw.say(batch(number, &[sealer.seal(number, b"x")])).await;
+    }
+    assert!(matches!(raw.hear().await, Ok(Some(Told::Welcome(_)))));
+    while raw.ack().await.through < 50 {}
+    assert_eq!(disk.stored(), (1..=50).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_session_is_the_same_as_before_only_where_the_one_before_was_taken() {
+    let disk = Disk::at_once();
+    let mut raw = Raw::welcomed(&channel(&disk, truck()).await).await;
+    let (mut first, mut second) = (Sealer::truck(), Sealer::truck());
+    let mut number = 0;
+    let mut say = async |raw: &mut Raw, sealer: &mut Sealer| {
+        number += 1;
+        raw.say(batch(number, &[sealer.seal(number, b"x")])).await;
+        raw.ack().await
+    };
+    say(&mut raw, &mut first).await;
+    say(&mut raw, &mut first).await;
+    // Refused, and so nothing was paid for it, whatever becomes of its key.
+    disk.standing(Standing::Unknown);
+    assert_eq!(say(&mut raw, &mut first).await.outcomes.len(), 1);
+    disk.standing(Standing::Active);
+    say(&mut raw, &mut first).await;
+    say(&mut raw, &mut first).await;
+    say(&mut raw, &mut second).await;
+    say(&mut raw, &mut first).await;
+    assert_eq!(disk.same_session(), [false, true, false, true, false, false]);
 }

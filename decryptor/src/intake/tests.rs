@@ -20,6 +20,7 @@ use pithead_hop::ingest::{Intake as _, Outcome, Pending, UploadLimits, UploadSto
 use pithead_hop::status::Refusal;
 use pithead_proto::batch::v1 as wire;
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::envelope::LastSession;
 use pithead_sealing::envelope::{
     ContentType, Encoding, KernelEntropy, Session, SessionClock, SessionContext,
 };
@@ -248,8 +249,15 @@ impl Rig {
 
     async fn offer(&self, envelope: &Bytes) -> Result<Pending, Refusal> {
         let peer = gateway();
-        let admitted = admit(envelope.clone(), Vec::new(), &peer, self.front.keys(), 1 << 20)
-            .map_err(|not| not.refusal)?;
+        let admitted = admit(
+            envelope.clone(),
+            Vec::new(),
+            &peer,
+            self.front.keys(),
+            1 << 20,
+            &mut LastSession::default(),
+        )
+        .map_err(|not| not.refusal)?;
         self.front.offer(&peer, admitted).await
     }
 

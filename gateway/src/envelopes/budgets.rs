@@ -59,6 +59,15 @@ impl Budgets {
     }
 }
 
+#[cfg(test)]
+impl Budgets {
+    /// How many data keys of the device are remembered.
+    pub(crate) fn remembered(&self, device: &DeviceId) -> usize {
+        let budget = self.devices.get(device);
+        budget.map_or(0, |budget| budget.lock().unwrap_or_else(PoisonError::into_inner).recent.len())
+    }
+}
+
 #[derive(Debug)]
 struct Budget {
     /// When the bucket would have been empty: time since then, in tokens, is what it holds.

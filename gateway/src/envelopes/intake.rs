@@ -230,9 +230,12 @@ impl Intake for SpoolIntake {
         if let Some(device) = peer.device() {
             self.shares.charge(device, admitted.bytes().len() as u64, now);
         }
-        let edks: Vec<[u8; 32]> =
-            admitted.profile().edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
-        self.spend(&identity.device, &edks)?;
+        // Of the same session as the one before it: paid for on this call.
+        if !admitted.same_session {
+            let edks: Vec<[u8; 32]> =
+                admitted.profile().edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
+            self.spend(&identity.device, &edks)?;
+        }
         if admitted.key_not_active {
             self.metrics.key_not_active();
         }

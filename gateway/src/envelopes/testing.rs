@@ -22,6 +22,7 @@ use pithead_hop::status::Refusal;
 use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, ServerTls, SiteTrust, SystemClock};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
+use pithead_sealing::envelope::LastSession;
 use pithead_sealing::envelope::{ContentType, Header, KernelEntropy, Session, SessionClock, SessionContext};
 use pithead_sealing::trust::{Clock, Device, KeyArn, KeyStatus, UnixTime};
 use pithead_sealing::{DeviceId, Identity, Run, Seq, StreamName};
@@ -166,7 +167,7 @@ impl Door {
     }
 
     pub(crate) async fn offer(&self, envelope: Bytes) -> Result<Pending, Refusal> {
-        let admitted = admit(envelope, vec![], &truck(), &*self.intake, 1 << 20);
+        let admitted = admit(envelope, vec![], &truck(), &*self.intake, 1 << 20, &mut LastSession::default());
         let admitted = admitted.map_err(|refused| refused.refusal)?;
         self.intake.offer(&truck(), admitted).await
     }

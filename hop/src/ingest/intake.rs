@@ -103,7 +103,7 @@ pub trait Intake: Send + Sync + 'static {
     /// A refusal, for now or for good.
     fn judge(&self, peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
         let _ = (peer, offered);
-        Err(Refusal::new(ErrorReason::UploadsNotSupported, "this server takes inline envelopes only"))
+        Err(uploads_not_supported())
     }
 
     /// Decides what becomes of a large envelope that is whole on disk. It is asked again after an error, and after a start;
@@ -166,4 +166,9 @@ fn line_of(device: &DeviceId, stream: &str, run: u64, field: &'static str) -> Re
     let stream = StreamName::new(stream).map_err(|error| Refusal::field(field, error.to_string()))?;
     let run = Run::new(run).map_err(|error| Refusal::field(field, error.to_string()))?;
     Ok(Line { device: device.clone(), stream, run })
+}
+
+/// What whoever opens an upload is told where only inline envelopes are taken.
+pub(super) fn uploads_not_supported() -> Refusal {
+    Refusal::new(ErrorReason::UploadsNotSupported, "this server takes inline envelopes only")
 }

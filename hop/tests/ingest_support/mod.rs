@@ -183,6 +183,7 @@ struct State {
     declared: Vec<DeclaredGap>,
     hops: Vec<usize>,
     key_not_active: Vec<bool>,
+    same_session: Vec<bool>,
 }
 
 /// A receiver whose disk writes when the test says so.
@@ -208,6 +209,7 @@ impl Disk {
             declared: Vec::new(),
             hops: Vec::new(),
             key_not_active: Vec::new(),
+            same_session: Vec::new(),
         };
         Arc::new(Self {
             standing: Mutex::new(Standing::Active),
@@ -293,6 +295,10 @@ impl Disk {
         self.state.lock().unwrap().hops.clone()
     }
 
+    pub fn same_session(&self) -> Vec<bool> {
+        self.state.lock().unwrap().same_session.clone()
+    }
+
     pub fn key_not_active(&self) -> Vec<bool> {
         self.state.lock().unwrap().key_not_active.clone()
     }
@@ -330,6 +336,7 @@ impl Intake for Disk {
             }
             state.hops.push(admitted.hops.len());
             state.key_not_active.push(admitted.key_not_active);
+            state.same_session.push(admitted.same_session);
             let mut tell = None;
             let verdict = state.lines.offer(
                 &identity.line(),
@@ -429,6 +436,17 @@ pub async fn serve(
     limits: IngestLimits,
     stop: &CancellationToken,
 ) -> Channel {
+    serve_to(Endpoint::from_static("http://receiver"), disk, peer, limits, stop).await
+}
+
+/// The same to a client with settings of its own.
+pub async fn serve_to(
+    client: Endpoint,
+    disk: &Arc<Disk>,
+    peer: Option<Peer>,
+    limits: IngestLimits,
+    stop: &CancellationToken,
+) -> Channel {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     let service = IngestServer::new(Arc::clone(disk), limits, stop.clone()).into_service();
     let with_peer =
@@ -445,7 +463,7 @@ pub async fn serve(
             .serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs))),
     );
     let mut ours = Some(ours);
-    Endpoint::from_static("http://receiver")
+    client
         .connect_with_connector(tower::service_fn(move |_| {
             let stream = ours.take().ok_or_else(|| std::io::Error::other("one connection"));
             async move { stream.map(TokioIo::new) }

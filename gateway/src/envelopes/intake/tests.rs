@@ -9,6 +9,7 @@ use super::super::testing::{Door, Truck, truck};
 use super::*;
 use crate::config;
 use crate::keys::testing::{Authority, arn};
+use pithead_sealing::envelope::LastSession;
 
 #[tokio::test]
 async fn an_envelope_is_stored_once_and_its_resend_is_a_duplicate_before_and_after_a_restart() {
@@ -160,7 +161,9 @@ async fn an_envelope_that_the_spool_will_never_hold_does_not_hold_up_its_line() 
     let (door, mut sender) = (Door::open(folder.path()), Truck::new());
     let large = sender.seal(1, &vec![7; 5 << 20]);
     let peer = super::super::testing::truck();
-    let admitted = pithead_hop::ingest::admit(large, vec![], &peer, &*door.intake, 8 << 20).unwrap();
+    let admitted =
+        pithead_hop::ingest::admit(large, vec![], &peer, &*door.intake, 8 << 20, &mut LastSession::default())
+            .unwrap();
     let refused = door.intake.offer(&peer, admitted).await.map(|_| ()).unwrap_err();
     assert_eq!(refused.reason, ErrorReason::EnvelopeTooLarge);
     assert_eq!(door.take(sender.seal(2, b"record")).await, Outcome::Stored);
@@ -274,4 +277,20 @@ async fn what_the_far_end_has_refused_waits_for_it_again_and_leaves_the_area_whe
     assert_eq!((door.spool.stats().records, refused.held().records), (1, 0));
     door.numbers.passed_on(&head, false, bytes);
     assert_eq!(door.shares.held(&head.identity.device), 0);
+}
+
+#[tokio::test]
+async fn on_one_call_every_session_pays_for_its_data_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let door = Door::open(folder.path());
+    let (mut first, mut second, mut last) = (Truck::new(), Truck::new(), LastSession::default());
+    let device = truck().device().unwrap().clone();
+    for (seq, truck_now, paid) in [(1, 1, 1), (2, 1, 1), (3, 2, 2), (4, 1, 2)] {
+        let envelope = if truck_now == 1 { first.seal(seq, b"x") } else { second.seal(seq, b"x") };
+        let admitted =
+            pithead_hop::ingest::admit(envelope, vec![], &truck(), &*door.intake, 1 << 20, &mut last);
+        let stored = door.intake.offer(&truck(), admitted.unwrap()).await.unwrap();
+        assert_eq!(stored.await.unwrap(), Outcome::Stored);
+        assert_eq!(door.intake.budgets.remembered(&device), paid, "number {seq}");
+    }
 }

@@ -1,19 +1,27 @@
-//! One `Append` call: one task with two halves, one that reads and offers, one that waits and answers.
+//! One `Append` call: two halves, one that reads and offers, one that waits and answers, both run by whoever asks for the
+//! answers.
 
-use std::future::Future;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
-use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, Stream};
 use pithead_proto::ingest::v1 as wire;
 use pithead_proto::ingest::v1::append_request::Message as Asked;
 use pithead_proto::ingest::v1::append_response::Message as Told;
+use pithead_sealing::envelope::LastSession;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::batch::{Item, Offered};
 use super::progress::{Collected, Credit};
-use super::{draining, ends_the_call};
+use super::{ANSWERS_WAITING, draining, ends_the_call};
 use crate::identity::Peer;
 use crate::ingest::admit::{NotAdmitted, admit};
 use crate::ingest::intake::{DeclaredGap, HelloLine, Intake, Outcome};
@@ -26,6 +34,53 @@ use crate::status::Refusal;
 const BATCHES_WAITING: usize = 1_024;
 /// Bytes admitted before the runtime's other tasks get their turn: a quarter of a millisecond of hashing.
 const BYTES_PER_TURN: u64 = 256 << 10;
+
+type Response = Result<wire::AppendResponse, Status>;
+
+/// What a call has to say. Polling it runs the call; dropping it, when nobody listens any more, ends the call wherever it is.
+/// A client that does not read its answers is not listened to either, once one of them does not fit its HTTP/2 window.
+///
+/// Why the call has no task of its own: where a client waits for each answer, one task that wakes another for every envelope
+/// costs more than the envelope's hash.
+pub struct Answers {
+    /// Polled when it was woken, and not because an answer was taken. None when it has ended.
+    call: Option<Rarely<BoxFuture<'static, ()>>>,
+    said: mpsc::Receiver<Response>,
+}
+
+impl Answers {
+    pub(super) fn of<I: Intake>(
+        requests: Streaming<wire::AppendRequest>,
+        call: impl FnOnce(mpsc::Sender<Response>) -> Call<I>,
+    ) -> Self {
+        let (tell, said) = mpsc::channel(ANSWERS_WAITING);
+        Self { call: Some(Rarely::new(call(tell).run(requests).boxed())), said }
+    }
+}
+
+impl Stream for Answers {
+    type Item = Response;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Response>> {
+        loop {
+            if let Ok(answer) = self.said.try_recv() {
+                return Poll::Ready(Some(answer));
+            }
+            let Some(call) = &mut self.call else { return Poll::Ready(None) };
+            if call.poll(cx).is_ready() {
+                self.call = None;
+            } else if self.said.is_empty() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answers").finish_non_exhaustive()
+    }
+}
 
 /// Why the reading half ended.
 enum Ended {
@@ -42,39 +97,54 @@ pub(super) struct Call<I> {
     pub(super) limits: IngestLimits,
     pub(super) stop: CancellationToken,
     pub(super) peer: Peer,
-    pub(super) answers: mpsc::Sender<Result<wire::AppendResponse, Status>>,
+    pub(super) answers: mpsc::Sender<Response>,
 }
 
 impl<I: Intake> Call<I> {
-    pub(super) async fn run(self, mut requests: Streaming<wire::AppendRequest>) {
+    async fn run(self, mut requests: Streaming<wire::AppendRequest>) {
+        let mut stop = Rarely::new(self.stop.cancelled());
+        let ended = match self.welcome(&mut requests, &mut stop).await {
+            Ok(()) => self.talk(&mut requests, &mut stop).await,
+            Err(ended) => ended,
+        };
+        if let Ended::Refused(refusal) = ended {
+            let _ = self.answers.send(Err(refusal.into())).await;
+        }
+    }
+
+    /// Both halves. The answering half goes on after the reading half has ended, until everything offered is answered; when
+    /// it ends first, an envelope failed and nothing more may be offered.
+    async fn talk(
+        &self,
+        requests: &mut Streaming<wire::AppendRequest>,
+        stop: &mut Rarely<impl Future<Output = ()>>,
+    ) -> Ended {
         let credit = Credit::default();
         let (offered, waiting) = mpsc::channel(BATCHES_WAITING);
-        let mut stop = Rarely::new(self.stop.cancelled());
-        let mut unheard = Rarely::new(self.answers.closed());
-        let talk = async {
-            if let Err(ended) = self.welcome(&mut requests, &mut stop).await {
-                return ended;
+        let between = Between::default();
+        let mut answering = pin!(self.answer(waiting, &between, &credit));
+        let mut reading = pin!(self.read(requests, stop, (offered, &between), &credit));
+        let first = poll_fn(|cx| {
+            if let Poll::Ready(failed) = answering.as_mut().poll(cx) {
+                return Poll::Ready(Err(failed));
             }
-            // The answering half goes on after the reading half has ended, until everything offered is answered; when
-            // it ends first, an envelope failed and nothing more may be offered.
-            let mut answering = std::pin::pin!(self.answer(waiting, &credit));
-            let ended = tokio::select! {
-                biased;
-                failed = &mut answering => return failed,
-                ended = self.read(&mut requests, &mut stop, offered, &credit) => ended,
-            };
-            match answering.await {
+            if let Poll::Ready(ended) = reading.as_mut().poll(cx) {
+                return Poll::Ready(Ok(ended));
+            }
+            // What was handed over to a half that has nothing to do is looked at now, and not by waking ourselves. The other
+            // ways in which either half waits are its own to be woken from, and giving others their turn is one of them:
+            // neither is polled again for that.
+            if between.is_looked_for() {
+                return answering.as_mut().poll(cx).map(Err);
+            }
+            Poll::Pending
+        });
+        match first.await {
+            Err(failed) => failed,
+            Ok(ended) => match answering.await {
                 Ended::InGoodOrder => ended,
                 failed => failed,
-            }
-        };
-        tokio::select! {
-            ended = talk => {
-                if let Ended::Refused(refusal) = ended {
-                    let _ = self.answers.send(Err(refusal.into())).await;
-                }
-            }
-            () = unheard.wait() => {}
+            },
         }
     }
 
@@ -149,10 +219,11 @@ impl<I: Intake> Call<I> {
         &self,
         requests: &mut Streaming<wire::AppendRequest>,
         stop: &mut Rarely<impl Future<Output = ()>>,
-        offered: mpsc::Sender<Offered>,
+        (offered, between): (mpsc::Sender<Offered>, &Between),
         credit: &Credit,
     ) -> Ended {
         let mut turn = 0;
+        let mut last = LastSession::default();
         for number in 1.. {
             let batch = match self.next(requests, stop).await {
                 Ok(Asked::Batch(batch)) => batch,
@@ -163,16 +234,25 @@ impl<I: Intake> Call<I> {
                 let detail = format!("is {} where {number} is due", batch.number);
                 return Ended::Refused(Refusal::field("batch.number", detail));
             }
-            match self.take(batch, credit, &mut turn).await {
+            match self.take(batch, credit, &mut turn, &mut last).await {
                 // It closes when the answering half has ended, and that is told there.
-                Ok(batch) => drop(offered.send(batch).await),
+                Ok(batch) => {
+                    let _ = offered.send(batch).await;
+                    between.handed_over();
+                }
                 Err(refusal) => return Ended::Refused(refusal),
             }
         }
         Ended::InGoodOrder
     }
 
-    async fn take(&self, batch: wire::Batch, credit: &Credit, turn: &mut u64) -> Result<Offered, Refusal> {
+    async fn take(
+        &self,
+        batch: wire::Batch,
+        credit: &Credit,
+        turn: &mut u64,
+        last: &mut LastSession,
+    ) -> Result<Offered, Refusal> {
         let bytes = batch.items.iter().map(|item| item.envelope.len() as u64).sum();
         credit.take(bytes, batch.items.len() as u64, &self.limits)?;
         self.intake.ready(&self.peer)?;
@@ -184,7 +264,7 @@ impl<I: Intake> Call<I> {
                 *turn = 0;
                 tokio::task::yield_now().await;
             }
-            items.push_back(self.offer(item).await?);
+            items.push_back(self.offer(item, last).await?);
         }
         Ok(Offered::new(batch.number, bytes, items))
     }
@@ -201,9 +281,10 @@ impl<I: Intake> Call<I> {
     }
 
     /// Admits and offers one envelope. An error ends the call.
-    async fn offer(&self, item: wire::Item) -> Result<Item, Refusal> {
+    async fn offer(&self, item: wire::Item, last: &mut LastSession) -> Result<Item, Refusal> {
         let inline = self.limits.inline.get();
-        let refusal = match admit(item.envelope, item.hops, &self.peer, self.intake.keys(), inline) {
+        let admitted = admit(item.envelope, item.hops, &self.peer, self.intake.keys(), inline, last);
+        let refusal = match admitted {
             Ok(admitted) => match self.intake.offer(&self.peer, admitted).await {
                 Ok(pending) => return Ok(Item::Waiting(pending)),
                 Err(refusal) => refusal,
@@ -219,14 +300,21 @@ impl<I: Intake> Call<I> {
     }
 
     /// Answers until everything offered is answered, or until an envelope fails in a way that a retry can cure.
-    async fn answer(&self, mut waiting: mpsc::Receiver<Offered>, credit: &Credit) -> Ended {
+    async fn answer(
+        &self,
+        mut waiting: mpsc::Receiver<Offered>,
+        between: &Between,
+        credit: &Credit,
+    ) -> Ended {
         let mut failed = None;
-        let mut next = waiting.recv().await;
+        let mut next = between.next_of(&mut waiting).await;
         while let Some(mut batch) = next.take() {
             let mut collected = Collected::default();
             let mut outcomes = Some(batch.outcomes().await);
             // What one group commit made durable is being told to us right now: let that finish, and it is one answer.
-            tokio::task::yield_now().await;
+            if !waiting.is_empty() {
+                tokio::task::yield_now().await;
+            }
             loop {
                 match outcomes.take() {
                     Some(Ok(outcomes)) => collected.batch(batch.number, batch.bytes, outcomes),
@@ -255,10 +343,45 @@ impl<I: Intake> Call<I> {
                 return Ended::Refused(refusal);
             }
             if next.is_none() {
-                next = waiting.recv().await;
+                next = between.next_of(&mut waiting).await;
             }
         }
         Ended::InGoodOrder
+    }
+}
+
+/// What the two halves of a call know of each other. They are polled by one task, one after the other, and so need no wakers
+/// between them.
+#[derive(Default)]
+struct Between {
+    /// The answering half waits for a batch.
+    idle: AtomicBool,
+    /// There has been one since.
+    handed_over: AtomicBool,
+}
+
+impl Between {
+    fn handed_over(&self) {
+        self.handed_over.store(true, Ordering::Relaxed);
+    }
+
+    fn is_looked_for(&self) -> bool {
+        self.handed_over.swap(false, Ordering::Relaxed) && self.idle.load(Ordering::Relaxed)
+    }
+
+    /// The next batch, or none when there will be no more.
+    async fn next_of(&self, waiting: &mut mpsc::Receiver<Offered>) -> Option<Offered> {
+        let next = poll_fn(|_| {
+            self.idle.store(true, Ordering::Relaxed);
+            match waiting.try_recv() {
+                Ok(batch) => Poll::Ready(Some(batch)),
+                Err(TryRecvError::Empty) => Poll::Pending,
+                Err(TryRecvError::Disconnected) => Poll::Ready(None),
+            }
+        })
+        .await;
+        self.idle.store(false, Ordering::Relaxed);
+        next
     }
 }
 

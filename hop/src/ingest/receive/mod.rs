@@ -15,17 +15,18 @@ use std::time::Duration;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::ingest::v1 as wire;
 use pithead_proto::ingest::v1::ingest_service_server::{IngestService, IngestServiceServer};
+use pithead_sealing::envelope::LastSession;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::admit::{NotAdmitted, admit};
-use super::intake::{Intake, Outcome};
+use super::intake::{Intake, Outcome, uploads_not_supported};
 use super::limits::IngestLimits;
 use crate::identity::{Peer, Role};
 use crate::status::Refusal;
 
-/// Answers that may wait for a client that does not read: then its acknowledgements coalesce, and then its envelopes wait.
+/// Answers that may wait for whoever sends them on. A client that does not read has its envelopes wait.
 const ANSWERS_WAITING: usize = 2;
 
 /// How long a client is asked to stay away from a server that stops.
@@ -58,10 +59,7 @@ impl<I: Intake> IngestServer<I> {
             return Err(draining());
         }
         if self.intake.uploads().is_none() {
-            return Err(Refusal::new(
-                ErrorReason::UploadsNotSupported,
-                "this server takes inline envelopes only",
-            ));
+            return Err(uploads_not_supported());
         }
         Ok(upload::Uploads { intake: Arc::clone(&self.intake), stop: self.stop.clone(), peer })
     }
@@ -101,7 +99,7 @@ fn ends_the_call(refusal: &Refusal) -> bool {
 
 #[tonic::async_trait]
 impl<I: Intake> IngestService for IngestServer<I> {
-    type AppendStream = ReceiverStream<Result<wire::AppendResponse, Status>>;
+    type AppendStream = append::Answers;
 
     async fn append(
         &self,
@@ -111,16 +109,14 @@ impl<I: Intake> IngestService for IngestServer<I> {
         if self.stop.is_cancelled() {
             return Err(draining().into());
         }
-        let (answers, stream) = tokio::sync::mpsc::channel(ANSWERS_WAITING);
-        let call = append::Call {
+        let answers = append::Answers::of(request.into_inner(), |answers| append::Call {
             intake: Arc::clone(&self.intake),
             limits: self.limits,
             stop: self.stop.clone(),
             peer,
             answers,
-        };
-        tokio::spawn(call.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        });
+        Ok(Response::new(answers))
     }
 
     async fn submit(
@@ -133,7 +129,8 @@ impl<I: Intake> IngestService for IngestServer<I> {
         }
         self.intake.ready(&peer)?;
         let bytes = request.into_inner().envelope;
-        let admitted = match admit(bytes, Vec::new(), &peer, self.intake.keys(), self.limits.inline.get()) {
+        let (keys, inline) = (self.intake.keys(), self.limits.inline.get());
+        let admitted = match admit(bytes, Vec::new(), &peer, keys, inline, &mut LastSession::default()) {
             Ok(admitted) => admitted,
             Err(NotAdmitted { refusal, identity }) => {
                 if !ends_the_call(&refusal) {

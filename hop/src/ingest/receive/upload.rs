@@ -16,7 +16,7 @@ use tonic::{Status, Streaming};
 use super::{conflict, draining, ends_the_call};
 use crate::identity::Peer;
 use crate::ingest::admit::{NotAdmitted, admit_header, may_speak, refusal_of_format};
-use crate::ingest::intake::{Intake, Outcome};
+use crate::ingest::intake::{Intake, Outcome, uploads_not_supported};
 use crate::ingest::upload::{
     Phase, PutError, Upload, UploadStore, WholeUpload, identity_of, refusal_of_disk, upload_name,
 };
@@ -41,9 +41,7 @@ pub(super) struct Uploads<I> {
 
 impl<I: Intake> Uploads<I> {
     fn store(&self) -> Result<UploadStore, Refusal> {
-        let missing =
-            || Refusal::new(ErrorReason::UploadsNotSupported, "this server takes inline envelopes only");
-        self.intake.uploads().cloned().ok_or_else(missing)
+        self.intake.uploads().cloned().ok_or_else(uploads_not_supported)
     }
 
     /// The upload of that name, if the peer may send for its device.
