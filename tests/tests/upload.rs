@@ -24,6 +24,9 @@ const MEMORY_MAX: u64 = 64 << 20;
 const CUTS: u64 = 10;
 /// Of the envelope, what may go over a wire twice: one in a hundred.
 const RESENT_PART: u64 = 100;
+/// Where that is less than the cuts have to cost: each loses what is on its way in the stream's window and the request of
+/// which a part had arrived, 256 KiB each. What had arrived before is synced when the far end notices the cut.
+const LOST_BY_A_CUT: u64 = 512 << 10;
 
 fn options() -> SiteOptions {
     SiteOptions { sink: SinkKind::Folder, ..SiteOptions::default() }
@@ -106,7 +109,8 @@ async fn a_large_file_that_is_cut_ten_times_on_each_way_arrives_bit_for_bit_in_c
         // TLS and gRPC cost something as well: a record of 16 KiB has 22 bytes more.
         let framing = total / 400;
         let resent = link.carried().up.saturating_sub(total + framing);
-        assert!(resent < total / RESENT_PART, "{what}: {resent} of {total} bytes went twice");
+        let allowed = (total / RESENT_PART).max(CUTS * LOST_BY_A_CUT);
+        assert!(resent < allowed, "{what}: {resent} of {total} bytes went twice");
     }
     // Nothing of it is left on the way, as soon as no crash can bring its record back.
     for folder in [site.gateway_data(), site.decryptor_data()] {

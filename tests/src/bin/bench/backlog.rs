@@ -246,18 +246,17 @@ async fn drained(
     let (gateway, decryptor) = (pid(site.gateway()?)?, pid(site.decryptor()?)?);
     let admin = site.gateway()?.admin();
     let relayed = async || admin.metric("pithead_relay_envelopes_total").await;
-    let (mut before, mut seen) = (relayed().await?, 0.0);
-    let (mut began, mut cpu) = (Instant::now(), (0.0, 0.0));
-    let mut moved = Instant::now();
+    let cpu = || Ok::<_, anyhow::Error>((process::cpu_seconds(gateway)?, process::cpu_seconds(decryptor)?));
+    let (mut seen, mut moved) = (relayed().await?, Instant::now());
+    // The clock starts with the first answer: how long the relay waits before it tries again is no rate.
+    let mut first = None;
     loop {
         let now = relayed().await?;
-        if now > seen || seen == 0.0 {
-            if seen <= before {
-                // The clock starts with the first answer: how long the relay waits before it tries again is no rate.
-                (began, before) = (Instant::now(), now);
-                cpu = (process::cpu_seconds(gateway)?, process::cpu_seconds(decryptor)?);
+        if now > seen {
+            (seen, moved) = (now, Instant::now());
+            if first.is_none() {
+                first = Some((now, moved, cpu()?));
             }
-            (seen, moved) = (now, if now > seen { Instant::now() } else { moved });
         }
         if seen >= envelopes as f64 {
             break;
@@ -265,11 +264,13 @@ async fn drained(
         ensure!(moved.elapsed() < STANDSTILL, "the relay stands still at {seen} of {envelopes}");
         tokio::time::sleep(LOOK).await;
     }
+    let (before, began, cpu_before) = first.context("everything had left before the clock was started")?;
     let seconds = began.elapsed().as_secs_f64();
     let count = seen - before;
+    ensure!(count > 0.0, "everything left between two looks; wait with more --envelopes");
     let each = |seconds: f64| rounded(seconds * 1e6 / count);
-    let (gateway_cpu, decryptor_cpu) =
-        (process::cpu_seconds(gateway)? - cpu.0, process::cpu_seconds(decryptor)? - cpu.1);
+    let cpu_after = cpu()?;
+    let (gateway_cpu, decryptor_cpu) = (cpu_after.0 - cpu_before.0, cpu_after.1 - cpu_before.1);
     let lines = in_order(&site.sink(), envelopes)?;
     let facts = DrainFacts {
         mb_s: rounded(count / seconds * filled.size as f64 / 1e6),
