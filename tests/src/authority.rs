@@ -48,6 +48,18 @@ impl Authority {
         self.tool(&["authority", "statement", "--dir", &folder, "--site", site], &arguments).await
     }
 
+    /// Another act: `pithead-decryptor authority ACT ... --dir DIR`.
+    pub async fn act(&self, act: &[&str], arguments: &[&str]) -> anyhow::Result<Finished> {
+        let folder = self.folder.display().to_string();
+        self.tool(&[&["authority"], act].concat(), &[&["--dir", &folder], arguments].concat()).await
+    }
+
+    /// A key file of the authority's folder.
+    #[must_use]
+    pub fn key(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("keys/{name}.pem"))
+    }
+
     async fn tool(&self, first: &[&str], more: &[&str]) -> anyhow::Result<Finished> {
         command::run(&self.programs.decryptor(), first.iter().chain(more), &[]).await
     }

@@ -206,7 +206,7 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), AuthorityError> {
 }
 
 /// A file that must not be there yet.
-fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
+pub(super) fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
     let folder = folder_for(path)?;
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -229,7 +229,10 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityErro
 }
 
 /// A file whose older content is replaced; nothing secret.
-pub(super) fn write_whole(path: &Path, content: &[u8]) -> Result<(), AuthorityError> {
+///
+/// # Errors
+/// [`AuthorityError::File`].
+pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), AuthorityError> {
     folder_for(path)?;
     disk::replace(path, content).map_err(AuthorityError::file("write", path))
 }

@@ -151,9 +151,20 @@ impl AuthorityError {
             AuthorityError::KeptBack(KeptBack::NoStandby) => Some(
                 "announce a second key with --next-key ARN=SPKI.pem, or accept the risk with --no-standby",
             ),
-            AuthorityError::Refused { error: TrustError::Unannounced, .. } => {
-                Some("announce the key as next first, and activate it when the hold-down is over")
+            AuthorityError::Refused { error: TrustError::Unannounced, .. } => Some(
+                "announce the key as next first, and activate it when the hold-down is over; or have the threshold of root \
+                 keys sign as well: --cosign ROOT.pem",
+            ),
+            AuthorityError::Refused { error: TrustError::NoActive, .. } => Some(
+                "name the key that takes its place with --to ARN; if none stands by, deny it in the next root: authority root \
+                 draft --deny FINGERPRINT",
+            ),
+            AuthorityError::Refused { error: TrustError::Threshold, .. } => {
+                Some("sign with a statement key that the root in force lists: --statement-key PEM")
             }
+            AuthorityError::RootRefused(TrustError::ThresholdOld | TrustError::ThresholdNew) => Some(
+                "collect more signatures: the threshold of the old root's keys and that of the new one's are both needed",
+            ),
             AuthorityError::Refused { error: TrustError::Validity | TrustError::Expired, .. } => {
                 Some("shorten --validity, or extend the root with a new version")
             }

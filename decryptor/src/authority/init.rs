@@ -16,7 +16,7 @@ use super::error::AuthorityError;
 use super::key_file::{self, Passphrase};
 
 /// Longest life of a root.
-const MAX_ROOT_LIFE: Duration = Duration::from_secs(2 * 366 * 86_400);
+pub(super) const MAX_ROOT_LIFE: Duration = Duration::from_secs(2 * 366 * 86_400);
 
 /// What a new authority is to be.
 #[derive(Debug)]

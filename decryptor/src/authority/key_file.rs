@@ -4,12 +4,13 @@
 use std::fmt;
 use std::path::Path;
 
-use pithead_sealing::trust::Algorithm;
 use pithead_sealing::trust::authoring::SigningKey;
+use pithead_sealing::trust::{Algorithm, RoleSpki};
 use pkcs8::pkcs5::pbes2;
 use pkcs8::{EncryptedPrivateKeyInfoRef, LineEnding, PrivateKeyInfoRef, SecretDocument};
 use zeroize::Zeroizing;
 
+use super::dir::write_new;
 use super::error::AuthorityError;
 
 const PLAIN: &str = "PRIVATE KEY";
@@ -86,6 +87,30 @@ pub(super) fn to_pem(
         .encrypt_with_params(parameters, passphrase.as_slice())
         .map_err(|_| AuthorityError::Authoring(pithead_sealing::trust::authoring::AuthoringError::Key))?;
     sealed.to_pem(ENCRYPTED, LineEnding::LF).map_err(unusable)
+}
+
+/// Makes a key in a file that must not be there yet, mode 0600, and gives its public half.
+///
+/// # Errors
+/// [`AuthorityError::File`], [`AuthorityError::Entropy`].
+pub fn new_key_file(
+    path: &Path,
+    algorithm: Algorithm,
+    passphrase: Option<&Passphrase>,
+) -> Result<RoleSpki, AuthorityError> {
+    let key = generate(algorithm)?;
+    write_new(path, to_pem(&key, passphrase)?.as_bytes(), 0o600)?;
+    Ok(key.public())
+}
+
+/// A public key as the content of a file: PEM, as OpenSSL reads it.
+///
+/// # Errors
+/// [`AuthorityError::Authoring`] for nothing that a [`RoleSpki`] can be.
+pub fn public_pem(key: &RoleSpki) -> Result<String, AuthorityError> {
+    let unusable = |_| AuthorityError::Authoring(pithead_sealing::trust::authoring::AuthoringError::Key);
+    let document = pkcs8::Document::try_from(key.der()).map_err(unusable)?;
+    document.to_pem("PUBLIC KEY", LineEnding::LF).map_err(unusable)
 }
 
 /// Reads a signing key, decrypting it if the file says so.

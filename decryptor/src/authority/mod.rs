@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! init       ─> root keys, statement key ─> root 1 ──────────────────────────┐
+//! root       ─> what changes ─> draft ─> signatures from many machines ─> thresholds ─> rehearse ─> DIR ─> bundles
 //! statement  ─> what is asked ─> rules (what could not be taken back) ─> draft ─> sign ─> rehearse ─> DIR ─> bundle
 //! show       <─ DIR
 //! ```
@@ -22,6 +23,7 @@ mod export;
 mod init;
 mod key_file;
 mod rehearsal;
+mod root;
 mod rules;
 mod show;
 mod signer;
@@ -32,12 +34,13 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use dir::AuthorityDir;
+pub use dir::{AuthorityDir, write_whole};
 pub use error::{AuthorityError, KeptBack};
 pub use export::copy_bundle;
 pub use init::{InitOptions, init};
-pub use key_file::{Passphrase, read_signing_key};
+pub use key_file::{Passphrase, new_key_file, public_pem, read_signing_key};
+pub use root::{AcceptedRoot, RootChange, RootDraft, accept, draft, read_draft, sign};
 pub(crate) use show::rfc3339;
-pub use show::{KeyView, Overview, SiteView, overview};
+pub use show::{KeyView, Overview, RoleKeyView, SiteView, overview};
 pub use signer::{KeyFileSigner, Signing, StatementSigner};
-pub use statement::{Issued, OfferedKey, StatementRequest, issue};
+pub use statement::{Issued, OfferedKey, StatementRequest, issue, rotation};

@@ -1,6 +1,6 @@
 //! `authority show`: what the folder says, verified while it is read.
 
-use pithead_sealing::trust::{Custody, KeyStatus, Root, StatementKey, UnixTime};
+use pithead_sealing::trust::{Custody, KeyStatus, Role, Root, StatementKey, UnixTime};
 use serde::Serialize;
 
 use super::dir::AuthorityDir;
@@ -25,8 +25,21 @@ pub struct Overview {
     pub hold_down_s: u64,
     /// Root keys that must sign, and root keys.
     pub root_threshold: (u64, usize),
+    /// The root keys.
+    pub root_keys: Vec<RoleKeyView>,
+    /// The keys that sign statements.
+    pub statement_keys: Vec<RoleKeyView>,
     /// Each site's last statement.
     pub sites: Vec<SiteView>,
+}
+
+/// A key of a role.
+#[derive(Debug, Clone, Serialize)]
+pub struct RoleKeyView {
+    /// Its name: 32 hex digits.
+    pub kid: String,
+    /// Who holds it.
+    pub label: String,
 }
 
 /// The last statement of a site.
@@ -111,6 +124,11 @@ pub fn overview(dir: &AuthorityDir, now: UnixTime) -> Result<Overview, Authority
     Ok(of_root(root, sites))
 }
 
+fn of_role(root: &Root, role: &Role) -> Vec<RoleKeyView> {
+    let label = |kid| root.key(kid).map(|key| key.label.clone()).unwrap_or_default();
+    role.kids.iter().map(|kid| RoleKeyView { kid: kid.to_string(), label: label(kid) }).collect()
+}
+
 fn of_root(root: &Root, sites: Vec<SiteView>) -> Overview {
     Overview {
         authority: root.authority.clone(),
@@ -126,6 +144,8 @@ fn of_root(root: &Root, sites: Vec<SiteView>) -> Overview {
         },
         hold_down_s: root.policy.hold_down_s,
         root_threshold: (root.root_role.threshold, root.root_role.kids.len()),
+        root_keys: of_role(root, &root.root_role),
+        statement_keys: of_role(root, &root.statement_role),
         sites,
     }
 }

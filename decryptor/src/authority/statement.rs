@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pithead_sealing::Site;
-use pithead_sealing::trust::authoring::Draft;
+use pithead_sealing::trust::authoring::{Draft, SigningKey};
 use pithead_sealing::trust::{
     KeyArn, KeyStatus, Root, RsaSpki, SUITE_RSA_OAEP_SHA256, Sha256Digest, Statement, StatementFields,
     StatementKey, UnixTime, VerifiedKey, verify,
@@ -44,6 +44,8 @@ pub struct StatementRequest {
     pub keys: Vec<OfferedKey>,
     /// Keys that are not sealed to any more.
     pub retire: Vec<KeyArn>,
+    /// Keys that are never sealed to again, each with the reason that people are told.
+    pub revoke: Vec<(KeyArn, Option<String>)>,
     /// How long it is valid; 180 days, or as long as the root lives.
     pub validity: Option<Duration>,
     /// Sign although no key stands by.
@@ -52,6 +54,23 @@ pub struct StatementRequest {
     pub decrypt_until: Option<UnixTime>,
     /// The change request behind it.
     pub ticket: Option<String>,
+}
+
+impl StatementRequest {
+    /// What the last statement says, for another term.
+    #[must_use]
+    pub fn to(sites: Vec<Site>) -> Self {
+        Self {
+            sites,
+            keys: Vec::new(),
+            retire: Vec::new(),
+            revoke: Vec::new(),
+            validity: None,
+            no_standby: false,
+            decrypt_until: None,
+            ticket: None,
+        }
+    }
 }
 
 /// A statement that was signed, rehearsed and written.
@@ -80,13 +99,15 @@ impl SiteHistory {
     }
 }
 
-/// Issues the next statement, and writes the bundle of each of its sites.
+/// Issues the next statement, and writes the bundle of each of its sites. `cosigners` are root keys: the first statement after a
+/// raised epoch needs their threshold, and one that has it needs no announcement.
 ///
 /// # Errors
 /// [`AuthorityError`]. Unless it is a failed write, the folder is as it was.
 pub async fn issue(
     dir: &AuthorityDir,
     signer: &dyn StatementSigner,
+    cosigners: &[SigningKey],
     request: &StatementRequest,
     now: UnixTime,
 ) -> Result<Issued, AuthorityError> {
@@ -103,6 +124,9 @@ pub async fn issue(
     let public = signer.public().clone();
     let signature = signer.sign(&draft.to_be_signed(&public)).await?;
     draft.attach(&public, &signature)?;
+    for key in cosigners {
+        draft.sign(key)?;
+    }
     let object = draft.finish()?;
 
     let ders: Vec<Bytes> = spkis.values().map(|spki| Bytes::copy_from_slice(spki.der())).collect();
@@ -118,7 +142,8 @@ pub async fn issue(
         .map_err(|error| AuthorityError::Refused { site: histories[0].site.clone(), error })?
         .statement;
 
-    audit::record(dir, now, "statement.sign", facts(&statement, &public.kid().to_string()))?;
+    let signed_by: Vec<String> = draft.signed_by().map(ToString::to_string).collect();
+    audit::record(dir, now, "statement.sign", facts(&statement, &signed_by))?;
     let spkis: Vec<RsaSpki> = spkis.into_values().collect();
     for spki in &spkis {
         dir.keep_spki(spki)?;
@@ -132,6 +157,39 @@ pub async fn issue(
     }
     let not_yet_usable = not_yet_usable(root, &statement, &histories, now);
     Ok(Issued { statement, in_force, not_yet_usable })
+}
+
+/// What a rotation is: the key that stands by becomes active, and the active ones are retired. `to` chooses where several
+/// stand by.
+///
+/// # Errors
+/// [`AuthorityError::Request`] if it is not plain which key that is.
+pub fn rotation(
+    dir: &AuthorityDir,
+    sites: &[Site],
+    to: Option<&KeyArn>,
+) -> Result<(OfferedKey, Vec<KeyArn>), AuthorityError> {
+    let roots = dir.roots()?;
+    let load =
+        |site: &Site| Ok(SiteHistory { site: site.clone(), statements: dir.statements(site, &roots)? });
+    let keys = carried_over(&sites.iter().map(load).collect::<Result<Vec<_>, AuthorityError>>()?)?;
+    let with = |status: KeyStatus| keys.iter().filter(move |key| key.status == status).map(|key| &key.arn);
+    let next = match to {
+        Some(arn) => with(KeyStatus::Next).find(|next| *next == arn),
+        None => {
+            let mut standing_by = with(KeyStatus::Next);
+            let first = standing_by.next();
+            if standing_by.next().is_some() {
+                return Err(AuthorityError::Request("several keys are next; say which one with --to ARN"));
+            }
+            first
+        }
+    };
+    let next = next.ok_or(AuthorityError::Request(
+        "no such key stands by; announce one first: authority statement --next-key ARN=SPKI.pem",
+    ))?;
+    let activated = OfferedKey { arn: next.clone(), spki: None, status: KeyStatus::Active };
+    Ok((activated, with(KeyStatus::Active).cloned().collect()))
 }
 
 fn histories(
@@ -190,6 +248,13 @@ fn next_statement(
         histories.iter().flat_map(|history| history.statements.iter().cloned()).collect();
     for arn in &request.retire {
         retire(&mut fields, arn, &past, request.decrypt_until, now)?;
+    }
+    for (arn, reason) in &request.revoke {
+        retire(&mut fields, arn, &past, request.decrypt_until, now)?;
+        for key in fields.keys.iter_mut().filter(|key| key.arn == *arn) {
+            key.status = KeyStatus::Revoked;
+            key.reason.clone_from(reason);
+        }
     }
     if fields.keys.is_empty() {
         return Err(AuthorityError::Request(
@@ -328,7 +393,7 @@ fn not_yet_usable(
     statement.keys.iter().filter(waits).map(|key| key.arn.clone()).collect()
 }
 
-fn facts(statement: &Statement, signed_by: &str) -> serde_json::Value {
+fn facts(statement: &Statement, signed_by: &[String]) -> serde_json::Value {
     let keys = statement.keys.iter().map(|key| {
         json!({
             "arn": key.arn.as_str(), "fingerprint": key.fingerprint.to_string(), "bits": key.bits,

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use pithead_sealing::envelope::{
     ContentType, Encoding, KernelEntropy, Session, SessionClock, SessionContext,
 };
+use pithead_sealing::trust::authoring::SigningKey;
 use pithead_sealing::trust::{KeyArn, KeyStatus, RsaSpki, UnixTime, VerifiedKey};
 use pithead_sealing::{DeviceId, Run, Seq, Site, StreamName};
 
@@ -74,6 +75,11 @@ impl TestAuthority {
         TestKey::generate(self.folder.path(), number, KeySize::Rsa2048)
     }
 
+    /// A key of the folder, such as `root-1`.
+    pub(crate) fn role_key(&self, name: &str) -> SigningKey {
+        read_signing_key(&self.dir().key_path(name), None).unwrap()
+    }
+
     pub(crate) fn dir(&self) -> AuthorityDir {
         AuthorityDir::open(&self.folder.path().join("authority")).unwrap()
     }
@@ -83,7 +89,7 @@ impl TestAuthority {
         request: &StatementRequest,
         now: UnixTime,
     ) -> Result<Issued, AuthorityError> {
-        issue(&self.dir(), &self.signer, request, now).await
+        issue(&self.dir(), &self.signer, &[], request, now).await
     }
 
     /// A statement for `pit-7` with these keys, and no rule about a standby.
@@ -93,15 +99,7 @@ impl TestAuthority {
 }
 
 pub(crate) fn request(keys: &[OfferedKey]) -> StatementRequest {
-    StatementRequest {
-        sites: vec![site("pit-7")],
-        keys: keys.to_vec(),
-        retire: Vec::new(),
-        validity: None,
-        no_standby: true,
-        decrypt_until: None,
-        ticket: None,
-    }
+    StatementRequest { keys: keys.to_vec(), no_standby: true, ..StatementRequest::to(vec![site("pit-7")]) }
 }
 
 /// Starts a session of `truck-1` at `pit-7`.

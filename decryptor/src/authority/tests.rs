@@ -6,7 +6,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use pithead_hop::keys::KeyFile;
-use pithead_sealing::trust::{Algorithm, Bundle, Clock, Custody, Device, KeyStatus, TrustError, UnixTime};
+use pithead_sealing::trust::authoring::SigningKey;
+use pithead_sealing::trust::{
+    Algorithm, Bundle, Clock, Custody, Device, KeyStatus, RootKey, TrustError, UnixTime,
+};
 
 use super::testing::{DAY, START, TestAuthority, request, site};
 use super::*;
@@ -156,7 +159,8 @@ async fn what_devices_would_refuse_is_not_written() {
     init(&strict, &InitOptions::new("acme"), START).unwrap();
     let signer = KeyFileSigner::new(read_signing_key(&strict.join("keys/statement-1.pem"), None).unwrap());
     let strict = AuthorityDir::open(&strict).unwrap();
-    let refused = issue(&strict, &signer, &request(&[short.offered(KeyStatus::Active)]), START).await;
+    let listed = request(&[short.offered(KeyStatus::Active)]);
+    let refused = issue(&strict, &signer, &[], &listed, START).await;
     assert!(matches!(refused.unwrap_err(), AuthorityError::Refused { error: TrustError::KeyBits, .. }));
 }
 
@@ -241,6 +245,153 @@ async fn a_damaged_statement_stops_the_authority() {
     std::fs::write(&path, object).unwrap();
     let refused = authority.list(&[], START.plus(DAY)).await.unwrap_err();
     assert!(matches!(refused, AuthorityError::Damaged { .. }), "{refused}");
+}
+
+fn named(key: &SigningKey, label: &str) -> RootKey {
+    RootKey { spki: key.public(), label: label.to_owned() }
+}
+
+fn new_key() -> SigningKey {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.pem");
+    new_key_file(&path, Algorithm::Esp256, None).unwrap();
+    assert!(matches!(
+        new_key_file(&path, Algorithm::Esp256, None).unwrap_err(),
+        AuthorityError::File { action: "write", .. }
+    ));
+    read_signing_key(&path, None).unwrap()
+}
+
+#[tokio::test]
+async fn a_root_is_signed_apart_and_in_force_when_the_old_and_the_new_threshold_are_met() {
+    let authority = TestAuthority::new();
+    let key = authority.key(1);
+    authority.list(&[key.offered(KeyStatus::Active)], START).await.unwrap();
+    let (_, before) = bundle(&authority, "pit-7");
+    let at = |days: u64| Clock::trusted(days * DAY, START.plus(days * DAY));
+    let mut device = Device::provision("acme-mining/prod", &site("pit-7"), &before.roots[0], at(0)).unwrap();
+    device.apply(&before.newer_than(1), at(0)).unwrap();
+
+    // Bob goes, Carol comes. Each signs on a machine of her own, which has the draft and nothing else.
+    let (alice, bob, carol) = (authority.role_key("root-1"), authority.role_key("root-2"), new_key());
+    let change = RootChange {
+        add_root_keys: vec![named(&carol, "carol")],
+        remove_root_keys: vec![bob.public().kid()],
+        ..RootChange::default()
+    };
+    let drafted = draft(&authority.dir(), &change, START.plus(DAY)).unwrap();
+    let sent = read_draft(&drafted.payload).unwrap();
+    assert_eq!((sent.digest, sent.fields.version), (drafted.digest, 2));
+    let [by_alice, by_bob, by_carol] = [&alice, &bob, &carol].map(|key| sign(&sent, key).unwrap());
+
+    let dir = authority.folder.path().join("authority");
+    let unchanged = files(&dir);
+    let cases = [
+        (vec![by_alice.clone(), by_carol.clone()], TrustError::ThresholdOld),
+        (vec![by_alice.clone(), by_bob.clone(), by_alice.clone()], TrustError::ThresholdNew),
+    ];
+    for (signed, code) in cases {
+        match accept(&authority.dir(), &signed, START.plus(DAY)).unwrap_err() {
+            AuthorityError::RootRefused(error) => assert_eq!(error, code),
+            other => panic!("{code:?}: {other}"),
+        }
+    }
+    let other = draft(&authority.dir(), &change, START.plus(DAY + 1)).unwrap();
+    let mixed = [by_alice.clone(), sign(&other, &bob).unwrap()];
+    assert!(matches!(accept(&authority.dir(), &mixed, START), Err(AuthorityError::Request(_))));
+    let stranger = [by_alice.clone(), sign(&sent, &new_key()).unwrap()];
+    assert!(matches!(accept(&authority.dir(), &stranger, START), Err(AuthorityError::Request(_))));
+    assert_eq!(files(&dir), unchanged, "nothing was written");
+
+    let accepted = accept(&authority.dir(), &[by_alice, by_bob, by_carol], START.plus(DAY)).unwrap();
+    assert_eq!((accepted.root.version, accepted.root.root_role.threshold), (2, 2));
+    assert_eq!((accepted.sites, accepted.need_statement), (vec![site("pit-7")], vec![]));
+    let (_, after) = bundle(&authority, "pit-7");
+    device.apply(&after.newer_than(1), at(1)).unwrap();
+    assert_eq!((device.root_version(), device.verified_key(at(1)).unwrap().arn()), (2, &key.arn));
+    let log = std::fs::read_to_string(authority.dir().audit_path()).unwrap();
+    assert!(log.lines().last().unwrap().contains(r#""act":"root.accept""#), "{log}");
+    // It is the one that is signed under from now on.
+    let next = authority.list(&[], START.plus(2 * DAY)).await.unwrap();
+    assert_eq!(next.statement.root_version, 2);
+}
+
+#[tokio::test]
+async fn a_raised_epoch_undoes_what_a_stolen_statement_key_has_signed() {
+    let authority = TestAuthority::new();
+    let (good, bad) = (authority.key(1), authority.key(2));
+    authority.list(&[good.offered(KeyStatus::Active)], START).await.unwrap();
+    let at = |days: u64| Clock::trusted(days * DAY, START.plus(days * DAY));
+    let (_, first) = bundle(&authority, "pit-7");
+    let mut device = Device::provision("acme-mining/prod", &site("pit-7"), &first.roots[0], at(0)).unwrap();
+    device.apply(&first.newer_than(1), at(0)).unwrap();
+    // The thief announces a key of his own, and high numbers behind which nothing of ours would be believed again.
+    authority.list(&[bad.offered(KeyStatus::Next)], START.plus(DAY)).await.unwrap();
+    device.apply(&bundle(&authority, "pit-7").1.newer_than(1), at(1)).unwrap();
+
+    let fresh = new_key();
+    let change = RootChange {
+        statement_keys: vec![named(&fresh, "statement-2")],
+        deny: vec![bad.spki.fingerprint()],
+        raise_epoch: true,
+        ..RootChange::default()
+    };
+    let drafted = draft(&authority.dir(), &change, START.plus(2 * DAY)).unwrap();
+    let roots = [authority.role_key("root-1"), authority.role_key("root-2")];
+    let signed: Vec<_> = roots.iter().map(|key| sign(&drafted, key).unwrap()).collect();
+    let accepted = accept(&authority.dir(), &signed, START.plus(2 * DAY)).unwrap();
+    assert_eq!((accepted.root.epoch, accepted.need_statement), (2, vec![site("pit-7")]));
+
+    // The old key signs nothing any more, and the new one needs the root keys beside it, once.
+    let now = START.plus(2 * DAY);
+    let drop_it = StatementRequest { revoke: vec![(bad.arn.clone(), Some("stolen".into()))], ..request(&[]) };
+    let old = authority.issue(&drop_it, now).await.unwrap_err();
+    assert!(matches!(old, AuthorityError::Refused { error: TrustError::Threshold, .. }), "{old}");
+    let signer = KeyFileSigner::new(fresh);
+    let alone = issue(&authority.dir(), &signer, &[], &drop_it, now).await.unwrap_err();
+    assert!(matches!(alone, AuthorityError::Refused { error: TrustError::Unannounced, .. }), "{alone}");
+    issue(&authority.dir(), &signer, &roots, &drop_it, now).await.unwrap();
+    device.apply(&bundle(&authority, "pit-7").1.newer_than(1), at(2)).unwrap();
+    assert_eq!(device.verified_key(at(2)).unwrap().arn(), &good.arn);
+    issue(&authority.dir(), &signer, &[], &request(&[]), START.plus(3 * DAY)).await.unwrap();
+    device.apply(&bundle(&authority, "pit-7").1.newer_than(2), at(3)).unwrap();
+}
+
+#[tokio::test]
+async fn a_rotation_and_a_revocation_go_to_the_key_that_stood_by() {
+    let authority = TestAuthority::new();
+    let [first, second, third] = [1, 2, 3].map(|number| authority.key(number));
+    let sites = [site("pit-7")];
+    authority.list(&[first.offered(KeyStatus::Active)], START).await.unwrap();
+    let none = rotation(&authority.dir(), &sites, None);
+    assert!(matches!(none.unwrap_err(), AuthorityError::Request(_)), "no key stands by");
+    authority.list(&[second.offered(KeyStatus::Next)], START).await.unwrap();
+
+    let (activated, retire) = rotation(&authority.dir(), &sites, None).unwrap();
+    assert_eq!((&activated.arn, retire.as_slice()), (&second.arn, std::slice::from_ref(&first.arn)));
+    let rotate = StatementRequest { retire, ..request(&[activated, third.offered(KeyStatus::Next)]) };
+    let early = authority.issue(&rotate, START.plus(DAY)).await.unwrap_err();
+    assert!(matches!(early, AuthorityError::Refused { error: TrustError::Unannounced, .. }), "{early}");
+    let rotated = authority.issue(&rotate, START.plus(4 * DAY)).await.unwrap();
+    assert_eq!(rotated.in_force.arn(), &second.arn);
+    let other = rotation(&authority.dir(), &sites, Some(&first.arn));
+    assert!(matches!(other.unwrap_err(), AuthorityError::Request(_)), "it is retired");
+
+    // A day later the second one is known to be stolen. The third was announced for long enough only later.
+    let revoke = |to: &testing::TestKey| StatementRequest {
+        revoke: vec![(second.arn.clone(), Some("stolen".into()))],
+        ..request(&[OfferedKey { arn: to.arn.clone(), spki: None, status: KeyStatus::Active }])
+    };
+    let early = authority.issue(&revoke(&third), START.plus(5 * DAY)).await.unwrap_err();
+    assert!(matches!(early, AuthorityError::Refused { error: TrustError::Unannounced, .. }), "{early}");
+    let revoked = authority.issue(&revoke(&third), START.plus(8 * DAY)).await.unwrap();
+    assert_eq!(revoked.in_force.arn(), &third.arn);
+    let key = revoked.statement.key_by_arn(&second.arn).unwrap();
+    assert_eq!((key.status, key.reason.as_deref()), (KeyStatus::Revoked, Some("stolen")));
+    assert!(key.seal_until <= START.plus(8 * DAY));
+    // Never back.
+    let back = authority.list(&[second.offered(KeyStatus::Active)], START.plus(9 * DAY)).await.unwrap_err();
+    assert!(matches!(back, AuthorityError::Refused { error: TrustError::KeyTransition, .. }), "{back}");
 }
 
 fn files(folder: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {

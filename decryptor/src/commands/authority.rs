@@ -1,4 +1,6 @@
-//! `authority init | statement | show`: the authority at work, with key files.
+//! `authority init | statement | rotate | revoke | root | show`: the authority at work, with key files.
+
+mod root;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,12 @@ pub enum Command {
     Init(InitArgs),
     /// Sign the next key statement of a site, and write the bundle that gateways are given
     Statement(StatementArgs),
+    /// Have devices seal to the key that stands by, and retire the one before
+    Rotate(RotateArgs),
+    /// Have devices never again seal to a key, although its last statement has not expired
+    Revoke(RevokeArgs),
+    /// Make the next trust root: other keys, another threshold, another life, a raised epoch
+    Root(root::Args),
     /// Show the root in force and each site's last statement, verified
     Show(ShowArgs),
 }
@@ -137,6 +145,14 @@ pub struct StatementArgs {
     /// How long retired keys stay able to decrypt: seconds since 1970 or RFC 3339
     #[arg(long, value_name = "WHEN")]
     pub decrypt_until: Option<Moment>,
+    /// Who signs it, and where it goes
+    #[command(flatten)]
+    pub signing: SigningArgs,
+}
+
+/// What every statement is signed with.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SigningArgs {
     /// The change request behind it
     #[arg(long, value_name = "TEXT")]
     pub ticket: Option<String>,
@@ -146,9 +162,73 @@ pub struct StatementArgs {
     /// The statement key, if it is not DIR/keys/statement-1.pem
     #[arg(long, value_name = "PEM")]
     pub statement_key: Option<PathBuf>,
+    /// A root key that signs as well; may be given several times. The first statement after a raised epoch needs the threshold
+    /// of them, and one that has it needs no announcement
+    #[arg(long, value_name = "PEM")]
+    pub cosign: Vec<PathBuf>,
+    /// The first line of this file opens the keys of --cosign
+    #[arg(long, value_name = "FILE", requires = "cosign")]
+    pub cosign_passphrase_file: Option<PathBuf>,
     /// The time at which it is signed: seconds since 1970 or RFC 3339
     #[arg(long, hide = true)]
     pub now: Option<Moment>,
+}
+
+/// Arguments of `authority rotate`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RotateArgs {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Whom it is for; may be given several times
+    #[arg(long = "site", value_name = "SITE", required = true)]
+    pub sites: Vec<Site>,
+    /// The key that becomes active, where several stand by
+    #[arg(long, value_name = "ARN")]
+    pub to: Option<KeyArn>,
+    /// The key that stands by from now on, with its public key in PEM or DER
+    #[arg(long = "next-key", value_name = "ARN[=SPKI]")]
+    pub next_keys: Vec<KeyArg>,
+    /// The key that stands by from now on, its public key fetched from KMS
+    #[arg(long = "kms-next-key", value_name = "ARN")]
+    pub kms_next_keys: Vec<KeyArn>,
+    /// Sign although no key stands by after it
+    #[arg(long)]
+    pub no_standby: bool,
+    /// Who signs it, and where it goes
+    #[command(flatten)]
+    pub signing: SigningArgs,
+}
+
+/// Arguments of `authority revoke`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RevokeArgs {
+    /// The key
+    pub arn: KeyArn,
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Whom it is for; may be given several times
+    #[arg(long = "site", value_name = "SITE", required = true)]
+    pub sites: Vec<Site>,
+    /// Why, for people; it stands in the statement
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// The key that takes its place, and was announced for long enough
+    #[arg(long, value_name = "ARN")]
+    pub to: Option<KeyArn>,
+    /// The key that stands by from now on, with its public key in PEM or DER
+    #[arg(long = "next-key", value_name = "ARN[=SPKI]")]
+    pub next_keys: Vec<KeyArg>,
+    /// The key that stands by from now on, its public key fetched from KMS
+    #[arg(long = "kms-next-key", value_name = "ARN")]
+    pub kms_next_keys: Vec<KeyArn>,
+    /// Sign although no key stands by after it
+    #[arg(long)]
+    pub no_standby: bool,
+    /// Who signs it, and where it goes
+    #[command(flatten)]
+    pub signing: SigningArgs,
 }
 
 /// Arguments of `authority show`.
@@ -217,6 +297,9 @@ pub async fn run(args: Args) -> Result<(), ProgramError> {
     match args.command {
         Command::Init(args) => print!("{}", init(&args)?),
         Command::Statement(args) => print!("{}", statement(&args).await?),
+        Command::Rotate(args) => print!("{}", rotate(&args).await?),
+        Command::Revoke(args) => print!("{}", revoke(&args).await?),
+        Command::Root(args) => print!("{}", root::run(args)?),
         Command::Show(args) => print!("{}", show(&args)?),
     }
     Ok(())
@@ -262,30 +345,74 @@ fn init(args: &InitArgs) -> Result<String, ProgramError> {
 }
 
 async fn statement(args: &StatementArgs) -> Result<String, ProgramError> {
-    if args.out.is_some() && args.sites.len() > 1 {
+    let status = match args.status {
+        Status::Next => KeyStatus::Next,
+        Status::Active => KeyStatus::Active,
+    };
+    let listed = offered(&args.keys, &args.kms_keys, status).await?;
+    let next = offered(&args.next_keys, &args.kms_next_keys, KeyStatus::Next).await?;
+    let dir = AuthorityDir::open(&args.dir)?;
+    let request = StatementRequest {
+        keys: [listed, next].concat(),
+        retire: args.retire.clone(),
+        validity: args.validity.map(units::Duration::get),
+        no_standby: args.no_standby,
+        decrypt_until: args.decrypt_until.map(|Moment(at)| at),
+        ..StatementRequest::to(args.sites.clone())
+    };
+    issue(&dir, request, &args.signing).await
+}
+
+async fn rotate(args: &RotateArgs) -> Result<String, ProgramError> {
+    let next = offered(&args.next_keys, &args.kms_next_keys, KeyStatus::Next).await?;
+    let dir = AuthorityDir::open(&args.dir)?;
+    let (activated, retire) = authority::rotation(&dir, &args.sites, args.to.as_ref())?;
+    let request = StatementRequest {
+        keys: [vec![activated], next].concat(),
+        retire,
+        no_standby: args.no_standby,
+        ..StatementRequest::to(args.sites.clone())
+    };
+    issue(&dir, request, &args.signing).await
+}
+
+async fn revoke(args: &RevokeArgs) -> Result<String, ProgramError> {
+    let successor =
+        args.to.iter().map(|arn| OfferedKey { arn: arn.clone(), spki: None, status: KeyStatus::Active });
+    let next = offered(&args.next_keys, &args.kms_next_keys, KeyStatus::Next).await?;
+    let dir = AuthorityDir::open(&args.dir)?;
+    let request = StatementRequest {
+        keys: successor.chain(next).collect(),
+        revoke: vec![(args.arn.clone(), Some(args.reason.clone()))],
+        no_standby: args.no_standby,
+        ..StatementRequest::to(args.sites.clone())
+    };
+    issue(&dir, request, &args.signing).await
+}
+
+async fn issue(
+    dir: &AuthorityDir,
+    mut request: StatementRequest,
+    signing: &SigningArgs,
+) -> Result<String, ProgramError> {
+    if signing.out.is_some() && request.sites.len() > 1 {
         return Err(AuthorityError::Request(
             "--out takes the bundle of one site; see DIR/bundles for the others",
         )
         .into());
     }
-    let dir = AuthorityDir::open(&args.dir)?;
-    let key_path = args.statement_key.clone().unwrap_or_else(|| dir.key_path("statement-1"));
+    let key_path = signing.statement_key.clone().unwrap_or_else(|| dir.key_path("statement-1"));
     let signer = KeyFileSigner::new(authority::read_signing_key(&key_path, None)?);
-    let request = StatementRequest {
-        sites: args.sites.clone(),
-        keys: offered(args).await?,
-        retire: args.retire.clone(),
-        validity: args.validity.map(units::Duration::get),
-        no_standby: args.no_standby,
-        decrypt_until: args.decrypt_until.map(|Moment(at)| at),
-        ticket: args.ticket.clone(),
-    };
-    let issued = authority::issue(&dir, &signer, &request, now_or(args.now)).await?;
-    let site = &args.sites[0];
-    if let Some(out) = &args.out {
-        authority::copy_bundle(&dir, site, out)?;
+    let passphrase = signing.cosign_passphrase_file.as_deref().map(Passphrase::read).transpose()?;
+    let cosigner = |path: &PathBuf| authority::read_signing_key(path, passphrase.as_ref());
+    let cosigners = signing.cosign.iter().map(cosigner).collect::<Result<Vec<_>, _>>()?;
+    request.ticket.clone_from(&signing.ticket);
+    let issued = authority::issue(dir, &signer, &cosigners, &request, now_or(signing.now)).await?;
+    let site = &request.sites[0];
+    if let Some(out) = &signing.out {
+        authority::copy_bundle(dir, site, out)?;
     }
-    let bundle = args.out.clone().unwrap_or_else(|| dir.bundle_path(site));
+    let bundle = signing.out.clone().unwrap_or_else(|| dir.bundle_path(site));
     Ok(describe(&issued, &signer, &bundle))
 }
 
@@ -326,24 +453,20 @@ fn describe(issued: &authority::Issued, signer: &KeyFileSigner, bundle: &Path) -
     text
 }
 
-async fn offered(args: &StatementArgs) -> Result<Vec<OfferedKey>, ProgramError> {
-    let status = match args.status {
-        Status::Next => KeyStatus::Next,
-        Status::Active => KeyStatus::Active,
-    };
+/// The keys of a command line under one status, their public halves out of files or from KMS.
+async fn offered(
+    files: &[KeyArg],
+    kms_arns: &[KeyArn],
+    status: KeyStatus,
+) -> Result<Vec<OfferedKey>, ProgramError> {
     let mut offered = Vec::new();
-    for (keys, status) in [(&args.keys, status), (&args.next_keys, KeyStatus::Next)] {
-        for key in keys {
-            let spki = key.spki.as_deref().map(read_spki).transpose()?;
-            offered.push(OfferedKey { arn: key.arn.clone(), spki, status });
-        }
+    for key in files {
+        let spki = key.spki.as_deref().map(read_spki).transpose()?;
+        offered.push(OfferedKey { arn: key.arn.clone(), spki, status });
     }
-    if args.kms_keys.is_empty() && args.kms_next_keys.is_empty() {
-        return Ok(offered);
-    }
-    let kms = Kms::from_environment(KmsTimeouts::default()).await;
-    for (arns, status) in [(&args.kms_keys, status), (&args.kms_next_keys, KeyStatus::Next)] {
-        for arn in arns {
+    if !kms_arns.is_empty() {
+        let kms = Kms::from_environment(KmsTimeouts::default()).await;
+        for arn in kms_arns {
             let spki = kms.sealing_key(arn).await.map_err(AuthorityError::Kms)?;
             offered.push(OfferedKey { arn: arn.clone(), spki: Some(spki), status });
         }
@@ -397,6 +520,11 @@ fn table(overview: &Overview) -> String {
         overview.root,
         overview.root_expires_at,
     );
+    for (role, keys) in [("root key", &overview.root_keys), ("statements", &overview.statement_keys)] {
+        for key in keys {
+            let _ = writeln!(text, "{role:<10} {} {}", key.kid, key.label);
+        }
+    }
     for site in &overview.sites {
         let _ = writeln!(
             text,

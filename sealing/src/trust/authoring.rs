@@ -74,6 +74,14 @@ impl Draft {
         Ok(Draft { typ: ObjectType::Statement, payload, signatures: Vec::new() })
     }
 
+    /// A root that somebody else has drafted, from its [`payload`](Self::payload), and what it says. `PARSE` or `ROOT_KEYS` if
+    /// no device could read it.
+    pub fn root_of_payload(payload: &[u8]) -> Result<(Draft, RootFields), AuthoringError> {
+        within_limit(payload)?;
+        let fields = RootFields::read_payload(payload).map_err(AuthoringError::Unreadable)?;
+        Ok((Draft { typ: ObjectType::Root, payload: payload.to_vec(), signatures: Vec::new() }, fields))
+    }
+
     /// An object that has some signatures already, for the next key holder. They are kept as they are.
     pub fn reopen(object: &[u8]) -> Result<Draft, AuthoringError> {
         let typ = cose::object_type_of(object).map_err(AuthoringError::Unreadable)?;
@@ -91,6 +99,17 @@ impl Draft {
     /// Digest of the payload: what the next object names as its previous.
     pub fn digest(&self) -> Sha256Digest {
         Sha256Digest::of(&self.payload)
+    }
+
+    /// What is signed, without any signature: what travels to the holders of keys.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// The signatures, each with the name of its key. Whether they hold is seen when they are
+    /// [attached](Self::attach).
+    pub fn signatures(&self) -> impl Iterator<Item = (&Kid, &[u8])> {
+        self.signatures.iter().map(|(kid, _, signature)| (kid, signature.as_slice()))
     }
 
     /// The keys that have signed.

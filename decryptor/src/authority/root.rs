@@ -1,0 +1,246 @@
+//! `authority root draft | sign | accept`: the next root, signed by people who do not meet.
+//!
+//! ```text
+//! draft    DIR and what is to change ─> PAYLOAD                nothing secret; what everybody signs, byte for byte
+//! sign     PAYLOAD and a root key    ─> a root with one signature, on the key holder's machine, which has no DIR
+//! accept   DIR and those             ─> thresholds of the old root and the new one ─> rehearsal ─> DIR, bundles
+//! ```
+//!
+//! Which signatures are needed is the verifier's rule and nobody else's: [`accept`] asks the function that devices ask.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pithead_sealing::Site;
+use pithead_sealing::trust::authoring::{Draft, SigningKey};
+use pithead_sealing::trust::{
+    Custody, Kid, Role, RoleSpki, Root, RootFields, RootKey, RsaSpki, Sha256Digest, Statement, UnixTime,
+    verify,
+};
+use serde_json::json;
+
+use super::audit;
+use super::dir::{AuthorityDir, write_whole};
+use super::error::AuthorityError;
+use super::export;
+use super::init::MAX_ROOT_LIFE;
+use super::rehearsal::{History, rehearse};
+
+/// What the next root is to have otherwise. Everything else is as in the root before.
+#[derive(Debug, Clone, Default)]
+pub struct RootChange {
+    /// How long it lives; as long as the root before, from now on.
+    pub life: Option<Duration>,
+    /// Root keys that come.
+    pub add_root_keys: Vec<RootKey>,
+    /// Root keys that go.
+    pub remove_root_keys: Vec<Kid>,
+    /// How many of them sign a root.
+    pub root_threshold: Option<u64>,
+    /// The keys of the statement role, instead of those before; one of them signs.
+    pub statement_keys: Vec<RootKey>,
+    /// Data keys that are never used again, by fingerprint.
+    pub deny: Vec<Sha256Digest>,
+    /// Undoes whatever a stolen statement key has signed.
+    pub raise_epoch: bool,
+    /// Who can cause a statement's signature.
+    pub custody: Option<Custody>,
+    /// How long a key is announced, in operating time of the vehicles.
+    pub hold_down: Option<Duration>,
+    /// Longest life of a statement.
+    pub max_statement_validity: Option<Duration>,
+}
+
+/// A root that nobody has signed yet.
+#[derive(Debug, Clone)]
+pub struct RootDraft {
+    /// What it says.
+    pub fields: RootFields,
+    /// What is signed.
+    pub payload: Bytes,
+    /// SHA-256 of it: what those who sign read to each other.
+    pub digest: Sha256Digest,
+}
+
+/// A root that is in force now.
+#[derive(Debug, Clone)]
+pub struct AcceptedRoot {
+    /// The root.
+    pub root: Root,
+    /// Sites whose bundle carries it already, with the statement that they have.
+    pub sites: Vec<Site>,
+    /// Sites that need a new statement first: the one that they have does not stand under this root.
+    pub need_statement: Vec<Site>,
+}
+
+/// Drafts the root after the one in force.
+///
+/// # Errors
+/// [`AuthorityError::Request`] for a change that cannot be made, [`AuthorityError::Authoring`] with the rule that the root
+/// would break.
+pub fn draft(dir: &AuthorityDir, change: &RootChange, now: UnixTime) -> Result<RootDraft, AuthorityError> {
+    let roots = dir.roots()?;
+    let current = roots.last().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
+    let fields = next_root(current, change, now)?;
+    let draft = Draft::root(&fields)?;
+    Ok(RootDraft { fields, payload: Bytes::copy_from_slice(draft.payload()), digest: draft.digest() })
+}
+
+/// What a payload says, for whoever is asked to sign it.
+///
+/// # Errors
+/// [`AuthorityError::Authoring`] if it is no root that a device could read.
+pub fn read_draft(payload: &[u8]) -> Result<RootDraft, AuthorityError> {
+    let (draft, fields) = Draft::root_of_payload(payload)?;
+    Ok(RootDraft { fields, payload: Bytes::copy_from_slice(payload), digest: draft.digest() })
+}
+
+/// Signs a drafted root with one key. A key that goes signs as well: the old root's threshold is asked for.
+///
+/// # Errors
+/// [`AuthorityError::Authoring`].
+pub fn sign(draft: &RootDraft, key: &SigningKey) -> Result<Bytes, AuthorityError> {
+    let (mut draft, _) = Draft::root_of_payload(&draft.payload)?;
+    draft.sign(key)?;
+    Ok(draft.finish()?)
+}
+
+/// Brings signatures together, and puts the root into force if both thresholds are met.
+///
+/// # Errors
+/// [`AuthorityError::RootRefused`] with `THRESHOLD_OLD` or `THRESHOLD_NEW` while signatures are missing. Unless it is a
+/// failed write, the folder is as it was.
+pub fn accept(dir: &AuthorityDir, signed: &[Bytes], now: UnixTime) -> Result<AcceptedRoot, AuthorityError> {
+    let mut roots = dir.roots()?;
+    let current = roots.last().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
+    let draft = collect(current, signed)?;
+    let root = verify::next_root(current, &draft.finish()?).map_err(AuthorityError::RootRefused)?;
+    roots.push(root.clone());
+
+    let (mut bundles, mut need_statement) = (Vec::new(), Vec::new());
+    for site in dir.sites()? {
+        let statements = dir.statements(&site, &roots)?;
+        match bundle_under(dir, &site, &roots, &statements, now)? {
+            Some(bundle) => bundles.push((site, bundle)),
+            None => need_statement.push(site),
+        }
+    }
+    audit::record(dir, now, "root.accept", facts(&root, &draft))?;
+    dir.keep_root(&root)?;
+    let mut sites = Vec::new();
+    for (site, bundle) in bundles {
+        write_whole(&dir.bundle_path(&site), &bundle)?;
+        sites.push(site);
+    }
+    Ok(AcceptedRoot { root, sites, need_statement })
+}
+
+fn next_root(current: &Root, change: &RootChange, now: UnixTime) -> Result<RootFields, AuthorityError> {
+    let life = change.life.map_or_else(|| current.expires_at.since(current.issued_at), |life| life.as_secs());
+    if life == 0 || life > MAX_ROOT_LIFE.as_secs() {
+        return Err(AuthorityError::Request("a root lives for at most two years"));
+    }
+    let of_role = |role: &Role| -> Vec<RootKey> {
+        role.kids.iter().filter_map(|kid| current.key(kid)).cloned().collect()
+    };
+    let mut root_keys = of_role(&current.root_role);
+    for gone in &change.remove_root_keys {
+        let before = root_keys.len();
+        root_keys.retain(|key| key.spki.kid() != *gone);
+        if root_keys.len() == before {
+            return Err(AuthorityError::Request("--remove-root-key names no key of the root role"));
+        }
+    }
+    root_keys.extend(change.add_root_keys.iter().cloned());
+    let statement_keys = match change.statement_keys.as_slice() {
+        [] => of_role(&current.statement_role),
+        keys => keys.to_vec(),
+    };
+    let kids = |keys: &[RootKey]| keys.iter().map(|key| key.spki.kid()).collect::<Vec<Kid>>();
+    let mut fields = current.fields().clone();
+    fields.version += 1;
+    fields.epoch += u64::from(change.raise_epoch);
+    fields.issued_at = now;
+    fields.expires_at = now.plus(life);
+    fields.previous = *current.digest();
+    fields.root_role = Role {
+        threshold: change.root_threshold.unwrap_or(current.root_role.threshold),
+        kids: kids(&root_keys),
+    };
+    fields.statement_role = Role { threshold: 1, kids: kids(&statement_keys) };
+    fields.keys = root_keys;
+    for key in statement_keys {
+        if !fields.keys.iter().any(|known| known.spki.kid() == key.spki.kid()) {
+            fields.keys.push(key);
+        }
+    }
+    for fingerprint in &change.deny {
+        if !fields.denies(fingerprint) {
+            fields.denylist.push(*fingerprint);
+        }
+    }
+    let policy = &mut fields.policy;
+    policy.custody = change.custody.or(policy.custody);
+    policy.hold_down_s = change.hold_down.map_or(policy.hold_down_s, |time| time.as_secs());
+    policy.max_statement_validity_s =
+        change.max_statement_validity.map_or(policy.max_statement_validity_s, |time| time.as_secs());
+    Ok(fields)
+}
+
+/// One object with the signatures of all. Each is held against the key that it names, in the new root or the old one.
+fn collect(current: &Root, signed: &[Bytes]) -> Result<Draft, AuthorityError> {
+    let first = signed.first().ok_or(AuthorityError::Request("a root is accepted with its signatures"))?;
+    let (mut all, fields) = Draft::root_of_payload(Draft::reopen(first)?.payload())?;
+    for object in signed {
+        let one = Draft::reopen(object)?;
+        if one.digest() != all.digest() {
+            return Err(AuthorityError::Request("the signatures are over different drafts"));
+        }
+        for (kid, signature) in one.signatures() {
+            let key: Option<&RoleSpki> = fields.key(kid).or_else(|| current.key(kid)).map(|key| &key.spki);
+            let key =
+                key.ok_or(AuthorityError::Request("a signature is of a key that neither root lists"))?;
+            if !all.signed_by().any(|known| known == kid) {
+                all.attach(key, signature)?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// A site's bundle with the statement that it has, if devices would take it: those that were there from the start, and one
+/// that is new today.
+fn bundle_under(
+    dir: &AuthorityDir,
+    site: &Site,
+    roots: &[Root],
+    statements: &[Statement],
+    now: UnixTime,
+) -> Result<Option<Vec<u8>>, AuthorityError> {
+    let Some((last, past)) = statements.split_last() else { return Ok(None) };
+    let listed: BTreeSet<Sha256Digest> =
+        statements.iter().flat_map(|statement| &statement.keys).map(|key| key.fingerprint).collect();
+    let spkis: Vec<RsaSpki> =
+        listed.iter().map(|fingerprint| dir.spki(fingerprint)).collect::<Result<_, _>>()?;
+    let ders: Vec<Bytes> = spkis.iter().map(|spki| Bytes::copy_from_slice(spki.der())).collect();
+    let history = History { site, roots, statements: past, spkis: &ders };
+    match rehearse(&history, last.object(), now) {
+        Ok(_) => Ok(Some(export::bundle(site, roots, last, &spkis))),
+        Err(AuthorityError::Refused { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn facts(root: &Root, draft: &Draft) -> serde_json::Value {
+    json!({
+        "authority": root.authority, "root_version": root.version, "epoch": root.epoch,
+        "root": root.digest().to_string(),
+        "signed_by": draft.signed_by().map(ToString::to_string).collect::<Vec<_>>(),
+        "keys": root.keys.iter().map(|key| json!({
+            "kid": key.spki.kid().to_string(), "label": key.label,
+        })).collect::<Vec<_>>(),
+        "denylist": root.denylist.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "expires_at": super::show::rfc3339(root.expires_at),
+    })
+}

@@ -1,0 +1,351 @@
+//! `authority root new-key | draft | sign | accept`.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use bytes::Bytes;
+use pithead_hop::program::{ProgramError, units};
+use pithead_sealing::Site;
+use pithead_sealing::trust::{
+    Algorithm, Custody, Kid, MAX_SPKI, Role, RoleSpki, RootFields, RootKey, Sha256Digest,
+};
+use rustls_pki_types::SubjectPublicKeyInfoDer;
+use rustls_pki_types::pem::PemObject as _;
+
+use super::{Alg, Moment, now_or};
+use crate::authority::{self, AuthorityDir, AuthorityError, Passphrase, RootChange, RootDraft};
+
+/// Bytes of a payload or a signed root that are read: a device reads no more of one.
+const OBJECT_MAX: u64 = 16_384;
+
+/// Arguments of `authority root`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `authority root ...`
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Make a key on this machine, for a role of the next root
+    NewKey(NewKeyArgs),
+    /// Draft the next root: a file that every signer gets
+    Draft(DraftArgs),
+    /// Show what a draft says, and sign it with a key of this machine
+    Sign(SignArgs),
+    /// Bring the signatures together and put the root into force
+    Accept(AcceptArgs),
+}
+
+/// Arguments of `authority root new-key`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NewKeyArgs {
+    /// Where the key goes; its public half goes beside it, under the same name with .pub
+    #[arg(long, value_name = "PEM")]
+    pub out: PathBuf,
+    /// How it signs
+    #[arg(long, value_enum, default_value_t = Alg::P256)]
+    pub alg: Alg,
+    /// Encrypt it under the first line of this file
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// Arguments of `authority root draft`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DraftArgs {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Where the draft goes
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// How long the root lives, at most two years; as long as the one before if it is not given
+    #[arg(long, value_name = "TIME")]
+    pub life: Option<units::Duration>,
+    /// A root key that comes, with its public key in PEM or DER; may be given several times
+    #[arg(long, value_name = "LABEL=PUB")]
+    pub add_root_key: Vec<RoleKeyArg>,
+    /// A root key that goes, by its kid; may be given several times
+    #[arg(long, value_name = "KID")]
+    pub remove_root_key: Vec<String>,
+    /// How many root keys must sign a root
+    #[arg(long, value_name = "N")]
+    pub root_threshold: Option<u64>,
+    /// The keys that sign statements from now on, instead of those before; may be given several times
+    #[arg(long, value_name = "LABEL=PUB")]
+    pub statement_key: Vec<RoleKeyArg>,
+    /// A data key that is never used again, by its fingerprint; may be given several times
+    #[arg(long, value_name = "SHA256")]
+    pub deny: Vec<String>,
+    /// Undo what a stolen statement key has signed: devices forget its statements, and the next one needs the root keys
+    #[arg(long)]
+    pub raise_epoch: bool,
+    /// Who can cause a statement's signature
+    #[arg(long, value_enum)]
+    pub custody: Option<CustodyArg>,
+    /// How long a key is announced before it is used, in operating time of the vehicles
+    #[arg(long, value_name = "TIME")]
+    pub hold_down: Option<units::Duration>,
+    /// Longest life of a statement
+    #[arg(long, value_name = "TIME")]
+    pub max_validity: Option<units::Duration>,
+    /// The time at which it is drafted: seconds since 1970 or RFC 3339
+    #[arg(long, hide = true)]
+    pub now: Option<Moment>,
+}
+
+/// Arguments of `authority root sign`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SignArgs {
+    /// The draft
+    pub draft: PathBuf,
+    /// The key; without it the draft is shown and nothing is signed
+    #[arg(long, value_name = "PEM", requires = "out")]
+    pub key: Option<PathBuf>,
+    /// The first line of this file opens the key
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Where the signature goes
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Arguments of `authority root accept`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AcceptArgs {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// What `root sign` wrote, from each signer
+    #[arg(required = true)]
+    pub signatures: Vec<PathBuf>,
+    /// The time by which devices judge it: seconds since 1970 or RFC 3339
+    #[arg(long, hide = true)]
+    pub now: Option<Moment>,
+}
+
+/// Who can cause a statement's signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CustodyArg {
+    /// A token that is kept offline
+    OfflineToken,
+    /// A key in a cloud provider's HSM
+    CloudHsm,
+    /// A file: whoever reads the file
+    KeyFile,
+}
+
+/// `LABEL=FILE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoleKeyArg {
+    /// For people: who holds it.
+    pub label: String,
+    /// Its public key.
+    pub file: PathBuf,
+}
+
+impl FromStr for RoleKeyArg {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (label, file) = text.split_once('=').ok_or("not LABEL=FILE, such as alice=alice.pem.pub")?;
+        if label.is_empty() || file.is_empty() {
+            return Err("not LABEL=FILE, such as alice=alice.pem.pub");
+        }
+        Ok(Self { label: label.to_owned(), file: file.into() })
+    }
+}
+
+pub(super) fn run(args: Args) -> Result<String, ProgramError> {
+    match args.command {
+        Command::NewKey(args) => new_key(&args),
+        Command::Draft(args) => draft(&args),
+        Command::Sign(args) => sign(&args),
+        Command::Accept(args) => accept(&args),
+    }
+}
+
+fn new_key(args: &NewKeyArgs) -> Result<String, ProgramError> {
+    let passphrase = args.passphrase_file.as_deref().map(Passphrase::read).transpose()?;
+    let algorithm = match args.alg {
+        Alg::P256 => Algorithm::Esp256,
+        Alg::Ed25519 => Algorithm::Ed25519,
+    };
+    let public = authority::new_key_file(&args.out, algorithm, passphrase.as_ref())?;
+    let mut beside = args.out.clone().into_os_string();
+    beside.push(".pub");
+    let beside = PathBuf::from(beside);
+    authority::write_whole(&beside, authority::public_pem(&public)?.as_bytes())?;
+    let warning =
+        if passphrase.is_some() { "" } else { "WARNING: it is not encrypted (--passphrase-file)\n" };
+    Ok(format!(
+        "key        {}\npublic     {}\nkid        {}\n{warning}\nnext: give {} to whoever drafts the next root\n",
+        args.out.display(),
+        beside.display(),
+        public.kid(),
+        beside.display(),
+    ))
+}
+
+fn draft(args: &DraftArgs) -> Result<String, ProgramError> {
+    let dir = AuthorityDir::open(&args.dir)?;
+    let keys = |keys: &[RoleKeyArg]| keys.iter().map(role_key).collect::<Result<Vec<_>, _>>();
+    let change = RootChange {
+        life: args.life.map(units::Duration::get),
+        add_root_keys: keys(&args.add_root_key)?,
+        remove_root_keys: args.remove_root_key.iter().map(|text| kid(text)).collect::<Result<_, _>>()?,
+        root_threshold: args.root_threshold,
+        statement_keys: keys(&args.statement_key)?,
+        deny: args.deny.iter().map(|text| fingerprint(text)).collect::<Result<_, _>>()?,
+        raise_epoch: args.raise_epoch,
+        custody: args.custody.map(|custody| match custody {
+            CustodyArg::OfflineToken => Custody::OfflineToken,
+            CustodyArg::CloudHsm => Custody::CloudHsm,
+            CustodyArg::KeyFile => Custody::KeyFile,
+        }),
+        hold_down: args.hold_down.map(units::Duration::get),
+        max_statement_validity: args.max_validity.map(units::Duration::get),
+    };
+    let draft = authority::draft(&dir, &change, now_or(args.now))?;
+    authority::write_whole(&args.out, &draft.payload)?;
+    let out = args.out.display();
+    let mut text = described(&draft);
+    let _ = writeln!(
+        text,
+        "\nnext: on the machine of each signer, of the old root's threshold and of the new one's:\n  \
+         pithead-decryptor authority root sign {out} --key ROOT.pem --out NAME.signed\n\
+         and here: pithead-decryptor authority root accept --dir {} *.signed",
+        args.dir.display()
+    );
+    Ok(text)
+}
+
+fn sign(args: &SignArgs) -> Result<String, ProgramError> {
+    let draft = authority::read_draft(&read(&args.draft)?)?;
+    let mut text = described(&draft);
+    let (Some(key), Some(out)) = (&args.key, &args.out) else {
+        text.push_str("\nnothing was signed; to sign it, give --key PEM --out FILE\n");
+        return Ok(text);
+    };
+    let passphrase = args.passphrase_file.as_deref().map(Passphrase::read).transpose()?;
+    let key = authority::read_signing_key(key, passphrase.as_ref())?;
+    authority::write_whole(out, &authority::sign(&draft, &key)?)?;
+    let kid = key.public().kid();
+    let whose = draft.fields.key(&kid).map_or_else(
+        || "a key that the new root does not list: it counts for the old root alone".to_owned(),
+        |key| key.label.clone(),
+    );
+    let _ = writeln!(text, "\nsigned by    {kid} ({whose})\nsignature    {}", out.display());
+    Ok(text)
+}
+
+fn accept(args: &AcceptArgs) -> Result<String, ProgramError> {
+    let dir = AuthorityDir::open(&args.dir)?;
+    let signed: Vec<Bytes> = args.signatures.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
+    let accepted = authority::accept(&dir, &signed, now_or(args.now))?;
+    let root = &accepted.root;
+    let mut text = format!(
+        "root         version {}, epoch {}, in force\nfingerprint  {}\nexpires      {}\n",
+        root.version,
+        root.epoch,
+        root.digest(),
+        authority::rfc3339(root.expires_at)
+    );
+    let names = |sites: &[Site]| sites.iter().map(Site::as_str).collect::<Vec<_>>().join(", ");
+    if !accepted.sites.is_empty() {
+        let _ = writeln!(text, "bundles      {} carry it", names(&accepted.sites));
+    }
+    if !accepted.need_statement.is_empty() {
+        let _ = writeln!(
+            text,
+            "\nThe last statement of {} does not stand under this root. Sign the next one now:\n  \
+             pithead-decryptor authority statement --dir {} --site SITE\n\
+             and after a raised epoch with --cosign ROOT.pem for the threshold of root keys",
+            names(&accepted.need_statement),
+            args.dir.display()
+        );
+    }
+    Ok(text)
+}
+
+/// What a draft says, for the one who is asked to sign it.
+fn described(draft: &RootDraft) -> String {
+    let RootFields { authority, version, epoch, policy, .. } = &draft.fields;
+    let mut text = format!(
+        "root         version {version}, epoch {epoch}, of {authority}\nfingerprint  {}\nafter        {}\n\
+         issued       {}\nexpires      {}\n",
+        draft.digest,
+        draft.fields.previous,
+        authority::rfc3339(draft.fields.issued_at),
+        authority::rfc3339(draft.fields.expires_at),
+    );
+    let mut role = |name: &str, role: &Role| {
+        let _ = writeln!(text, "{name:<12} {} of {}", role.threshold, role.kids.len());
+        for kid in &role.kids {
+            let label = draft.fields.key(kid).map_or("", |key| key.label.as_str());
+            let _ = writeln!(text, "             {kid} {label:?}");
+        }
+    };
+    role("root keys", &draft.fields.root_role);
+    role("statements", &draft.fields.statement_role);
+    for fingerprint in &draft.fields.denylist {
+        let _ = writeln!(text, "denied       {fingerprint}");
+    }
+    let custody = match policy.custody {
+        Some(Custody::OfflineToken) => "offline token",
+        Some(Custody::CloudHsm) => "cloud HSM",
+        Some(Custody::KeyFile) => "key file",
+        None => "not declared",
+    };
+    let _ = writeln!(
+        text,
+        "policy       hold-down {} s, RSA from {} bits, statements up to {} days, custody: {custody}",
+        policy.hold_down_s,
+        policy.min_rsa_bits,
+        policy.max_statement_validity_s / 86_400
+    );
+    text
+}
+
+fn read(path: &Path) -> Result<Bytes, AuthorityError> {
+    let failed = |error| AuthorityError::File { action: "read", path: path.into(), error };
+    if fs::metadata(path).map_err(failed)?.len() > OBJECT_MAX {
+        return Err(AuthorityError::KeyFile { path: path.into(), what: "longer than any root" });
+    }
+    let failed = |error| AuthorityError::File { action: "read", path: path.into(), error };
+    Ok(fs::read(path).map_err(failed)?.into())
+}
+
+fn role_key(arg: &RoleKeyArg) -> Result<RootKey, AuthorityError> {
+    let wrong = |what| AuthorityError::KeyFile { path: arg.file.clone(), what };
+    let content = read(&arg.file)?;
+    if content.len() > 16 * MAX_SPKI {
+        return Err(wrong("longer than any public key"));
+    }
+    let spki = if content.starts_with(&[0x30]) {
+        RoleSpki::from_der(&content)
+    } else {
+        let der = SubjectPublicKeyInfoDer::from_pem_slice(&content)
+            .map_err(|_| wrong("neither PEM with BEGIN PUBLIC KEY nor DER"))?;
+        RoleSpki::from_der(&der)
+    };
+    let spki = spki.map_err(|_| wrong("not a P-256 or Ed25519 public key"))?;
+    Ok(RootKey { spki, label: arg.label.clone() })
+}
+
+fn kid(text: &str) -> Result<Kid, AuthorityError> {
+    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes
+        .map(Kid::from_bytes)
+        .ok_or(AuthorityError::Request("a kid is 32 hex digits; `authority show` has them"))
+}
+
+fn fingerprint(text: &str) -> Result<Sha256Digest, AuthorityError> {
+    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.map(Sha256Digest::from_bytes).ok_or(AuthorityError::Request("a fingerprint is 64 hex digits"))
+}

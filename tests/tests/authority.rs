@@ -1,0 +1,100 @@
+//! The authority's acts on a site that works: keys and roots change, and nobody touches the truck.
+#![allow(clippy::unwrap_used)]
+
+use pithead_tests::{
+    command::{Finished, run},
+    ledger::hash_of,
+    program::Admin,
+    site::{KEY_ARN, NEXT_KEY_ARN, SITE, Site, SiteOptions},
+};
+
+fn records(from: usize, count: usize) -> Vec<String> {
+    (from..from + count).map(|at| format!("truck 1 record {at:06}")).collect()
+}
+
+/// The gateway has the statement of that number.
+async fn has(site: &mut Site, sequence: f64) {
+    let there =
+        async move |admin: Admin| admin.metric("pithead_key_sequence").await.is_ok_and(|at| at == sequence);
+    site.gateway().unwrap().until("has the next statement", there).await.unwrap();
+}
+
+/// `authority root ...` on a machine that has no authority's folder.
+async fn root(site: &Site, arguments: &[&str]) -> Finished {
+    let decryptor = site.programs().decryptor();
+    run(&decryptor, [&["authority", "root"], arguments].concat(), &[]).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_a_new_root_and_a_revocation_reach_a_truck_that_nobody_touches() {
+    let options = SiteOptions { standby: true, hold_down: "1s", ..SiteOptions::default() };
+    let mut site = Site::start(options).await.unwrap();
+    let device = site.enroll("truck-1").await.unwrap();
+    device.send("can", &records(0, 100)).await.unwrap();
+    assert_eq!(device.key().await.unwrap().key.as_deref(), Some(KEY_ARN));
+
+    // The key that stood by takes over.
+    let rotate = ["--site", SITE, "--no-standby"];
+    let mut rotated = site.authority.act(&["rotate"], &rotate).await.unwrap();
+    // The hold-down is a second of operating time, and the first statement may be younger than that.
+    while rotated.refused_with("PH-1026", "TRUST_UNANNOUNCED") {
+        rotated = site.authority.act(&["rotate"], &rotate).await.unwrap();
+    }
+    rotated.ok().unwrap();
+    has(&mut site, 2.0).await;
+    device.send("can", &records(100, 100)).await.unwrap();
+    let key = device.key().await.unwrap();
+    assert_eq!((key.sequence, key.key.as_deref()), (2, Some(NEXT_KEY_ARN)));
+
+    // Another root: the second root key goes, one that was made elsewhere comes. Three people sign, each with the draft alone.
+    let folder = site.folder().to_owned();
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (carol, public, draft) = (path("carol.pem"), path("carol.pem.pub"), path("root-2.draft"));
+    let made = root(&site, &["new-key", "--out", &carol]).await.ok().unwrap();
+    assert!(made.stdout.contains("WARNING: it is not encrypted"), "{}", made.stdout);
+    let again = root(&site, &["new-key", "--out", &carol]).await;
+    assert!(!again.is_ok(), "a key file is never written over");
+    let shown = site.authority.act(&["show"], &["-o", "json"]).await.unwrap().ok().unwrap();
+    let shown: serde_json::Value = shown.json().unwrap();
+    let second = shown["root_keys"].as_array().unwrap().iter().find(|key| key["label"] == "root-2").unwrap();
+    let gone = second["kid"].as_str().unwrap();
+    let added = format!("carol={public}");
+    let arguments = ["--add-root-key", &added, "--remove-root-key", gone, "--out", &draft];
+    site.authority.act(&["root", "draft"], &arguments).await.unwrap().ok().unwrap();
+    let read = root(&site, &["sign", &draft]).await.ok().unwrap().stdout;
+    assert!(
+        read.contains("version 2") && read.contains("\"carol\"") && read.contains("nothing was signed"),
+        "{read}"
+    );
+    let mut signatures = Vec::new();
+    for (name, key) in [
+        ("alice", site.authority.key("root-1").display().to_string()),
+        ("bob", site.authority.key("root-2").display().to_string()),
+        ("carol", carol),
+    ] {
+        let out = path(&format!("{name}.signed"));
+        root(&site, &["sign", &draft, "--key", &key, "--out", &out]).await.ok().unwrap();
+        signatures.push(out);
+    }
+    let signatures: Vec<&str> = signatures.iter().map(String::as_str).collect();
+    let too_few = site.authority.act(&["root", "accept"], &signatures[..1]).await.unwrap();
+    assert!(too_few.refused_with("PH-1009", "TRUST_THRESHOLD_OLD"), "{}", too_few.stderr);
+    site.authority.act(&["root", "accept"], &signatures).await.unwrap().ok().unwrap();
+    site.authority.statement(SITE, &["--no-standby".into()]).await.unwrap().ok().unwrap();
+    has(&mut site, 3.0).await;
+    device.send("can", &records(200, 100)).await.unwrap();
+    let told: serde_json::Value = device.run(&["key"]).await.unwrap().ok().unwrap().json().unwrap();
+    assert_eq!(told["root_version"], 2, "{told:#}");
+
+    // The key is revoked, and nobody stands by: that is not signed, and says what is left to do.
+    let revoke = [NEXT_KEY_ARN, "--site", SITE, "--reason", "stolen", "--no-standby"];
+    let refused = site.authority.act(&["revoke"], &revoke).await.unwrap();
+    assert!(refused.refused_with("PH-1025", "TRUST_NO_ACTIVE"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("root draft --deny"), "{}", refused.stderr);
+
+    site.until_relayed().await.unwrap();
+    let delivered = site.delivered().unwrap();
+    assert_eq!((delivered.holes(), delivered.repeated()), (0, 0));
+    assert_eq!(hash_of(delivered.records_of(device.name())), hash_of(records(0, 300)));
+    site.stop().await.unwrap();
+}
