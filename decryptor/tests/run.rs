@@ -82,19 +82,15 @@ impl World {
         let authority = AuthorityDir::open(&authority).unwrap();
         let site = Site::new("pit-7").unwrap();
         let request = StatementRequest {
-            sites: vec![site.clone()],
             keys: vec![OfferedKey {
                 arn: KeyArn::new(ARN).unwrap(),
                 spki: Some(RsaSpki::from_der(spki.as_ref()).unwrap()),
                 status: KeyStatus::Active,
             }],
-            retire: Vec::new(),
-            validity: None,
             no_standby: true,
-            decrypt_until: None,
-            ticket: None,
+            ..StatementRequest::to(vec![site.clone()])
         };
-        let issued = issue(&authority, &signer, &request, START).await.unwrap();
+        let issued = issue(&authority, &signer, &[], &request, START).await.unwrap();
         fs::copy(authority.bundle_path(&site), at("bundle.pb")).unwrap();
 
         let (site_ca, server_ca) = (Ca::new(), Ca::new());

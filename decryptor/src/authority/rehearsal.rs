@@ -18,6 +18,8 @@ pub(super) struct History<'a> {
     pub(super) roots: &'a [Root],
     pub(super) statements: &'a [Statement],
     pub(super) spkis: &'a [Bytes],
+    /// No vehicle is left that has not taken a statement of this epoch, and new ones begin with a root of it.
+    pub(super) epoch_followed: bool,
 }
 
 /// Lets both devices take in `statement` at `now`.
@@ -35,8 +37,8 @@ pub(super) fn rehearse(
     Ok(key)
 }
 
-fn provision(history: &History<'_>, clock: Clock) -> Result<Device, TrustError> {
-    let first = history.roots.first().ok_or(TrustError::NeedRoot)?;
+fn provision(history: &History<'_>, first: Option<&Root>, clock: Clock) -> Result<Device, TrustError> {
+    let first = first.ok_or(TrustError::NeedRoot)?;
     Device::provision(&first.authority, history.site, first.object(), clock)
 }
 
@@ -47,7 +49,9 @@ fn newer_roots(history: &History<'_>, device: &Device, up_to: u64) -> Vec<Bytes>
 
 fn enrolled_today(history: &History<'_>, statement: &Bytes, now: UnixTime) -> Result<(), TrustError> {
     let clock = Clock::trusted(0, now);
-    let mut device = provision(history, clock)?;
+    let epoch = history.roots.last().map(|root| root.epoch);
+    let first = history.roots.iter().find(|root| !history.epoch_followed || Some(root.epoch) == epoch);
+    let mut device = provision(history, first, clock)?;
     let roots = newer_roots(history, &device, u64::MAX);
     device
         .apply(&Bundle { roots, statement: Some(statement.clone()), spkis: history.spkis.to_vec() }, clock)?;
@@ -61,7 +65,7 @@ fn there_from_the_start(
 ) -> Result<VerifiedKey, TrustError> {
     let start = history.roots.first().map_or(now, |root| root.issued_at);
     let at = |time: UnixTime| Clock::trusted(time.since(start), time);
-    let mut device = provision(history, at(start))?;
+    let mut device = provision(history, history.roots.first(), at(start))?;
     for past in history.statements {
         let roots = newer_roots(history, &device, past.root_version);
         let bundle = Bundle { roots, statement: Some(past.object().clone()), spkis: history.spkis.to_vec() };

@@ -3,29 +3,28 @@
 //! ```text
 //! draft    DIR and what is to change ─> PAYLOAD                nothing secret; what everybody signs, byte for byte
 //! sign     PAYLOAD and a root key    ─> a root with one signature, on the key holder's machine, which has no DIR
-//! accept   DIR and those             ─> thresholds of the old root and the new one ─> rehearsal ─> DIR, bundles
+//! accept   DIR and those             ─> thresholds of the old root and the new one ─> DIR
 //! ```
+//!
+//! No bundle is written: a statement that is older than the root does not stand under it, so the next one has to be signed
+//! first, and what gateways have until then goes on to be good.
 //!
 //! Which signatures are needed is the verifier's rule and nobody else's: [`accept`] asks the function that devices ask.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pithead_sealing::Site;
 use pithead_sealing::trust::authoring::{Draft, SigningKey};
 use pithead_sealing::trust::{
-    Custody, Kid, Role, RoleSpki, Root, RootFields, RootKey, RsaSpki, Sha256Digest, Statement, UnixTime,
-    verify,
+    Custody, Kid, MAX_ROOTS, Role, RoleSpki, Root, RootFields, RootKey, Sha256Digest, UnixTime, verify,
 };
 use serde_json::json;
 
 use super::audit;
-use super::dir::{AuthorityDir, write_whole};
+use super::dir::AuthorityDir;
 use super::error::AuthorityError;
-use super::export;
 use super::init::MAX_ROOT_LIFE;
-use super::rehearsal::{History, rehearse};
 
 /// What the next root is to have otherwise. Everything else is as in the root before.
 #[derive(Debug, Clone, Default)]
@@ -68,10 +67,10 @@ pub struct RootDraft {
 pub struct AcceptedRoot {
     /// The root.
     pub root: Root,
-    /// Sites whose bundle carries it already, with the statement that they have.
+    /// Sites that are to be given it, with their next statement.
     pub sites: Vec<Site>,
-    /// Sites that need a new statement first: the one that they have does not stand under this root.
-    pub need_statement: Vec<Site>,
+    /// Devices have forgotten all statements: the next one needs the root keys beside it.
+    pub raised_epoch: bool,
 }
 
 /// Drafts the root after the one in force.
@@ -112,28 +111,18 @@ pub fn sign(draft: &RootDraft, key: &SigningKey) -> Result<Bytes, AuthorityError
 /// [`AuthorityError::RootRefused`] with `THRESHOLD_OLD` or `THRESHOLD_NEW` while signatures are missing. Unless it is a
 /// failed write, the folder is as it was.
 pub fn accept(dir: &AuthorityDir, signed: &[Bytes], now: UnixTime) -> Result<AcceptedRoot, AuthorityError> {
-    let mut roots = dir.roots()?;
+    let roots = dir.roots()?;
     let current = roots.last().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
     let draft = collect(current, signed)?;
     let root = verify::next_root(current, &draft.finish()?).map_err(AuthorityError::RootRefused)?;
-    roots.push(root.clone());
-
-    let (mut bundles, mut need_statement) = (Vec::new(), Vec::new());
-    for site in dir.sites()? {
-        let statements = dir.statements(&site, &roots)?;
-        match bundle_under(dir, &site, &roots, &statements, now)? {
-            Some(bundle) => bundles.push((site, bundle)),
-            None => need_statement.push(site),
-        }
+    if roots.len() >= MAX_ROOTS {
+        return Err(AuthorityError::Request("more roots than one bundle carries"));
     }
+    let sites = dir.sites()?;
     audit::record(dir, now, "root.accept", facts(&root, &draft))?;
     dir.keep_root(&root)?;
-    let mut sites = Vec::new();
-    for (site, bundle) in bundles {
-        write_whole(&dir.bundle_path(&site), &bundle)?;
-        sites.push(site);
-    }
-    Ok(AcceptedRoot { root, sites, need_statement })
+    let raised_epoch = root.epoch > current.epoch;
+    Ok(AcceptedRoot { root, sites, raised_epoch })
 }
 
 fn next_root(current: &Root, change: &RootChange, now: UnixTime) -> Result<RootFields, AuthorityError> {
@@ -207,29 +196,6 @@ fn collect(current: &Root, signed: &[Bytes]) -> Result<Draft, AuthorityError> {
         }
     }
     Ok(all)
-}
-
-/// A site's bundle with the statement that it has, if devices would take it: those that were there from the start, and one
-/// that is new today.
-fn bundle_under(
-    dir: &AuthorityDir,
-    site: &Site,
-    roots: &[Root],
-    statements: &[Statement],
-    now: UnixTime,
-) -> Result<Option<Vec<u8>>, AuthorityError> {
-    let Some((last, past)) = statements.split_last() else { return Ok(None) };
-    let listed: BTreeSet<Sha256Digest> =
-        statements.iter().flat_map(|statement| &statement.keys).map(|key| key.fingerprint).collect();
-    let spkis: Vec<RsaSpki> =
-        listed.iter().map(|fingerprint| dir.spki(fingerprint)).collect::<Result<_, _>>()?;
-    let ders: Vec<Bytes> = spkis.iter().map(|spki| Bytes::copy_from_slice(spki.der())).collect();
-    let history = History { site, roots, statements: past, spkis: &ders };
-    match rehearse(&history, last.object(), now) {
-        Ok(_) => Ok(Some(export::bundle(site, roots, last, &spkis))),
-        Err(AuthorityError::Refused { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 fn facts(root: &Root, draft: &Draft) -> serde_json::Value {

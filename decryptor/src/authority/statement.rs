@@ -50,6 +50,9 @@ pub struct StatementRequest {
     pub validity: Option<Duration>,
     /// Sign although no key stands by.
     pub no_standby: bool,
+    /// Every vehicle has taken a statement of this epoch, and new ones are provisioned with a root of it: only then is one
+    /// without the root keys enough.
+    pub epoch_followed: bool,
     /// How long retired keys stay able to decrypt; the earliest that the rules allow if it is not given.
     pub decrypt_until: Option<UnixTime>,
     /// The change request behind it.
@@ -67,6 +70,7 @@ impl StatementRequest {
             revoke: Vec::new(),
             validity: None,
             no_standby: false,
+            epoch_followed: false,
             decrypt_until: None,
             ticket: None,
         }
@@ -99,8 +103,8 @@ impl SiteHistory {
     }
 }
 
-/// Issues the next statement, and writes the bundle of each of its sites. `cosigners` are root keys: the first statement after a
-/// raised epoch needs their threshold, and one that has it needs no announcement.
+/// Issues the next statement, and writes the bundle of each of its sites. `cosigners` are root keys: after a raised epoch a device
+/// believes no statement without their threshold until it has taken one with it, and one that has it needs no announcement.
 ///
 /// # Errors
 /// [`AuthorityError`]. Unless it is a failed write, the folder is as it was.
@@ -132,8 +136,13 @@ pub async fn issue(
     let ders: Vec<Bytes> = spkis.values().map(|spki| Bytes::copy_from_slice(spki.der())).collect();
     let mut in_force = None;
     for history in &histories {
-        let seen =
-            History { site: &history.site, roots: &roots, statements: &history.statements, spkis: &ders };
+        let seen = History {
+            site: &history.site,
+            roots: &roots,
+            statements: &history.statements,
+            spkis: &ders,
+            epoch_followed: request.epoch_followed,
+        };
         let key = rehearse(&seen, &object, now)?;
         in_force.get_or_insert(key);
     }

@@ -162,10 +162,14 @@ pub struct SigningArgs {
     /// The statement key, if it is not DIR/keys/statement-1.pem
     #[arg(long, value_name = "PEM")]
     pub statement_key: Option<PathBuf>,
-    /// A root key that signs as well; may be given several times. The first statement after a raised epoch needs the threshold
-    /// of them, and one that has it needs no announcement
+    /// A root key that signs as well; may be given several times. After a raised epoch a device believes no statement without the
+    /// threshold of them until it has taken one with it; and one that has it needs no announcement
     #[arg(long, value_name = "PEM")]
     pub cosign: Vec<PathBuf>,
+    /// After a raised epoch: every vehicle has taken a statement of it, and new ones begin with a root of it, so that the root keys
+    /// are needed no more
+    #[arg(long)]
+    pub epoch_followed: bool,
     /// The first line of this file opens the keys of --cosign
     #[arg(long, value_name = "FILE", requires = "cosign")]
     pub cosign_passphrase_file: Option<PathBuf>,
@@ -407,6 +411,7 @@ async fn issue(
     let cosigner = |path: &PathBuf| authority::read_signing_key(path, passphrase.as_ref());
     let cosigners = signing.cosign.iter().map(cosigner).collect::<Result<Vec<_>, _>>()?;
     request.ticket.clone_from(&signing.ticket);
+    request.epoch_followed = signing.epoch_followed;
     let issued = authority::issue(dir, &signer, &cosigners, &request, now_or(signing.now)).await?;
     let site = &request.sites[0];
     if let Some(out) = &signing.out {

@@ -256,18 +256,23 @@ fn accept(args: &AcceptArgs) -> Result<String, ProgramError> {
         root.digest(),
         authority::rfc3339(root.expires_at)
     );
-    let names = |sites: &[Site]| sites.iter().map(Site::as_str).collect::<Vec<_>>().join(", ");
-    if !accepted.sites.is_empty() {
-        let _ = writeln!(text, "bundles      {} carry it", names(&accepted.sites));
-    }
-    if !accepted.need_statement.is_empty() {
+    let sites: Vec<&str> = accepted.sites.iter().map(Site::as_str).collect();
+    if !sites.is_empty() {
         let _ = writeln!(
             text,
-            "\nThe last statement of {} does not stand under this root. Sign the next one now:\n  \
-             pithead-decryptor authority statement --dir {} --site SITE\n\
-             and after a raised epoch with --cosign ROOT.pem for the threshold of root keys",
-            names(&accepted.need_statement),
-            args.dir.display()
+            "\nnext: sign the next statement of {}, which carries it to the site:\n  \
+             pithead-decryptor authority statement --dir {} --site SITE{}",
+            sites.join(", "),
+            args.dir.display(),
+            if accepted.raised_epoch { " --cosign ROOT.pem ... (the threshold of root keys)" } else { "" }
+        );
+    }
+    if accepted.raised_epoch {
+        let _ = writeln!(
+            text,
+            "and provision vehicles with roots/{}.cose from now on: one that begins with an older root believes only\n\
+             statements that the root keys have signed as well",
+            root.version
         );
     }
     Ok(text)
