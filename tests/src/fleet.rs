@@ -25,6 +25,9 @@ pub struct Answers {
 #[derive(Debug)]
 pub struct Stub {
     client: Client,
+    forge: Forge,
+    name: String,
+    run: u64,
     line: ForgedLine,
 }
 
@@ -34,12 +37,19 @@ impl Stub {
         let identity = site.identity_of(name)?;
         let client = Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await??;
         let line = forge.line(Claim { site: SITE, device: name, run, seq: 1 })?;
-        Ok(Self { client, line })
+        Ok(Self { client, forge: forge.clone(), name: name.to_owned(), run, line })
     }
 
     /// Seals one number.
     pub fn seal(&mut self, seq: u64, plaintext: &[u8]) -> anyhow::Result<Bytes> {
         self.line.seal(seq, plaintext)
+    }
+
+    /// Goes on under another data key, as a device does long before a session has sealed all that it may.
+    pub fn next_session(&mut self) -> anyhow::Result<()> {
+        let claim = Claim { site: SITE, device: &self.name, run: self.run, seq: 1 };
+        self.line = self.forge.line(claim)?;
+        Ok(())
     }
 
     /// Its connection.

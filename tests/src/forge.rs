@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Seals to one key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Forge {
     key: VerifiedKey,
 }

@@ -3,10 +3,13 @@
 
 use pithead_tests::{
     command::{Finished, run},
+    kms::KmsKey,
     ledger::hash_of,
     program::Admin,
     site::{KEY_ARN, NEXT_KEY_ARN, SITE, Site, SiteOptions},
 };
+
+const THIRD_KEY_ARN: &str = "arn:aws:kms:eu-central-1:111122223333:key/33333333-3333-4333-8333-333333333333";
 
 fn records(from: usize, count: usize) -> Vec<String> {
     (from..from + count).map(|at| format!("truck 1 record {at:06}")).collect()
@@ -27,7 +30,7 @@ async fn root(site: &Site, arguments: &[&str]) -> Finished {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_a_new_root_and_a_revocation_reach_a_truck_that_nobody_touches() {
-    let options = SiteOptions { standby: true, hold_down: "1s", ..SiteOptions::default() };
+    let options = SiteOptions { standby: true, hold_down: "0s", ..SiteOptions::default() };
     let mut site = Site::start(options).await.unwrap();
     let device = site.enroll("truck-1").await.unwrap();
     device.send("can", &records(0, 100)).await.unwrap();
@@ -35,12 +38,7 @@ async fn a_rotation_a_new_root_and_a_revocation_reach_a_truck_that_nobody_touche
 
     // The key that stood by takes over.
     let rotate = ["--site", SITE, "--no-standby"];
-    let mut rotated = site.authority.act(&["rotate"], &rotate).await.unwrap();
-    // The hold-down is a second of operating time, and the first statement may be younger than that.
-    while rotated.refused_with("PH-1026", "TRUST_UNANNOUNCED") {
-        rotated = site.authority.act(&["rotate"], &rotate).await.unwrap();
-    }
-    rotated.ok().unwrap();
+    site.authority.act(&["rotate"], &rotate).await.unwrap().ok().unwrap();
     has(&mut site, 2.0).await;
     device.send("can", &records(100, 100)).await.unwrap();
     let key = device.key().await.unwrap();
@@ -52,8 +50,10 @@ async fn a_rotation_a_new_root_and_a_revocation_reach_a_truck_that_nobody_touche
     let (carol, public, draft) = (path("carol.pem"), path("carol.pem.pub"), path("root-2.draft"));
     let made = root(&site, &["new-key", "--out", &carol]).await.ok().unwrap();
     assert!(made.stdout.contains("WARNING: it is not encrypted"), "{}", made.stdout);
+    let key = std::fs::read(&carol).unwrap();
     let again = root(&site, &["new-key", "--out", &carol]).await;
-    assert!(!again.is_ok(), "a key file is never written over");
+    assert!(!again.is_ok());
+    assert_eq!(std::fs::read(&carol).unwrap(), key, "a key file is never written over");
     let shown = site.authority.act(&["show"], &["-o", "json"]).await.unwrap().ok().unwrap();
     let shown: serde_json::Value = shown.json().unwrap();
     let second = shown["root_keys"].as_array().unwrap().iter().find(|key| key["label"] == "root-2").unwrap();
@@ -66,6 +66,14 @@ async fn a_rotation_a_new_root_and_a_revocation_reach_a_truck_that_nobody_touche
         read.contains("version 2") && read.contains("\"carol\"") && read.contains("nothing was signed"),
         "{read}"
     );
+    let fingerprint = read.lines().find_map(|line| line.strip_prefix("fingerprint  ")).unwrap().to_owned();
+    let other = "0".repeat(64);
+    let arguments = ["sign", &draft, "--key", &carol, "--fingerprint", &other, "--out", &carol];
+    let refused = root(&site, &arguments).await;
+    assert!(refused.stderr.contains("another fingerprint"), "{}", refused.stderr);
+    let arguments = ["sign", &draft, "--key", &carol, "--fingerprint", &fingerprint, "--out", &carol];
+    assert!(!root(&site, &arguments).await.is_ok(), "a signature is not written over a key");
+    assert_eq!(std::fs::read(&carol).unwrap(), key);
     let mut signatures = Vec::new();
     for (name, key) in [
         ("alice", site.authority.key("root-1").display().to_string()),
@@ -73,7 +81,8 @@ async fn a_rotation_a_new_root_and_a_revocation_reach_a_truck_that_nobody_touche
         ("carol", carol),
     ] {
         let out = path(&format!("{name}.signed"));
-        root(&site, &["sign", &draft, "--key", &key, "--out", &out]).await.ok().unwrap();
+        let arguments = ["sign", &draft, "--key", &key, "--fingerprint", &fingerprint, "--out", &out];
+        root(&site, &arguments).await.ok().unwrap();
         signatures.push(out);
     }
     let signatures: Vec<&str> = signatures.iter().map(String::as_str).collect();
@@ -86,11 +95,24 @@ async fn a_rotation_a_new_root_and_a_revocation_reach_a_truck_that_nobody_touche
     let told: serde_json::Value = device.run(&["key"]).await.unwrap().ok().unwrap().json().unwrap();
     assert_eq!(told["root_version"], 2, "{told:#}");
 
-    // The key is revoked, and nobody stands by: that is not signed, and says what is left to do.
-    let revoke = [NEXT_KEY_ARN, "--site", SITE, "--reason", "stolen", "--no-standby"];
+    // The key is revoked, and nobody stands by: that is not signed, and says what is to be done, which then works.
+    let revoke = vec![NEXT_KEY_ARN, "--site", SITE, "--reason", "stolen", "--no-standby"];
     let refused = site.authority.act(&["revoke"], &revoke).await.unwrap();
     assert!(refused.refused_with("PH-1025", "TRUST_NO_ACTIVE"), "{}", refused.stderr);
-    assert!(refused.stderr.contains("root draft --deny"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("--to ARN=SPKI.pem") && refused.stderr.contains("--cosign"),
+        "{}",
+        refused.stderr
+    );
+    let third = KmsKey::generate(THIRD_KEY_ARN, 2048).unwrap();
+    let spki = path("third.pem");
+    std::fs::write(&spki, third.spki_pem()).unwrap();
+    let (to, alice) = (format!("{THIRD_KEY_ARN}={spki}"), site.authority.key("root-1").display().to_string());
+    let carol = path("carol.pem");
+    let cosigned = [revoke, vec!["--to", &to, "--cosign", &alice, "--cosign", &carol]].concat();
+    site.authority.act(&["revoke"], &cosigned).await.unwrap().ok().unwrap();
+    has(&mut site, 4.0).await;
+    assert_eq!(device.key().await.unwrap().key.as_deref(), Some(THIRD_KEY_ARN));
 
     site.until_relayed().await.unwrap();
     let delivered = site.delivered().unwrap();

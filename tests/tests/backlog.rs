@@ -42,6 +42,7 @@ async fn a_great_backlog_survives_a_kill_and_drains_in_order_within_bounded_memo
         sending.spawn(async move {
             for from in (1..=count / DEVICES).step_by(5_000) {
                 let to = (from + 5_000).min(count / DEVICES + 1);
+                stub.next_session().unwrap();
                 let text = |seq: u64| [&seq.to_be_bytes()[..], &noise[8..]].concat();
                 let sealed: Vec<_> = (from..to).map(|seq| stub.seal(seq, &text(seq)).unwrap()).collect();
                 assert_eq!(stub.send(sealed).await.unwrap().stored, to - from);

@@ -206,7 +206,10 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), AuthorityError> {
 }
 
 /// A file that must not be there yet.
-pub(super) fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
+///
+/// # Errors
+/// [`AuthorityError::File`]; what stands there is left as it is.
+pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
     let folder = folder_for(path)?;
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -214,7 +217,12 @@ pub(super) fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Au
     let part = folder.join(name);
     let written = (|| {
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&part)?;
+        // One that lies there may be somebody else's, with a mode of his choosing.
+        match fs::remove_file(&part) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = options.write(true).create_new(true).mode(mode).open(&part)?;
         file.write_all(content)?;
         file.sync_all()?;
         let once = rustix::fs::RenameFlags::NOREPLACE;
@@ -232,7 +240,7 @@ pub(super) fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Au
 ///
 /// # Errors
 /// [`AuthorityError::File`].
-pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), AuthorityError> {
+pub(super) fn write_whole(path: &Path, content: &[u8]) -> Result<(), AuthorityError> {
     folder_for(path)?;
     disk::replace(path, content).map_err(AuthorityError::file("write", path))
 }

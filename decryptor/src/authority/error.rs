@@ -156,8 +156,8 @@ impl AuthorityError {
                  keys sign as well: --cosign ROOT.pem",
             ),
             AuthorityError::Refused { error: TrustError::NoActive, .. } => Some(
-                "name the key that takes its place with --to ARN; if none stands by, deny it in the next root: authority root \
-                 draft --deny FINGERPRINT",
+                "name the key that takes its place with --to ARN; if none stands by, give a new one with its public key, --to \
+                 ARN=SPKI.pem, and have the threshold of root keys sign as well: --cosign ROOT.pem",
             ),
             AuthorityError::Refused { error: TrustError::Threshold, .. } => {
                 Some("sign with a statement key that the root in force lists: --statement-key PEM")

@@ -34,7 +34,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use dir::{AuthorityDir, write_whole};
+pub use dir::{AuthorityDir, write_new};
 pub use error::{AuthorityError, KeptBack};
 pub use export::copy_bundle;
 pub use init::{InitOptions, init};

@@ -81,9 +81,50 @@ pub struct AcceptedRoot {
 pub fn draft(dir: &AuthorityDir, change: &RootChange, now: UnixTime) -> Result<RootDraft, AuthorityError> {
     let roots = dir.roots()?;
     let current = roots.last().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
+    if roots.len() >= MAX_ROOTS {
+        return Err(AuthorityError::Request(TOO_MANY));
+    }
     let fields = next_root(current, change, now)?;
+    printable(&fields)?;
+    timely(current, &fields, now)?;
     let draft = Draft::root(&fields)?;
     Ok(RootDraft { fields, payload: Bytes::copy_from_slice(draft.payload()), digest: draft.digest() })
+}
+
+const TOO_MANY: &str = "an authority has 32 roots at most: that is as many as one bundle carries";
+/// How far the clocks of those who draft and accept may be apart.
+const CLOCK_SLACK_S: u64 = 300;
+/// Bytes of a key's label.
+const LABEL_MAX: usize = 64;
+
+/// What is shown on the terminals of people who are to sign it is plain text: a draft comes from somebody else.
+fn printable(fields: &RootFields) -> Result<(), AuthorityError> {
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+    let labels = fields.keys.iter().all(|key| plain(&key.label) && key.label.len() <= LABEL_MAX);
+    if plain(&fields.authority) && labels {
+        Ok(())
+    } else {
+        Err(AuthorityError::Request(
+            "a name or a label is empty, too long, or holds what is not printable ASCII",
+        ))
+    }
+}
+
+/// No statement could stand under a root of the future or of the past, and no later root could undo it.
+fn timely(current: &Root, fields: &RootFields, now: UnixTime) -> Result<(), AuthorityError> {
+    let wrong = |what| Err(AuthorityError::Request(what));
+    if fields.issued_at < current.issued_at {
+        return wrong("this machine's clock is behind that of the root in force");
+    }
+    if fields.issued_at > now.plus(CLOCK_SLACK_S) {
+        return wrong(
+            "the root is issued in the future: the clock of this machine or of the drafting one is wrong",
+        );
+    }
+    if fields.expires_at <= now || fields.expires_at.since(fields.issued_at) > MAX_ROOT_LIFE.as_secs() {
+        return wrong("the root has expired, or lives for more than two years");
+    }
+    Ok(())
 }
 
 /// What a payload says, for whoever is asked to sign it.
@@ -92,6 +133,13 @@ pub fn draft(dir: &AuthorityDir, change: &RootChange, now: UnixTime) -> Result<R
 /// [`AuthorityError::Authoring`] if it is no root that a device could read.
 pub fn read_draft(payload: &[u8]) -> Result<RootDraft, AuthorityError> {
     let (draft, fields) = Draft::root_of_payload(payload)?;
+    printable(&fields)?;
+    if fields.version < 2 {
+        // Whoever signs one alone has made an authority of his own.
+        return Err(AuthorityError::Request(
+            "a first root is made by `authority init` and not by signing a draft",
+        ));
+    }
     Ok(RootDraft { fields, payload: Bytes::copy_from_slice(payload), digest: draft.digest() })
 }
 
@@ -116,8 +164,10 @@ pub fn accept(dir: &AuthorityDir, signed: &[Bytes], now: UnixTime) -> Result<Acc
     let draft = collect(current, signed)?;
     let root = verify::next_root(current, &draft.finish()?).map_err(AuthorityError::RootRefused)?;
     if roots.len() >= MAX_ROOTS {
-        return Err(AuthorityError::Request("more roots than one bundle carries"));
+        return Err(AuthorityError::Request(TOO_MANY));
     }
+    printable(&root)?;
+    timely(current, &root, now)?;
     let sites = dir.sites()?;
     audit::record(dir, now, "root.accept", facts(&root, &draft))?;
     dir.keep_root(&root)?;
@@ -157,7 +207,9 @@ fn next_root(current: &Root, change: &RootChange, now: UnixTime) -> Result<RootF
         threshold: change.root_threshold.unwrap_or(current.root_role.threshold),
         kids: kids(&root_keys),
     };
-    fields.statement_role = Role { threshold: 1, kids: kids(&statement_keys) };
+    let statement_threshold =
+        if change.statement_keys.is_empty() { current.statement_role.threshold } else { 1 };
+    fields.statement_role = Role { threshold: statement_threshold, kids: kids(&statement_keys) };
     fields.keys = root_keys;
     for key in statement_keys {
         if !fields.keys.iter().any(|known| known.spki.kid() == key.spki.kid()) {
@@ -198,14 +250,20 @@ fn collect(current: &Root, signed: &[Bytes]) -> Result<Draft, AuthorityError> {
     Ok(all)
 }
 
+fn role(root: &Root, role: &Role) -> serde_json::Value {
+    let label = |kid| root.key(kid).map(|key| key.label.as_str());
+    let keys = role.kids.iter().map(|kid| json!({ "kid": kid.to_string(), "label": label(kid) }));
+    json!({ "threshold": role.threshold, "keys": keys.collect::<Vec<_>>() })
+}
+
 fn facts(root: &Root, draft: &Draft) -> serde_json::Value {
     json!({
         "authority": root.authority, "root_version": root.version, "epoch": root.epoch,
         "root": root.digest().to_string(),
         "signed_by": draft.signed_by().map(ToString::to_string).collect::<Vec<_>>(),
-        "keys": root.keys.iter().map(|key| json!({
-            "kid": key.spki.kid().to_string(), "label": key.label,
-        })).collect::<Vec<_>>(),
+        "root_role": role(root, &root.root_role), "statement_role": role(root, &root.statement_role),
+        "hold_down_s": root.policy.hold_down_s, "min_rsa_bits": root.policy.min_rsa_bits,
+        "max_statement_validity_s": root.policy.max_statement_validity_s,
         "denylist": root.denylist.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "expires_at": super::show::rfc3339(root.expires_at),
     })

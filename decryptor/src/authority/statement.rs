@@ -11,8 +11,8 @@ use bytes::Bytes;
 use pithead_sealing::Site;
 use pithead_sealing::trust::authoring::{Draft, SigningKey};
 use pithead_sealing::trust::{
-    KeyArn, KeyStatus, Root, RsaSpki, SUITE_RSA_OAEP_SHA256, Sha256Digest, Statement, StatementFields,
-    StatementKey, UnixTime, VerifiedKey, verify,
+    KeyArn, KeyStatus, MAX_KEYS, Root, RsaSpki, SUITE_RSA_OAEP_SHA256, Sha256Digest, Statement,
+    StatementFields, StatementKey, UnixTime, VerifiedKey, verify,
 };
 use serde_json::json;
 
@@ -146,13 +146,18 @@ pub async fn issue(
         let key = rehearse(&seen, &object, now)?;
         in_force.get_or_insert(key);
     }
+    let signed = verify::statement(root, &object)
+        .map_err(|error| AuthorityError::Refused { site: histories[0].site.clone(), error })?;
+    if !cosigners.is_empty() && !signed.cosigned {
+        return Err(AuthorityError::Request(
+            "the keys of --cosign do not meet the threshold of the root's keys",
+        ));
+    }
     let in_force = in_force.ok_or(AuthorityError::Request("a statement is for at least one site"))?;
-    let statement = verify::statement(root, &object)
-        .map_err(|error| AuthorityError::Refused { site: histories[0].site.clone(), error })?
-        .statement;
+    let statement = signed.statement;
 
     let signed_by: Vec<String> = draft.signed_by().map(ToString::to_string).collect();
-    audit::record(dir, now, "statement.sign", facts(&statement, &signed_by))?;
+    audit::record(dir, now, "statement.sign", facts(&statement, &signed_by, request))?;
     let spkis: Vec<RsaSpki> = spkis.into_values().collect();
     for spki in &spkis {
         dir.keep_spki(spki)?;
@@ -164,7 +169,9 @@ pub async fn issue(
         let bundle = export::bundle(&history.site, &roots, &statement, &spkis);
         write_whole(&dir.bundle_path(&history.site), &bundle)?;
     }
-    let not_yet_usable = not_yet_usable(root, &statement, &histories, now);
+    // What the root keys have signed as well waits for nothing.
+    let not_yet_usable =
+        if signed.cosigned { Vec::new() } else { not_yet_usable(root, &statement, &histories, now) };
     Ok(Issued { statement, in_force, not_yet_usable })
 }
 
@@ -250,21 +257,23 @@ fn next_statement(
             key.seal_until = expires_at;
         }
     }
+    let past: Vec<Statement> =
+        histories.iter().flat_map(|history| history.statements.iter().cloned()).collect();
+    let denied = fields.keys.iter().filter(|key| root.denies(&key.fingerprint));
+    for arn in denied.map(|key| key.arn.clone()).collect::<Vec<_>>() {
+        let reason = Some("denied by the root".to_owned());
+        revoke(&mut fields, &arn, reason.as_ref(), &past, request.decrypt_until, now)?;
+    }
     for offered in &request.keys {
         offer(&mut fields, offered, now)?;
     }
-    let past: Vec<Statement> =
-        histories.iter().flat_map(|history| history.statements.iter().cloned()).collect();
     for arn in &request.retire {
         retire(&mut fields, arn, &past, request.decrypt_until, now)?;
     }
     for (arn, reason) in &request.revoke {
-        retire(&mut fields, arn, &past, request.decrypt_until, now)?;
-        for key in fields.keys.iter_mut().filter(|key| key.arn == *arn) {
-            key.status = KeyStatus::Revoked;
-            key.reason.clone_from(reason);
-        }
+        revoke(&mut fields, arn, reason.as_ref(), &past, request.decrypt_until, now)?;
     }
+    make_room(&mut fields.keys, now);
     if fields.keys.is_empty() {
         return Err(AuthorityError::Request(
             "a first statement needs a key: --key ARN=SPKI.pem or --kms-key ARN",
@@ -359,6 +368,35 @@ fn retire(
     Ok(())
 }
 
+fn revoke(
+    fields: &mut StatementFields,
+    arn: &KeyArn,
+    reason: Option<&String>,
+    history: &[Statement],
+    decrypt_until: Option<UnixTime>,
+    now: UnixTime,
+) -> Result<(), AuthorityError> {
+    retire(fields, arn, history, decrypt_until, now)?;
+    for key in fields.keys.iter_mut().filter(|key| key.arn == *arn) {
+        if key.status != KeyStatus::Revoked {
+            key.reason = reason.cloned();
+        }
+        key.status = KeyStatus::Revoked;
+    }
+    Ok(())
+}
+
+/// A statement has room for eight keys. Retired ones leave it when it is full: first those that need not decrypt any more, and
+/// then those whose promise ends first. A revoked one stays: it may vanish only into the root's denylist.
+fn make_room(keys: &mut Vec<StatementKey>, now: UnixTime) {
+    while keys.len() > MAX_KEYS {
+        let retired = keys.iter().enumerate().filter(|(_, key)| key.status == KeyStatus::Retired);
+        let promise = |key: &StatementKey| key.decrypt_until.map_or(u64::MAX, |until| until.since(now));
+        let Some((at, _)) = retired.min_by_key(|(_, key)| promise(key)) else { return };
+        keys.remove(at);
+    }
+}
+
 /// The public key of everything listed: offered now, or kept since it was.
 fn public_keys(
     dir: &AuthorityDir,
@@ -402,11 +440,12 @@ fn not_yet_usable(
     statement.keys.iter().filter(waits).map(|key| key.arn.clone()).collect()
 }
 
-fn facts(statement: &Statement, signed_by: &[String]) -> serde_json::Value {
+fn facts(statement: &Statement, signed_by: &[String], request: &StatementRequest) -> serde_json::Value {
     let keys = statement.keys.iter().map(|key| {
         json!({
             "arn": key.arn.as_str(), "fingerprint": key.fingerprint.to_string(), "bits": key.bits,
-            "status": super::show::status_name(key.status),
+            "status": super::show::status_name(key.status), "reason": key.reason,
+            "decrypt_until": key.decrypt_until.map(super::show::rfc3339),
         })
     });
     json!({
@@ -416,5 +455,6 @@ fn facts(statement: &Statement, signed_by: &[String]) -> serde_json::Value {
         "expires_at": super::show::rfc3339(statement.expires_at),
         "statement": statement.digest().to_string(), "signed_by": signed_by,
         "keys": keys.collect::<Vec<_>>(), "ticket": statement.ticket,
+        "no_standby": request.no_standby, "epoch_followed": request.epoch_followed,
     })
 }

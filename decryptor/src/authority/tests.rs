@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use pithead_hop::keys::KeyFile;
-use pithead_sealing::trust::authoring::SigningKey;
+use pithead_sealing::trust::authoring::{Draft, SigningKey};
 use pithead_sealing::trust::{
     Algorithm, Bundle, Clock, Custody, Device, KeyStatus, RootKey, TrustError, UnixTime,
 };
@@ -330,9 +330,18 @@ async fn a_raised_epoch_undoes_what_a_stolen_statement_key_has_signed() {
     let (_, first) = bundle(&authority, "pit-7");
     let mut device = Device::provision("acme-mining/prod", &site("pit-7"), &first.roots[0], at(0)).unwrap();
     device.apply(&first.newer_than(1), at(0)).unwrap();
-    // The thief announces a key of his own, and high numbers behind which nothing of ours would be believed again.
-    authority.list(&[bad.offered(KeyStatus::Next)], START.plus(DAY)).await.unwrap();
+    // The thief announces a key of his own, under a number behind which nothing of ours would be believed again.
+    let listed = authority.list(&[bad.offered(KeyStatus::Next)], START.plus(DAY)).await.unwrap();
     device.apply(&bundle(&authority, "pit-7").1.newer_than(1), at(1)).unwrap();
+    let mut fields = listed.statement.fields().clone();
+    (fields.sequence, fields.previous) = (1_000_000, *listed.statement.digest());
+    let mut stolen = Draft::statement(&fields).unwrap();
+    stolen.sign(&authority.role_key("statement-1")).unwrap();
+    let (statement, spkis) = (Some(stolen.finish().unwrap()), bundle(&authority, "pit-7").1.spkis);
+    device.apply(&Bundle { roots: Vec::new(), statement, spkis }, at(1)).unwrap();
+    authority.list(&[], START.plus(DAY)).await.unwrap();
+    let behind = device.apply(&bundle(&authority, "pit-7").1.newer_than(1), at(1)).unwrap_err();
+    assert_eq!(behind, TrustError::Rollback);
 
     let fresh = new_key();
     let change = RootChange {
@@ -364,6 +373,84 @@ async fn a_raised_epoch_undoes_what_a_stolen_statement_key_has_signed() {
     let followed = StatementRequest { epoch_followed: true, ..request(&[]) };
     issue(&authority.dir(), &signer, &[], &followed, START.plus(3 * DAY)).await.unwrap();
     device.apply(&bundle(&authority, "pit-7").1.newer_than(2), at(3)).unwrap();
+}
+
+#[test]
+fn a_draft_from_somebody_else_is_plain_text_and_of_this_time() {
+    let authority = TestAuthority::new();
+    let change = |label: &str| RootChange {
+        add_root_keys: vec![named(&new_key(), label)],
+        root_threshold: Some(1),
+        ..RootChange::default()
+    };
+    let redraws = "\u{1b}[2J\u{1b}[Hroot version 2";
+    let refused = draft(&authority.dir(), &change(redraws), START.plus(DAY)).unwrap_err();
+    assert!(matches!(refused, AuthorityError::Request(_)), "{refused}");
+    let good = draft(&authority.dir(), &change("carol"), START.plus(DAY)).unwrap();
+    let with = |edit: &dyn Fn(&mut pithead_sealing::trust::RootFields)| {
+        let mut fields = good.fields.clone();
+        edit(&mut fields);
+        Draft::root(&fields).unwrap().payload().to_vec()
+    };
+    for payload in [
+        with(&|fields| fields.keys[0].label = redraws.to_owned()),
+        with(&|fields| fields.authority = "acme\nroot version 2".to_owned()),
+        // Alone it would be an authority of its own.
+        with(&|fields| fields.version = 1),
+    ] {
+        assert!(matches!(read_draft(&payload).unwrap_err(), AuthorityError::Request(_)));
+    }
+
+    // A clock that is wrong by a year makes a root that no statement could stand under, and no later root undo.
+    let signed = |draft: &RootDraft| -> Vec<_> {
+        ["root-1", "root-2"].map(|name| sign(draft, &authority.role_key(name)).unwrap()).to_vec()
+    };
+    let dir = authority.folder.path().join("authority");
+    let unchanged = files(&dir);
+    let future = draft(&authority.dir(), &change("carol"), START.plus(365 * DAY)).unwrap();
+    let (future, good) = (signed(&future), signed(&good));
+    for (at, what) in [(START.plus(DAY), "in the future"), (START.plus(4 * 365 * DAY), "has expired")] {
+        let refused = accept(&authority.dir(), &future, at).unwrap_err();
+        assert!(refused.to_string().contains(what), "{refused}");
+    }
+    let early = draft(&authority.dir(), &change("carol"), UnixTime(START.0 - DAY)).unwrap_err();
+    assert!(early.to_string().contains("behind"), "{early}");
+    assert_eq!(files(&dir), unchanged);
+    accept(&authority.dir(), &good, START.plus(DAY)).unwrap();
+}
+
+#[tokio::test]
+async fn rotations_go_on_although_a_statement_has_room_for_eight_keys() {
+    let authority = TestAuthority::new();
+    let keys: Vec<_> = (1..=11).map(|number| authority.key(number)).collect();
+    let first = [keys[0].offered(KeyStatus::Active), keys[1].offered(KeyStatus::Next)];
+    authority.list(&first, START).await.unwrap();
+    for (turn, next) in (1..).zip(&keys[2..]) {
+        let (activated, retire) = rotation(&authority.dir(), &[site("pit-7")], None).unwrap();
+        let rotate = StatementRequest { retire, ..request(&[activated, next.offered(KeyStatus::Next)]) };
+        let rotated = authority.issue(&rotate, START.plus(turn * 5 * DAY)).await.unwrap();
+        assert_eq!(rotated.in_force.arn(), &keys[turn as usize].arn);
+        assert!(rotated.statement.keys.len() <= 8);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_the_root_denies_is_revoked_in_the_next_statement() {
+    let authority = TestAuthority::new();
+    let (stolen, fresh) = (authority.key(1), authority.key(2));
+    authority.list(&[stolen.offered(KeyStatus::Active)], START).await.unwrap();
+    let change = RootChange { deny: vec![stolen.spki.fingerprint()], ..RootChange::default() };
+    let drafted = draft(&authority.dir(), &change, START.plus(DAY)).unwrap();
+    let roots = [authority.role_key("root-1"), authority.role_key("root-2")];
+    let signed: Vec<_> = roots.iter().map(|key| sign(&drafted, key).unwrap()).collect();
+    accept(&authority.dir(), &signed, START.plus(DAY)).unwrap();
+    let signer = KeyFileSigner::new(authority.role_key("statement-1"));
+    let next = request(&[fresh.offered(KeyStatus::Active)]);
+    let too_few = issue(&authority.dir(), &signer, &roots[..1], &next, START.plus(DAY)).await.unwrap_err();
+    assert!(matches!(too_few, AuthorityError::Refused { .. } | AuthorityError::Request(_)), "{too_few}");
+    let issued = issue(&authority.dir(), &signer, &roots, &next, START.plus(DAY)).await.unwrap();
+    assert_eq!((issued.in_force.arn(), issued.not_yet_usable.len()), (&fresh.arn, 0));
+    assert_eq!(issued.statement.key_by_arn(&stolen.arn).unwrap().status, KeyStatus::Revoked);
 }
 
 #[tokio::test]

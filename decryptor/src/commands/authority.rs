@@ -139,9 +139,6 @@ pub struct StatementArgs {
     /// Sign although no key stands by for the active one
     #[arg(long)]
     pub no_standby: bool,
-    /// How long the statement is valid: 180d unless the root ends earlier
-    #[arg(long, value_name = "TIME")]
-    pub validity: Option<units::Duration>,
     /// How long retired keys stay able to decrypt: seconds since 1970 or RFC 3339
     #[arg(long, value_name = "WHEN")]
     pub decrypt_until: Option<Moment>,
@@ -153,6 +150,9 @@ pub struct StatementArgs {
 /// What every statement is signed with.
 #[derive(Debug, Clone, clap::Args)]
 pub struct SigningArgs {
+    /// How long the statement is valid: 180d unless the root ends earlier
+    #[arg(long, value_name = "TIME")]
+    pub validity: Option<units::Duration>,
     /// The change request behind it
     #[arg(long, value_name = "TEXT")]
     pub ticket: Option<String>,
@@ -164,15 +164,15 @@ pub struct SigningArgs {
     pub statement_key: Option<PathBuf>,
     /// A root key that signs as well; may be given several times. After a raised epoch a device believes no statement without the
     /// threshold of them until it has taken one with it; and one that has it needs no announcement
-    #[arg(long, value_name = "PEM")]
-    pub cosign: Vec<PathBuf>,
+    #[arg(long, value_name = "PEM[=PASSPHRASE-FILE]")]
+    pub cosign: Vec<SecretKeyArg>,
     /// After a raised epoch: every vehicle has taken a statement of it, and new ones begin with a root of it, so that the root keys
     /// are needed no more
     #[arg(long)]
     pub epoch_followed: bool,
-    /// The first line of this file opens the keys of --cosign
-    #[arg(long, value_name = "FILE", requires = "cosign")]
-    pub cosign_passphrase_file: Option<PathBuf>,
+    /// The first line of this file opens the statement key
+    #[arg(long, value_name = "FILE")]
+    pub statement_passphrase_file: Option<PathBuf>,
     /// The time at which it is signed: seconds since 1970 or RFC 3339
     #[arg(long, hide = true)]
     pub now: Option<Moment>,
@@ -190,6 +190,9 @@ pub struct RotateArgs {
     /// The key that becomes active, where several stand by
     #[arg(long, value_name = "ARN")]
     pub to: Option<KeyArn>,
+    /// Ask KMS first whether that key can still be used
+    #[arg(long)]
+    pub kms: bool,
     /// The key that stands by from now on, with its public key in PEM or DER
     #[arg(long = "next-key", value_name = "ARN[=SPKI]")]
     pub next_keys: Vec<KeyArg>,
@@ -218,9 +221,12 @@ pub struct RevokeArgs {
     /// Why, for people; it stands in the statement
     #[arg(long, value_name = "TEXT")]
     pub reason: String,
-    /// The key that takes its place, and was announced for long enough
-    #[arg(long, value_name = "ARN")]
-    pub to: Option<KeyArn>,
+    /// The key that takes its place, announced for long enough; with its public key and --cosign also one that was not
+    #[arg(long, value_name = "ARN[=SPKI]")]
+    pub to: Vec<KeyArg>,
+    /// The same, its public key fetched from KMS
+    #[arg(long = "kms-to", value_name = "ARN")]
+    pub kms_to: Vec<KeyArn>,
     /// The key that stands by from now on, with its public key in PEM or DER
     #[arg(long = "next-key", value_name = "ARN[=SPKI]")]
     pub next_keys: Vec<KeyArg>,
@@ -264,6 +270,27 @@ impl FromStr for Moment {
         let moment = time::OffsetDateTime::parse(text, format)
             .map_err(|_| "neither seconds since 1970 nor RFC 3339, such as 2027-01-31T00:00:00Z")?;
         u64::try_from(moment.unix_timestamp()).map(UnixTime).map(Moment).map_err(|_| "before 1970")
+    }
+}
+
+/// `PEM` or `PEM=PASSPHRASE-FILE`: root keys have holders, and each a passphrase of his own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretKeyArg {
+    /// The key.
+    pub file: PathBuf,
+    /// Its first line opens it.
+    pub passphrase_file: Option<PathBuf>,
+}
+
+impl FromStr for SecretKeyArg {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (file, passphrase_file) = match text.split_once('=') {
+            Some((file, passphrase)) => (file, Some(passphrase.into())),
+            None => (text, None),
+        };
+        Ok(Self { file: file.into(), passphrase_file })
     }
 }
 
@@ -359,7 +386,6 @@ async fn statement(args: &StatementArgs) -> Result<String, ProgramError> {
     let request = StatementRequest {
         keys: [listed, next].concat(),
         retire: args.retire.clone(),
-        validity: args.validity.map(units::Duration::get),
         no_standby: args.no_standby,
         decrypt_until: args.decrypt_until.map(|Moment(at)| at),
         ..StatementRequest::to(args.sites.clone())
@@ -370,7 +396,11 @@ async fn statement(args: &StatementArgs) -> Result<String, ProgramError> {
 async fn rotate(args: &RotateArgs) -> Result<String, ProgramError> {
     let next = offered(&args.next_keys, &args.kms_next_keys, KeyStatus::Next).await?;
     let dir = AuthorityDir::open(&args.dir)?;
-    let (activated, retire) = authority::rotation(&dir, &args.sites, args.to.as_ref())?;
+    let (mut activated, retire) = authority::rotation(&dir, &args.sites, args.to.as_ref())?;
+    if args.kms {
+        let asked = offered(&[], std::slice::from_ref(&activated.arn), KeyStatus::Active).await?;
+        activated.spki = asked.into_iter().next().and_then(|key| key.spki);
+    }
     let request = StatementRequest {
         keys: [vec![activated], next].concat(),
         retire,
@@ -381,17 +411,25 @@ async fn rotate(args: &RotateArgs) -> Result<String, ProgramError> {
 }
 
 async fn revoke(args: &RevokeArgs) -> Result<String, ProgramError> {
-    let successor =
-        args.to.iter().map(|arn| OfferedKey { arn: arn.clone(), spki: None, status: KeyStatus::Active });
+    let successor = offered(&args.to, &args.kms_to, KeyStatus::Active).await?;
     let next = offered(&args.next_keys, &args.kms_next_keys, KeyStatus::Next).await?;
     let dir = AuthorityDir::open(&args.dir)?;
     let request = StatementRequest {
-        keys: successor.chain(next).collect(),
+        keys: [successor, next].concat(),
         revoke: vec![(args.arn.clone(), Some(args.reason.clone()))],
         no_standby: args.no_standby,
         ..StatementRequest::to(args.sites.clone())
     };
-    issue(&dir, request, &args.signing).await
+    let mut text = issue(&dir, request, &args.signing).await?;
+    // A stolen key is stolen everywhere.
+    let overview = authority::overview(&dir, now_or(args.signing.now))?;
+    let lists = |site: &&authority::SiteView| {
+        site.keys.iter().any(|key| key.arn == args.arn.as_str() && key.status != "revoked")
+    };
+    for site in overview.sites.iter().filter(lists) {
+        text += &format!("WARNING      site {} still seals to it: revoke it there as well\n", site.site);
+    }
+    Ok(text)
 }
 
 async fn issue(
@@ -406,12 +444,16 @@ async fn issue(
         .into());
     }
     let key_path = signing.statement_key.clone().unwrap_or_else(|| dir.key_path("statement-1"));
-    let signer = KeyFileSigner::new(authority::read_signing_key(&key_path, None)?);
-    let passphrase = signing.cosign_passphrase_file.as_deref().map(Passphrase::read).transpose()?;
-    let cosigner = |path: &PathBuf| authority::read_signing_key(path, passphrase.as_ref());
+    let passphrase = signing.statement_passphrase_file.as_deref().map(Passphrase::read).transpose()?;
+    let signer = KeyFileSigner::new(authority::read_signing_key(&key_path, passphrase.as_ref())?);
+    let cosigner = |key: &SecretKeyArg| {
+        let passphrase = key.passphrase_file.as_deref().map(Passphrase::read).transpose()?;
+        authority::read_signing_key(&key.file, passphrase.as_ref())
+    };
     let cosigners = signing.cosign.iter().map(cosigner).collect::<Result<Vec<_>, _>>()?;
     request.ticket.clone_from(&signing.ticket);
     request.epoch_followed = signing.epoch_followed;
+    request.validity = signing.validity.map(units::Duration::get);
     let issued = authority::issue(dir, &signer, &cosigners, &request, now_or(signing.now)).await?;
     let site = &request.sites[0];
     if let Some(out) = &signing.out {
@@ -527,7 +569,7 @@ fn table(overview: &Overview) -> String {
     );
     for (role, keys) in [("root key", &overview.root_keys), ("statements", &overview.statement_keys)] {
         for key in keys {
-            let _ = writeln!(text, "{role:<10} {} {}", key.kid, key.label);
+            let _ = writeln!(text, "{role:<10} {} {:?}", key.kid, key.label);
         }
     }
     for site in &overview.sites {

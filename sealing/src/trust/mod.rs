@@ -46,6 +46,6 @@ pub use error::TrustError;
 pub use keys::{Algorithm, Kid, MAX_SPKI, RoleSpki, RsaSpki, SpkiError};
 pub use root::{Custody, GatewayPins, Policy, Role, Root, RootFields, RootKey};
 pub use state::MAX_STATE;
-pub use statement::{KeyStatus, SUITE_RSA_OAEP_SHA256, Statement, StatementFields, StatementKey};
+pub use statement::{KeyStatus, MAX_KEYS, SUITE_RSA_OAEP_SHA256, Statement, StatementFields, StatementKey};
 pub use time::{Clock, UnixTime};
 pub use verified_key::VerifiedKey;

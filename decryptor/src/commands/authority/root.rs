@@ -105,13 +105,16 @@ pub struct SignArgs {
     /// The draft
     pub draft: PathBuf,
     /// The key; without it the draft is shown and nothing is signed
-    #[arg(long, value_name = "PEM", requires = "out")]
+    #[arg(long, value_name = "PEM", requires = "out", requires = "fingerprint")]
     pub key: Option<PathBuf>,
+    /// The fingerprint that was read and agreed on: another draft is not signed
+    #[arg(long, value_name = "SHA256", requires = "key")]
+    pub fingerprint: Option<String>,
     /// The first line of this file opens the key
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "key")]
     pub passphrase_file: Option<PathBuf>,
-    /// Where the signature goes
-    #[arg(long, value_name = "FILE")]
+    /// Where the signature goes; a file that is there is not written over
+    #[arg(long, value_name = "FILE", requires = "key")]
     pub out: Option<PathBuf>,
 }
 
@@ -176,11 +179,15 @@ fn new_key(args: &NewKeyArgs) -> Result<String, ProgramError> {
         Alg::P256 => Algorithm::Esp256,
         Alg::Ed25519 => Algorithm::Ed25519,
     };
-    let public = authority::new_key_file(&args.out, algorithm, passphrase.as_ref())?;
     let mut beside = args.out.clone().into_os_string();
     beside.push(".pub");
     let beside = PathBuf::from(beside);
-    authority::write_whole(&beside, authority::public_pem(&public)?.as_bytes())?;
+    if beside.exists() {
+        let error = std::io::ErrorKind::AlreadyExists.into();
+        return Err(AuthorityError::File { action: "write", path: beside, error }.into());
+    }
+    let public = authority::new_key_file(&args.out, algorithm, passphrase.as_ref())?;
+    authority::write_new(&beside, authority::public_pem(&public)?.as_bytes(), 0o644)?;
     let warning =
         if passphrase.is_some() { "" } else { "WARNING: it is not encrypted (--passphrase-file)\n" };
     Ok(format!(
@@ -212,14 +219,15 @@ fn draft(args: &DraftArgs) -> Result<String, ProgramError> {
         max_statement_validity: args.max_validity.map(units::Duration::get),
     };
     let draft = authority::draft(&dir, &change, now_or(args.now))?;
-    authority::write_whole(&args.out, &draft.payload)?;
+    authority::write_new(&args.out, &draft.payload, 0o644)?;
     let out = args.out.display();
     let mut text = described(&draft);
     let _ = writeln!(
         text,
         "\nnext: on the machine of each signer, of the old root's threshold and of the new one's:\n  \
-         pithead-decryptor authority root sign {out} --key ROOT.pem --out NAME.signed\n\
+         pithead-decryptor authority root sign {out} --key ROOT.pem --fingerprint {} --out NAME.signed\n\
          and here: pithead-decryptor authority root accept --dir {} *.signed",
+        draft.digest,
         args.dir.display()
     );
     Ok(text)
@@ -228,13 +236,22 @@ fn draft(args: &DraftArgs) -> Result<String, ProgramError> {
 fn sign(args: &SignArgs) -> Result<String, ProgramError> {
     let draft = authority::read_draft(&read(&args.draft)?)?;
     let mut text = described(&draft);
-    let (Some(key), Some(out)) = (&args.key, &args.out) else {
-        text.push_str("\nnothing was signed; to sign it, give --key PEM --out FILE\n");
+    let (Some(key), Some(out), Some(read)) = (&args.key, &args.out, &args.fingerprint) else {
+        text.push_str(
+            "\nnothing was signed; to sign it, agree on the fingerprint and give --key PEM --fingerprint SHA256 --out FILE\n",
+        );
         return Ok(text);
     };
+    // The file may be another one than the one that was read.
+    if fingerprint(read)? != draft.digest {
+        return Err(AuthorityError::Request(
+            "the draft has another fingerprint than the one of --fingerprint",
+        )
+        .into());
+    }
     let passphrase = args.passphrase_file.as_deref().map(Passphrase::read).transpose()?;
     let key = authority::read_signing_key(key, passphrase.as_ref())?;
-    authority::write_whole(out, &authority::sign(&draft, &key)?)?;
+    authority::write_new(out, &authority::sign(&draft, &key)?, 0o644)?;
     let kid = key.public().kid();
     let whose = draft.fields.key(&kid).map_or_else(
         || "a key that the new root does not list: it counts for the old root alone".to_owned(),
@@ -309,11 +326,24 @@ fn described(draft: &RootDraft) -> String {
     };
     let _ = writeln!(
         text,
-        "policy       hold-down {} s, RSA from {} bits, statements up to {} days, custody: {custody}",
-        policy.hold_down_s,
-        policy.min_rsa_bits,
-        policy.max_statement_validity_s / 86_400
+        "policy       hold-down {} s, RSA from {} bits, suites {:?}, statements up to {} s, custody: {custody}",
+        policy.hold_down_s, policy.min_rsa_bits, policy.suites, policy.max_statement_validity_s
     );
+    if let Some(pins) = &draft.fields.gateways {
+        for ca in &pins.ca_der {
+            let _ = writeln!(text, "gateway CA   {}", Sha256Digest::of(ca));
+        }
+        for spki in &pins.spki_sha256 {
+            let _ = writeln!(text, "gateway key  {spki}");
+        }
+    }
+    let roles = [&draft.fields.root_role, &draft.fields.statement_role];
+    for key in &draft.fields.keys {
+        let kid = key.spki.kid();
+        if !roles.iter().any(|role| role.kids.contains(&kid)) {
+            let _ = writeln!(text, "no role      {kid} {:?}", key.label);
+        }
+    }
     text
 }
 
