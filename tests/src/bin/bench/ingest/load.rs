@@ -12,7 +12,7 @@ use bytes::Bytes;
 use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, SystemClock};
 use pithead_sealing::{
     Seq,
-    envelope::{KernelEntropy, Session},
+    envelope::{KernelEntropy, SESSION_MESSAGES_MAX, Session},
 };
 use pithead_tests::{
     forge::{Claim, Forge},
@@ -77,15 +77,21 @@ pub(crate) async fn seal(site: &Site, shape: Shape, run: u64) -> anyhow::Result<
             passed_expiry: PassedExpiry::Refuse,
         }
         .build()?;
-        let session = forge.session(Claim { run, ..Claim::of(&device) })?;
+        let forge = forge.clone();
+        let session = move || forge.session(Claim { run, ..Claim::of(&device) });
         let envelopes = tokio::task::spawn_blocking(move || line(session, shape.size, shape.each)).await??;
         clients.push(Client { tls, envelopes });
     }
     Ok(clients)
 }
 
-/// Numbers 1 to `count` of a line, each of exactly `size` bytes.
-fn line(mut session: Session, size: usize, count: usize) -> anyhow::Result<Vec<Bytes>> {
+/// Numbers 1 to `count` of a line, each of exactly `size` bytes, in as many sessions as a device would need for them.
+fn line(
+    begin: impl Fn() -> anyhow::Result<Session>,
+    size: usize,
+    count: usize,
+) -> anyhow::Result<Vec<Bytes>> {
+    let mut session = begin()?;
     let sealed_len = |session: &Session, plain: u64| session.sealed_len(plain).unwrap_or(u64::MAX);
     let mut plain = (size as u64).checked_sub(sealed_len(&session, 0)).context("no room for a header")?;
     // Beyond one frame there is a head and a tag more for each.
@@ -96,6 +102,9 @@ fn line(mut session: Session, size: usize, count: usize) -> anyhow::Result<Vec<B
     let mut content = vec![0x5a; plain as usize];
     let mut envelopes = Vec::with_capacity(count);
     for number in 1..=count as u64 {
+        if number % SESSION_MESSAGES_MAX == 0 {
+            session = begin()?;
+        }
         let mark = number.to_be_bytes();
         let length = mark.len().min(content.len());
         content[..length].copy_from_slice(&mark[..length]);
