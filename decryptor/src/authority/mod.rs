@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! init       ─> root keys, statement key ─> root 1 ──────────────────────────┐
-//! root       ─> what changes ─> draft ─> signatures from many machines ─> thresholds ─> rehearse ─> DIR ─> bundles
+//! root       ─> what changes ─> draft ─> signatures from many machines ─> thresholds, as devices ask ─> DIR
 //! statement  ─> what is asked ─> rules (what could not be taken back) ─> draft ─> sign ─> rehearse ─> DIR ─> bundle
 //! show       <─ DIR
 //! ```
 //!
 //! Promised:
-//! - **Nothing is written that a device would refuse.** Before a statement leaves, [`rehearsal`] lets a device of every
+//! - **Nothing is written that a device would refuse.** A root is verified by the function that devices call; before a
+//!   statement leaves, [`rehearsal`] lets a device of every
 //!   site take in the whole history and then the new statement.
 //! - **Nothing is signed that could not be taken back**, as far as the rules of [`rules`] can see.
 //! - **Nothing is signed in secret**: the line in `DIR/audit.log` is on disk before the object is.

@@ -2,6 +2,7 @@
 
 mod root;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -178,6 +179,20 @@ pub struct SigningArgs {
     pub now: Option<Moment>,
 }
 
+/// The key that stands by for the active one.
+#[derive(Debug, Clone, clap::Args)]
+pub struct StandbyArgs {
+    /// The key that stands by from now on, with its public key in PEM or DER
+    #[arg(long = "next-key", value_name = "ARN[=SPKI]")]
+    pub next_keys: Vec<KeyArg>,
+    /// The key that stands by from now on, its public key fetched from KMS
+    #[arg(long = "kms-next-key", value_name = "ARN")]
+    pub kms_next_keys: Vec<KeyArn>,
+    /// Sign although no key stands by after it
+    #[arg(long)]
+    pub no_standby: bool,
+}
+
 /// Arguments of `authority rotate`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RotateArgs {
@@ -193,15 +208,9 @@ pub struct RotateArgs {
     /// Ask KMS first whether that key can still be used
     #[arg(long)]
     pub kms: bool,
-    /// The key that stands by from now on, with its public key in PEM or DER
-    #[arg(long = "next-key", value_name = "ARN[=SPKI]")]
-    pub next_keys: Vec<KeyArg>,
-    /// The key that stands by from now on, its public key fetched from KMS
-    #[arg(long = "kms-next-key", value_name = "ARN")]
-    pub kms_next_keys: Vec<KeyArn>,
-    /// Sign although no key stands by after it
-    #[arg(long)]
-    pub no_standby: bool,
+    /// What stands by after it
+    #[command(flatten)]
+    pub standby: StandbyArgs,
     /// Who signs it, and where it goes
     #[command(flatten)]
     pub signing: SigningArgs,
@@ -227,15 +236,9 @@ pub struct RevokeArgs {
     /// The same, its public key fetched from KMS
     #[arg(long = "kms-to", value_name = "ARN")]
     pub kms_to: Vec<KeyArn>,
-    /// The key that stands by from now on, with its public key in PEM or DER
-    #[arg(long = "next-key", value_name = "ARN[=SPKI]")]
-    pub next_keys: Vec<KeyArg>,
-    /// The key that stands by from now on, its public key fetched from KMS
-    #[arg(long = "kms-next-key", value_name = "ARN")]
-    pub kms_next_keys: Vec<KeyArn>,
-    /// Sign although no key stands by after it
-    #[arg(long)]
-    pub no_standby: bool,
+    /// What stands by after it
+    #[command(flatten)]
+    pub standby: StandbyArgs,
     /// Who signs it, and where it goes
     #[command(flatten)]
     pub signing: SigningArgs,
@@ -394,7 +397,7 @@ async fn statement(args: &StatementArgs) -> Result<String, ProgramError> {
 }
 
 async fn rotate(args: &RotateArgs) -> Result<String, ProgramError> {
-    let next = offered(&args.next_keys, &args.kms_next_keys, KeyStatus::Next).await?;
+    let next = args.standby.keys().await?;
     let dir = AuthorityDir::open(&args.dir)?;
     let (mut activated, retire) = authority::rotation(&dir, &args.sites, args.to.as_ref())?;
     if args.kms {
@@ -404,7 +407,7 @@ async fn rotate(args: &RotateArgs) -> Result<String, ProgramError> {
     let request = StatementRequest {
         keys: [vec![activated], next].concat(),
         retire,
-        no_standby: args.no_standby,
+        no_standby: args.standby.no_standby,
         ..StatementRequest::to(args.sites.clone())
     };
     issue(&dir, request, &args.signing).await
@@ -412,12 +415,12 @@ async fn rotate(args: &RotateArgs) -> Result<String, ProgramError> {
 
 async fn revoke(args: &RevokeArgs) -> Result<String, ProgramError> {
     let successor = offered(&args.to, &args.kms_to, KeyStatus::Active).await?;
-    let next = offered(&args.next_keys, &args.kms_next_keys, KeyStatus::Next).await?;
+    let next = args.standby.keys().await?;
     let dir = AuthorityDir::open(&args.dir)?;
     let request = StatementRequest {
         keys: [successor, next].concat(),
         revoke: vec![(args.arn.clone(), Some(args.reason.clone()))],
-        no_standby: args.no_standby,
+        no_standby: args.standby.no_standby,
         ..StatementRequest::to(args.sites.clone())
     };
     let mut text = issue(&dir, request, &args.signing).await?;
@@ -500,6 +503,12 @@ fn describe(issued: &authority::Issued, signer: &KeyFileSigner, bundle: &Path) -
     text
 }
 
+impl StandbyArgs {
+    async fn keys(&self) -> Result<Vec<OfferedKey>, ProgramError> {
+        offered(&self.next_keys, &self.kms_next_keys, KeyStatus::Next).await
+    }
+}
+
 /// The keys of a command line under one status, their public halves out of files or from KMS.
 async fn offered(
     files: &[KeyArg],
@@ -521,6 +530,16 @@ async fn offered(
     Ok(offered)
 }
 
+/// The DER of a public key in DER, or in PEM with BEGIN PUBLIC KEY.
+fn der_of(content: &[u8]) -> Result<Cow<'_, [u8]>, &'static str> {
+    if content.starts_with(&[0x30]) {
+        return Ok(Cow::Borrowed(content));
+    }
+    let der = SubjectPublicKeyInfoDer::from_pem_slice(content)
+        .map_err(|_| "neither PEM with BEGIN PUBLIC KEY nor DER")?;
+    Ok(Cow::Owned(der.to_vec()))
+}
+
 /// A public key in PEM ("BEGIN PUBLIC KEY") or DER.
 fn read_spki(path: &Path) -> Result<RsaSpki, AuthorityError> {
     let wrong = |what| AuthorityError::KeyFile { path: path.into(), what };
@@ -533,13 +552,7 @@ fn read_spki(path: &Path) -> Result<RsaSpki, AuthorityError> {
     if content.len() > 16 * MAX_SPKI {
         return Err(wrong("longer than any public key"));
     }
-    let spki = if content.starts_with(&[0x30]) {
-        RsaSpki::from_der(&content)
-    } else {
-        let der = SubjectPublicKeyInfoDer::from_pem_slice(&content)
-            .map_err(|_| wrong("neither PEM with BEGIN PUBLIC KEY nor DER"))?;
-        RsaSpki::from_der(&der)
-    };
+    let spki = RsaSpki::from_der(&der_of(&content).map_err(wrong)?);
     spki.map_err(|_| wrong("not a strict RSA public key (SubjectPublicKeyInfo, exponent 65537)"))
 }
 

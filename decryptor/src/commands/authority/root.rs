@@ -1,4 +1,7 @@
 //! `authority root new-key | draft | sign | accept`.
+//!
+//! Promised to whoever is asked to sign: what the draft says is shown, whole and as plain text; it is signed under the
+//! fingerprint that was read and agreed on and under no other; and no file that is there, a key least of all, is written over.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,8 +14,6 @@ use pithead_sealing::Site;
 use pithead_sealing::trust::{
     Algorithm, Custody, Kid, MAX_SPKI, Role, RoleSpki, RootFields, RootKey, Sha256Digest,
 };
-use rustls_pki_types::SubjectPublicKeyInfoDer;
-use rustls_pki_types::pem::PemObject as _;
 
 use super::{Alg, Moment, now_or};
 use crate::authority::{self, AuthorityDir, AuthorityError, Passphrase, RootChange, RootDraft};
@@ -362,13 +363,7 @@ fn role_key(arg: &RoleKeyArg) -> Result<RootKey, AuthorityError> {
     if content.len() > 16 * MAX_SPKI {
         return Err(wrong("longer than any public key"));
     }
-    let spki = if content.starts_with(&[0x30]) {
-        RoleSpki::from_der(&content)
-    } else {
-        let der = SubjectPublicKeyInfoDer::from_pem_slice(&content)
-            .map_err(|_| wrong("neither PEM with BEGIN PUBLIC KEY nor DER"))?;
-        RoleSpki::from_der(&der)
-    };
+    let spki = RoleSpki::from_der(&super::der_of(&content).map_err(wrong)?);
     let spki = spki.map_err(|_| wrong("not a P-256 or Ed25519 public key"))?;
     Ok(RootKey { spki, label: arg.label.clone() })
 }
