@@ -20,8 +20,12 @@ use rustix::time::{ClockId, clock_gettime};
 /// synchronised.
 pub type TrustedClock = Arc<dyn Fn() -> Option<UnixTime> + Send + Sync>;
 
+/// Where operating time comes from: it never runs backwards, nobody can set it, and it goes on while the machine sleeps.
+pub type HourMeter = Arc<dyn Fn() -> Duration + Send + Sync>;
+
 /// The clocks as they stand while a device is open.
 pub struct DeviceClock {
+    meter: HourMeter,
     opened_at: Duration,
     trusted: Option<TrustedClock>,
 }
@@ -45,25 +49,32 @@ impl DeviceClock {
     /// Starts counting operating time, without a trusted clock: what most vehicles have.
     #[must_use]
     pub fn start() -> Self {
-        Self { opened_at: Self::since_boot(), trusted: None }
+        Self::metered(Arc::new(Self::since_boot), None)
     }
 
     /// The same with a trusted clock.
     #[must_use]
     pub fn start_with(trusted: TrustedClock) -> Self {
-        Self { trusted: Some(trusted), ..Self::start() }
+        Self::metered(Arc::new(Self::since_boot), Some(trusted))
+    }
+
+    /// Counts operating time by `meter`: for a machine with an hour meter of its own, and for a rehearsal of what happens
+    /// in a year. Age of sessions goes by `CLOCK_BOOTTIME` all the same.
+    #[must_use]
+    pub fn metered(meter: HourMeter, trusted: Option<TrustedClock>) -> Self {
+        Self { opened_at: meter(), meter, trusted }
     }
 
     /// The same sources, counting operating time from now on.
     #[must_use]
     pub fn restarted(&self) -> Self {
-        Self { trusted: self.trusted.clone(), ..Self::start() }
+        Self::metered(Arc::clone(&self.meter), self.trusted.clone())
     }
 
     /// What the trust rules are given: seconds operated since the start, and trusted time if there is any.
     #[must_use]
     pub fn now(&self) -> Clock {
-        let uptime_s = Self::since_boot().saturating_sub(self.opened_at).as_secs();
+        let uptime_s = (self.meter)().saturating_sub(self.opened_at).as_secs();
         Clock { uptime_s, trusted_now: self.trusted.as_ref().and_then(|read| read()) }
     }
 
@@ -100,5 +111,17 @@ mod tests {
         }));
         assert_eq!(clock.now().trusted_now, None);
         assert_eq!(clock.now().trusted_now, Some(UnixTime(1_800_000_000)));
+    }
+
+    #[test]
+    fn an_hour_meter_of_ones_own_counts_from_where_it_stood() {
+        let hours = Arc::new(std::sync::atomic::AtomicU64::new(1000));
+        let read = Arc::clone(&hours);
+        let meter = move || Duration::from_secs(3600 * read.load(std::sync::atomic::Ordering::Relaxed));
+        let clock = DeviceClock::metered(Arc::new(meter), None);
+        assert_eq!(clock.now(), Clock::uptime(0));
+        hours.store(1072, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(clock.now(), Clock::uptime(72 * 3600));
+        assert_eq!(clock.restarted().now(), Clock::uptime(0));
     }
 }

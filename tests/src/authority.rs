@@ -78,10 +78,15 @@ impl Authority {
 
     /// The statement key, for tests that play the thief.
     pub fn stolen_statement_key(&self) -> anyhow::Result<SigningKey> {
-        let pem = fs::read_to_string(self.folder.join("keys/statement-1.pem"))?;
+        self.stolen_key("statement-1")
+    }
+
+    /// A key of the authority's folder, such as `root-1`.
+    pub fn stolen_key(&self, name: &str) -> anyhow::Result<SigningKey> {
+        let pem = fs::read_to_string(self.key(name))?;
         let base64: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
         let der = Base64::decode_vec(&base64).ok().context("PEM body is not base64")?;
-        SigningKey::from_pkcs8_der(&der).context("the statement key")
+        SigningKey::from_pkcs8_der(&der).context("a key of the authority")
     }
 }
 

@@ -19,6 +19,7 @@ pub mod kms;
 pub mod ledger;
 pub mod link;
 pub mod program;
+pub mod rehearsal;
 pub mod rogue;
 pub mod site;
 pub mod telemetry;

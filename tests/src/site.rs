@@ -134,6 +134,34 @@ pub struct Site {
     _temporary: Option<tempfile::TempDir>,
 }
 
+/// See [`Site::second_gateway`].
+#[derive(Debug)]
+pub struct SecondGateway {
+    program: Program,
+    config: PathBuf,
+    address: SocketAddr,
+    binary: PathBuf,
+}
+
+impl SecondGateway {
+    /// Where devices connect to.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The running program.
+    pub fn program(&mut self) -> &mut Program {
+        &mut self.program
+    }
+
+    /// Runs the gateway's program to its end, with this one's configuration.
+    pub async fn command(&self, arguments: &[&str]) -> anyhow::Result<command::Finished> {
+        let config = self.config.display().to_string();
+        command::run(&self.binary, arguments.iter().copied().chain(["-c", &config]), &[]).await
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Ports {
     gateway: SocketAddr,
@@ -367,6 +395,28 @@ impl Site {
     /// Runs the decryptor's program to its end, with these arguments alone.
     pub async fn decryptor_command(&self, arguments: &[&str]) -> anyhow::Result<command::Finished> {
         command::run(&self.programs.decryptor(), arguments, &self.environment()).await
+    }
+
+    /// A second gateway of the site beside the first, running: its own name, certificate, data and ports, and the same
+    /// authority and decryptor.
+    pub async fn second_gateway(&self, name: &str) -> anyhow::Result<SecondGateway> {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(folder.join("data"))?;
+        for file in ["root.cose", "bundle.pb", "site-ca.pem", "cloud-ca.pem"] {
+            fs::copy(self.folder.join("gateway").join(file), folder.join(file)).context(file)?;
+        }
+        self.ca.server(Some(&format!("spiffe://{SITE}/gateway/{name}")), &folder.join("gateway"))?;
+        let (address, admin) = (free_address()?, free_address()?);
+        let text = self
+            .gateway_toml(self.link.address())
+            .replace(&self.ports.gateway.to_string(), &address.to_string())
+            .replace(&self.ports.gateway_admin.to_string(), &admin.to_string());
+        let config = folder.join("gateway.toml");
+        fs::write(&config, text)?;
+        let log = format!("{name}.log");
+        let mut program = self.launch(&self.programs.gateway(), &config, admin, &log)?;
+        program.ready().await?;
+        Ok(SecondGateway { program, config, address, binary: self.programs.gateway() })
     }
 
     /// Enrols a device with the real tool, with a certificate of the site's CA and without a bundle: its first key comes

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    sync::PoisonError,
     time::Duration,
 };
 
@@ -13,12 +14,12 @@ use pithead_hop::{
     backoff::{self, Backoff},
     connect::ConnectError,
     ingest::{Answer, Answered, NotTaken, SendError, SendOptions, Sender, send::LineToSend},
+    keys::{FetchError, KeyClient, TrustVersion},
     status::Remote,
 };
 use pithead_proto::{
     errors::v1::ErrorReason,
     ingest::v1::{SubmitRequest, ingest_service_client::IngestServiceClient},
-    keys::v1::TrustVersion,
 };
 use pithead_sealing::{
     envelope::SealedEnvelope,
@@ -53,7 +54,7 @@ pub struct Progress {
     pub refused: u64,
     /// Streams that met a conflict: call `Sealer::begin_run` for each.
     pub need_new_run: BTreeSet<StreamName>,
-    /// (epoch, sequence) of the statement in force at the gateway, by its last answer: refresh if it is not ours.
+    /// (epoch, sequence) of the statement in force at the gateway, by what it said last: refresh if it is newer than ours.
     pub trust: Option<(u64, u64)>,
     /// Why the last attempt failed, while not connected.
     pub trouble: Option<Trouble>,
@@ -196,6 +197,7 @@ impl Uplink {
             .map(|(line, seq)| LineToSend { stream: line.stream, run: line.run, first_unacked: seq })
             .collect();
         let options = SendOptions::new(concat!("pithead-device/", env!("CARGO_PKG_VERSION")));
+        let keys = self.key_client(connection.clone());
         let sender = Sender::open(connection, &options, lines).await.map_err(Ended::Call)?;
         progress.send_modify(|progress| {
             progress.connected = true;
@@ -210,7 +212,29 @@ impl Uplink {
             read: VecDeque::new(),
             order: Order::default(),
         };
-        call.run().await
+        tokio::select! {
+            ended = call.run() => ended,
+            never = self.listen_for_keys(keys, progress) => match never {},
+        }
+    }
+
+    /// Tells of every statement that the gateway has newly in force, also while there is nothing to deliver. What it says
+    /// is a hint: [`Uplink::refresh`] asks, and verifies.
+    async fn listen_for_keys(&self, mut keys: KeyClient, progress: &watch::Sender<Progress>) -> Never {
+        let held = *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let listening = async {
+            let mut watch = keys.watch(&held).await?;
+            loop {
+                if let Some(TrustVersion { epoch, sequence }) = watch.next().await?.version {
+                    progress.send_modify(|progress| progress.trust = Some((epoch, sequence)));
+                }
+            }
+        };
+        let ended: Result<Never, FetchError> = listening.await;
+        // A courtesy that has ended: every answer says the same. A broken connection ends the call as well.
+        let Err(error) = ended;
+        tracing::debug!(event = "uplink.watch_ended", %error);
+        std::future::pending().await
     }
 }
 
@@ -337,7 +361,7 @@ impl Call<'_> {
             self.order.settled(token.position);
         }
         self.forget().await?;
-        let trust = self.sender.trust().map(|TrustVersion { epoch, sequence }| (*epoch, *sequence));
+        let trust = self.sender.trust().map(|trust| (trust.epoch, trust.sequence));
         self.progress.send_modify(|progress| {
             progress.settled = self.outbox.acknowledged_up_to();
             progress.stored += seen.stored;

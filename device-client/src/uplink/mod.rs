@@ -12,7 +12,11 @@ mod order;
 mod refused;
 mod upload;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use pithead_hop::{
     backoff::Policy,
@@ -20,7 +24,7 @@ use pithead_hop::{
     keys::{FetchError, Held, KeyClient},
     tls::{ClientTls, KnownTime, PassedExpiry, Pem, TimeSource, TlsError},
 };
-use pithead_sealing::trust::Applied;
+use pithead_sealing::{Site, trust::Applied};
 use rustls_pki_types::{ServerName, UnixTime};
 
 use crate::{
@@ -52,6 +56,13 @@ pub struct Gateways {
     pub options: ConnectOptions,
     /// How delays grow while no gateway takes anything.
     pub retry: Policy,
+}
+
+fn held(keys: &Keys) -> Held {
+    Held {
+        root_version: keys.trust().root_version(),
+        statement_digest: keys.trust().statement().map(|statement| *statement.digest()),
+    }
 }
 
 /// What a device knows of time for TLS: its trusted clock, else the largest time that has certainly passed.
@@ -103,6 +114,10 @@ pub struct Uplink {
     tls: Arc<rustls::ClientConfig>,
     /// For keys: roots and statements carry their own signatures, and a poisoned floor must be curable.
     keys_tls: Arc<rustls::ClientConfig>,
+    /// Whose keys, and what we have of them since the last refresh: what a watch of the gateway begins with.
+    authority: Arc<str>,
+    site: Site,
+    held: Arc<Mutex<Held>>,
 }
 
 impl Uplink {
@@ -116,7 +131,14 @@ impl Uplink {
         };
         let tls = build(PassedExpiry::Refuse)?;
         let keys_tls = build(PassedExpiry::TakeWithoutClock)?;
-        Ok(Self { gateways: Arc::new(gateways), tls, keys_tls })
+        Ok(Self {
+            gateways: Arc::new(gateways),
+            tls,
+            keys_tls,
+            authority: keys.trust().authority().into(),
+            site: keys.trust().site().clone(),
+            held: Arc::new(Mutex::new(held(keys))),
+        })
     }
 
     /// Asks the first gateway that answers for everything newer, verifies it and takes it in. Gives what has changed.
@@ -124,15 +146,15 @@ impl Uplink {
     /// Cancel safe: what was accepted is kept.
     pub async fn refresh(&self, keys: &mut Keys) -> Result<Applied, RefreshError> {
         let connection = self.connect(&self.keys_tls).await?;
-        let mut client = KeyClient::new(connection, keys.trust().authority(), keys.trust().site().clone());
+        let mut client = self.key_client(connection);
         let mut all = Applied::default();
         for _ in 0..ANSWERS_PER_REFRESH {
-            let held = Held {
-                root_version: keys.trust().root_version(),
-                statement_digest: keys.trust().statement().map(|statement| *statement.digest()),
-            };
-            let Some(bundle) = client.fetch(&held, KEY_ANSWER_LIMIT).await?.bundle else { break };
-            let applied = keys.apply(&bundle.newer_than(held.root_version))?;
+            let before = held(keys);
+            let Some(bundle) = client.fetch(&before, KEY_ANSWER_LIMIT).await?.bundle else { break };
+            let applied = keys.apply(&bundle.newer_than(before.root_version));
+            // Roots that verified stand, also in front of a statement that was refused.
+            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held(keys);
+            let applied = applied?;
             let moved = applied.roots > 0 || applied.statement.as_ref().is_some_and(|accepted| accepted.new);
             all.roots += applied.roots;
             all.statement = applied.statement.or(all.statement);
@@ -141,6 +163,10 @@ impl Uplink {
             }
         }
         Ok(all)
+    }
+
+    fn key_client(&self, connection: Connection) -> KeyClient {
+        KeyClient::new(connection, &*self.authority, self.site.clone())
     }
 
     /// A connection to the first gateway that takes us; the last one's reason if none does.

@@ -57,9 +57,8 @@ impl SourceError {
     pub fn reason(&self) -> ErrorReason {
         match self {
             Self::Connect(error) => error.reason(),
-            Self::Fetch(FetchError::Remote(remote)) => remote.reason.unwrap_or(ErrorReason::PeerUnreachable),
-            Self::Fetch(FetchError::TimedOut(_)) => ErrorReason::PeerUnreachable,
-            Self::Fetch(_) | Self::NotABundle { .. } => ErrorReason::TrustParse,
+            Self::Fetch(error) => error.reason(),
+            Self::NotABundle { source, .. } => source.reason(),
             Self::File { .. } => ErrorReason::ConfigUnreadable,
         }
     }

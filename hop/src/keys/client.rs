@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
-use pithead_proto::keys::v1::{
-    GetKeyBundleRequest, Held as ProtoHeld, KeyBundle, WatchKeyBundleRequest, WatchKeyBundleResponse,
-    key_service_client::KeyServiceClient,
+use pithead_proto::{
+    errors::v1::ErrorReason,
+    keys::v1::{
+        GetKeyBundleRequest, Held as ProtoHeld, KeyBundle, WatchKeyBundleRequest, WatchKeyBundleResponse,
+        key_service_client::KeyServiceClient,
+    },
 };
 use pithead_sealing::{
     Site,
@@ -54,6 +57,16 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// The reason in the registry.
+    pub fn reason(&self) -> ErrorReason {
+        match self {
+            Self::Remote(remote) => remote.reason.unwrap_or(ErrorReason::PeerUnreachable),
+            Self::Wire(error) => error.reason(),
+            Self::Foreign { .. } => ErrorReason::TrustAudience,
+            Self::TimedOut(_) => ErrorReason::PeerUnreachable,
+        }
+    }
+
     /// True if asking again later may help.
     pub fn is_retryable(&self) -> bool {
         match self {

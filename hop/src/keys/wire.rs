@@ -1,7 +1,7 @@
 //! `KeyBundle` on the wire and in files, and the plain [`Bundle`] that a verifier takes.
 
 use bytes::Bytes;
-use pithead_proto::keys::v1 as proto;
+use pithead_proto::{errors::v1::ErrorReason, keys::v1 as proto};
 use pithead_sealing::{
     Site,
     trust::{Bundle, MAX_ROOTS, MAX_SPKI, cose::MAX_OBJECT, statement::MAX_KEYS},
@@ -35,6 +35,16 @@ pub enum WireError {
     /// More keys, or a longer one, than a statement can name.
     #[error("more than {MAX_KEYS} public keys, or one of more than {MAX_SPKI} bytes")]
     Spkis,
+}
+
+impl WireError {
+    /// The reason in the registry: what a verifier would have said, had it come that far.
+    pub fn reason(self) -> ErrorReason {
+        match self {
+            Self::ObjectTooLong => ErrorReason::TrustSize,
+            _ => ErrorReason::TrustParse,
+        }
+    }
 }
 
 /// Epoch and sequence number of the statement in force: what rides on every answer.

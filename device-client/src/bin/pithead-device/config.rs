@@ -2,7 +2,10 @@
 //!
 //! Paths are relative to the file's folder. Everything here may be read by anybody but the certificate's key.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use pithead_device_client::{
     clock::DeviceClock,
@@ -17,7 +20,10 @@ use pithead_hop::{
     tls::{Pem, TlsError},
 };
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::names::{DeviceId, Site};
+use pithead_sealing::{
+    names::{DeviceId, Site},
+    trust::UnixTime,
+};
 use pithead_spool::Options;
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -43,6 +49,9 @@ struct DeviceSection {
     id: DeviceId,
     #[serde(default = "here")]
     state: PathBuf,
+    /// The machine's clock is set by NTS, authenticated PTP or the operator.
+    #[serde(default)]
+    trusted_clock: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,16 +114,25 @@ impl Config {
         self.folder.join(&self.file.device.state)
     }
 
+    fn clock(&self) -> DeviceClock {
+        if !self.file.device.trusted_clock {
+            return DeviceClock::start();
+        }
+        DeviceClock::start_with(Arc::new(|| {
+            // A clock before 1970 is none.
+            u64::try_from(DeviceClock::wall_us() / 1_000_000).ok().map(UnixTime)
+        }))
+    }
+
     pub(crate) fn open_keys(&self) -> Result<Keys, ProgramError> {
-        Device::open_keys(&self.state(), self.site(), DeviceClock::start())
-            .map_err(|error| failure::open(&error))
+        Device::open_keys(&self.state(), self.site(), self.clock()).map_err(|error| failure::open(&error))
     }
 
     pub(crate) fn open(&self) -> Result<Device, ProgramError> {
         let mut options = Options::outbox();
         options.max_bytes = self.file.outbox.max_bytes.get();
         let id = self.file.device.id.clone();
-        Device::open(&self.state(), self.site(), id, options, DeviceClock::start())
+        Device::open(&self.state(), self.site(), id, options, self.clock())
             .map_err(|error| failure::open(&error))
     }
 

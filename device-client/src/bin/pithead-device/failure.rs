@@ -103,11 +103,7 @@ pub(crate) fn refresh(error: &RefreshError) -> ProgramError {
         RefreshError::Connect(connect) => ProgramError::new(connect.reason(), error.to_string())
             .todo("check the gateway's address and certificate; what was believed before stands"),
         RefreshError::Fetch(fetch) => {
-            let reason = match fetch {
-                pithead_hop::keys::FetchError::Remote(remote) => remote.reason,
-                _ => None,
-            };
-            ProgramError::new(reason.unwrap_or(ErrorReason::PeerUnreachable), error.to_string())
+            ProgramError::new(fetch.reason(), error.to_string()).affects("what was believed before stands")
         }
         RefreshError::Keys(refused) => keys(refused),
         other => ProgramError::new(ErrorReason::StateDamaged, chain(other)),

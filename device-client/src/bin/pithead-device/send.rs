@@ -49,6 +49,11 @@ use crate::{
 /// Lines that were read and wait for their batch: enough to fill one while the one before is sealed.
 const LINES_WAITING: usize = 1_024;
 
+/// Between two questions about keys: a gateway that says something new every millisecond is asked once a second, and one
+/// whose statement we have refused is asked about it once a minute.
+const HINT_PAUSE: Duration = Duration::from_secs(1);
+const SAME_HINT_PAUSE: Duration = Duration::from_secs(60);
+
 struct Line {
     at_us: i64,
     data: Bytes,
@@ -84,6 +89,7 @@ pub(crate) async fn run(file: &Path, arguments: &SendArgs, output: Output) -> Re
         uplink,
         watched,
         sealed: Sealed::default(),
+        asked: None,
         began_runs: BTreeSet::new(),
         told_to_stop: signals.stop.clone(),
         bar: envelope_bar("sending"),
@@ -137,7 +143,16 @@ pub(crate) async fn run(file: &Path, arguments: &SendArgs, output: Output) -> Re
 /// News about keys, if the gateway has any that hold. With a usable key in hand a gateway that is silent, behind another
 /// one, or lying is no reason to stop: whatever it says, envelopes go on to the key that was verified.
 async fn refresh(uplink: &Uplink, device: &mut Device) -> Result<(), ProgramError> {
-    let Err(error) = uplink.refresh(device.sealer_mut().keys_mut()).await else { return Ok(()) };
+    let error = match uplink.refresh(device.sealer_mut().keys_mut()).await {
+        Ok(applied) => {
+            if applied.roots > 0 || applied.statement.is_some_and(|accepted| accepted.new) {
+                let (epoch, sequence) = device.sealer().keys().trust().version();
+                tracing::info!(event = "keys.refreshed", epoch, sequence);
+            }
+            return Ok(());
+        }
+        Err(error) => error,
+    };
     if device.sealer().keys().verified_key().is_err() {
         return Err(failure::refresh(&error));
     }
@@ -154,6 +169,8 @@ struct Sending {
     uplink: Uplink,
     watched: watch::Receiver<Progress>,
     sealed: Sealed,
+    /// What the gateway said it has when we asked last, and when that was.
+    asked: Option<((u64, u64), Instant)>,
     /// Streams that have begun a new run after a conflict; one is enough for all conflicts with the old.
     began_runs: BTreeSet<StreamName>,
     told_to_stop: CancellationToken,
@@ -200,9 +217,15 @@ impl Sending {
         let mut batch = BatchBuilder::new(BatchLimits::default());
         let mut due: Option<Instant> = None;
         let told_to_stop = self.told_to_stop.clone();
+        let mut told = self.watched.clone();
         loop {
             let line = tokio::select! {
                 line = read.recv() => line,
+                // A rotation is followed also while there is nothing to seal: the next record goes to the new key.
+                Ok(()) = told.changed() => {
+                    self.follow_the_keys().await?;
+                    continue;
+                }
                 // What was read is sealed and kept before the end; no more is read.
                 () = told_to_stop.cancelled(), if !read.is_closed() => {
                     read.close();
@@ -311,10 +334,24 @@ impl Sending {
                 .begin_run(stream)
                 .map_err(|error| ProgramError::new(ErrorReason::StateDamaged, failure::chain(&error)))?;
         }
-        if progress.trust.is_some_and(|theirs| theirs > self.device.sealer().keys().trust().version()) {
-            refresh(&self.uplink, &mut self.device).await?;
+        self.follow_the_keys().await
+    }
+
+    /// Asks for keys when the gateway says that it has newer ones. It is not believed, and cannot have us ask without end.
+    async fn follow_the_keys(&mut self) -> Result<(), ProgramError> {
+        let Some(theirs) = self.watched.borrow().trust else { return Ok(()) };
+        if theirs <= self.device.sealer().keys().trust().version() {
+            return Ok(());
         }
-        Ok(())
+        let pause = match &self.asked {
+            Some((hint, _)) if *hint == theirs => SAME_HINT_PAUSE,
+            _ => HINT_PAUSE,
+        };
+        if self.asked.as_ref().is_some_and(|(_, at)| at.elapsed() < pause) {
+            return Ok(());
+        }
+        self.asked = Some((theirs, Instant::now()));
+        refresh(&self.uplink, &mut self.device).await
     }
 
     /// Waits until everything in the outbox is settled: at most `limit`, and not at all where no retry helps.
