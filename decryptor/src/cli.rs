@@ -2,7 +2,7 @@
 
 use crate::commands::{authority, inspect, open, run, site, verify};
 use pithead_hop::program::log::LogFormat;
-use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_hop::program::{ExitCode, ProgramError, explain};
 
 /// The reference cloud end of Pithead, and the authority's tool.
 #[derive(Debug, Clone, clap::Parser)]
@@ -37,6 +37,11 @@ pub enum Command {
     Site(site::Args),
     /// Make and sign trust roots and key statements
     Authority(Box<authority::Args>),
+    /// Say what a code such as PH-1014 means and what to do about it; without one, all of them
+    Explain {
+        /// PH-1014, 1014 or TRUST_ROLLBACK
+        code: Option<String>,
+    },
     /// Print the configuration file with every key, commented
     ConfigTemplate,
 }
@@ -52,6 +57,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(args).await?,
             Command::Site(args) => site::run(&args)?,
             Command::Authority(args) => authority::run(*args).await?,
+            Command::Explain { code } => print!("{}", explain::answer(code.as_deref())?),
             Command::ConfigTemplate => print!("{}", crate::config::TEMPLATE),
         }
         Ok(ExitCode::OK)

@@ -86,6 +86,11 @@ pub enum Command {
     /// What the far end will never take.
     #[command(subcommand)]
     Refused(RefusedCommand),
+    /// What a code such as PH-1014 means and what to do about it; without one, all of them.
+    Explain {
+        /// PH-1014, 1014 or TRUST_ROLLBACK.
+        code: Option<String>,
+    },
     /// How the running gateway is. Exits 0 if all is well, 3 if degraded, 4 if not ready, 69 if it does not run.
     Status {
         #[command(flatten)]
@@ -105,9 +110,26 @@ pub enum KeyCommand {
         #[command(flatten)]
         output: OutputArg,
     },
+    /// What this gateway serves, as a file, a line of text or a QR code, for whoever no wire reaches.
+    Export {
+        /// Where the file goes: every root, the statement, every public key that it names.
+        #[arg(long, value_name = "FILE", required_unless_present_any = ["text", "qr"])]
+        out: Option<PathBuf>,
+        /// Prints a line of text instead, with what is needed to seal now and no more.
+        #[arg(long, conflicts_with_all = ["out", "qr"])]
+        text: bool,
+        /// Prints that line as a QR code.
+        #[arg(long, conflicts_with = "out")]
+        qr: bool,
+        /// The root that the receiver has: later ones alone are in the text.
+        #[arg(long, value_name = "VERSION", default_value_t = 1)]
+        has_root: u64,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
     /// Verifies a bundle that was carried in, and takes it; a running gateway takes it over at once.
     Import {
-        /// The bundle: what `pithead-decryptor authority statement --out` wrote.
+        /// The bundle, as a file or as text: what `pithead-decryptor authority statement --out` or `key export` wrote.
         file: PathBuf,
         #[command(flatten)]
         config: ConfigArg,
@@ -255,6 +277,15 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
         Command::Key(KeyCommand::Show { config, output }) => {
             commands::key::show(&config.config, output.output, out)
         }
+        Command::Key(KeyCommand::Export { out: file, qr, has_root, config, .. }) => {
+            use commands::key::export::{Form, export};
+            let form = match (file, qr) {
+                (Some(file), _) => Form::File(file),
+                (None, true) => Form::Qr,
+                (None, false) => Form::Text,
+            };
+            export(&form, has_root, &config.config, out)
+        }
         Command::Key(KeyCommand::Import { file, config }) => {
             commands::key::import(&file, &config.config, out)
         }
@@ -279,6 +310,7 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
         Command::Refused(RefusedCommand::Retry { names, all, config }) => {
             commands::refused::retry(&config.config, names, all, out)
         }
+        Command::Explain { code } => commands::explain(code.as_deref(), out),
         Command::Status { config, output } => commands::status::print(&config.config, output.output, out),
     }
 }

@@ -224,7 +224,7 @@ pub(crate) fn printable(text: &str) -> String {
 
 /// The code of a reason. No wildcard: a new reason has to say which it is.
 #[warn(clippy::wildcard_enum_match_arm)]
-fn code_of(reason: ErrorReason) -> Code {
+pub(crate) fn code_of(reason: ErrorReason) -> Code {
     use ErrorReason as R;
     match reason {
         R::Unspecified | R::Internal | R::NotDurable => Code::Internal,

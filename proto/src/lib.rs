@@ -38,6 +38,9 @@ pub mod ingest {
 
 /// The registry of reasons: `pithead.errors.v1`.
 pub mod errors {
+    /// The registry as it is written, each reason with its meaning: for programs that explain themselves.
+    pub const REGISTRY: &str = include_str!("../pithead/errors/v1/errors.proto");
+
     /// Version 1.
     #[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto")]
     pub mod v1 {

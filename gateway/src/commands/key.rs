@@ -1,4 +1,6 @@
-//! `key show | import | history`: the keys that devices seal to.
+//! `key show | export | import | history`: the keys that devices seal to.
+
+pub mod export;
 
 use std::io::Write;
 use std::path::Path;
@@ -18,7 +20,7 @@ use crate::config::Config;
 use crate::keys::book::Book;
 use crate::keys::history::History;
 use crate::keys::keeper::Keeper;
-use crate::keys::store::{Found, Store};
+use crate::keys::store::{Found, Kept, Store};
 use crate::run::directory::{self, DataDir, DirectoryError};
 use crate::run::material::Material;
 use pithead_hop::program::disk;
@@ -29,17 +31,7 @@ use pithead_hop::program::disk;
 /// When none was ever accepted here.
 pub fn show(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
-    let folder = config.gateway.data_dir.join("keys");
-    let damaged = |what: &str| {
-        ProgramError::new(ErrorReason::StateDamaged, format!("{}: {what}", folder.display()))
-            .todo("start the gateway; it begins again from the provisioned root and fetches the rest")
-    };
-    let kept = match Store::open(&folder).map_err(|error| damaged(&error.to_string()))?.1 {
-        Found::Whole(kept) => kept,
-        Found::Damaged => return Err(damaged("neither copy reads back")),
-        Found::Nothing => return Err(none_yet()),
-    };
-    let device = Device::restore(&kept.device).map_err(|error| damaged(error.code()))?;
+    let (_, device) = last_known_good(&config.gateway.data_dir)?;
     let Some(statement) = device.statement() else { return Err(none_yet()) };
     let status = device.status(Clock::default());
     let mut value = describe(statement.fields(), statement.digest());
@@ -52,6 +44,22 @@ pub fn show(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode
         Output::Table => table(&value),
     };
     super::done(out, &text)
+}
+
+/// What the gateway has on its disk, whether it runs or not.
+fn last_known_good(data: &Path) -> Result<(Kept, Device), ProgramError> {
+    let folder = data.join("keys");
+    let damaged = |what: &str| {
+        ProgramError::new(ErrorReason::StateDamaged, format!("{}: {what}", folder.display()))
+            .todo("start the gateway; it begins again from the provisioned root and fetches the rest")
+    };
+    let kept = match Store::open(&folder).map_err(|error| damaged(&error.to_string()))?.1 {
+        Found::Whole(kept) => kept,
+        Found::Damaged => return Err(damaged("neither copy reads back")),
+        Found::Nothing => return Err(none_yet()),
+    };
+    let device = Device::restore(&kept.device).map_err(|error| damaged(error.code()))?;
+    Ok((kept, device))
 }
 
 /// Verifies a bundle as the gateway would and takes it; hands it to a gateway that runs.
@@ -67,7 +75,7 @@ pub fn import(file: &Path, path: &Path, out: &mut dyn Write) -> Result<ExitCode,
             .exit(ExitCode::FAILED)
     };
     let bytes = Bytes::from(std::fs::read(file).map_err(|error| unreadable(error.to_string()))?);
-    let bundle = KeyFile::decode(bytes.clone()).map_err(|error| unreadable(error.to_string()))?;
+    let bundle = KeyFile::read(bytes.clone()).map_err(|error| unreadable(error.to_string()))?;
     if bundle.authority != config.trust.authority || bundle.site != config.gateway.site {
         let what = format!("{} is for {} of {}", file.display(), bundle.site, bundle.authority);
         return Err(

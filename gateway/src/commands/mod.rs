@@ -33,6 +33,14 @@ fn json(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
 }
 
+/// What a code means. Needs no configuration and no gateway.
+///
+/// # Errors
+/// When no reason is called that.
+pub fn explain(code: Option<&str>, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+    done(out, &pithead_hop::program::explain::answer(code)?)
+}
+
 /// A fact a line.
 fn table(facts: &serde_json::Value) -> String {
     let word = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);

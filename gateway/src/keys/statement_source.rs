@@ -137,7 +137,7 @@ impl StatementSource for BundleFile {
         let read = || {
             let bytes =
                 std::fs::read(&self.path).map_err(|source| SourceError::File { path: path(), source })?;
-            let file = KeyFile::decode(Bytes::from(bytes));
+            let file = KeyFile::read(Bytes::from(bytes));
             Ok(Some(file.map_err(|source| SourceError::NotABundle { path: path(), source })?.bundle))
         };
         Box::pin(std::future::ready(read()))

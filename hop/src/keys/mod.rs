@@ -7,11 +7,13 @@
 pub mod client;
 pub mod served;
 pub mod service;
+mod text;
 pub mod wire;
 
 pub use client::{Answer, FetchError, Held, KeyClient, Watch};
 pub use served::ServedKeys;
 pub use service::{KeyServer, SiteKeys};
+pub use text::TEXT_PREFIX;
 pub use wire::{KeyFile, TrustVersion, WireError};
 
 /// Largest message of the key service either way, in bytes.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use pithead_hop::{
     connect::Endpoint,
-    program::{self, ExitCode, ProgramError, log, units},
+    program::{self, ExitCode, ProgramError, explain, log, units},
 };
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{
@@ -13,7 +13,11 @@ use pithead_sealing::{
     names::{DeviceId, Site, StreamName},
 };
 
-use crate::{enroll, key, outbox, output::Output, seal, send, upload};
+use crate::{
+    enroll, key, outbox,
+    output::{Output, print_text},
+    seal, send, upload,
+};
 
 /// A device: verifies keys, seals, keeps what it sealed, and sends it to the gateway.
 #[derive(Debug, Parser)]
@@ -44,6 +48,9 @@ enum Command {
         /// Asks nobody: what is believed now.
         #[arg(long)]
         offline: bool,
+        /// Takes a bundle that was carried here, as a file or as text, instead of asking a gateway.
+        #[arg(long, value_name = "FILE", conflicts_with = "offline")]
+        bundle: Option<PathBuf>,
     },
     /// Seals one file to another: for those who carry envelopes themselves. Needs no gateway.
     Seal(SealArgs),
@@ -54,6 +61,11 @@ enum Command {
     /// What waits to be sent.
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// What a code such as PH-1014 means and what to do about it; without one, all of them.
+    Explain {
+        /// PH-1014, 1014 or TRUST_ROLLBACK.
+        code: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -166,11 +178,22 @@ pub(crate) fn main() -> process::ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
     match &cli.command {
         Command::Enroll(arguments) => enroll::run(arguments, cli.output),
-        Command::Key { offline } => in_runtime(key::run(&cli.config, *offline, cli.output)),
+        Command::Key { offline, bundle } => {
+            let from = match (offline, bundle) {
+                (true, _) => key::From::Nobody,
+                (false, Some(file)) => key::From::File(file),
+                (false, None) => key::From::Gateway,
+            };
+            in_runtime(key::run(&cli.config, from, cli.output))
+        }
         Command::Seal(arguments) => seal::run(&cli.config, arguments, cli.output),
         Command::Send(arguments) => in_runtime(send::run(&cli.config, arguments, cli.output)),
         Command::Upload(arguments) => in_runtime(upload::run(&cli.config, arguments, cli.output)),
         Command::Outbox(OutboxCommand::Stat) => outbox::stat(&cli.config, cli.output),
+        Command::Explain { code } => {
+            print_text(&explain::answer(code.as_deref())?);
+            Ok(ExitCode::OK)
+        }
     }
 }
 

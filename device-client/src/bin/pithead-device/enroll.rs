@@ -114,9 +114,10 @@ fn device_toml(arguments: &EnrollArgs, copied: &Copied) -> String {
 
 /// A bundle as the authority exports it.
 pub(crate) fn read_bundle(path: &Path) -> Result<KeyFile, ProgramError> {
-    KeyFile::decode(Bytes::from(read(path)?)).map_err(|error| {
-        ProgramError::new(ErrorReason::TrustParse, format!("{}: {error}", path.display()))
-            .todo("give the file that `pithead-decryptor authority statement --out` wrote")
+    KeyFile::read(Bytes::from(read(path)?)).map_err(|error| {
+        ProgramError::new(ErrorReason::TrustParse, format!("{}: {error}", path.display())).todo(
+            "give what `pithead-decryptor authority statement --out` or `pithead-gateway key export` wrote",
+        )
     })
 }
 

@@ -6,13 +6,34 @@ use pithead_device_client::keys::Keys;
 use pithead_hop::program::{ExitCode, ProgramError};
 use serde_json::{Value, json};
 
-use crate::{config::Config, failure, output::Output};
+use crate::{config::Config, enroll, failure, output::Output};
 
-pub(crate) async fn run(file: &Path, offline: bool, output: Output) -> Result<ExitCode, ProgramError> {
+/// Where news about keys comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum From<'a> {
+    /// The gateway, if the device has one.
+    Gateway,
+    /// A bundle that somebody carried here.
+    File(&'a Path),
+    /// What is believed is all that counts.
+    Nobody,
+}
+
+pub(crate) async fn run(file: &Path, from: From<'_>, output: Output) -> Result<ExitCode, ProgramError> {
     let config = Config::load(file)?;
     let mut keys = config.open_keys()?;
-    if !offline && let Some(uplink) = config.uplink(&keys)? {
-        uplink.refresh(&mut keys).await.map_err(|error| failure::refresh(&error))?;
+    match from {
+        From::Gateway => {
+            if let Some(uplink) = config.uplink(&keys)? {
+                uplink.refresh(&mut keys).await.map_err(|error| failure::refresh(&error))?;
+            }
+        }
+        From::File(bundle) => {
+            let carried = enroll::read_bundle(bundle)?.bundle;
+            let held = keys.trust().root_version();
+            keys.apply(&carried.newer_than(held)).map_err(|error| failure::keys(&error))?;
+        }
+        From::Nobody => {}
     }
     output.print(&facts(&keys));
     match keys.verified_key() {

@@ -29,9 +29,14 @@ impl Output {
                 fields.iter().map(|(name, value)| format!("{name:width$}  {}\n", plain(value))).collect()
             }
         };
-        // A closed pipe is the reader's decision and no failure of ours.
-        let _ = io::stdout().write_all(text.as_bytes());
+        print_text(&text);
     }
+}
+
+/// Prints text as it is.
+pub(crate) fn print_text(text: &str) {
+    // A closed pipe is the reader's decision and no failure of ours.
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 fn plain(value: &Value) -> String {
