@@ -174,13 +174,13 @@ pub async fn serve(
             }
             _ = poll.tick() => {
                 take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics);
-                look_at_devices(&mut watch, &devices, &metrics);
+                look_at_devices(&mut watch, &devices, &uploads, &metrics);
             }
             () = next(&mut reloads) => {
                 bundles.forget();
                 take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics);
                 watch.forget();
-                look_at_devices(&mut watch, &devices, &metrics);
+                look_at_devices(&mut watch, &devices, &uploads, &metrics);
                 reload(path, &handle);
             }
         }
@@ -409,7 +409,7 @@ fn take_in(
 }
 
 /// Takes in the registry of devices if it has changed. Reading it is a moment's work, a second's for 100,000 devices.
-fn look_at_devices(watch: &mut Watch, devices: &ArcSwap<Devices>, metrics: &Metrics) {
+fn look_at_devices(watch: &mut Watch, devices: &ArcSwap<Devices>, uploads: &UploadStore, metrics: &Metrics) {
     match watch.look() {
         Ok(None) => {}
         Ok(Some(fresh)) => {
@@ -417,6 +417,16 @@ fn look_at_devices(watch: &mut Watch, devices: &ArcSwap<Devices>, metrics: &Metr
             let (count, keys) = fresh.counts();
             tracing::info!(event = "devices.accepted", devices = count, keys);
             devices.store(Arc::new(fresh));
+            // What was refused for its signature is judged anew when it comes again.
+            uploads.forget_refusals(|refusal| {
+                matches!(
+                    refusal.reason,
+                    ErrorReason::SignatureInvalid
+                        | ErrorReason::SignatureRequired
+                        | ErrorReason::SignatureRevoked
+                        | ErrorReason::SignatureKeyUnknown
+                )
+            });
         }
         Err(error) => {
             metrics.device_registry_refused.set(1);
