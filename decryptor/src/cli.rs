@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::commands::{authority, inspect, open, run, site, verify};
+use crate::commands::{authority, device, inspect, open, run, site, verify};
 use pithead_hop::program::log::LogFormat;
 use pithead_hop::program::{ExitCode, ProgramError, explain};
 
@@ -35,6 +35,8 @@ pub enum Command {
     Verify(verify::Args),
     /// The sites whose gateways may connect
     Site(site::Args),
+    /// The device keys whose session signatures are believed
+    Device(device::Args),
     /// Make and sign trust roots and key statements
     Authority(Box<authority::Args>),
     /// Say what a code such as PH-1014 means and what to do about it; without one, all of them
@@ -56,6 +58,7 @@ impl Cli {
             Command::Open(args) => open::run(args).await?,
             Command::Inspect(args) => inspect::run(args).await?,
             Command::Site(args) => site::run(&args)?,
+            Command::Device(args) => device::run(&args)?,
             Command::Authority(args) => authority::run(*args).await?,
             Command::Explain { code } => print!("{}", explain::answer(code.as_deref())?),
             Command::ConfigTemplate => print!("{}", crate::config::TEMPLATE),

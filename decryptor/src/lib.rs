@@ -2,7 +2,7 @@
 //!
 //! The envelope path of `run`, one module per station, in the order in which an envelope meets them:
 //! [`sites`] (who may call) -> [`books`] (which keys are known) -> [`intake`] (admission is hop's; lines, turns) ->
-//! [`unwrap`] (data keys: KMS or a local private key) -> [`content`] (what the opened bytes say) -> [`sink`] (plaintext made
+//! [`unwrap`] (data keys: KMS or a local private key) -> [`devices`] (who signed the session) -> [`content`] (what the opened bytes say) -> [`sink`] (plaintext made
 //! durable) -> [`ledger`] (what was applied, for ever) -> acknowledgement.
 //!
 //! Beside it, [`verify`] says of the ledger what it proves about every stream.
@@ -23,6 +23,8 @@ pub mod sites;
 
 pub mod kms;
 pub mod unwrap;
+
+pub mod devices;
 
 pub mod aside;
 pub mod content;

@@ -63,6 +63,14 @@ pub struct KmsLabel {
     pub outcome: &'static str,
 }
 
+/// What the session signature of an envelope says.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VerdictLabel {
+    /// Applied: `signed`, `unsigned`, `unknown-key`. Refused: `invalid`, `unsigned-refused`, `signed-by-revoked`,
+    /// `unknown-key-refused`.
+    pub verdict: &'static str,
+}
+
 /// Which of the two areas beside the sink.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AreaLabel {
@@ -78,6 +86,14 @@ pub struct Metrics {
     pub envelopes: Family<OutcomeLabel, Counter>,
     /// Envelopes that were refused for good, by reason.
     pub refused: Family<ReasonLabel, Counter>,
+    /// Envelopes by what their session signature says.
+    pub verdicts: Family<VerdictLabel, Counter>,
+    /// Devices in the registry of device keys.
+    pub devices_registered: Gauge,
+    /// Device keys in the registry that are not revoked.
+    pub device_keys: Gauge,
+    /// 1 while the registry's file is not believed and what was read before is in force.
+    pub device_registry_refused: Gauge,
     /// Records delivered to the sink (records of batches, and one for any other envelope).
     pub records: Counter,
     /// Sealed bytes of applied envelopes.
@@ -146,6 +162,26 @@ impl Metrics {
                 Family::default(),
                 "decryptor_refused",
                 "Envelopes refused for good, by reason"
+            ),
+            verdicts: declare!(
+                Family::default(),
+                "decryptor_verdicts",
+                "Envelopes opened, by what their session signature says"
+            ),
+            devices_registered: declare!(
+                Gauge::default(),
+                "decryptor_devices_registered",
+                "Devices in the registry of device keys"
+            ),
+            device_keys: declare!(
+                Gauge::default(),
+                "decryptor_device_keys",
+                "Device keys in the registry that are not revoked"
+            ),
+            device_registry_refused: declare!(
+                Gauge::default(),
+                "decryptor_device_registry_refused",
+                "1 while devices.toml is not believed and what was read before is in force"
             ),
             records: declare!(Counter::default(), "decryptor_records", "Records delivered to the sink"),
             sealed_bytes: declare!(
@@ -230,6 +266,17 @@ impl Metrics {
     /// Counts an envelope.
     pub fn envelope(&self, outcome: Outcome) {
         self.envelopes.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Counts what the session signature of an envelope says.
+    pub fn verdict(&self, verdict: &'static str) {
+        self.verdicts.get_or_create(&VerdictLabel { verdict }).inc();
+    }
+
+    /// How many envelopes had that verdict.
+    #[must_use]
+    pub fn envelopes_judged(&self, verdict: &'static str) -> u64 {
+        self.verdicts.get_or_create(&VerdictLabel { verdict }).get()
     }
 
     /// How many envelopes had that outcome.

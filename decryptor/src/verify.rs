@@ -6,9 +6,11 @@
 //! Up to there everything is accounted for: it is here, it was declared, it was refused, or it is a hole. So a lost tail of a
 //! run shows, and so does a run of which nothing arrived. Beyond the last word of the device nobody can know.
 
+use crate::devices::DeviceName;
 use crate::intake::registry::Registry;
 use crate::ledger::record::LineFacts;
 use pithead_hop::ingest::{Interval, IntervalSet};
+use pithead_sealing::trust::Kid;
 use pithead_sealing::{DeviceId, Line, Run, Site, StreamName};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -99,6 +101,8 @@ impl StreamReport {
 pub struct Report {
     /// In the order of site, device and stream.
     pub streams: Vec<StreamReport>,
+    /// Devices that have signed, each with the keys that did and since when.
+    pub latches: Vec<(DeviceName, Kid, u64)>,
     /// Entries of the books that cannot be read: as long as there are some, nothing is proven.
     pub damaged: u64,
 }
@@ -163,7 +167,13 @@ impl Report {
                 }),
             }
         }
-        Self { streams, damaged: 0 }
+        let takes = |name: &DeviceName| {
+            filter.site.as_ref().is_none_or(|only| *only == name.site)
+                && filter.device.as_ref().is_none_or(|only| *only == name.device)
+        };
+        let latches = registry.latches().filter(|(name, ..)| takes(name));
+        let latches = latches.map(|(name, kid, since)| (name.clone(), *kid, since)).collect();
+        Self { streams, latches, damaged: 0 }
     }
 
     /// True if nothing is missing that nobody has explained, and all of the books could be read.
@@ -197,6 +207,14 @@ impl Report {
                 "duplicates": run.facts.duplicates,
                 "conflicts": run.facts.conflicts,
                 "refused_envelopes": run.facts.refused,
+                "signed": run.facts.signed,
+                "unknown_key": run.facts.unknown_key,
+                "refused_for_signature": {
+                    "invalid": run.facts.refused_invalid,
+                    "unsigned": run.facts.refused_unsigned,
+                    "signed_by_revoked": run.facts.refused_revoked,
+                    "unknown_key": run.facts.refused_unknown_key,
+                },
                 "first_us": run.facts.first_us,
                 "last_us": run.facts.last_us,
                 "heartbeat_us": run.facts.heartbeat_us,
@@ -212,9 +230,18 @@ impl Report {
                 "runs": stream.runs.iter().map(run).collect::<Vec<_>>(),
             })
         };
+        let latch = |(name, kid, since): &(DeviceName, Kid, u64)| {
+            json!({
+                "site": name.site.as_str(),
+                "device": name.device.as_str(),
+                "kid": kid.to_string(),
+                "since_us": since,
+            })
+        };
         json!({
             "missing": self.missing(),
             "ledger_damaged": self.damaged,
+            "signers": self.latches.iter().map(latch).collect::<Vec<_>>(),
             "streams": self.streams.iter().map(stream).collect::<Vec<_>>(),
         })
     }
@@ -222,20 +249,21 @@ impl Report {
     /// For people: a row for each stream, and below it what is missing.
     #[must_use]
     pub fn as_text(&self) -> String {
-        const HEAD: [&str; 11] = [
+        const HEAD: [&str; 12] = [
             "STREAM",
             "RUNS",
             "FROM",
             "TO",
             "PROVEN TO",
             "ENVELOPES",
+            "SIGNED",
             "MISSING",
             "POLICY",
             "REFUSED",
             "CONFLICTS",
             "DUPLICATES",
         ];
-        let rows: Vec<[String; 11]> = self.streams.iter().map(row).collect();
+        let rows: Vec<[String; 12]> = self.streams.iter().map(row).collect();
         let width =
             |column: usize| rows.iter().map(|row| row[column].len()).fold(HEAD[column].len(), usize::max);
         let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
@@ -256,6 +284,23 @@ impl Report {
                     }
                 }
             }
+            for (count, what) in [
+                (
+                    stream.sum(|run| run.facts.unknown_key),
+                    "signed by a key that nobody registered; they are here as vouched for",
+                ),
+                (stream.sum(|run| run.facts.refused_invalid), "refused: the session signature did not hold"),
+                (stream.sum(|run| run.facts.refused_unsigned), "refused: not signed, and the device signs"),
+                (stream.sum(|run| run.facts.refused_revoked), "refused: signed by a key that was revoked"),
+                (
+                    stream.sum(|run| run.facts.refused_unknown_key),
+                    "refused: signed by a key that nobody registered",
+                ),
+            ] {
+                if count > 0 {
+                    text += &format!("  {count} {what}\n");
+                }
+            }
             match stream.runs_without_an_end() {
                 0 => {}
                 count => {
@@ -263,6 +308,10 @@ impl Report {
                         &format!("  {count} earlier runs without a told end: a lost tail would not show\n");
                 }
             }
+        }
+        for (name, kid, _) in &self.latches {
+            text +=
+                &format!("{name} signs with {kid}: nothing unsigned is taken while that key is registered\n");
         }
         text += &match self.missing() {
             0 if self.damaged > 0 => "no unexplained hole in what can be read\n".to_owned(),
@@ -281,7 +330,7 @@ impl Report {
     }
 }
 
-fn row(stream: &StreamReport) -> [String; 11] {
+fn row(stream: &StreamReport) -> [String; 12] {
     let at = |run: &RunReport, number: u64| format!("{}/{number}", run.run);
     let (first, last) = (stream.runs.first(), stream.runs.last());
     [
@@ -291,6 +340,7 @@ fn row(stream: &StreamReport) -> [String; 11] {
         last.map(|run| at(run, run.to)).unwrap_or_default(),
         stream.told_to().map_or_else(|| "-".to_owned(), |(run, number)| format!("{run}/{number}")),
         stream.sum(|run| run.facts.envelopes).to_string(),
+        stream.sum(|run| run.facts.signed).to_string(),
         stream.sum(|run| run.holes.count()).to_string(),
         stream.sum(RunReport::dropped_by_policy).to_string(),
         stream.sum(|run| run.refused.count()).to_string(),

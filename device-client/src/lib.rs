@@ -18,7 +18,7 @@
 //!     device::Device,
 //!     hop::{keys::KeyFile, tls::Pem},
 //!     sealer::Content,
-//!     sealing::{Site, StreamName},
+//!     sealing::{Site, StreamName, envelope::DeviceSigningKey},
 //!     spool::Options,
 //!     uplink::{Gateways, Progress, RefusedArea, Uplink},
 //! };
@@ -44,6 +44,8 @@
 //!     options: Default::default(),
 //!     retry: Default::default(),
 //! };
+//! // With an identity key (P-256, PKCS#8 in DER) every session is signed: the cloud registers its public half.
+//! device.sealer_mut().sign_with(DeviceSigningKey::from_pkcs8_der(&fs::read("device.key.der")?)?);
 //! let uplink = Uplink::new(gateways, device.sealer().keys())?;
 //! if let Err(error) = uplink.refresh(device.sealer_mut().keys_mut()).await {
 //!     eprintln!("the key at hand goes on: {error}");

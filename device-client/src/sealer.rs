@@ -3,6 +3,9 @@
 //! A [`Sealer`] needs no network and no outbox: it is for those who carry the bytes themselves. It asks for the key at
 //! every envelope, so that a denylisted or replaced key is not sealed to a moment longer, and starts a session when the
 //! old one has ended, the key or the content has changed, or the line has begun a new run.
+//!
+//! With an identity key ([`Sealer::sign_with`]) every session is signed by it, so that the cloud knows the device without
+//! believing the gateway (envelope document, 2.4). Without one nothing else changes.
 
 use std::{
     collections::BTreeMap,
@@ -12,11 +15,11 @@ use std::{
 
 use pithead_sealing::{
     envelope::{
-        ContentType, Encoding, FileName, KernelEntropy, SealedEnvelope, SealedStream, Session, SessionClock,
-        SessionContext,
+        ContentType, DeviceSigningKey, Encoding, FileName, KernelEntropy, SealedEnvelope, SealedStream,
+        Session, SessionClock, SessionContext,
     },
     names::{DeviceId, Identity, Run, Site, StreamName},
-    trust::{TrustError, VerifiedKey},
+    trust::{Kid, TrustError, VerifiedKey},
 };
 
 use crate::{
@@ -81,6 +84,7 @@ pub struct Sealer {
     device: DeviceId,
     keys: Keys,
     sequence: Arc<Mutex<Sequence>>,
+    signer: Option<DeviceSigningKey>,
     sessions: BTreeMap<StreamName, (Content, Session)>,
     sessions_started: u64,
 }
@@ -95,7 +99,23 @@ impl Sealer {
     /// A sealer whose numbers the outbox writes down too, before it forgets.
     pub(crate) fn sharing(device: DeviceId, keys: Keys, sequence: Arc<Mutex<Sequence>>) -> Self {
         let site = keys.trust().site().clone();
-        Self { site, device, keys, sequence, sessions: BTreeMap::new(), sessions_started: 0 }
+        let sessions = BTreeMap::new();
+        Self { site, device, keys, sequence, signer: None, sessions, sessions_started: 0 }
+    }
+
+    /// Signs every session from now on with the device's identity key, which is cleared when the sealer is dropped or given
+    /// another one. Sessions that were begun without it end: the next envelope of each stream is in a signed one. The cloud
+    /// believes the signature once it knows the key ([`DeviceSigningKey::spki_pem`]), and from the first signed session on
+    /// nothing unsigned of this device.
+    pub fn sign_with(&mut self, key: DeviceSigningKey) {
+        self.sessions.clear();
+        self.signer = Some(key);
+    }
+
+    /// The name of the key that signs the sessions, if there is one.
+    #[must_use]
+    pub fn signing_kid(&self) -> Option<Kid> {
+        self.signer.as_ref().map(DeviceSigningKey::kid)
     }
 
     /// Whose envelopes these are.
@@ -199,7 +219,8 @@ impl Sealer {
         let key = self.keys.verified_key()?;
         let context = self.context(stream, content);
         let clock = self.session_clock();
-        let mut session = Session::start_file(&key, &context, run, None, clock, &mut KernelEntropy)?;
+        let mut session =
+            Session::start_file(&key, &context, run, self.signer.as_ref(), clock, &mut KernelEntropy)?;
         self.sessions_started += 1;
         let message = session.seal_stream(seq, clock.boot, &mut KernelEntropy)?;
         let identity = message.identity().clone();
@@ -235,7 +256,8 @@ impl Sealer {
         if !self.goes_on(stream, content, run, &key) {
             let context = self.context(stream, content);
             let clock = self.session_clock();
-            let session = Session::start(&key, &context, run, None, clock, &mut KernelEntropy)?;
+            let signer = self.signer.as_ref();
+            let session = Session::start(&key, &context, run, signer, clock, &mut KernelEntropy)?;
             self.sessions_started += 1;
             self.sessions.insert(stream.clone(), (content.clone(), session));
         }

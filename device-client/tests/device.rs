@@ -22,6 +22,7 @@ use pithead_device_client::{
     state::{MemoryStore, StateError, StateStore},
 };
 use pithead_sealing::{
+    envelope::{DeviceSigningKey, KernelEntropy, Profile, SignatureClaim, check},
     names::{DeviceId, Site, StreamName},
     trust::{Bundle, Status, TrustError},
 };
@@ -238,4 +239,35 @@ fn many_records_are_one_session_and_a_full_outbox_leaves_no_hole() {
     device.outbox().acknowledge(first_batch.last().unwrap().position).unwrap();
     device.outbox().room(1 << 20).wait();
     assert_eq!(append(&mut device, "room again"), last + 1);
+}
+
+fn claim_of(envelope: &Bytes) -> Option<SignatureClaim> {
+    Profile::of(check(envelope.clone()).unwrap().header()).unwrap().signature().cloned()
+}
+
+#[test]
+fn with_an_identity_key_every_session_is_signed_and_without_one_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut device = enrolled(folder.path());
+    append(&mut device, "nobody signs this");
+    assert_eq!((device.sealer().signing_kid(), device.sealer().sessions_started()), (None, 1));
+    let key = DeviceSigningKey::generate(&mut KernelEntropy).unwrap();
+    let (kid, shown) = (key.kid(), format!("{key:?}"));
+    assert!(shown.starts_with("DeviceSigningKey { kid: ") && shown.ends_with(", .. }"), "{shown}");
+    device.sealer_mut().sign_with(key);
+    append(&mut device, "signed");
+    append(&mut device, "by the same signature");
+    assert_eq!((device.sealer().signing_kid(), device.sealer().sessions_started()), (Some(kid), 2));
+    let sealed = waiting(&device);
+    let claims: Vec<_> = sealed.iter().map(|(_, envelope)| claim_of(envelope)).collect();
+    assert_eq!(claims[0], None);
+    let first = claims[1].as_ref().unwrap();
+    assert_eq!(first.kid, kid);
+    assert_eq!(claims[2].as_ref(), Some(first), "once for each session, not for each message");
+    let mut file = Vec::new();
+    let name = StreamName::new("files").unwrap();
+    device.sealer_mut().seal_stream(&name, &Content::batch(), &mut &b"large"[..], &mut file).unwrap();
+    let of_file = claim_of(&file.into()).unwrap();
+    assert_eq!((of_file.kid, of_file.run), (kid, first.run));
+    assert_ne!(of_file.sid, first.sid);
 }

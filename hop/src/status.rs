@@ -297,6 +297,8 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::SiteMismatch
         | R::SignatureInvalid
         | R::SignatureRequired
+        | R::SignatureRevoked
+        | R::SignatureKeyUnknown
         | R::UploadNotYours
         | R::RoleNotAllowed
         | R::ModeDowngrade
@@ -418,6 +420,8 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::ContentMalformed
         | R::SignatureInvalid
         | R::SignatureRequired
+        | R::SignatureRevoked
+        | R::SignatureKeyUnknown
         | R::RequestInvalid
         | R::WindowExceeded
         | R::Conflict

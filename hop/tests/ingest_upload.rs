@@ -343,6 +343,12 @@ async fn what_is_no_envelope_is_refused_with_its_class_leaves_no_bytes_and_is_to
         assert!(files(&folder).is_empty(), "{:?}", files(&folder));
     }
     assert_eq!(disk.refused(), [(Some(identity(&good)), ErrorReason::EnvelopeSequence)]);
+    // Judged anew only once its own reason is said to be mended.
+    for (mended, times) in [(ErrorReason::EnvelopeIv, 1), (ErrorReason::EnvelopeSequence, 2)] {
+        disk.store().forget_refusals(|refusal| refusal.reason == mended);
+        assert!(matches!(send(&disk, truck(), &envelope).await.unwrap(), Answer::Refused { .. }));
+        assert_eq!(disk.refused().len(), times, "{mended:?}");
+    }
 
     // A length that no envelope with this header has is refused before a byte of the body.
     let channel = channel_of(&disk, truck()).await;

@@ -219,7 +219,7 @@ fn a_signed_session_proves_its_device() {
     assert_eq!(verdict(Some(registered(&signer))), SessionVerdict::Signed);
     let revoked = RegisteredKey { revoked: true, ..registered(&signer) };
     assert_eq!(verdict(Some(revoked)), SessionVerdict::SignedByRevoked);
-    assert_eq!(verdict(None), SessionVerdict::Invalid);
+    assert_eq!(verdict(None), SessionVerdict::UnknownKey);
     let elsewhere = RegisteredKey { device: DeviceId::new("truck-0043").unwrap(), ..registered(&signer) };
     assert_eq!(verdict(Some(elsewhere)), SessionVerdict::Invalid);
     let stranger = DeviceSigningKey::generate(&mut Counter(7)).unwrap();
@@ -262,7 +262,13 @@ fn a_signature_vouches_for_its_own_run_alone() {
     assert_eq!(verdict(&other_run), SessionVerdict::Invalid);
     assert_eq!(other_run.verdict_again(SessionVerdict::Signed), SessionVerdict::Invalid);
     // A stranger who copies the clear-text context does not know the data key that sid is made of.
-    assert_eq!(verdict(&forge(run().get().to_be_bytes(), [8; 32])), SessionVerdict::Invalid);
+    let copied = forge(run().get().to_be_bytes(), [8; 32]);
+    assert_eq!(verdict(&copied), SessionVerdict::Invalid);
+    // That much is seen without knowing the key as well.
+    assert_eq!(copied.session_verdict(|_| None), SessionVerdict::Invalid);
+    assert_eq!(other_run.session_verdict(|_| None), SessionVerdict::Invalid);
+    // What is kept is said of the session: a message of another run changes nothing for those of its own.
+    assert_eq!(other_run.verdict_of_session(|_| Some(registered(&signer))), SessionVerdict::Signed);
 }
 
 #[test]
@@ -272,6 +278,10 @@ fn a_device_key_survives_its_file() {
     assert_eq!((again.kid(), again.spki_der()), (key.kid(), key.spki_der()));
     assert_eq!(key.spki_der().len(), 91);
     assert_eq!(key.kid(), Kid::of_spki(key.spki_der()));
+    let pem = key.spki_pem();
+    let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    assert!(pem.lines().all(|line| line.len() <= 64) && pem.starts_with("-----BEGIN PUBLIC KEY-----\n"));
+    assert_eq!(<base64ct::Base64 as base64ct::Encoding>::decode_vec(&body).unwrap(), key.spki_der());
     assert!(DeviceSigningKey::from_pkcs8_der(&[0; 16]).is_err());
     assert!(DeviceVerifyingKey::from_spki_der(&[key.spki_der(), &[0]].concat()).is_err());
 }

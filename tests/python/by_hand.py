@@ -1,5 +1,6 @@
 """Envelope and statement read by hand, from the documents alone: nothing of Pithead and nothing of the SDK is used."""
 
+import base64
 import dataclasses
 import hashlib
 import hmac
@@ -77,6 +78,27 @@ def open_with(envelope, data_key):
         plaintext += cipher.decrypt(iv, data.take(length + 16), head.message_id + kind + seq + length.to_bytes(8))
     assert data.at == len(data.data), "bytes after the final frame"
     return plaintext
+
+
+def session_signature(head):
+    """Key id, session id, signature, and what was signed: docs/envelope.md, session signature."""
+    value = lambda name: _unbase64(head.context[f"pithead:{name}"])
+    rest = sorted((name, text) for name, text in head.context.items() if name != "pithead:sig")
+    counted = lambda data: len(data).to_bytes(2) + data
+    unsigned = len(rest).to_bytes(2) + b"".join(counted(part.encode()) for pair in rest for part in pair)
+    [(provider, arn, _)] = head.edks
+    signed = b"pithead-session-v1\0" + counted(provider) + counted(arn) + hashlib.sha384(unsigned).digest()
+    return value("kid"), value("sid"), value("sig"), signed
+
+
+def session_id(data_key):
+    """What only a holder of the data key can compute."""
+    prk = hmac.digest(b"pithead-session-v1", data_key, "sha512")
+    return hmac.digest(prk, b"sid\x01", "sha512")[:32]
+
+
+def _unbase64(text):
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def cbor(data):

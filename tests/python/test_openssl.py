@@ -47,6 +47,41 @@ def test_openssl_opens_the_data_key_and_hmac_and_aes_gcm_the_rest(openssl_key, t
     assert by_hand.open_with(sealed, opened[48:]) == plaintext
 
 
+def test_openssl_verifies_the_session_signature_of_a_device_whose_key_it_made(tmp_path):
+    key, public = tmp_path / "data.pem", tmp_path / "data.pub.pem"
+    succeed("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072", "-out", key)
+    succeed("openssl", "pkey", "-in", key, "-pubout", "-out", public)
+    authority = Authority(tmp_path / "authority")
+    authority.statement("--key", f"{ARN}={public}", "--no-standby")
+    identity, certificate = tmp_path / "truck-7.key", tmp_path / "truck-7.pem"
+    succeed(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-subj", "/CN=truck-7",
+        "-keyout", identity, "-out", certificate,
+    )
+    more = ("--bundle", authority.bundle, "--cert", certificate, "--key", identity)
+    device = Device(tmp_path / "truck-7", "truck-7", authority, more)
+    (tmp_path / "plain").write_bytes(b"a load of ore")
+    device.seal(tmp_path / "plain", tmp_path / "sealed")
+
+    head = by_hand.header((tmp_path / "sealed").read_bytes())
+    kid, sid, signature, signed = by_hand.session_signature(head)
+
+    spki = succeed("openssl", "pkey", "-in", identity, "-pubout", "-outform", "DER")
+    assert kid == hashlib.sha256(spki).digest()[:16]
+    assert kid.hex() == device.do("key", "--offline")["signing_kid"]
+    pem = succeed("openssl", "pkey", "-in", identity, "-pubout")
+    assert (device.folder / "device.pub").read_bytes() == pem
+    assert openssl_verifies(tmp_path, ESP256, spki, signed, signature)
+    assert not openssl_verifies(tmp_path, ESP256, spki, signed[:-1] + bytes([signed[-1] ^ 1]), signature)
+    assert bytes.fromhex(head.context["pithead:run"]) == head.message_id[16:24]
+    (tmp_path / "edk").write_bytes(head.edks[0][2])
+    opened = succeed(
+        "openssl", "pkeyutl", "-decrypt", "-inkey", key, "-in", tmp_path / "edk", "-pkeyopt", "rsa_padding_mode:oaep",
+        "-pkeyopt", "rsa_oaep_md:sha256", "-pkeyopt", "rsa_mgf1_md:sha256",
+    )
+    assert sid == by_hand.session_id(opened[48:])
+
+
 @pytest.fixture(scope="module")
 def spki_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rsa")

@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 import by_hand
 import stock
+from certificates import Ca
 from kms import DataKey
-from parties import SITE, Authority
+from parties import SITE, Authority, Device
 from programs import program, run
 
 KEY_BITS = [2048, 4096]
@@ -60,6 +61,26 @@ def test_the_stock_sdk_opens_what_the_device_sealed(kms, device_for, authority_f
     assert said["identity"] == f"{SITE}/truck-7/files/{line}"
     assert [(provider, info.decode()) for provider, info, _ in head.edks] == [(b"aws-kms-rsa", kms.key(bits).arn)]
     assert said["sealed_bytes"] == len(sealed)
+
+
+def test_the_stock_sdk_opens_a_signed_envelope_and_minds_no_signature(kms, authority_for, tmp_path):
+    authority = authority_for(2048)
+    certificate, key = Ca("site CA", tmp_path / "ca.pem").issue(tmp_path / "truck-8", spiffe=f"spiffe://{SITE}/device/truck-8")
+    more = ("--bundle", authority.bundle, "--cert", certificate, "--key", key)
+    device = Device(tmp_path / "device", "truck-8", authority, more)
+    plaintext = secrets.token_bytes(100_000)
+    (tmp_path / "plain.bin").write_bytes(plaintext)
+    device.seal(tmp_path / "plain.bin", tmp_path / "sealed")
+
+    sealed = (tmp_path / "sealed").read_bytes()
+    opened, context = stock.unseal(kms.client, kms.key(2048), sealed)
+
+    assert opened == plaintext
+    assert {"pithead:kid", "pithead:run", "pithead:sid", "pithead:sig"} <= context.keys()
+    kid, *_ = by_hand.session_signature(by_hand.header(sealed))
+    assert kid.hex() == device.do("key", "--offline")["signing_kid"]
+    assert f"{SITE}/truck-8" in decryptor_opens(tmp_path, env=kms.environment)
+    assert (tmp_path / "opened").read_bytes() == plaintext
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -75,6 +75,12 @@ impl Device {
         self.folder.join("device.toml")
     }
 
+    /// The public half of the key that signs its sessions.
+    #[must_use]
+    pub fn public_key(&self) -> PathBuf {
+        self.folder.join("device.pub")
+    }
+
     fn arguments(&self, more: &[&str]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> =
             vec!["-c".into(), self.config().into(), "-o".into(), "json".into()];

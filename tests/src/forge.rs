@@ -8,7 +8,9 @@ use pithead_hop::keys::KeyFile;
 use pithead_proto::batch::{self, v1::Batch};
 use pithead_sealing::{
     DeviceId, Run, Seq, Site, StreamName,
-    envelope::{ContentType, KernelEntropy, Session, SessionClock, SessionContext},
+    envelope::{
+        ContentType, Context, DeviceSigningKey, KernelEntropy, Session, SessionClock, SessionContext,
+    },
     trust::{Bundle, Clock, Device, Statement, StatementFields, VerifiedKey, verify},
 };
 use prost::Message as _;
@@ -34,6 +36,12 @@ impl ForgedLine {
     pub fn seal(&mut self, seq: u64, plaintext: &[u8]) -> anyhow::Result<Bytes> {
         let sealed = self.0.seal(Seq::new(seq)?, plaintext, Duration::ZERO, &mut KernelEntropy)?;
         Ok(sealed.bytes().clone())
+    }
+
+    /// What all of its envelopes say in clear.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        self.0.context()
     }
 }
 
@@ -81,7 +89,7 @@ impl Forge {
 
     /// Seals a batch on the stream `can`, as a device does.
     pub fn seal_batch(&self, claim: Claim<'_>, batch: &Batch) -> anyhow::Result<Bytes> {
-        let mut session = self.start(claim, "can", batch::v1::CONTENT_TYPE)?;
+        let mut session = self.start(claim, "can", batch::v1::CONTENT_TYPE, None)?;
         let plaintext = batch.encode_to_vec();
         let sealed = session.seal(Seq::new(claim.seq)?, &plaintext, Duration::ZERO, &mut KernelEntropy)?;
         Ok(sealed.bytes().clone())
@@ -114,18 +122,35 @@ impl Forge {
         Ok(ForgedLine(self.session(claim)?))
     }
 
-    /// A session of the claimed device and run, for many messages.
-    pub fn session(&self, claim: Claim<'_>) -> anyhow::Result<Session> {
-        self.start(claim, "forged", "text/plain")
+    /// The same, its session signed with a device's key.
+    pub fn signed_line(&self, claim: Claim<'_>, key: &DeviceSigningKey) -> anyhow::Result<ForgedLine> {
+        Ok(ForgedLine(self.start(claim, "forged", "text/plain", Some(key))?))
     }
 
-    fn start(&self, claim: Claim<'_>, stream: &str, content_type: &str) -> anyhow::Result<Session> {
+    /// A session of the claimed device and run, for many messages.
+    pub fn session(&self, claim: Claim<'_>) -> anyhow::Result<Session> {
+        self.start(claim, "forged", "text/plain", None)
+    }
+
+    /// The public key that is sealed to.
+    #[must_use]
+    pub fn spki_der(&self) -> &[u8] {
+        self.key.spki_der()
+    }
+
+    fn start(
+        &self,
+        claim: Claim<'_>,
+        stream: &str,
+        content_type: &str,
+        signer: Option<&DeviceSigningKey>,
+    ) -> anyhow::Result<Session> {
         let (site, device) = (Site::new(claim.site)?, DeviceId::new(claim.device)?);
         let context =
             SessionContext::new(site, device, StreamName::new(stream)?, ContentType::new(content_type)?);
         let clock = SessionClock { boot: Duration::ZERO, now: authority::now() };
         let run = Run::new(claim.run)?;
-        Ok(Session::start(&self.key, &context, run, None, clock, &mut KernelEntropy)?)
+        Ok(Session::start(&self.key, &context, run, signer, clock, &mut KernelEntropy)?)
     }
 }
 

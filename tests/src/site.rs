@@ -419,6 +419,40 @@ impl Site {
         Ok(SecondGateway { program, config, address, binary: self.programs.gateway() })
     }
 
+    /// `device ...` at the decryptor: its registry of device keys.
+    pub async fn device_command(&self, arguments: &[&str]) -> anyhow::Result<command::Finished> {
+        let config = self.decryptor_config().display().to_string();
+        self.decryptor_command(&[&["device"], arguments, &["-c", &config]].concat()).await
+    }
+
+    /// The cloud registers a device's key, as the device wrote it.
+    pub async fn add_key_of(&self, device: &Device, more: &[&str]) -> anyhow::Result<()> {
+        let name = format!("{SITE}/{}", device.name());
+        let key = device.public_key().display().to_string();
+        self.device_command(&[&["add", &name, "--key", &key], more].concat()).await?.ok().map(drop)
+    }
+
+    /// The same, and the running decryptor has taken it in.
+    pub async fn register(&mut self, device: &Device, more: &[&str]) -> anyhow::Result<()> {
+        self.add_key_of(device, more).await?;
+        self.until_registry_is_read().await
+    }
+
+    /// Waits until the running decryptor goes by the registry of device keys as it lies on disk.
+    pub async fn until_registry_is_read(&mut self) -> anyhow::Result<()> {
+        let listed: serde_json::Value = self.device_command(&["list", "-o", "json"]).await?.ok()?.json()?;
+        let keys = listed["devices"].as_array().into_iter().flatten().flat_map(|device| {
+            let keys = device["keys"].as_array().into_iter().flatten();
+            keys.filter(|key| key["revoked"].is_null())
+        });
+        let expected = keys.count() as f64;
+        self.decryptor()?
+            .until("has read the registry of devices", async |admin| {
+                admin.metric("pithead_decryptor_device_keys").await.is_ok_and(|keys| keys == expected)
+            })
+            .await
+    }
+
     /// Enrols a device with the real tool, with a certificate of the site's CA and without a bundle: its first key comes
     /// from the gateway.
     pub async fn enroll(&self, name: &str) -> anyhow::Result<Device> {

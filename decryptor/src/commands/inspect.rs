@@ -117,7 +117,11 @@ pub fn as_json(inspection: &Inspection) -> Value {
         "authentic": "unknown",
         "identity": identity,
         "profile": profile.as_ref().map_or_else(|error| json!({ "met": false, "rule": error.code(), "what": error.to_string() }),
-            |profile| json!({ "met": true, "signed": profile.signature().is_some() })),
+            |profile| json!({
+                "met": true,
+                "signed": profile.signature().is_some(),
+                "signing_kid": profile.signature().map(|claim| claim.kid.to_string()),
+            })),
         "context": header.context().iter().map(|(key, value)| (key.to_owned(), json!(value))).collect::<serde_json::Map<_, _>>(),
         "edks": edks.collect::<Vec<_>>(),
         "message_id": hex::encode(header.message_id().as_bytes()),
@@ -149,9 +153,14 @@ fn as_table(json: &Value) -> String {
     if let Some(rule) = json["profile"]["what"].as_str() {
         line("profile", rule);
     } else if let Some(signed) = json["profile"]["signed"].as_bool() {
+        let kid = json["profile"]["signing_kid"].as_str().unwrap_or_default();
         line(
             "profile",
-            if signed { "met; carries a session signature" } else { "met; no session signature" },
+            &if signed {
+                format!("met; carries a session signature that names the key {kid}")
+            } else {
+                "met; no session signature".to_owned()
+            },
         );
     }
     for (key, value) in json["context"].as_object().into_iter().flatten() {

@@ -3,6 +3,7 @@
 //! tests call the same function.
 
 pub mod authority;
+pub mod device;
 pub mod inspect;
 pub mod open;
 pub mod run;

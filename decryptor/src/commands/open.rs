@@ -150,10 +150,12 @@ fn describe(unlocked: &Unlocked) -> Vec<(&'static str, String)> {
             lines.push(("identity", profile.identity().to_string()));
             lines.push(("content", profile.content_type().as_str().to_owned()));
             let verdict = match profile.signature() {
-                Some(_) => "signed session; the signature is not checked here",
-                None => "unsigned: whoever may submit for the device can have sealed it",
+                Some(claim) => {
+                    format!("the session names the key {}; the signature is not checked here", claim.kid)
+                }
+                None => "unsigned: whoever may submit for the device can have sealed it".to_owned(),
             };
-            lines.push(("sender", verdict.to_owned()));
+            lines.push(("sender", verdict));
         }
         // Whoever holds the key may open what is no envelope of ours; it just has no identity here.
         Err(error) => lines.push(("profile", format!("not met: {error}"))),

@@ -8,6 +8,7 @@ use crate::admin::{Admin, Phase, Status};
 use crate::aside::Area;
 use crate::books::{Books, BooksError};
 use crate::config::{Config, SinkKind};
+use crate::devices::{Devices, DevicesError, Watch};
 use crate::intake::pipeline::{Parts, Pipeline};
 use crate::intake::registry::{Registry, RegistryBooks};
 use crate::intake::scribe::{self, Scribe, ScribeError};
@@ -89,9 +90,12 @@ pub async fn serve(
             "no bundle was accepted: gateways get no keys from here until one is"
         );
     }
+    let (mut watch, registered) = Watch::open(&data_dir)?;
+    let devices = Arc::new(ArcSwap::from_pointee(registered));
     let (unwrapper, kms) = unwrapper(&config).await?;
     let data_keys = Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), Budgets::default()));
     let metrics = Arc::new(Metrics::new());
+    show_devices(&metrics, &devices.load());
     let calls = kms.map(|kms| Arc::clone(kms.calls()));
     let handle = acceptor.handle();
     let sink_name = config.sink.path.display().to_string();
@@ -104,11 +108,15 @@ pub async fn serve(
     let failed = CancellationToken::new();
     let scribe = {
         let (config, registry) = (config.clone(), Arc::clone(&registry));
+        let books = RegistryBooks::new(registry.clone(), Arc::clone(&devices), Arc::clone(&metrics));
         let (metrics, failed) = (Arc::clone(&metrics), failed.clone());
-        tokio::task::spawn_blocking(move || open_scribe(&config, registry, metrics, failed))
+        tokio::task::spawn_blocking(move || open_scribe(&config, registry, books, metrics, failed))
             .await
             .map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))??
     };
+    if !watch.existed() && crate::intake::pipeline::lock(&registry).latches().next().is_some() {
+        return Err(DevicesError::Gone { path: data_dir.join(crate::devices::FILE) }.into());
+    }
     let staging = scribe.sink.staging();
     let uploads = open_uploads(&config, &registry).await?;
     let (jobs, queue) = mpsc::channel(scribe::QUEUE);
@@ -127,6 +135,7 @@ pub async fn serve(
     let pipeline = Pipeline::new(Parts {
         books: Arc::clone(&books),
         data_keys: Arc::clone(&data_keys),
+        devices: Arc::clone(&devices),
         registry,
         jobs,
         metrics: Arc::clone(&metrics),
@@ -163,10 +172,15 @@ pub async fn serve(
                 let uploads = uploads.clone();
                 tokio::task::spawn_blocking(move || uploads.expire(clock::since_boot()));
             }
-            _ = poll.tick() => take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics),
+            _ = poll.tick() => {
+                take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics);
+                look_at_devices(&mut watch, &devices, &uploads, &metrics);
+            }
             () = next(&mut reloads) => {
                 bundles.forget();
                 take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics);
+                watch.forget();
+                look_at_devices(&mut watch, &devices, &uploads, &metrics);
                 reload(path, &handle);
             }
         }
@@ -220,6 +234,7 @@ async fn next(reloads: &mut Option<Reloads>) {
 fn open_scribe(
     config: &Config,
     registry: Arc<Mutex<Registry>>,
+    books: RegistryBooks,
     metrics: Arc<Metrics>,
     failed: CancellationToken,
 ) -> Result<Scribe<RegistryBooks>, ProgramError> {
@@ -242,7 +257,7 @@ fn open_scribe(
         ledger,
         refused: area("refused")?,
         conflicts: area("conflicts")?,
-        books: RegistryBooks::new(registry, Arc::clone(&metrics)),
+        books,
         metrics,
         failed,
     })
@@ -391,6 +406,40 @@ fn take_in(
         show_statement(metrics, &fresh);
         books.store(Arc::new(fresh));
     }
+}
+
+/// Takes in the registry of devices if it has changed. Reading it is a moment's work, a second's for 100,000 devices.
+fn look_at_devices(watch: &mut Watch, devices: &ArcSwap<Devices>, uploads: &UploadStore, metrics: &Metrics) {
+    match watch.look() {
+        Ok(None) => {}
+        Ok(Some(fresh)) => {
+            show_devices(metrics, &fresh);
+            let (count, keys) = fresh.counts();
+            tracing::info!(event = "devices.accepted", devices = count, keys);
+            devices.store(Arc::new(fresh));
+            // What was refused for its signature is judged anew when it comes again.
+            uploads.forget_refusals(|refusal| {
+                matches!(
+                    refusal.reason,
+                    ErrorReason::SignatureInvalid
+                        | ErrorReason::SignatureRequired
+                        | ErrorReason::SignatureRevoked
+                        | ErrorReason::SignatureKeyUnknown
+                )
+            });
+        }
+        Err(error) => {
+            metrics.device_registry_refused.set(1);
+            tracing::error!(event = "devices.refused", %error, "the registry that was read before stays in force");
+        }
+    }
+}
+
+fn show_devices(metrics: &Metrics, devices: &Devices) {
+    let (count, keys) = devices.counts();
+    metrics.devices_registered.set(i64::try_from(count).unwrap_or(i64::MAX));
+    metrics.device_keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
+    metrics.device_registry_refused.set(0);
 }
 
 fn show_statement(metrics: &Metrics, books: &Books) {

@@ -4,15 +4,16 @@ use super::answer::Again;
 use super::scribe::Opened;
 use crate::content::inflating::Inflating;
 use crate::content::{Content, ContentError, Encoding, inflate};
+use crate::devices::{Barred, Origin};
 use crate::ledger::record::{Applied, Said};
 use crate::sink::staged::Staging;
-use crate::sink::{Custody, Delivery};
+use crate::sink::{Assurance, Custody, Delivery};
 use crate::unwrap::{Class, Sender, UnwrapError};
 use bytes::Bytes;
 use pithead_hop::ingest::{SealedFileError, UploadStore};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Identity;
-use pithead_sealing::envelope::open::{Chosen, OpenError, Opening};
+use pithead_sealing::envelope::open::{Chosen, OpenError, Opening, Unlocked};
 use pithead_sealing::envelope::{FormatError, Header, Profile, Unwrapped};
 use pithead_sealing::trust::KeyArn;
 use sha2::{Digest as _, Sha256};
@@ -84,6 +85,12 @@ impl Stopped {
     }
 }
 
+impl From<Barred> for Stopped {
+    fn from(barred: Barred) -> Self {
+        Self::poison(barred.reason(), barred.detail())
+    }
+}
+
 impl From<FormatError> for Stopped {
     fn from(error: FormatError) -> Self {
         Self::poison(pithead_hop::ingest::admit::reason_of_format(&error), error.to_string())
@@ -126,11 +133,18 @@ pub fn choose(parcel: &Parcel, allowed: impl FnMut(&KeyArn) -> bool) -> Result<C
     }
 }
 
-/// Opens and decodes. Computes for as long as the envelope is large; up to [`INLINE_BYTES`] it may be called on a thread that
-/// serves connections.
-pub fn open(parcel: &Parcel, chosen: Chosen, data_key: &Unwrapped) -> Result<Opened, Stopped> {
+/// Opens and decodes, after `judge` has let it through. Computes for as long as the envelope is large; up to [`INLINE_BYTES`] it
+/// may be called on a thread that serves connections.
+pub fn open(
+    parcel: &Parcel,
+    chosen: Chosen,
+    data_key: &Unwrapped,
+    judge: impl FnOnce(&Unlocked) -> Result<Origin, Barred>,
+) -> Result<Opened, Stopped> {
     let body = parcel.sealed.slice(parcel.header.wire_len()..);
-    let plaintext = chosen.unlock(data_key)?.open_body(&body)?;
+    let unlocked = chosen.unlock(data_key)?;
+    let origin = judge(&unlocked)?;
+    let plaintext = unlocked.open_body(&body)?;
     let encoding = if parcel.profile.encoding().is_some() { Encoding::Zstd } else { Encoding::Identity };
     let sealed_bytes = parcel.sealed.len() as u64;
     let content =
@@ -141,9 +155,19 @@ pub fn open(parcel: &Parcel, chosen: Chosen, data_key: &Unwrapped) -> Result<Ope
         identity: parcel.identity().clone(),
         envelope_sha256: parcel.envelope_sha256,
         content,
-        custody: parcel.custody.clone(),
+        custody: custody(parcel, &origin),
+        origin,
     };
     Ok(entered(parcel, delivery, sealed_bytes, said))
+}
+
+/// What the way here says of the sender, and above all of it the device's own word.
+fn custody(parcel: &Parcel, origin: &Origin) -> Custody {
+    let mut custody = parcel.custody.clone();
+    if let Origin::Signed(_) = origin {
+        custody.assurance = Assurance::Signed;
+    }
+    custody
 }
 
 fn entered(parcel: &Parcel, delivery: Delivery, sealed_bytes: u64, said: Option<Said>) -> Opened {
@@ -160,13 +184,16 @@ pub fn open_large(
     staging: &Path,
     chosen: Chosen,
     data_key: &Unwrapped,
+    judge: impl FnOnce(&Unlocked) -> Result<Origin, Barred>,
 ) -> Result<Opened, Stopped> {
     let content_type = parcel.profile.content_type();
     if content_type.is_batch() {
         let detail = format!("a batch of {} sealed bytes; {MEMORY_BYTES} are the most", large.total);
         return Err(Stopped::poison(ErrorReason::ContentMalformed, detail));
     }
-    let body = chosen.unlock(data_key)?.into_body();
+    let unlocked = chosen.unlock(data_key)?;
+    let origin = judge(&unlocked)?;
+    let body = unlocked.into_body();
     let sealed = large.uploads.read(parcel.identity()).map_err(|error| unreadable(parcel, large, &error))?;
     let mut sealed = Hashing { from: sealed, sha256: Sha256::new() };
     let mut header = vec![0; parcel.header.wire_len()];
@@ -191,7 +218,8 @@ pub fn open_large(
         identity: parcel.identity().clone(),
         envelope_sha256: sealed.sha256.finalize().into(),
         content: Content::staged(content_type.as_str(), staged),
-        custody: parcel.custody.clone(),
+        custody: custody(parcel, &origin),
+        origin,
     };
     Ok(entered(parcel, delivery, large.total, None))
 }

@@ -6,14 +6,16 @@ use super::registry::{Registry, Verdict};
 use super::scribe::{Job, Work};
 use super::turn::{Turn, Turns};
 use crate::books::Books;
+use crate::devices::{self, Barred, Devices, Origin};
 use crate::metrics::{Metrics, Outcome, ReasonLabel};
-use crate::unwrap::DataKeys;
+use crate::unwrap::{DataKeys, SessionKey};
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use pithead_hop::program::clock;
 use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::envelope::open::Unlocked;
 use pithead_sealing::{Identity, Line, Seq, Site};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -63,6 +65,8 @@ pub struct Parts {
     pub books: Arc<ArcSwap<Books>>,
     /// Data keys.
     pub data_keys: Arc<DataKeys>,
+    /// Whose session signatures are believed.
+    pub devices: Arc<ArcSwap<Devices>>,
     /// The lines in memory.
     pub registry: Arc<Mutex<Registry>>,
     /// To the writing thread.
@@ -80,6 +84,7 @@ pub struct Parts {
 pub struct Pipeline {
     books: Arc<ArcSwap<Books>>,
     data_keys: Arc<DataKeys>,
+    devices: Arc<ArcSwap<Devices>>,
     registry: Arc<Mutex<Registry>>,
     turns: Arc<Turns>,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
@@ -150,6 +155,7 @@ impl Pipeline {
         Arc::new(Self {
             books: parts.books,
             data_keys: parts.data_keys,
+            devices: parts.devices,
             registry: parts.registry,
             turns: Arc::default(),
             jobs: Mutex::new(Some(parts.jobs)),
@@ -328,10 +334,10 @@ impl Pipeline {
     ) -> Result<(super::scribe::Opened, Option<tokio::sync::OwnedSemaphorePermit>), Stopped> {
         let books = self.books.load_full();
         let chosen = open::choose(parcel, |arn| books.knows(arn))?;
-        let data_key = tokio::select! {
+        let session = tokio::select! {
             biased;
             () = turn.broken() => return Err(Stopped::Again(super::behind())),
-            data_key = self.data_keys.data_key(&chosen, &parcel.sender) => data_key?,
+            session = self.data_keys.data_key(&chosen, &parcel.sender) => session?,
         };
         turn.come().await;
         if turn.is_broken() {
@@ -341,16 +347,18 @@ impl Pipeline {
         let _opening = opening.acquire().await.map_err(|_| Stopped::Again(lost()))?;
         let opened = if let Some(large) = &parcel.large {
             let (parcel, large, staging) = (parcel.clone(), large.clone(), self.staging.clone());
+            let judge = self.judge_of(&parcel, &session);
             tokio::task::spawn_blocking(move || {
-                open::open_large(&parcel, &large, &staging, chosen, &data_key)
+                open::open_large(&parcel, &large, &staging, chosen, session.unwrapped(), judge)
             })
             .await
             .map_err(|_| Stopped::Again(lost()))??
         } else if parcel.sealed.len() <= INLINE_BYTES && parcel.profile.encoding().is_none() {
-            open::open(parcel, chosen, &data_key)?
+            open::open(parcel, chosen, session.unwrapped(), self.judge_of(parcel, &session))?
         } else {
             let parcel = parcel.clone();
-            tokio::task::spawn_blocking(move || open::open(&parcel, chosen, &data_key))
+            let judge = self.judge_of(&parcel, &session);
+            tokio::task::spawn_blocking(move || open::open(&parcel, chosen, session.unwrapped(), judge))
                 .await
                 .map_err(|_| Stopped::Again(lost()))??
         };
@@ -359,6 +367,24 @@ impl Pipeline {
         let room =
             Arc::clone(&self.plaintext).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
         Ok((opened, Some(room.map_err(|_| Stopped::Again(lost()))?)))
+    }
+
+    /// Who sealed it, and whether that will do as things stand. The writing thread asks the second question again: a large
+    /// envelope takes its time, and what was under way before a device's first signed envelope must not be entered behind it.
+    fn judge_of(
+        &self,
+        parcel: &Parcel,
+        session: &Arc<SessionKey>,
+    ) -> impl FnOnce(&Unlocked) -> Result<Origin, Barred> + use<> {
+        let (devices, registry) = (self.devices.load_full(), Arc::clone(&self.registry));
+        let (profile, session) = (parcel.profile.clone(), Arc::clone(session));
+        move |unlocked| {
+            let origin = devices::prove(unlocked, &profile, &session, &devices)?;
+            match lock(&registry).bar(&devices, profile.identity(), &origin) {
+                Some(barred) => Err(barred),
+                None => Ok(origin),
+            }
+        }
     }
 
     /// Takes nothing more; resolves when everything that was taken has been handed to the writing thread, whose channel then

@@ -4,13 +4,16 @@
 
 use super::pipeline::{Ticket, lock};
 use super::scribe::Books;
-use crate::ledger::record::{Applied, Checkpoint, LineFacts, Said, SaidGap, SetAside, SiteLines, Who};
+use crate::devices::{Barred, DeviceName, Devices, Origin};
+use crate::ledger::record::{Applied, Checkpoint, Latch, LineFacts, Said, SaidGap, SetAside, SiteLines, Who};
 use crate::ledger::{Entry, Replay};
 use crate::metrics::Metrics;
+use arc_swap::ArcSwap;
 use pithead_hop::ingest::{Lines, ShortHash, Unseen};
 use pithead_hop::program::clock;
 use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::trust::Kid;
 use pithead_sealing::{Identity, Line, Run, Seq, Site, StreamName};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -46,6 +49,9 @@ pub struct Registry {
     sites: BTreeMap<Site, Lines<Ticket>>,
     facts: BTreeMap<(Site, Line), LineFacts>,
     claimed: HashSet<Identity>,
+    /// Device keys that have signed something that was applied, and since when. As many as the cloud ever registered: no other key
+    /// signs anything that is applied as signed.
+    latches: BTreeMap<DeviceName, BTreeMap<Kid, u64>>,
     /// The latest time seen: lines want time that never runs backwards.
     latest: Duration,
 }
@@ -148,6 +154,23 @@ impl Registry {
         }
     }
 
+    /// Whether an envelope of this origin is set aside, as the registry of devices and what was applied so far have it.
+    #[must_use]
+    pub fn bar(&self, devices: &Devices, identity: &Identity, origin: &Origin) -> Option<Barred> {
+        let name = DeviceName { site: identity.site.clone(), device: identity.device.clone() };
+        let signed = self.latches.get(&name);
+        devices.bar(identity, origin, |kid| signed.is_some_and(|kids| kids.contains_key(kid)))
+    }
+
+    /// The device keys that have signed something that was applied, and since when.
+    pub fn latches(&self) -> impl Iterator<Item = (&DeviceName, &Kid, u64)> {
+        self.latches.iter().flat_map(|(name, kids)| kids.iter().map(move |(kid, since)| (name, kid, *since)))
+    }
+
+    fn latch(&mut self, name: DeviceName, kid: Kid, since_us: u64) {
+        self.latches.entry(name).or_default().entry(kid).or_insert(since_us);
+    }
+
     /// Of a line that has nothing applied yet nothing is known that could be worth a place.
     fn note_duplicate(&mut self, identity: &Identity, line: Line) {
         if let Some(facts) = self.facts.get_mut(&(identity.site.clone(), line)) {
@@ -177,10 +200,16 @@ impl Registry {
         facts.envelopes += 1;
         facts.records += u64::from(applied.records);
         facts.plaintext_bytes += applied.plaintext_bytes;
+        facts.signed += u64::from(applied.signed_by().is_some());
+        facts.unknown_key += u64::from(applied.unknown_key);
         if facts.first_us == 0 {
             facts.first_us = applied.received_us;
         }
         facts.last_us = facts.last_us.max(applied.received_us);
+        if let Some(kid) = applied.signed_by() {
+            let name = DeviceName { site: identity.site.clone(), device: identity.device.clone() };
+            self.latch(name, kid, applied.received_us);
+        }
         let Some(said) = said else { return };
         if let Some(previous) = &said.previous {
             self.facts(&identity.site, &identity.line()).previous = Some(previous.clone());
@@ -219,7 +248,9 @@ impl Registry {
         }
         let now = self.now(aside.received_us);
         if self.site(&identity.site).refused(&line, identity.seq, now) {
-            self.facts(&identity.site, &line).refused += 1;
+            let facts = self.facts(&identity.site, &line);
+            facts.refused += 1;
+            facts.note_refused(ErrorReason::try_from(aside.reason).unwrap_or(ErrorReason::Unspecified));
         }
     }
 
@@ -281,7 +312,8 @@ impl Registry {
             }),
             ..facts.clone()
         });
-        Checkpoint { sites: sites.collect(), facts: facts.collect(), mark: bytes::Bytes::new() }
+        let latches = self.latches().map(|(name, kid, since)| Latch::of(name, kid, since)).collect();
+        Checkpoint { sites: sites.collect(), facts: facts.collect(), mark: bytes::Bytes::new(), latches }
     }
 
     fn restore(&mut self, checkpoint: Checkpoint) {
@@ -297,6 +329,16 @@ impl Registry {
                     event = "ledger.checkpoint_damaged",
                     site = site.site,
                     "the lines of a site do not read back"
+                ),
+            }
+        }
+        for latch in checkpoint.latches {
+            match latch.read() {
+                Some((name, kid)) => self.latch(name, kid, latch.since_us),
+                None => tracing::error!(
+                    event = "ledger.checkpoint_damaged",
+                    device = latch.device,
+                    "that a device signs does not read back"
                 ),
             }
         }
@@ -321,14 +363,19 @@ fn line_of(identity: &Identity, stream: &str, run: u64) -> Option<Line> {
 #[derive(Debug)]
 pub struct RegistryBooks {
     registry: Arc<Mutex<Registry>>,
+    devices: Arc<ArcSwap<Devices>>,
     metrics: Arc<Metrics>,
 }
 
 impl RegistryBooks {
-    /// Moves on this registry.
+    /// Moves on this registry of lines; `devices` is whose signatures are believed.
     #[must_use]
-    pub fn new(registry: Arc<Mutex<Registry>>, metrics: Arc<Metrics>) -> Self {
-        Self { registry, metrics }
+    pub fn new(
+        registry: Arc<Mutex<Registry>>,
+        devices: Arc<ArcSwap<Devices>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { registry, devices, metrics }
     }
 }
 
@@ -337,6 +384,10 @@ impl Books for RegistryBooks {
         let mut registry = lock(&self.registry);
         registry.enter(identity, entry);
         self.metrics.lines.set(i64::try_from(registry.lines()).unwrap_or(i64::MAX));
+    }
+
+    fn bar(&mut self, identity: &Identity, origin: &Origin) -> Option<Barred> {
+        lock(&self.registry).bar(&self.devices.load(), identity, origin)
     }
 
     fn withdrawn(&mut self, identity: &Identity) {

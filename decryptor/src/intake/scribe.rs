@@ -8,20 +8,25 @@
 //! 3. the ledger gets an entry for each, and the sink's mark, and is synced;
 //! 4. the books in memory are moved on, and everybody is answered.
 //!
+//! Before all of that it asks of each envelope once more whether its session signature will do: it sees them one after the other,
+//! so behind the first signed entry of a device there is no unsigned one in the ledger.
+//!
 //! Killed between 1 and 3, the envelope comes again, the sink finds it, and 3 follows. Killed between 3 and 4, it comes again
 //! and is a duplicate.
 
 use super::answer::{Again, Answer, Done};
 use super::turn::Turn;
 use crate::aside::{Area, Kept};
+use crate::devices::{Barred, Origin};
 use crate::ledger::record::{Applied, Said};
 use crate::ledger::{Entry, Ledger, LedgerError};
 use crate::metrics::{AreaLabel, Metrics, Outcome, ReasonLabel};
 use crate::sink::{Delivery, Placed, Sink, SinkError};
 use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::Identity;
+use pithead_sealing::{DeviceId, Identity, Site};
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -97,6 +102,8 @@ pub struct Opened {
 pub trait Books: Send {
     /// The entry is durable: the identity is used from now on.
     fn entered(&mut self, identity: &Identity, entry: &Entry);
+    /// Whether an envelope of this origin is set aside, by all that was entered so far.
+    fn bar(&mut self, identity: &Identity, origin: &Origin) -> Option<Barred>;
     /// Nothing was entered: the identity is free again.
     fn withdrawn(&mut self, identity: &Identity);
     /// The books as they stand, for a checkpoint.
@@ -194,6 +201,7 @@ impl<B: Books> Scribe<B> {
         if group.is_empty() {
             return Ok(());
         }
+        let group = self.judge(group);
         let deliveries: Vec<Delivery> = group
             .iter()
             .filter_map(|job| match &job.work {
@@ -249,6 +257,31 @@ impl<B: Books> Scribe<B> {
         Ok(())
     }
 
+    /// Turns into poison what is barred by now, by the entries of earlier groups and by the envelopes before it in this one.
+    fn judge(&mut self, mut group: Vec<Job>) -> Vec<Job> {
+        let mut signed: HashSet<(Site, DeviceId)> = HashSet::new();
+        for job in &mut group {
+            let Work::Deliver(opened) = &job.work else { continue };
+            let (identity, origin) = (&job.identity, opened.delivery.origin);
+            let signs = || signed.contains(&(identity.site.clone(), identity.device.clone()));
+            let barred = self.books.bar(identity, &origin).or_else(|| match origin {
+                Origin::Signed(_) => None,
+                Origin::Unsigned => signs().then_some(Barred::Unsigned),
+                Origin::UnknownKey(kid) => signs().then_some(Barred::UnknownKey(kid)),
+            });
+            match (barred, origin) {
+                (Some(barred), _) => {
+                    job.work = Work::Poison { reason: barred.reason(), detail: barred.detail() };
+                }
+                (None, Origin::Signed(_)) => {
+                    signed.insert((identity.site.clone(), identity.device.clone()));
+                }
+                (None, Origin::Unsigned | Origin::UnknownKey(_)) => {}
+            }
+        }
+        group
+    }
+
     /// Where a job ends, once the sink has spoken.
     fn settle(&mut self, job: &Job, place: Option<Placed>) -> Result<(Entry, Done, Outcome), Again> {
         match &job.work {
@@ -283,10 +316,22 @@ impl<B: Books> Scribe<B> {
                 self.metrics.records.inc_by(u64::from(applied.records));
                 self.metrics.sealed_bytes.inc_by(applied.sealed_bytes);
                 self.metrics.plaintext_bytes.inc_by(applied.plaintext_bytes);
+                self.metrics.verdict(match (applied.signed_by(), applied.unknown_key) {
+                    (Some(_), _) => "signed",
+                    (None, true) => "unknown-key",
+                    (None, false) => "unsigned",
+                });
             }
             Entry::SetAside(_) => {
                 if let Done::Refused { reason, .. } = &done {
                     self.metrics.refused.get_or_create(&ReasonLabel { reason: reason.name() }).inc();
+                    match reason {
+                        ErrorReason::SignatureInvalid => self.metrics.verdict("invalid"),
+                        ErrorReason::SignatureRequired => self.metrics.verdict("unsigned-refused"),
+                        ErrorReason::SignatureRevoked => self.metrics.verdict("signed-by-revoked"),
+                        ErrorReason::SignatureKeyUnknown => self.metrics.verdict("unknown-key-refused"),
+                        _ => {}
+                    }
                 }
                 self.show_areas();
             }

@@ -1,5 +1,7 @@
 //! The whole pipeline, with real envelopes, a real private key, real disks, and every kind of bad moment.
 
+mod signatures;
+
 use super::pipeline::{Parts, Pipeline};
 use super::registry::{Registry, RegistryBooks};
 use super::scribe::{self, Scribe};
@@ -7,6 +9,7 @@ use super::service::Front;
 use crate::aside::Area;
 use crate::authority::testing::{START, TestAuthority, TestKey, seal, session};
 use crate::books::Books;
+use crate::devices::{Barred, Devices, Origin, Watch};
 use crate::kms::{KmsError, KmsFault};
 use crate::ledger::record::Checkpoint;
 use crate::ledger::{Entry, Ledger};
@@ -30,9 +33,9 @@ use prost::Message as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 struct World {
@@ -140,10 +143,32 @@ enum Kill {
 struct KilledSink {
     real: Box<dyn Sink>,
     kill: Arc<AtomicBool>,
+    gate: Arc<Gate>,
+}
+
+/// Holds the sink up while it is closed, and tells when a group is there.
+#[derive(Debug, Default)]
+struct Gate {
+    closed: Mutex<bool>,
+    opened: Condvar,
+    entered: Notify,
+}
+
+impl Gate {
+    fn set_closed(&self, closed: bool) {
+        *self.closed.lock().unwrap() = closed;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        self.entered.notify_one();
+        drop(self.opened.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
+    }
 }
 
 impl Sink for KilledSink {
     fn commit(&mut self, group: &[Delivery]) -> Result<Vec<Placed>, SinkError> {
+        self.gate.pass();
         let placed = self.real.commit(group)?;
         if self.kill.load(Ordering::SeqCst) {
             let source = std::io::Error::other("killed");
@@ -172,6 +197,10 @@ impl scribe::Books for KilledBooks {
         self.real.entered(identity, entry);
     }
 
+    fn bar(&mut self, identity: &Identity, origin: &Origin) -> Option<Barred> {
+        self.real.bar(identity, origin)
+    }
+
     fn withdrawn(&mut self, identity: &Identity) {
         self.real.withdrawn(identity);
     }
@@ -196,12 +225,20 @@ struct Rig {
     thread: std::thread::JoinHandle<Result<(), scribe::ScribeError>>,
     kill_sink: Arc<AtomicBool>,
     kill_books: Arc<AtomicBool>,
+    gate: Arc<Gate>,
+    data_keys: Arc<DataKeys>,
+    devices: Arc<ArcSwap<Devices>>,
+    watch: Mutex<Watch>,
 }
 
 impl Rig {
     fn start(world: &World, door: &Arc<Door>, kind: Kind) -> Self {
+        Self::start_allowing(world, door, kind, std::slice::from_ref(&world.key.arn))
+    }
+
+    fn start_allowing(world: &World, door: &Arc<Door>, kind: Kind, allow: &[KeyArn]) -> Self {
         let data = world.dir.path();
-        let books = Books::open(data, std::slice::from_ref(&world.key.arn)).unwrap();
+        let books = Books::open(data, allow).unwrap();
         let books = Arc::new(ArcSwap::from_pointee(books));
         let metrics = Arc::new(Metrics::new());
         let mut read = Registry::default();
@@ -215,17 +252,20 @@ impl Rig {
             }
         };
         let registry = Arc::new(Mutex::new(read));
+        let (watch, registered) = Watch::open(data).unwrap();
+        let devices = Arc::new(ArcSwap::from_pointee(registered));
+        let gate = Arc::<Gate>::default();
         let staging = real.staging();
         let uploads =
             UploadStore::open(&data.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
         let (kill_sink, kill_books) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let scribe = Scribe {
-            sink: Box::new(KilledSink { real, kill: Arc::clone(&kill_sink) }),
+            sink: Box::new(KilledSink { real, kill: Arc::clone(&kill_sink), gate: Arc::clone(&gate) }),
             ledger,
             refused: Area::open(&data.join("refused")).unwrap(),
             conflicts: Area::open(&data.join("conflicts")).unwrap(),
             books: KilledBooks {
-                real: RegistryBooks::new(Arc::clone(&registry), Arc::clone(&metrics)),
+                real: RegistryBooks::new(Arc::clone(&registry), Arc::clone(&devices), Arc::clone(&metrics)),
                 kill: Arc::clone(&kill_books),
             },
             metrics: Arc::clone(&metrics),
@@ -234,9 +274,11 @@ impl Rig {
         let (jobs, queue) = mpsc::channel(scribe::QUEUE);
         let thread = std::thread::spawn(move || scribe.run(queue));
         let unwrapper: Arc<dyn KeyUnwrapper> = door.clone();
+        let data_keys = Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), Budgets::default()));
         let pipeline = Pipeline::new(Parts {
             books: Arc::clone(&books),
-            data_keys: Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), Budgets::default())),
+            data_keys: Arc::clone(&data_keys),
+            devices: Arc::clone(&devices),
             registry: Arc::clone(&registry),
             jobs,
             metrics: Arc::clone(&metrics),
@@ -244,7 +286,26 @@ impl Rig {
             staging,
         });
         let front = Front::new(Arc::clone(&pipeline), uploads, books, Arc::clone(&metrics));
-        Self { front, pipeline, registry, metrics, thread, kill_sink, kill_books }
+        let watch = Mutex::new(watch);
+        Self {
+            front,
+            pipeline,
+            registry,
+            metrics,
+            thread,
+            kill_sink,
+            kill_books,
+            gate,
+            data_keys,
+            devices,
+            watch,
+        }
+    }
+
+    /// The registry of devices has changed.
+    fn reload(&self) {
+        let fresh = self.watch.lock().unwrap().look().unwrap();
+        self.devices.store(Arc::new(fresh.expect("it has changed")));
     }
 
     async fn offer(&self, envelope: &Bytes) -> Result<Pending, Refusal> {

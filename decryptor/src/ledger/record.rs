@@ -8,11 +8,18 @@
 //! | 3 | [`Mark`] | where the sink's end was after the group |
 //! | 4 | [`CheckpointPart`] | a piece of everything known so far |
 //!
+//! The first [`Applied`] with a `kid` of a device is what latches that the device signs: it needs no record of its own, and is as
+//! durable as that envelope. A checkpoint carries the latches on ([`Latch`]). A version from before session signatures were
+//! checked reads such a ledger, and forgets the latches with its next checkpoint.
+//!
 //! An [`Applied`] stands in the record's head (own checksum, readable when the body is damaged) without what the batch said
 //! of its lines, which is the body.
 
 use crate::content::{Batch, GapReason, LineEnd};
+use crate::devices::{DeviceName, Origin};
 use crate::sink::{Assurance, Delivery};
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::trust::Kid;
 use pithead_sealing::{Identity, NameError, Run, Seq};
 
 /// Kind of [`Applied`].
@@ -99,6 +106,12 @@ pub struct Applied {
     /// When it came, microseconds since 1970 by this program's clock.
     #[prost(fixed64, tag = "9")]
     pub received_us: u64,
+    /// The device key that signed its session: 16 bytes, proven; empty if it was not signed.
+    #[prost(bytes = "bytes", tag = "10")]
+    pub kid: bytes::Bytes,
+    /// Its session was signed by a key that was not registered.
+    #[prost(bool, tag = "11")]
+    pub unknown_key: bool,
 }
 
 /// What a batch says of its device's lines; authentic since it was sealed.
@@ -207,7 +220,18 @@ impl Applied {
             key_not_active,
             statement: statement.map(|digest| bytes::Bytes::copy_from_slice(digest)).unwrap_or_default(),
             received_us: delivery.custody.received_us,
+            kid: match delivery.origin {
+                Origin::Signed(kid) => bytes::Bytes::copy_from_slice(kid.as_bytes()),
+                Origin::Unsigned | Origin::UnknownKey(_) => bytes::Bytes::new(),
+            },
+            unknown_key: matches!(delivery.origin, Origin::UnknownKey(_)),
         }
+    }
+
+    /// The key that signed its session, if it was signed.
+    #[must_use]
+    pub fn signed_by(&self) -> Option<Kid> {
+        <[u8; 16]>::try_from(&self.kid[..]).ok().map(Kid::from_bytes)
     }
 }
 
@@ -268,6 +292,46 @@ pub struct Checkpoint {
     /// The sink's mark.
     #[prost(bytes = "bytes", tag = "3")]
     pub mark: bytes::Bytes,
+    /// The device keys that have signed something that was applied.
+    #[prost(message, repeated, tag = "4")]
+    pub latches: Vec<Latch>,
+}
+
+/// A device key that has signed something that was applied.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Latch {
+    /// The site.
+    #[prost(string, tag = "1")]
+    pub site: String,
+    /// The device.
+    #[prost(string, tag = "2")]
+    pub device: String,
+    /// The key: 16 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub kid: bytes::Bytes,
+    /// When its first signed envelope came.
+    #[prost(fixed64, tag = "4")]
+    pub since_us: u64,
+}
+
+impl Latch {
+    /// As it is written.
+    #[must_use]
+    pub fn of(name: &DeviceName, kid: &Kid, since_us: u64) -> Self {
+        Self {
+            site: name.site.to_string(),
+            device: name.device.to_string(),
+            kid: bytes::Bytes::copy_from_slice(kid.as_bytes()),
+            since_us,
+        }
+    }
+
+    /// As it was meant.
+    #[must_use]
+    pub fn read(&self) -> Option<(DeviceName, Kid)> {
+        let name = DeviceName { site: self.site.parse().ok()?, device: self.device.parse().ok()? };
+        Some((name, Kid::from_bytes(<[u8; 16]>::try_from(&self.kid[..]).ok()?)))
+    }
 }
 
 /// The lines of one site.
@@ -324,6 +388,37 @@ pub struct LineFacts {
     /// those since the last checkpoint.
     #[prost(uint64, tag = "13")]
     pub duplicates: u64,
+    /// Of the applied envelopes, those whose session was signed by a registered key.
+    #[prost(uint64, tag = "14")]
+    pub signed: u64,
+    /// Of the applied envelopes, those whose session was signed by a key that was not registered.
+    #[prost(uint64, tag = "15")]
+    pub unknown_key: u64,
+    /// Of the refused envelopes, those whose session signature did not hold.
+    #[prost(uint64, tag = "16")]
+    pub refused_invalid: u64,
+    /// Of the refused envelopes, those that were not signed, of a device that signs.
+    #[prost(uint64, tag = "17")]
+    pub refused_unsigned: u64,
+    /// Of the refused envelopes, those that were signed by a key that was revoked.
+    #[prost(uint64, tag = "18")]
+    pub refused_revoked: u64,
+    /// Of the refused envelopes, those that were signed by a key that was not registered, of a device that signs.
+    #[prost(uint64, tag = "19")]
+    pub refused_unknown_key: u64,
+}
+
+impl LineFacts {
+    /// Counts one envelope more that was refused, if that was for its session signature.
+    pub fn note_refused(&mut self, reason: ErrorReason) {
+        match reason {
+            ErrorReason::SignatureInvalid => self.refused_invalid += 1,
+            ErrorReason::SignatureRequired => self.refused_unsigned += 1,
+            ErrorReason::SignatureRevoked => self.refused_revoked += 1,
+            ErrorReason::SignatureKeyUnknown => self.refused_unknown_key += 1,
+            _ => {}
+        }
+    }
 }
 
 #[cfg(test)]
@@ -347,6 +442,30 @@ mod tests {
         );
         assert_eq!(hex::encode(entry.encode_to_vec()), committed);
         assert_eq!(Applied::decode(&entry.encode_to_vec()[..]), Ok(entry));
+    }
+
+    /// The fields of a signed session, as they were first written.
+    #[test]
+    fn the_entry_of_a_signed_envelope_and_a_latch_have_these_bytes() {
+        let mut delivery = batch("t", 1, 2);
+        delivery.envelope_sha256 = [0xab; 32];
+        let unsigned = Applied::of(&delivery, 600, false, None);
+        let kid = Kid::from_bytes([0x5a; 16]);
+        (delivery.origin, delivery.custody.assurance) = (Origin::Signed(kid), Assurance::Signed);
+        let signed = Applied::of(&delivery, 600, false, None);
+        let before = hex::encode(unsigned.encode_to_vec());
+        let committed = format!("{}5210{}", before.replace("3002", "3003"), "5a".repeat(16));
+        assert_eq!(hex::encode(signed.encode_to_vec()), committed);
+        assert_eq!((signed.signed_by(), unsigned.signed_by()), (Some(kid), None));
+        delivery.origin = Origin::UnknownKey(kid);
+        let unknown = Applied::of(&delivery, 600, false, None);
+        assert!(hex::encode(unknown.encode_to_vec()).ends_with("5801"));
+        assert_eq!(unknown.signed_by(), None);
+        let name: DeviceName = "pit-7/t".parse().unwrap();
+        let latch = Latch::of(&name, &kid, 7);
+        let committed = format!("0a057069742d371201741a10{}210700000000000000", "5a".repeat(16));
+        assert_eq!(hex::encode(latch.encode_to_vec()), committed);
+        assert_eq!(latch.read(), Some((name, kid)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a sink is given: one opened envelope, and what is known of its way here.
 
 use crate::content::Content;
+use crate::devices::Origin;
 use pithead_hop::identity::Assurance;
 use pithead_sealing::Identity;
 use serde::{Serialize, Serializer};
@@ -64,6 +65,8 @@ pub struct Delivery {
     pub content: Content,
     /// How it came here.
     pub custody: Custody,
+    /// Who sealed it, as its session signature tells.
+    pub origin: Origin,
 }
 
 impl fmt::Debug for Delivery {
@@ -73,6 +76,7 @@ impl fmt::Debug for Delivery {
             .field("identity", &self.identity)
             .field("plaintext_bytes", &self.content.plaintext_len())
             .field("custody", &self.custody)
+            .field("origin", &self.origin)
             .finish_non_exhaustive()
     }
 }

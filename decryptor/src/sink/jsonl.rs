@@ -2,11 +2,15 @@
 //!
 //! ```text
 //! {"site":"pit-7","device":"truck-1","stream":"can","run":"0000000300000001","seq":9,"index":0,"of":50,"time_us":...,
-//!  "name":"...","data":"<base64>","assurance":"vouched","hops":[...],"received_us":...,"envelope_sha256":"<hex>"}
+//!  "name":"...","data":"<base64>","assurance":"signed","verdict":"signed","kid":"<hex>","hops":[...],"received_us":...,
+//!  "envelope_sha256":"<hex>"}
 //! {"site":..., "seq":10,"index":0,"of":1,"content_type":"text/csv","data":"<base64>", ...}
 //! ```
 //! A large content is no line: it is a file below `<file>.large/`, and its line has `"file"`, relative to that folder, in
 //! place of `"data"`. The file has its name before the line is written.
+//!
+//! `"verdict"` is what the session signature says: `signed`, `unsigned`, or `unknown-key` where nobody registered the key.
+//! `"kid"` names the key, which is proven only where the verdict is `signed`.
 //!
 //! A batch without records (a heartbeat) writes no line; the ledger has what it says.
 //!
@@ -97,6 +101,9 @@ struct JsonLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'a str>,
     assurance: &'static str,
+    verdict: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<String>,
     hops: &'a [Hop],
     received_us: u64,
     envelope_sha256: String,
@@ -225,6 +232,8 @@ fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, file: Option<&str>, skip:
         data: None,
         file: None,
         assurance: super::delivery::word(delivery.custody.assurance),
+        verdict: delivery.origin.word(),
+        kid: delivery.origin.kid().map(|kid| kid.to_string()),
         hops: &delivery.custody.hops,
         received_us: delivery.custody.received_us,
         envelope_sha256: hex::encode(delivery.envelope_sha256),
@@ -350,6 +359,16 @@ mod tests {
         assert_eq!(lines[2]["content_type"].as_str(), Some("text/csv"));
         assert_eq!(lines[2]["data"].as_str(), Some("YSxi"));
         assert_eq!(lines[2]["assurance"].as_str(), Some("vouched"));
+        assert_eq!((lines[2]["verdict"].as_str(), lines[2]["kid"].is_null()), (Some("unsigned"), true));
+        let kid = pithead_sealing::trust::Kid::from_bytes([0x5a; 16]);
+        let signed = Delivery { origin: crate::devices::Origin::Signed(kid), ..batch("t", 4, 1) };
+        sink.commit(&[signed]).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(
+            (line["verdict"].as_str(), line["kid"].as_str()),
+            (Some("signed"), Some(&"5a".repeat(16)[..]))
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{Assurance, Custody, Delivery};
 use crate::content::{Content, Encoding};
+use crate::devices::Origin;
 use bytes::Bytes;
 use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
 use prost::Message as _;
@@ -24,6 +25,7 @@ pub(crate) fn delivery(device: &str, seq: u64, content_type: &str, plaintext: &'
         envelope_sha256: hash,
         content: Content::decode(content_type, Encoding::Identity, Bytes::from_static(plaintext), 0).unwrap(),
         custody: Custody { assurance: Assurance::Vouched, hops: [].into(), received_us: 1 },
+        origin: Origin::Unsigned,
     }
 }
 
@@ -38,5 +40,6 @@ pub(crate) fn batch(device: &str, seq: u64, records: u32) -> Delivery {
         envelope_sha256: [seq as u8; 32],
         content: Content::decode(wire::CONTENT_TYPE, Encoding::Identity, plaintext, 0).unwrap(),
         custody: Custody { assurance: Assurance::Vouched, hops: [].into(), received_us: 1 },
+        origin: Origin::Unsigned,
     }
 }

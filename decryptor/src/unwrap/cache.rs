@@ -10,6 +10,8 @@
 //!   message, never the EDK: whoever copies a good EDK into a bad envelope must not be able to poison the good ones.
 //! - **Budgets** are charged for private operations alone, by whoever leads the flight.
 //!
+//! - **A session's signature is judged once** for each state of the registry of device keys, and kept with the data key.
+//!
 //! Data keys are cleared when the last user drops them; [`DataKeys::sweep`] lets an idle program forget on time.
 
 use std::fmt;
@@ -18,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pithead_sealing::envelope::open::Chosen;
-use pithead_sealing::envelope::{ContextDigest, Edk, EdkFault, EdkHash, Unwrapped};
+use pithead_sealing::envelope::{ContextDigest, Edk, EdkFault, EdkHash, SessionVerdict, Unwrapped};
 use pithead_sealing::trust::KeyArn;
 use pithead_sealing::{DeviceId, Site};
 
@@ -81,12 +83,49 @@ impl UnwrapCounters {
     }
 }
 
+/// What is kept of a session: its data key, and what its signature was found to say.
+#[derive(Debug)]
+pub struct SessionKey {
+    unwrapped: Unwrapped,
+    judged: Mutex<Option<(u64, SessionVerdict)>>,
+}
+
+impl SessionKey {
+    /// Of a data key that was just unwrapped; nothing is judged yet.
+    #[must_use]
+    pub fn new(unwrapped: Unwrapped) -> Self {
+        Self { unwrapped, judged: Mutex::new(None) }
+    }
+
+    /// The data key with its context's digest.
+    #[must_use]
+    pub fn unwrapped(&self) -> &Unwrapped {
+        &self.unwrapped
+    }
+
+    /// The verdict on the session by the registry of this generation: the one that is kept, or else what `judge` finds. Many
+    /// who ask at once wait for one verification.
+    pub fn verdict(&self, generation: u64, judge: impl FnOnce() -> SessionVerdict) -> SessionVerdict {
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        match *judged {
+            // An envelope that is late with an older registry leaves the newer verdict alone.
+            Some((of, verdict)) if of == generation => verdict,
+            Some((of, _)) if of > generation => judge(),
+            _ => {
+                let verdict = judge();
+                *judged = Some((generation, verdict));
+                verdict
+            }
+        }
+    }
+}
+
 type Shared<K> = moka::sync::Cache<K, Arc<Mutex<Bucket>>>;
 
 /// Data keys by EDK: the cache, its budgets and the unwrapper behind them. Shared by all connections.
 pub struct DataKeys {
     unwrapper: Arc<dyn KeyUnwrapper>,
-    keys: moka::future::Cache<EdkHash, Arc<Unwrapped>>,
+    keys: moka::future::Cache<EdkHash, Arc<SessionKey>>,
     invalid: moka::sync::Cache<EdkHash, ()>,
     budgets: Budgets,
     devices: Shared<(Site, DeviceId)>,
@@ -123,7 +162,7 @@ impl DataKeys {
     ///
     /// # Errors
     /// [`UnwrapError`]; its class says what to do with the envelope.
-    pub async fn data_key(&self, chosen: &Chosen, sender: &Sender) -> Result<Arc<Unwrapped>, UnwrapError> {
+    pub async fn data_key(&self, chosen: &Chosen, sender: &Sender) -> Result<Arc<SessionKey>, UnwrapError> {
         let context = chosen.header().context().digest();
         self.unwrapped(chosen.key_arn(), chosen.edk(), &context, sender).await
     }
@@ -134,9 +173,9 @@ impl DataKeys {
         edk: &Edk,
         context: &ContextDigest,
         sender: &Sender,
-    ) -> Result<Arc<Unwrapped>, UnwrapError> {
+    ) -> Result<Arc<SessionKey>, UnwrapError> {
         let hash = edk.hash();
-        let unwrapped = loop {
+        let session = loop {
             if self.invalid.contains_key(&hash) {
                 self.counters.invalid_remembered.fetch_add(1, Ordering::Relaxed);
                 return Err(UnwrapError::InvalidCiphertext);
@@ -147,11 +186,11 @@ impl DataKeys {
                 self.fly(arn, edk, hash, sender).await
             };
             match self.keys.try_get_with(hash, flight).await {
-                Ok(unwrapped) => {
+                Ok(session) => {
                     if !leads.load(Ordering::Relaxed) {
                         self.counters.hits.fetch_add(1, Ordering::Relaxed);
                     }
-                    break unwrapped;
+                    break session;
                 }
                 // Another sender's budget says nothing of this one's. Each sender ends the loop as its own leader.
                 Err(error)
@@ -160,11 +199,11 @@ impl DataKeys {
             }
         };
         // Equality of digests is constant in time.
-        if unwrapped.context_digest() != context {
+        if session.unwrapped().context_digest() != context {
             self.counters.context_mismatches.fetch_add(1, Ordering::Relaxed);
             return Err(UnwrapError::Edk(EdkFault::ContextDigest));
         }
-        Ok(unwrapped)
+        Ok(session)
     }
 
     async fn fly(
@@ -173,13 +212,13 @@ impl DataKeys {
         edk: &Edk,
         hash: EdkHash,
         sender: &Sender,
-    ) -> Result<Arc<Unwrapped>, UnwrapError> {
+    ) -> Result<Arc<SessionKey>, UnwrapError> {
         self.charge(sender, Instant::now()).inspect_err(|_| {
             self.counters.over_budget.fetch_add(1, Ordering::Relaxed);
         })?;
         self.counters.unwraps.fetch_add(1, Ordering::Relaxed);
         match self.unwrapper.unwrap(arn, edk.ciphertext()).await {
-            Ok(unwrapped) => Ok(Arc::new(unwrapped)),
+            Ok(unwrapped) => Ok(Arc::new(SessionKey::new(unwrapped))),
             Err(error) => {
                 self.counters.unwrap_failures.fetch_add(1, Ordering::Relaxed);
                 if matches!(error, UnwrapError::InvalidCiphertext) {

@@ -23,7 +23,7 @@ use pithead_sealing::envelope::Unwrapped;
 use pithead_sealing::trust::KeyArn;
 
 pub use budget::{Budgets, Sender};
-pub use cache::{CacheLimits, DataKeys, UnwrapCounters};
+pub use cache::{CacheLimits, DataKeys, SessionKey, UnwrapCounters};
 pub use error::{BudgetOf, Class, UnwrapError};
 pub use kms::KmsUnwrapper;
 pub use local::{KeyFileError, LocalKeys};

@@ -154,8 +154,8 @@ async fn a_session_costs_one_private_operation_however_many_messages_it_has() {
     for seq in 1..=20 {
         let envelope = seal(&mut session, seq, b"x");
         let chosen = chosen(&envelope);
-        let unwrapped = keys.data_key(&chosen, &sender("truck-1")).await.unwrap();
-        assert!(chosen.unlock(&unwrapped).is_ok());
+        let session = keys.data_key(&chosen, &sender("truck-1")).await.unwrap();
+        assert!(chosen.unlock(session.unwrapped()).is_ok());
     }
     assert_eq!(door.calls(), 1);
     assert_eq!((keys.counters().unwraps(), keys.counters().hits()), (1, 19));

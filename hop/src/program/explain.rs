@@ -195,12 +195,20 @@ fn todo(reason: ErrorReason) -> &'static str {
             "Look at the envelope in the decryptor's refused folder, and at the program that sealed it."
         }
         R::SignatureInvalid => {
-            "Compare the key in the decryptor's registry (`device list`) with the device's own. If they agree, somebody else has \
-             sealed in the device's name: the envelope is kept aside as evidence."
+            "Alarm: the bytes were put together from two, or somebody without the device's key has sealed in its name. The \
+             envelope is kept aside as evidence; look at what lies between the device and the decryptor."
         }
         R::SignatureRequired => {
             "The device has signed before, or is registered so. If it really has stopped signing, register that; if not, somebody \
              else has sealed in its name."
+        }
+        R::SignatureRevoked => {
+            "Nothing, if the key was revoked because the device is gone: this is what it was revoked for. If the device is back, \
+             give it a new key and register that."
+        }
+        R::SignatureKeyUnknown => {
+            "Register the device's key at the decryptor: `pithead-decryptor device add`. What was refused before waits in the \
+             gateway's refused area: `pithead-gateway refused retry` sends it again."
         }
         R::RequestInvalid => {
             "Mend the client program: the message says which rule of the contract it breaks."

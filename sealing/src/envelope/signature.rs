@@ -78,6 +78,22 @@ impl DeviceSigningKey {
         &self.spki_der
     }
 
+    /// The public key as PEM with `BEGIN PUBLIC KEY` (RFC 7468).
+    pub fn spki_pem(&self) -> String {
+        use base64ct::Encoding as _;
+        let body = base64ct::Base64::encode_string(&self.spki_der);
+        let mut pem = String::from("-----BEGIN PUBLIC KEY-----\n");
+        let mut rest = body.as_str();
+        while !rest.is_empty() {
+            let (line, after) = rest.split_at(rest.len().min(64));
+            pem.push_str(line);
+            pem.push('\n');
+            rest = after;
+        }
+        pem.push_str("-----END PUBLIC KEY-----\n");
+        pem
+    }
+
     /// The key's name.
     pub fn kid(&self) -> Kid {
         self.kid

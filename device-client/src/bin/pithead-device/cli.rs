@@ -100,6 +100,9 @@ pub(crate) struct EnrollArgs {
     /// The certificate's private key.
     #[arg(long, value_name = "PEM", requires = "cert")]
     pub(crate) key: Option<PathBuf>,
+    /// Does not sign the sessions with the certificate's key, which a P-256 key does otherwise.
+    #[arg(long)]
+    pub(crate) no_sign: bool,
     /// The name in the gateways' certificates, if it is not the host.
     #[arg(long, value_name = "NAME")]
     pub(crate) server_name: Option<String>,

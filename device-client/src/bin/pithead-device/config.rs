@@ -1,6 +1,7 @@
 //! The device's file: who it is, where its state lies, and how it reaches a gateway.
 //!
-//! Paths are relative to the file's folder. Everything here may be read by anybody but the certificate's key.
+//! Paths are relative to the file's folder. Everything here may be read by anybody but the certificate's key, which is the
+//! key that signs the sessions as well if it can.
 
 use std::{
     path::{Path, PathBuf},
@@ -28,7 +29,7 @@ use pithead_spool::Options;
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::failure;
+use crate::{failure, signer::Signer};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +53,7 @@ struct DeviceSection {
     /// The machine's clock is set by NTS, authenticated PTP or the operator.
     #[serde(default)]
     trusted_clock: bool,
+    signing_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,8 +134,18 @@ impl Config {
         let mut options = Options::outbox();
         options.max_bytes = self.file.outbox.max_bytes.get();
         let id = self.file.device.id.clone();
-        Device::open(&self.state(), self.site(), id, options, self.clock())
-            .map_err(|error| failure::open(&error))
+        let signer = self.signer()?;
+        let mut device = Device::open(&self.state(), self.site(), id, options, self.clock())
+            .map_err(|error| failure::open(&error))?;
+        if let Some(signer) = signer {
+            device.sealer_mut().sign_with(signer.key);
+        }
+        Ok(device)
+    }
+
+    /// The identity key that signs the sessions, if the file names one.
+    pub(crate) fn signer(&self) -> Result<Option<Signer>, ProgramError> {
+        self.file.device.signing_key.as_ref().map(|path| Signer::read(&self.folder.join(path))).transpose()
     }
 
     pub(crate) fn refused_area(&self) -> RefusedArea {

@@ -1,6 +1,6 @@
 //! `enroll`: a folder with names, certificate and trust.
 
-use std::{fs, io, path::Path};
+use std::{borrow::Cow, fs, io, path::Path};
 
 use bytes::Bytes;
 use pithead_device_client::device::Device;
@@ -12,7 +12,12 @@ use pithead_hop::{
 use pithead_proto::errors::v1::ErrorReason;
 use serde_json::json;
 
-use crate::{cli::EnrollArgs, failure, key, output::Output};
+use crate::{
+    cli::EnrollArgs,
+    failure, key,
+    output::Output,
+    signer::{self, Signer},
+};
 
 pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramError> {
     let root = read(&arguments.root)?;
@@ -26,8 +31,9 @@ pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, Pr
         keys.apply(&bundle.bundle.newer_than(held)).map_err(|error| failure::keys(&error))?;
     }
     let copied = copy_pems(arguments)?;
+    let signing = signing(arguments, &copied)?;
     let file = arguments.dir.join("device.toml");
-    write(&file, device_toml(arguments, &copied).as_bytes())?;
+    write(&file, device_toml(arguments, &copied, signing.is_ok()).as_bytes())?;
     let mut fields = vec![
         ("device", json!(arguments.device.to_string())),
         ("site", json!(arguments.site.to_string())),
@@ -35,8 +41,31 @@ pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, Pr
         ("file", json!(file.display().to_string())),
     ];
     fields.extend(key::facts(&keys));
+    match signing {
+        Ok(signer) => fields.extend(signer.facts()),
+        Err(why) => fields.push(("signing", json!(format!("none: {why}")))),
+    }
     output.print(&fields);
     Ok(ExitCode::OK)
+}
+
+/// The certificate's key as the one that signs the sessions, or why it does not.
+fn signing(
+    arguments: &EnrollArgs,
+    copied: &Copied,
+) -> Result<Result<Signer, Cow<'static, str>>, ProgramError> {
+    if arguments.no_sign {
+        return Ok(Err("asked for with --no-sign".into()));
+    }
+    if !copied.identity {
+        return Ok(Err("there is no key".into()));
+    }
+    let path = arguments.dir.join("device.key");
+    let pem = Pem::read(&path).map_err(|error| failure::tls(&error))?;
+    Ok(match signer::key_in(&pem)? {
+        Ok(_) => Ok(Signer::read(&path)?),
+        Err(unfit) => Err(unfit.to_string().into()),
+    })
 }
 
 struct Copied {
@@ -86,7 +115,7 @@ fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     disk::publish(&part, path)
 }
 
-fn device_toml(arguments: &EnrollArgs, copied: &Copied) -> String {
+fn device_toml(arguments: &EnrollArgs, copied: &Copied, signs: bool) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let mut text = format!(
         "# A Pithead device. Paths are relative to this file.\n\n[device]\nsite = {}\nid = {}\n# Trust record, \
@@ -94,6 +123,12 @@ fn device_toml(arguments: &EnrollArgs, copied: &Copied) -> String {
         quoted(arguments.site.as_str()),
         quoted(arguments.device.as_str())
     );
+    if signs {
+        text.push_str(
+            "# Signs every session. Its public half, device.pub, is what the cloud registers; once it has believed a \
+             signature, it takes nothing unsigned from this device.\nsigning_key = \"device.key\"\n",
+        );
+    }
     if copied.ca && !arguments.gateways.is_empty() {
         let endpoints: Vec<_> =
             arguments.gateways.iter().map(|endpoint| quoted(&endpoint.to_string())).collect();

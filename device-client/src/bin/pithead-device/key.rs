@@ -1,4 +1,4 @@
-//! `key`: what is believed, and the key that is sealed to.
+//! `key`: what is believed, the key that is sealed to, and the key that signs.
 
 use std::path::Path;
 
@@ -35,7 +35,11 @@ pub(crate) async fn run(file: &Path, from: From<'_>, output: Output) -> Result<E
         }
         From::Nobody => {}
     }
-    output.print(&facts(&keys));
+    let mut told = facts(&keys);
+    if let Some(signer) = config.signer()? {
+        told.extend(signer.facts());
+    }
+    output.print(&told);
     match keys.verified_key() {
         Ok(_) => Ok(ExitCode::OK),
         Err(error) => Err(failure::trust(error)),

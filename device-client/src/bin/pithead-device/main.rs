@@ -9,6 +9,7 @@ mod outbox;
 mod output;
 mod seal;
 mod send;
+mod signer;
 mod upload;
 
 use std::process::ExitCode;

@@ -439,6 +439,12 @@ impl UploadStore {
         }
     }
 
+    /// Forgets the refusals that `mended` names: what they were for is as it should be now, and the same envelopes may come again.
+    pub fn forget_refusals(&self, mended: impl Fn(&Refusal) -> bool) {
+        self.lock()
+            .retain(|_, upload| !matches!(upload.phase(), Phase::Refused(refusal) if mended(&refusal)));
+    }
+
     /// Whether a whole file is here for the identity.
     pub fn is_here(&self, identity: &Identity) -> bool {
         self.get(identity).is_some_and(|upload| matches!(upload.phase(), Phase::Whole | Phase::Taken))

@@ -17,7 +17,10 @@ pub enum SessionVerdict {
     SignedByRevoked,
     /// Not signed: whoever may submit for the device can have sealed it.
     Unsigned,
-    /// Carries a signature that does not hold, or that no registered key of this device made.
+    /// Carries a signature by a key that the registry does not know: whether it holds is not known. All that can be judged
+    /// without the key is as it should be.
+    UnknownKey,
+    /// Carries a signature that does not hold, or that its registered key made for another device.
     Invalid,
 }
 
@@ -33,11 +36,17 @@ pub struct RegisteredKey {
 }
 
 impl Unlocked {
-    /// Judges the session signature; `registered` looks a key up by name in the registry.
-    ///
-    /// The answer holds for the session, with this EDK, context and data key, and may be kept with the data key until
-    /// the registry changes. For each further message of the session, [`Unlocked::verdict_again`] applies it.
+    /// Judges the session signature for this message; `registered` looks a key up by name in the registry.
     pub fn session_verdict(&self, registered: impl FnOnce(&Kid) -> Option<RegisteredKey>) -> SessionVerdict {
+        self.verdict_again(self.verdict_of_session(registered))
+    }
+
+    /// Judges the session, with this EDK, context and data key. The answer may be kept with the data key until the registry
+    /// changes; what it means for a message, this one included, is said by [`Unlocked::verdict_again`].
+    pub fn verdict_of_session(
+        &self,
+        registered: impl FnOnce(&Kid) -> Option<RegisteredKey>,
+    ) -> SessionVerdict {
         let context = self.header.context();
         let carries_any =
             ["kid", "run", "sid", "sig"].iter().any(|key| context.get(&format!("pithead:{key}")).is_some());
@@ -46,12 +55,13 @@ impl Unlocked {
         }
         let Ok(facts) = ContextFacts::read(context) else { return SessionVerdict::Invalid };
         let Some(claim) = &facts.signature else { return SessionVerdict::Invalid };
-        let Some(registered) = registered(&claim.kid) else { return SessionVerdict::Invalid };
+        // Whoever copies a signature to a session of their own does not know the data key behind it.
+        if !bool::from(self.data_key.session_id().ct_eq(&claim.sid)) {
+            return SessionVerdict::Invalid;
+        }
+        let Some(registered) = registered(&claim.kid) else { return SessionVerdict::UnknownKey };
         let holds = registered.device == facts.device
             && registered.key.kid() == claim.kid
-            && self.fits(claim)
-            // Whoever signs with an own key a session that is not theirs does not know the data key behind it.
-            && bool::from(self.data_key.session_id().ct_eq(&claim.sid))
             && registered.key.verifies(self.arn.as_str(), context, &claim.sig);
         match (holds, registered.revoked) {
             (false, _) => SessionVerdict::Invalid,
@@ -61,11 +71,11 @@ impl Unlocked {
     }
 
     /// Applies the verdict kept for this message's session (same EDK hash and context digest) to this message: a signed
-    /// session vouches for the messages of its own run alone.
+    /// session vouches for the messages of its own run alone, and has one EDK.
     pub fn verdict_again(&self, kept: SessionVerdict) -> SessionVerdict {
         match kept {
             SessionVerdict::Unsigned | SessionVerdict::Invalid => kept,
-            SessionVerdict::Signed | SessionVerdict::SignedByRevoked => {
+            SessionVerdict::Signed | SessionVerdict::SignedByRevoked | SessionVerdict::UnknownKey => {
                 let facts = ContextFacts::read(self.header.context());
                 let fits = facts.is_ok_and(|facts| facts.signature.is_some_and(|claim| self.fits(&claim)));
                 if fits { kept } else { SessionVerdict::Invalid }

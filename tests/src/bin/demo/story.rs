@@ -107,12 +107,20 @@ async fn make(site: &mut Site, records: Vec<Vec<String>>, paper: &mut Paper) -> 
     let mut trucks = Vec::new();
     for (number, records) in (1..).zip(records) {
         let device = site.enroll(&format!("truck-{number:02}")).await?;
+        site.add_key_of(&device, &["--required"]).await?;
         trucks.push(Truck { device, records, summaries: Vec::new() });
     }
+    site.until_registry_is_read().await?;
     paper.fact("data key", format_args!("RSA {BITS}, {KEY_ARN}"));
     paper.fact("gateway", format_args!("{GATEWAY} at {SITE}, listening on {}", site.gateway_address()));
     paper.fact("decryptor", format_args!("{}, behind a wire that can be cut", site.decryptor_address()));
-    paper.fact("trucks", format_args!("{}, each with a certificate of the site's CA", trucks.len()));
+    paper.fact(
+        "trucks",
+        format_args!(
+            "{}, each with a certificate of the site's CA, and a key that the cloud knows",
+            trucks.len()
+        ),
+    );
     Ok(trucks)
 }
 
@@ -149,7 +157,10 @@ async fn ordinary_day(site: &mut Site, trucks: &mut [Truck], paper: &mut Paper) 
     paper.line("\n   who can read what:");
     paper.fact("  truck", "its own records; it holds no secret that opens an envelope");
     paper.fact("  gateway, WAN", "who sent how much when, never what");
-    paper.fact("  decryptor", "the records, with the identity that the gateway vouches for");
+    paper.fact(
+        "  decryptor",
+        "the records, each signed by its truck: not even the gateway can send in its name",
+    );
     Ok(())
 }
 
@@ -326,6 +337,8 @@ async fn books(site: &mut Site, trucks: &[Truck], paper: &mut Paper) -> anyhow::
         ),
     );
     paper.fact("holes", grouped(ledger.holes));
+    let signed = delivered.with_assurance("signed");
+    paper.fact("signed", format_args!("{} by their truck", count(signed, "record")));
     paper.fact(
         "unwraps",
         format_args!(
@@ -337,6 +350,9 @@ async fn books(site: &mut Site, trucks: &[Truck], paper: &mut Paper) -> anyhow::
     let mut faults = ledger.faults();
     if !all_same {
         faults.push("plaintext in the sink is not what was sent".into());
+    }
+    if signed != ledger.delivered_records {
+        faults.push(format!("{signed} of {} records are signed", ledger.delivered_records));
     }
     let sent: u64 = trucks.iter().map(|truck| truck.records.len() as u64).sum();
     if devices.records != sent {
