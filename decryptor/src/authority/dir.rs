@@ -179,6 +179,17 @@ impl Folder {
         self.sequences(site)?.last().map(|sequence| self.statement(site, *sequence, roots)).transpose()
     }
 
+    /// Those above a number.
+    pub fn statements_after(
+        &self,
+        site: &Site,
+        sequence: u64,
+        roots: &[Root],
+    ) -> Result<Vec<Statement>, AuthorityError> {
+        let later = self.sequences(site)?.into_iter().filter(|number| *number > sequence);
+        later.map(|number| self.statement(site, number, roots)).collect()
+    }
+
     fn sequences(&self, site: &Site) -> Result<Vec<u64>, AuthorityError> {
         let names = names_in(&self.path.join(format!("statements/{site}")))?;
         let mut sequences: Vec<u64> =

@@ -169,3 +169,6 @@ pub(super) fn says_the_same(a: &StatementFields, b: &StatementFields) -> bool {
     let said = |key: &StatementKey| (key.arn.clone(), key.fingerprint, key.status);
     a.keys.iter().map(said).eq(b.keys.iter().map(said))
 }
+
+#[cfg(test)]
+mod tests;

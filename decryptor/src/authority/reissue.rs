@@ -351,3 +351,6 @@ fn as_before(ground: &Ground, group: &Group, now: UnixTime) -> StatementRequest 
         ..StatementRequest::to(group.sites.clone())
     }
 }
+
+#[cfg(test)]
+mod tests;

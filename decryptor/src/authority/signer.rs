@@ -129,3 +129,6 @@ impl KeyPlace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

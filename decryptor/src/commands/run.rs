@@ -2,7 +2,9 @@
 //!
 //! Start: configuration, data directory, books, data keys, ledger and sink, ports; ready only when all of that stands.
 //! Stop, each part within its own bound, and the log names the one that ran out: not ready; intake closed; pipeline drained
-//! into the writing thread; last group and ledger; admin port.
+//! into the writing thread; last group and ledger; the authority's act, if one is under way; admin port.
+
+mod authority;
 
 use crate::admin::{Admin, Phase, Status};
 use crate::aside::Area;
@@ -81,7 +83,9 @@ pub async fn serve(
     let addresses = Addresses { ingest: acceptor.local_addr(), admin: admin.address() };
 
     let mut books = Books::open(&data_dir, &config.keys.allow)?;
-    let mut bundles = Bundles::new(&config.keys.bundles);
+    let mut authority = authority::Authority::open(&config).await?;
+    let mut bundles = Bundles::new(&config.keys.bundles, config.authority.as_ref());
+    authority.learn(&mut books);
     bundles.look(&data_dir, &mut books);
     if books.served().is_empty() {
         tracing::warn!(
@@ -92,7 +96,7 @@ pub async fn serve(
     let (unwrapper, kms) = unwrapper(&config).await?;
     let data_keys = Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), Budgets::default()));
     let metrics = Arc::new(Metrics::new());
-    let calls = kms.map(|kms| Arc::clone(kms.calls()));
+    let calls = kms.as_ref().map(|kms| Arc::clone(kms.calls()));
     let handle = acceptor.handle();
     let sink_name = config.sink.path.display().to_string();
     let status = Status::new(Arc::clone(&metrics), Arc::clone(&data_keys), calls, handle.clone(), sink_name);
@@ -148,6 +152,7 @@ pub async fn serve(
         .add_service(publisher.server().into_service())
         .add_service(health_service);
     let mut intake = tokio::spawn(acceptor.serve(routes, intake_stop.clone()));
+    let act = authority.start(&config, kms, Arc::clone(&metrics), &status, stop.child_token()).await;
     status.enter(Phase::Serving);
     tracing::info!(event = "program.ready", ingest = %addresses.ingest, admin = %addresses.admin);
     let _ = started.send(addresses);
@@ -163,10 +168,13 @@ pub async fn serve(
                 let uploads = uploads.clone();
                 tokio::task::spawn_blocking(move || uploads.expire(clock::since_boot()));
             }
-            _ = poll.tick() => take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics),
+            _ = poll.tick() => take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics),
+            () = authority.issued() => {
+                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics);
+            }
             () = next(&mut reloads) => {
                 bundles.forget();
-                take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics);
+                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics);
                 reload(path, &handle);
             }
         }
@@ -194,6 +202,12 @@ pub async fn serve(
                 .affects("nothing that was acknowledged; the next start reads a little more"))
         }
     };
+    if let Some(act) = act {
+        within("authority", authority::STOP, async {
+            let _ = act.await;
+        })
+        .await;
+    }
     admin_stop.cancel();
     within("admin", config.stop.admin.get(), async {
         let _ = admin_task.await;
@@ -333,15 +347,33 @@ fn reload(path: &Path, handle: &AcceptHandle) {
 }
 
 /// The bundle files and when they last changed.
-struct Bundles(Vec<(PathBuf, Option<(std::time::SystemTime, u64)>)>);
+struct Bundles {
+    files: Vec<(PathBuf, Option<(std::time::SystemTime, u64)>)>,
+    /// The authority's own, of whichever sites it has.
+    folder: Option<PathBuf>,
+}
 
 impl Bundles {
-    fn new(paths: &[PathBuf]) -> Self {
-        Self(paths.iter().map(|path| (path.clone(), None)).collect())
+    fn new(paths: &[PathBuf], authority: Option<&crate::config::Authority>) -> Self {
+        let files = paths.iter().map(|path| (path.clone(), None)).collect();
+        Self { files, folder: authority.map(|authority| authority.dir.join("bundles")) }
+    }
+
+    /// Files that have come into the authority's folder.
+    fn list(&mut self) {
+        let Some(folder) = &self.folder else { return };
+        // It is made with the first bundle.
+        let Ok(entries) = std::fs::read_dir(folder) else { return };
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        for path in paths.filter(|path| path.extension().is_some_and(|ext| ext == "pb")) {
+            if !self.files.iter().any(|(known, _)| *known == path) {
+                self.files.push((path, None));
+            }
+        }
     }
 
     fn forget(&mut self) {
-        for (_, seen) in &mut self.0 {
+        for (_, seen) in &mut self.files {
             *seen = None;
         }
     }
@@ -349,7 +381,8 @@ impl Bundles {
     /// Takes in what has changed; true if the books did.
     fn look(&mut self, data_dir: &Path, books: &mut Books) -> bool {
         let mut changed = false;
-        for (path, seen) in &mut self.0 {
+        self.list();
+        for (path, seen) in &mut self.files {
             let stamp = std::fs::metadata(&*path).and_then(|meta| Ok((meta.modified()?, meta.len()))).ok();
             if stamp.is_some() && stamp == *seen {
                 continue;
@@ -381,12 +414,14 @@ fn log_refused(error: &BooksError) {
 fn take_in(
     data_dir: &Path,
     bundles: &mut Bundles,
+    authority: &mut authority::Authority,
     books: &ArcSwap<Books>,
     publisher: &mut Publisher,
     metrics: &Metrics,
 ) {
     let mut fresh = Books::clone(&books.load());
     if bundles.look(data_dir, &mut fresh) {
+        authority.learn(&mut fresh);
         publisher.publish(&fresh);
         show_statement(metrics, &fresh);
         books.store(Arc::new(fresh));
