@@ -261,7 +261,7 @@ impl Config {
                 return Err("[authority] has `statement_kms_key` and a key file: one key signs".into());
             }
             if authority.every.get() < EVERY_MIN.get() || authority.every.get() > EVERY_MAX.get() {
-                return Err("[authority] `every` is from 1m to 29d: a statement is stale after 30 days".into());
+                return Err("[authority] `every` is from 1min to 29d: a statement is stale after 30 days".into());
             }
         }
         if !self.unwrap.kms && self.unwrap.local.is_empty() {
