@@ -135,6 +135,11 @@ async fn a_site_moves_to_kms_and_goes_on_while_kms_does_not_sign() {
 
     site.kms.as_ref().unwrap().set_key_state(KEY_ARN, KeyState::Enabled);
     restart_decryptor(&mut site, &[]).await;
+    let again = async |admin: Admin| admin.metric("pithead_authority_reissued_total").await.is_ok_and(|at| at == 1.0);
+    site.decryptor().unwrap().until("has issued it again", again).await.unwrap();
+    // A gateway that has lost its connection asks again after its own interval; one that starts asks at once.
+    site.kill_gateway().await.unwrap();
+    site.start_gateway().await.unwrap();
     has(&mut site, 3.0).await;
     let key = device.key().await.unwrap();
     assert_eq!((key.sequence, key.key.as_deref()), (3, Some(KEY_ARN)));
