@@ -442,9 +442,9 @@ impl Kms {
             let usage = answer.key_usage().map_or("unknown", KeyUsageType::as_str);
             return Err(unsuitable(format!("the key's usage is {usage}, not SIGN_VERIFY")));
         }
-        if answer.key_spec() != Some(&KeySpec::EccNistP256) {
-            let spec = answer.key_spec().map_or("unknown", KeySpec::as_str);
-            return Err(unsuitable(format!("the key is of {spec}, not ECC_NIST_P256")));
+        // Where it is left out, the public key itself says of which curve it is.
+        if let Some(spec) = answer.key_spec().filter(|spec| **spec != KeySpec::EccNistP256) {
+            return Err(unsuitable(format!("the key is of {}, not ECC_NIST_P256", spec.as_str())));
         }
         if !answer.signing_algorithms().contains(&SigningAlgorithmSpec::EcdsaSha256) {
             return Err(unsuitable("the key does not offer ECDSA_SHA_256".into()));
