@@ -16,8 +16,8 @@ use pithead_sealing::trust::UnixTime;
 use serde_json::{Value, json};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +68,15 @@ impl Status {
         accept: AcceptHandle,
         sink: String,
     ) -> Arc<Self> {
-        Arc::new(Self { phase: AtomicU8::new(Phase::Starting as u8), metrics, data_keys, kms, accept, sink, authority: OnceLock::new() })
+        Arc::new(Self {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            metrics,
+            data_keys,
+            kms,
+            accept,
+            sink,
+            authority: OnceLock::new(),
+        })
     }
 
     /// Shows how the authority's sites stand as well.

@@ -46,7 +46,11 @@ impl Devices {
             if self.count >= DEVICES {
                 if !self.full {
                     self.full = true;
-                    tracing::error!(event = "key.alarms_full", devices = DEVICES, "no more devices are watched one by one");
+                    tracing::error!(
+                        event = "key.alarms_full",
+                        devices = DEVICES,
+                        "no more devices are watched one by one"
+                    );
                 }
                 return None;
             }
@@ -174,7 +178,11 @@ mod tests {
         let authority = TestAuthority::new();
         let (mut books, mut digests) = (Books::default(), Vec::new());
         for day in days {
-            let keys = if digests.is_empty() { vec![authority.key(1).offered(KeyStatus::Active)] } else { Vec::new() };
+            let keys = if digests.is_empty() {
+                vec![authority.key(1).offered(KeyStatus::Active)]
+            } else {
+                Vec::new()
+            };
             let issued = authority.list(&keys, START.plus(day * DAY)).await.unwrap();
             books.learn(&issued.statement);
             digests.push(short(issued.statement.digest()));
@@ -229,7 +237,8 @@ mod tests {
             .count();
         let devices = alarms.devices.lock().unwrap();
         assert_eq!((told, devices.count, devices.full), (DEVICES, DEVICES, true));
-        let counted = metrics.key_alarms.get_or_create(&KeyAlarmLabel { alarm: KeyAlarm::UnknownStatement }).get();
+        let counted =
+            metrics.key_alarms.get_or_create(&KeyAlarmLabel { alarm: KeyAlarm::UnknownStatement }).get();
         assert_eq!(counted, (DEVICES + 10) as u64, "counted all the same");
     }
 }

@@ -261,7 +261,9 @@ impl Config {
                 return Err("[authority] has `statement_kms_key` and a key file: one key signs".into());
             }
             if authority.every.get() < EVERY_MIN.get() || authority.every.get() > EVERY_MAX.get() {
-                return Err("[authority] `every` is from 1min to 29d: a statement is stale after 30 days".into());
+                return Err(
+                    "[authority] `every` is from 1min to 29d: a statement is stale after 30 days".into()
+                );
             }
         }
         if !self.unwrap.kms && self.unwrap.local.is_empty() {
@@ -354,5 +356,26 @@ mod tests {
         assert!(with("bundles = [\"bundle.pb\"]", "bundles = []").contains("[keys] needs"));
         let typo = with("data_dir", "datadir");
         assert!(typo.contains("did you mean") && typo.contains('^'), "{typo}");
+    }
+
+    #[test]
+    fn an_authority_has_one_statement_key_and_bundles_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("decryptor.toml");
+        let load = |section: &str| {
+            let text = TEMPLATE.replace("bundles = [\"bundle.pb\"]", "");
+            std::fs::write(&path, format!("{text}\n[authority]\ndir = \"authority\"\n{section}")).unwrap();
+            Config::load(&path)
+        };
+        let config = load("").unwrap();
+        let authority = config.authority.unwrap();
+        assert!(authority.dir.starts_with(folder.path()) && config.keys.bundles.is_empty());
+        assert_eq!((authority.every.get().as_secs(), authority.check_data_keys), (86_400, None));
+        assert!(authority.statement_key.is_none() && authority.statement_kms_key.is_none());
+        let arn = "arn:aws:kms:eu-central-1:111122223333:key/33333333-3333-4333-8333-333333333333";
+        let both = format!("statement_kms_key = \"{arn}\"\nstatement_key = \"key.pem\"");
+        assert!(load(&both).unwrap_err().to_string().contains("one key signs"));
+        assert!(load("every = \"30s\"").unwrap_err().to_string().contains("from 1min to 29d"));
+        assert!(load("statement_kms_key = \"alias/x\"").is_err());
     }
 }

@@ -83,9 +83,13 @@ async fn a_site_moves_to_kms_and_goes_on_while_kms_does_not_sign() {
         site.authority.act_with(&environment, &["root", "draft"], &arguments).await.unwrap().ok().unwrap();
     assert!(drafted.stdout.contains("custody: cloud HSM"), "{}", drafted.stdout);
     let known = site.authority.root().display().to_string();
-    let against = elsewhere(&site, &["root", "sign", &draft, "--previous", &known]).await.ok().unwrap().stdout;
+    let against =
+        elsewhere(&site, &["root", "sign", &draft, "--previous", &known]).await.ok().unwrap().stdout;
     assert!(against.contains("change       custody: key file -> cloud HSM"), "{against}");
-    assert!(against.contains("\"statement-2\" comes") && against.contains("\"statement-1\" goes"), "{against}");
+    assert!(
+        against.contains("\"statement-2\" comes") && against.contains("\"statement-1\" goes"),
+        "{against}"
+    );
     let strange = elsewhere(&site, &["root", "sign", &draft, "--previous", &draft]).await;
     assert!(!strange.is_ok());
     let signatures = signed_by_both(&site, &["root", "sign"], &draft).await;
@@ -135,7 +139,8 @@ async fn a_site_moves_to_kms_and_goes_on_while_kms_does_not_sign() {
 
     site.kms.as_ref().unwrap().set_key_state(KEY_ARN, KeyState::Enabled);
     restart_decryptor(&mut site, &[]).await;
-    let again = async |admin: Admin| admin.metric("pithead_authority_reissued_total").await.is_ok_and(|at| at == 1.0);
+    let again =
+        async |admin: Admin| admin.metric("pithead_authority_reissued_total").await.is_ok_and(|at| at == 1.0);
     site.decryptor().unwrap().until("has issued it again", again).await.unwrap();
     // A gateway that has lost its connection asks again after its own interval; one that starts asks at once.
     site.kill_gateway().await.unwrap();
@@ -150,15 +155,27 @@ async fn a_site_moves_to_kms_and_goes_on_while_kms_does_not_sign() {
         admin.metric("pithead_authority_statement_due_timestamp_seconds").await.is_ok_and(|due| due > 0.0)
     };
     site.decryptor().unwrap().until("has looked at the folder", looked).await.unwrap();
-    assert_eq!(site.decryptor().unwrap().admin().metric("pithead_authority_reissued_total").await.unwrap(), 0.0);
-    assert_eq!(site.kms.as_ref().unwrap().count(Operation::Sign), 3, "one signed by hand, one refused, one due");
+    assert_eq!(
+        site.decryptor().unwrap().admin().metric("pithead_authority_reissued_total").await.unwrap(),
+        0.0
+    );
+    assert_eq!(
+        site.kms.as_ref().unwrap().count(Operation::Sign),
+        3,
+        "one signed by hand, one refused, one due"
+    );
 
     site.until_relayed().await.unwrap();
     let delivered = site.delivered().unwrap();
     assert_eq!((delivered.holes(), delivered.repeated()), (0, 0));
     assert_eq!(hash_of(delivered.records_of(device.name())), hash_of(records(0, 200)));
     assert_eq!(
-        site.decryptor().unwrap().admin().metric("pithead_decryptor_unknown_statement_devices").await.unwrap(),
+        site.decryptor()
+            .unwrap()
+            .admin()
+            .metric("pithead_decryptor_unknown_statement_devices")
+            .await
+            .unwrap(),
         0.0
     );
     site.stop().await.unwrap();
@@ -170,9 +187,11 @@ async fn a_statement_is_issued_again_while_a_gateway_is_connected_and_reaches_it
     let mut site = Site::create(options).await.unwrap();
     let section = "[authority]\ndir = \"../authority\"\nevery = \"1min\"\n\n[sink]";
     // Nobody looks at files in time: what reaches the gateway was pushed.
-    for (from, to) in
-        [("[sink]", section), ("poll = \"1s\"", "poll = \"1h\""), (&format!("bundles = [\"../authority/bundles/{SITE}.pb\"]"), "")]
-    {
+    for (from, to) in [
+        ("[sink]", section),
+        ("poll = \"1s\"", "poll = \"1h\""),
+        (&format!("bundles = [\"../authority/bundles/{SITE}.pb\"]"), ""),
+    ] {
         Site::edit(&site.decryptor_config(), from, to).unwrap();
     }
     site.start_decryptor().await.unwrap();
@@ -198,14 +217,22 @@ async fn root_keys_cosign_a_revocation_without_meeting_and_an_export_carries_it(
     device.send("can", &records(0, 20)).await.unwrap();
     let folder = site.folder().to_owned();
     let path = |name: &str| folder.join(name).display().to_string();
-    let second = KmsKey::generate("arn:aws:kms:eu-central-1:111122223333:key/22222222-2222-4222-8222-222222222222", 2048).unwrap();
+    let second = KmsKey::generate(
+        "arn:aws:kms:eu-central-1:111122223333:key/22222222-2222-4222-8222-222222222222",
+        2048,
+    )
+    .unwrap();
     std::fs::write(path("second.pem"), second.spki_pem()).unwrap();
 
     // A key that nobody has announced takes over at once, because the root keys say so: each on a machine of its own.
     let (to, draft) = (format!("{}={}", second.arn(), path("second.pem")), path("revoke.draft"));
-    let arguments = [KEY_ARN, "--site", SITE, "--reason", "stolen", "--to", &to, "--no-standby", "--draft", &draft];
+    let arguments =
+        [KEY_ARN, "--site", SITE, "--reason", "stolen", "--to", &to, "--no-standby", "--draft", &draft];
     let drafted = site.authority.act(&["revoke"], &arguments).await.unwrap().ok().unwrap().stdout;
-    assert!(drafted.contains("is never sealed to again") && drafted.contains("reason \"stolen\""), "{drafted}");
+    assert!(
+        drafted.contains("is never sealed to again") && drafted.contains("reason \"stolen\""),
+        "{drafted}"
+    );
     // The daily one is issued meanwhile.
     site.authority.statement(SITE, &["--no-standby".into()]).await.unwrap().ok().unwrap();
     has(&mut site, 2.0).await;
@@ -236,18 +263,22 @@ async fn root_keys_cosign_a_revocation_without_meeting_and_an_export_carries_it(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_is_kept_on_an_old_statement_and_one_of_a_stranger_are_alarms_and_are_delivered() {
-    let options =
-        SiteOptions { keys: KeySource::Bundle, authority_age: 60 * DAY, ..SiteOptions::default() };
+    let options = SiteOptions { keys: KeySource::Bundle, authority_age: 60 * DAY, ..SiteOptions::default() };
     let mut site = Site::start(options).await.unwrap();
     let device = site.enroll("truck-1").await.unwrap();
     device.send("can", &records(0, 20)).await.unwrap();
     site.until_relayed().await.unwrap();
     let admin = site.decryptor().unwrap().admin();
-    assert_eq!(admin.metric("pithead_decryptor_frozen_devices").await.unwrap(), 0.0, "nothing newer is known");
+    assert_eq!(
+        admin.metric("pithead_decryptor_frozen_devices").await.unwrap(),
+        0.0,
+        "nothing newer is known"
+    );
 
     // The gateway goes on handing out the statement of two months ago.
     site.authority.statement(SITE, &["--no-standby".into()]).await.unwrap().ok().unwrap();
-    let taken = async |admin: Admin| admin.metric("pithead_statement_sequence").await.is_ok_and(|at| at == 2.0);
+    let taken =
+        async |admin: Admin| admin.metric("pithead_statement_sequence").await.is_ok_and(|at| at == 2.0);
     site.decryptor().unwrap().until("has the newer statement", taken).await.unwrap();
     for part in 1..4 {
         device.send("can", &records(20 * part, 20)).await.unwrap();

@@ -23,8 +23,8 @@ pub(super) fn gather(
             return Err(AuthorityError::Request("the signatures are over different drafts"));
         }
         for (kid, signature) in one.signatures() {
-            let key =
-                key(kid).ok_or(AuthorityError::Request("a signature is of a key that the root does not list"))?;
+            let key = key(kid)
+                .ok_or(AuthorityError::Request("a signature is of a key that the root does not list"))?;
             if !all.signed_by().any(|known| known == kid) {
                 all.attach(&key, signature)?;
             }

@@ -120,10 +120,11 @@ pub async fn accept_statement(
     let (draft, _) = Draft::statement_of_payload(&drafted.payload)?;
     let root = &ground.root;
     let mut draft = gather(draft, signed, |kid| root.key(kid).map(|key| key.spki.clone()))?;
-    let (holders, _) =
-        verify::signers_of(root, &draft.finish()?).map_err(|error| ground.refused(error))?;
+    let (holders, _) = verify::signers_of(root, &draft.finish()?).map_err(|error| ground.refused(error))?;
     if (holders.len() as u64) < root.root_role.threshold {
-        return Err(AuthorityError::Request("the root keys that have signed do not meet the threshold of the root"));
+        return Err(AuthorityError::Request(
+            "the root keys that have signed do not meet the threshold of the root",
+        ));
     }
     if !draft.signed_by().any(|kid| *kid == signer.public().kid()) {
         sign_as_statement_key(&ground, &mut draft, signer).await?;
@@ -137,7 +138,8 @@ pub async fn accept_statement(
 fn stands(ground: &Ground, fields: &StatementFields, now: UnixTime) -> Result<(), AuthorityError> {
     let again = |what| Err(AuthorityError::Request(what));
     let root = &ground.root;
-    if fields.authority != root.authority || fields.root_version != root.version || fields.epoch != root.epoch {
+    if fields.authority != root.authority || fields.root_version != root.version || fields.epoch != root.epoch
+    {
         return again("the draft was made under another root than the one in force: draft it again");
     }
     if fields.issued_at > now.plus(CLOCK_SLACK_S) {

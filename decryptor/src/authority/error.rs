@@ -177,11 +177,9 @@ impl AuthorityError {
                 "name the key that takes its place with --to ARN; if none stands by, give a new one with its public key, --to \
                  ARN=SPKI.pem, and have the threshold of root keys sign as well: --cosign ROOT.pem",
             ),
-            AuthorityError::Refused { error: TrustError::Threshold, .. } => {
-                Some(
-                    "sign with a statement key that the root in force lists: --statement-key PEM or --statement-kms-key ARN",
-                )
-            }
+            AuthorityError::Refused { error: TrustError::Threshold, .. } => Some(
+                "sign with a statement key that the root in force lists: --statement-key PEM or --statement-kms-key ARN",
+            ),
             AuthorityError::Custody => Some(
                 "sign with --statement-kms-key ARN; or make a root that says what is so: authority root draft --custody key-file",
             ),

@@ -50,5 +50,5 @@ pub use reissue::{DataKeyCheck, Failure, Reissuer, SiteStanding, Turn};
 pub use root::{AcceptedRoot, RootChange, RootDraft, accept, draft, read_draft, sign};
 pub(crate) use show::rfc3339;
 pub use show::{KeyView, Overview, RoleKeyView, SiteView, custody_name, overview, status_name};
-pub use signer::{KeyFileSigner, KmsSigner, Signing, KeyPlace, StatementSigner};
+pub use signer::{KeyFileSigner, KeyPlace, KmsSigner, Signing, StatementSigner};
 pub use statement::{Issued, OfferedKey, StatementRequest, issue, rotation};

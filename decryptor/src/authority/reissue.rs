@@ -18,7 +18,9 @@ use pithead_hop::backoff::{Backoff, Policy};
 use pithead_hop::keys::KeyFile;
 use pithead_sealing::Site;
 use pithead_sealing::trust::authoring::Draft;
-use pithead_sealing::trust::{KeyArn, KeyStatus, Root, Sha256Digest, Statement, TrustError, UnixTime, verify};
+use pithead_sealing::trust::{
+    KeyArn, KeyStatus, Root, Sha256Digest, Statement, TrustError, UnixTime, verify,
+};
 
 use super::dir::{AuthorityDir, Folder, write_whole};
 use super::draft::says_the_same;
@@ -277,7 +279,11 @@ impl Reissuer {
         }
         let dir = AuthorityDir::open(&self.folder)?;
         let ground = Ground::read(&dir, &group.sites)?;
-        if ground.histories.iter().any(|history| history.last().map(Statement::digest) != Some(group.last.digest())) {
+        if ground
+            .histories
+            .iter()
+            .any(|history| history.last().map(Statement::digest) != Some(group.last.digest()))
+        {
             // A person has signed since; what is due then is seen at the next look.
             return Ok(Attended::Nothing);
         }
@@ -333,15 +339,16 @@ fn as_before(ground: &Ground, group: &Group, now: UnixTime) -> StatementRequest 
         made_under(statement).is_none_or(|root| statement.expires_at < root.expires_at)
     };
     let past = &ground.histories[0].statements;
-    let term_s = past.iter().rev().find(whole).map_or(DEFAULT_VALIDITY_S, |statement| {
-        statement.expires_at.since(statement.issued_at)
-    });
+    let term_s = past
+        .iter()
+        .rev()
+        .find(whole)
+        .map_or(DEFAULT_VALIDITY_S, |statement| statement.expires_at.since(statement.issued_at));
     let allowed_s = ground.root.expires_at.since(now).min(ground.root.policy.max_statement_validity_s);
     // Somebody has said already that no vehicle is left behind a raised epoch, if a statement without the root keys was signed
     // under it.
-    let without_root_keys = |root: &Root| {
-        verify::statement(root, group.last.object()).is_ok_and(|signed| !signed.cosigned)
-    };
+    let without_root_keys =
+        |root: &Root| verify::statement(root, group.last.object()).is_ok_and(|signed| !signed.cosigned);
     let epoch_followed =
         group.last.epoch == ground.root.epoch && made_under(&group.last).is_some_and(without_root_keys);
     StatementRequest {

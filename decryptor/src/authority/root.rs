@@ -229,9 +229,9 @@ fn custody(before: Option<Custody>, change: &RootChange) -> Result<Option<Custod
             "the statement keys stay the ones that are in files; give those in KMS as well: --statement-key LABEL=kms:ARN",
         ),
         (true, true) => Ok(change.custody.or(before)),
-        (true, false) if change.custody.is_some_and(|said| said != Custody::CloudHsm) => wrong(
-            "all statement keys are in KMS: leave --custody out, or say cloud-hsm",
-        ),
+        (true, false) if change.custody.is_some_and(|said| said != Custody::CloudHsm) => {
+            wrong("all statement keys are in KMS: leave --custody out, or say cloud-hsm")
+        }
         (true, false) => Ok(hsm),
         // One that is a file is enough to sign.
         (false, _) if change.custody.is_none() && before == hsm => wrong(

@@ -123,9 +123,7 @@ impl KeyPlace {
                 let passphrase = passphrase_file.as_deref().map(Passphrase::read).transpose()?;
                 Ok(Box::new(KeyFileSigner::new(read_signing_key(path, passphrase.as_ref())?)))
             }
-            KeyPlace::Kms { kms, arn } => {
-                Ok(Box::new(KmsSigner::fetch(kms.clone(), arn.clone()).await?))
-            }
+            KeyPlace::Kms { kms, arn } => Ok(Box::new(KmsSigner::fetch(kms.clone(), arn.clone()).await?)),
         }
     }
 }

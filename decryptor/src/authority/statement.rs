@@ -278,11 +278,7 @@ pub fn rotation(
     Ok((activated, with(KeyStatus::Active).cloned().collect()))
 }
 
-fn histories(
-    dir: &AuthorityDir,
-    roots: &[Root],
-    asked: &[Site],
-) -> Result<Vec<SiteHistory>, AuthorityError> {
+fn histories(dir: &AuthorityDir, roots: &[Root], asked: &[Site]) -> Result<Vec<SiteHistory>, AuthorityError> {
     let mut sites = asked.to_vec();
     sites.sort();
     sites.dedup();

@@ -447,9 +447,7 @@ async fn init(args: &InitArgs) -> Result<String, ProgramError> {
     };
     let keys = (1..=args.root_keys).map(|n| format!("  {dir}/keys/root-{n}.pem\n")).collect::<String>();
     let (statement_key, with_it) = match &args.statement_kms_key {
-        Some(arn) => {
-            (format!("Statements are signed by {arn}."), format!(" --statement-kms-key {arn}"))
-        }
+        Some(arn) => (format!("Statements are signed by {arn}."), format!(" --statement-kms-key {arn}")),
         None => (
             format!("The statement key {dir}/keys/statement-1.pem stays with whoever signs statements."),
             String::new(),

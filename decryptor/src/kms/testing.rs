@@ -39,9 +39,8 @@ impl FakeKms {
         let content = Arc::new(Mutex::new(Content::default()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let router = axum::Router::new()
-            .route("/", axum::routing::post(answer))
-            .with_state(Arc::clone(&content));
+        let router =
+            axum::Router::new().route("/", axum::routing::post(answer)).with_state(Arc::clone(&content));
         tokio::spawn(async move { axum::serve(listener, router).await });
         let timeouts = KmsTimeouts {
             connect: Duration::from_secs(5),
@@ -109,7 +108,10 @@ async fn answer(
                 "KeyUsage": "SIGN_VERIFY", "SigningAlgorithms": ["ECDSA_SHA_256"] })
         }
         ("Sign", Some(key), _) => {
-            assert_eq!((&asked["MessageType"], &asked["SigningAlgorithm"]), (&json!("DIGEST"), &json!("ECDSA_SHA_256")));
+            assert_eq!(
+                (&asked["MessageType"], &asked["SigningAlgorithm"]),
+                (&json!("DIGEST"), &json!("ECDSA_SHA_256"))
+            );
             let digest = Base64::decode_vec(asked["Message"].as_str().unwrap()).unwrap();
             assert_eq!(digest.len(), 32);
             let signature: p256::ecdsa::Signature = key.sign_prehash(&digest).unwrap();

@@ -294,7 +294,11 @@ fn perform(operation: Operation, held: &Held, asked: &Value) -> Reply {
 fn sign(key: &KmsKey, asked: &Value) -> Reply {
     let how = (asked["MessageType"].as_str(), asked["SigningAlgorithm"].as_str());
     if how != (Some("DIGEST"), Some("ECDSA_SHA_256")) {
-        return error(StatusCode::BAD_REQUEST, "ValidationException", "a DIGEST for ECDSA_SHA_256 is signed here");
+        return error(
+            StatusCode::BAD_REQUEST,
+            "ValidationException",
+            "a DIGEST for ECDSA_SHA_256 is signed here",
+        );
     }
     let digest = asked["Message"].as_str().and_then(|text| Base64::decode_vec(text).ok());
     match digest.and_then(|digest| key.sign_digest(&digest)) {

@@ -5,9 +5,7 @@
 use pithead_sealing::trust::{KeyStatus, TrustError};
 
 use super::super::testing::{DAY, START, TestAuthority, TestKey, request};
-use super::super::{
-    AuthorityError, KeyFileSigner, OfferedKey, RootChange, accept, draft, sign as sign_root,
-};
+use super::super::{AuthorityError, KeyFileSigner, OfferedKey, RootChange, accept, draft, sign as sign_root};
 use super::*;
 
 struct World {
@@ -73,7 +71,12 @@ async fn root_keys_that_never_meet_put_an_unannounced_key_into_force_at_once() {
     let revoked = issued.statement.key_by_arn(&world.first.arn).unwrap();
     assert_eq!((revoked.status, revoked.reason.as_deref()), (KeyStatus::Revoked, Some("stolen")));
     let log = std::fs::read_to_string(world.authority.dir().audit_path()).unwrap();
-    let signers = log.lines().last().unwrap().matches(&world.authority.role_key("root-1").public().kid().to_string()).count();
+    let signers = log
+        .lines()
+        .last()
+        .unwrap()
+        .matches(&world.authority.role_key("root-1").public().kid().to_string())
+        .count();
     assert_eq!(signers, 1, "{log}");
     // It is issued once.
     assert!(matches!(world.accept(&both, 2).await, Err(AuthorityError::Request(_))));

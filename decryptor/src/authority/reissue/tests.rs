@@ -27,8 +27,7 @@ async fn world_with(check: Option<DataKeyCheck>) -> World {
     let authority = TestAuthority::new();
     let key = authority.key(1);
     authority.list(&[key.offered(KeyStatus::Active)], START).await.unwrap();
-    let place =
-        KeyPlace::File { path: authority.path().join("keys/statement-1.pem"), passphrase_file: None };
+    let place = KeyPlace::File { path: authority.path().join("keys/statement-1.pem"), passphrase_file: None };
     let reissuer = Reissuer::new(authority.path(), Duration::from_secs(DAY), place, check);
     World { authority, key, reissuer }
 }
@@ -76,10 +75,8 @@ async fn a_statement_is_issued_again_when_it_is_a_day_old_and_not_before() {
     assert_eq!(log.matches("statement.sign").count(), 2);
 
     // A restart finds out by the statement when the next is due.
-    let place = KeyPlace::File {
-        path: world.authority.path().join("keys/statement-1.pem"),
-        passphrase_file: None,
-    };
+    let place =
+        KeyPlace::File { path: world.authority.path().join("keys/statement-1.pem"), passphrase_file: None };
     world.reissuer = Reissuer::new(world.authority.path(), Duration::from_secs(DAY), place, None);
     assert_eq!(world.turn(47).await.issued.len(), 0);
     assert_eq!(world.turn(48).await.issued[0].statement.sequence, 3);
@@ -90,7 +87,8 @@ async fn one_that_a_person_has_signed_counts_and_a_new_site_is_found() {
     let mut world = world().await;
     assert_eq!(world.turn(1).await.issued.len(), 0);
     world.authority.list(&[], START.plus(20 * HOUR)).await.unwrap();
-    let port = StatementRequest { sites: vec![site("port-1")], ..request(&[world.key.offered(KeyStatus::Active)]) };
+    let port =
+        StatementRequest { sites: vec![site("port-1")], ..request(&[world.key.offered(KeyStatus::Active)]) };
     world.authority.issue(&port, START.plus(30 * HOUR)).await.unwrap();
     assert_eq!(world.turn(25).await.issued.len(), 0);
     let turn = world.turn(44).await;
@@ -104,8 +102,7 @@ async fn one_that_a_person_has_signed_counts_and_a_new_site_is_found() {
 async fn sites_that_share_a_statement_go_on_sharing_it() {
     let mut world = world().await;
     let sites = vec![site("port-1"), site("port-2")];
-    let both =
-        StatementRequest { sites: sites.clone(), ..request(&[world.key.offered(KeyStatus::Active)]) };
+    let both = StatementRequest { sites: sites.clone(), ..request(&[world.key.offered(KeyStatus::Active)]) };
     world.authority.issue(&both, START.plus(HOUR)).await.unwrap();
     let turn = world.turn(25).await;
     let shared = turn.issued.iter().find(|issued| issued.statement.sites.len() == 2).unwrap();
@@ -252,9 +249,8 @@ async fn after_a_raised_epoch_people_go_on_until_they_say_that_it_is_over() {
         START.plus(HOUR),
     );
     assert_eq!(reasons(&world.turn(24).await), [ErrorReason::TrustUnannounced]);
-    let signer = KeyFileSigner::new(
-        read_signing_key(&world.authority.dir().key_path("statement-1"), None).unwrap(),
-    );
+    let signer =
+        KeyFileSigner::new(read_signing_key(&world.authority.dir().key_path("statement-1"), None).unwrap());
     let roots = ["root-1", "root-2"].map(|name| world.authority.role_key(name));
     issue(&world.authority.dir(), &signer, &roots, &request(&[]), START.plus(25 * HOUR)).await.unwrap();
     assert_eq!(reasons(&world.turn(49).await), [ErrorReason::TrustUnannounced], "vehicles may be asleep");
@@ -307,7 +303,11 @@ async fn a_folder_that_cannot_be_written_or_read_is_told_and_changes_nothing() {
     std::fs::create_dir(&log).unwrap();
     let turn = world.turn(24).await;
     assert_eq!((reasons(&turn), turn.bundles_changed), (vec![ErrorReason::DataDirUnwritable], false));
-    assert_eq!(std::fs::read_dir(&statements).unwrap().count(), 1, "no statement without its line in the log");
+    assert_eq!(
+        std::fs::read_dir(&statements).unwrap().count(),
+        1,
+        "no statement without its line in the log"
+    );
     std::fs::remove_dir(&log).unwrap();
     std::fs::write(&log, lines).unwrap();
 

@@ -154,10 +154,13 @@ async fn an_authority_can_begin_with_its_statement_key_in_kms() {
 #[tokio::test]
 async fn a_root_that_says_cloud_hsm_goes_with_keys_that_are_there() {
     let world = world().await;
-    let (in_kms, in_file) = (world.public().await, RootKey {
-        spki: key_file::generate(pithead_sealing::trust::Algorithm::Esp256).unwrap().public(),
-        label: "file".into(),
-    });
+    let (in_kms, in_file) = (
+        world.public().await,
+        RootKey {
+            spki: key_file::generate(pithead_sealing::trust::Algorithm::Esp256).unwrap().public(),
+            label: "file".into(),
+        },
+    );
     let change = |files: &[&RootKey], kms: &[&RootKey], custody| RootChange {
         statement_keys: files.iter().copied().cloned().collect(),
         kms_statement_keys: kms.iter().copied().cloned().collect(),
@@ -170,9 +173,16 @@ async fn a_root_that_says_cloud_hsm_goes_with_keys_that_are_there() {
     let hsm = Some(Custody::CloudHsm);
     // The keys stay the ones in files, whatever is said of them.
     assert!(matches!(says(&change(&[], &[], hsm)), Err(AuthorityError::Request(_))));
-    assert!(matches!(says(&change(&[], &[&in_kms], Some(Custody::KeyFile))), Err(AuthorityError::Request(_))));
+    assert!(matches!(
+        says(&change(&[], &[&in_kms], Some(Custody::KeyFile))),
+        Err(AuthorityError::Request(_))
+    ));
     assert_eq!(says(&change(&[], &[&in_kms], None)).unwrap(), hsm);
-    assert_eq!(says(&change(&[&in_file], &[&in_kms], None)).unwrap(), Some(Custody::KeyFile), "one is enough");
+    assert_eq!(
+        says(&change(&[&in_file], &[&in_kms], None)).unwrap(),
+        Some(Custody::KeyFile),
+        "one is enough"
+    );
 
     world.moved_to_kms().await;
     // A file instead, and nothing said of custody: the root would go on saying cloud HSM.

@@ -73,6 +73,8 @@ fn label(root: &RootFields, kid: &Kid) -> String {
 fn pins(pins: Option<&GatewayPins>) -> BTreeSet<String> {
     let ca = |der: &Vec<u8>| format!("CA {}", Sha256Digest::of(der));
     pins.into_iter()
-        .flat_map(|pins| pins.ca_der.iter().map(ca).chain(pins.spki_sha256.iter().map(|spki| format!("key {spki}"))))
+        .flat_map(|pins| {
+            pins.ca_der.iter().map(ca).chain(pins.spki_sha256.iter().map(|spki| format!("key {spki}")))
+        })
         .collect()
 }

@@ -133,7 +133,10 @@ fn described(draft: &StatementDraft) -> String {
         let _ = writeln!(text, "ticket       {ticket:?}");
     }
     if !fields.keys.iter().any(|key| key.status == KeyStatus::Next) {
-        let _ = writeln!(text, "note         no key stands by: the active one could not be revoked without root keys");
+        let _ = writeln!(
+            text,
+            "note         no key stands by: the active one could not be revoked without root keys"
+        );
     }
     let _ = writeln!(
         text,

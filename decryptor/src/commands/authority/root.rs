@@ -275,7 +275,8 @@ fn sign(args: &SignArgs) -> Result<String, ProgramError> {
     let mut text = described(&draft);
     if let Some(previous) = &args.previous {
         let object = read(previous)?;
-        let known = verify::first_root(&draft.fields.authority, &object).map_err(AuthorityError::RootRefused)?;
+        let known =
+            verify::first_root(&draft.fields.authority, &object).map_err(AuthorityError::RootRefused)?;
         if *known.digest() != draft.fields.previous || draft.fields.version != known.version + 1 {
             return Err(AuthorityError::Request(
                 "the draft does not follow the root of --previous: ask for the roots between, and read each",
