@@ -1,19 +1,23 @@
 //! Health and metrics over HTTP, on loopback: `/livez`, `/readyz`, `/statusz`, `/metrics`.
 
+use crate::authority::{SiteStanding, rfc3339};
 use crate::kms::{KmsCalls, KmsOperation};
 use crate::metrics::{KmsLabel, Metrics, Outcome};
 use crate::unwrap::DataKeys;
+use arc_swap::ArcSwap;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
 use pithead_hop::accept::{AcceptHandle, BindError};
+use pithead_hop::program::clock;
+use pithead_sealing::trust::UnixTime;
 use serde_json::{Value, json};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +55,7 @@ pub struct Status {
     kms: Option<Arc<KmsCalls>>,
     accept: AcceptHandle,
     sink: String,
+    authority: OnceLock<Arc<ArcSwap<Vec<SiteStanding>>>>,
 }
 
 impl Status {
@@ -63,7 +68,21 @@ impl Status {
         accept: AcceptHandle,
         sink: String,
     ) -> Arc<Self> {
-        Arc::new(Self { phase: AtomicU8::new(Phase::Starting as u8), metrics, data_keys, kms, accept, sink })
+        Arc::new(Self {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            metrics,
+            data_keys,
+            kms,
+            accept,
+            sink,
+            authority: OnceLock::new(),
+        })
+    }
+
+    /// Shows how the authority's sites stand as well.
+    pub fn show_authority(&self, standing: Arc<ArcSwap<Vec<SiteStanding>>>) {
+        // Set once, by whoever starts the program.
+        let _ = self.authority.set(standing);
     }
 
     /// Moves on.
@@ -137,9 +156,24 @@ impl Status {
             "kms_decrypt_calls": self.kms.as_ref().map(|calls| calls.total(KmsOperation::Decrypt)),
             "lines": metrics.lines.get(),
             "statement_sequence": metrics.statement_sequence.get(),
+            "authority": self.authority.get().map(|standing| authority_json(&standing.load())),
+            "frozen_devices": metrics.frozen_devices.get(),
+            "unknown_statement_devices": metrics.unknown_statement_devices.get(),
             "peers": peers,
         })
     }
+}
+
+fn authority_json(standing: &[SiteStanding]) -> Value {
+    let now = UnixTime(clock::wall_s());
+    let site = |site: &SiteStanding| {
+        json!({
+            "site": site.site.as_str(), "sequence": site.sequence, "issued_at": rfc3339(site.issued_at),
+            "age_s": now.since(site.issued_at), "due_at": rfc3339(site.due_at),
+            "retry_at": site.retry_at.map(rfc3339),
+        })
+    };
+    standing.iter().map(site).collect()
 }
 
 fn advance(counter: &prometheus_client::metrics::counter::Counter, to: u64) {

@@ -15,7 +15,7 @@ use pithead_proto::keys::v1::KeyBundle;
 use pithead_sealing::Site;
 use pithead_sealing::trust::verify::{self, SignedByRoles};
 use pithead_sealing::trust::{
-    KeyArn, KeyStatus, MAX_ROOTS, Root, Sha256Digest, Statement, StatementFields, TrustError,
+    KeyArn, KeyStatus, MAX_ROOTS, Root, Sha256Digest, Statement, StatementFields, TrustError, UnixTime,
 };
 use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,12 +88,29 @@ pub struct Published {
     pub spkis: Vec<Bytes>,
 }
 
+/// How a statement that a device names stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatementStanding {
+    /// It was never accepted here.
+    Unknown,
+    /// It was.
+    Known {
+        /// When it was issued.
+        issued_at: UnixTime,
+        /// When the newest of the site was.
+        newest: UnixTime,
+    },
+}
+
 /// The books. Cheap to read: whoever admits holds an `Arc` of the current ones.
 #[derive(Debug, Clone, Default)]
 pub struct Books {
     known: BTreeSet<KeyArn>,
     allowed: BTreeSet<KeyArn>,
-    digests: BTreeSet<[u8; 16]>,
+    /// By the first 16 bytes of its digest: when each statement was issued.
+    statements: BTreeMap<[u8; 16], UnixTime>,
+    /// When the newest of each site was.
+    newest: BTreeMap<Site, UnixTime>,
     served: BTreeMap<Site, Arc<Published>>,
 }
 
@@ -125,7 +142,17 @@ impl Books {
         self.known.extend(fields.keys.iter().map(|key| key.arn.clone()));
         let mut short = [0; 16];
         short.copy_from_slice(&digest.as_bytes()[..16]);
-        self.digests.insert(short);
+        self.statements.insert(short, fields.issued_at);
+        for site in &fields.sites {
+            let newest = self.newest.entry(site.clone()).or_default();
+            *newest = fields.issued_at.max(*newest);
+        }
+    }
+
+    /// Takes a statement out of the authority's own folder into the books: gateways and devices may have it although no bundle with it
+    /// came by here. Nothing is served by it.
+    pub fn learn(&mut self, statement: &Statement) {
+        self.note(statement.fields(), statement.digest());
     }
 
     /// Takes in a bundle file: verifies it, keeps its statement, and serves it if it is newer. True if something changed.
@@ -181,10 +208,15 @@ impl Books {
             .is_some_and(|key| matches!(key.status, KeyStatus::Active))
     }
 
-    /// Whether a statement with this digest (its first 16 bytes) was accepted here.
+    /// How the statement with this digest (its first 16 bytes) stands among those of a site that were accepted here; none if there
+    /// are none.
     #[must_use]
-    pub fn knows_statement(&self, digest: &[u8; 16]) -> bool {
-        self.digests.contains(digest)
+    pub fn standing_of(&self, site: &Site, digest: &[u8; 16]) -> Option<StatementStanding> {
+        let newest = *self.newest.get(site)?;
+        Some(match self.statements.get(digest) {
+            Some(issued_at) => StatementStanding::Known { issued_at: *issued_at, newest },
+            None => StatementStanding::Unknown,
+        })
     }
 
     /// What is served, by site.

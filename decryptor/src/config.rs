@@ -35,7 +35,11 @@ pub struct Config {
     #[serde(default, rename = "site")]
     pub sites: Vec<SiteEntry>,
     /// Whose statements are served, and which keys are known.
+    #[serde(default)]
     pub keys: Keys,
+    /// The authority's folder, if its statements are issued again from here.
+    #[serde(default)]
+    pub authority: Option<Authority>,
     /// Who holds the private keys.
     pub unwrap: Unwrap,
     /// Where plaintext goes.
@@ -95,7 +99,8 @@ pub struct SiteEntry {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keys {
-    /// Bundle files as `authority statement --out` writes them, one per site.
+    /// Bundle files as `authority statement --out` writes them, one per site; those of `[authority]` come by themselves.
+    #[serde(default)]
     pub bundles: Vec<PathBuf>,
     /// Key ARNs that may be unwrapped besides those that the statements name.
     #[serde(default, deserialize_with = "parsed_all")]
@@ -103,6 +108,29 @@ pub struct Keys {
     /// How often the bundle files are looked at.
     #[serde(default = "poll")]
     pub poll: Duration,
+}
+
+/// `[authority]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authority {
+    /// The authority's folder. This program writes statements, bundles and the audit log there.
+    pub dir: PathBuf,
+    /// PEM: the statement key; `DIR/keys/statement-1.pem` if neither this nor `statement_kms_key` is given.
+    #[serde(default)]
+    pub statement_key: Option<PathBuf>,
+    /// The first line of this file opens it.
+    #[serde(default)]
+    pub statement_passphrase_file: Option<PathBuf>,
+    /// The statement key in KMS.
+    #[serde(default, deserialize_with = "parsed_if_any")]
+    pub statement_kms_key: Option<KeyArn>,
+    /// How old a site's last statement becomes before it is issued again.
+    #[serde(default = "every")]
+    pub every: Duration,
+    /// Whether KMS is asked first if active and next keys are still enabled and the same; as `unwrap.kms` if it is not given.
+    #[serde(default)]
+    pub check_data_keys: Option<bool>,
 }
 
 /// `[unwrap]`
@@ -168,6 +196,12 @@ pub struct Stop {
     pub admin: Duration,
 }
 
+impl Default for Keys {
+    fn default() -> Self {
+        Self { bundles: Vec::new(), allow: Vec::new(), poll: poll() }
+    }
+}
+
 impl Default for Admin {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 7490)) }
@@ -192,6 +226,14 @@ const fn poll() -> Duration {
     Duration::from_secs(5)
 }
 
+const fn every() -> Duration {
+    Duration::from_secs(86_400)
+}
+
+/// A statement each second would only fill a disk; one a month would be stale before the next.
+const EVERY_MIN: Duration = Duration::from_secs(60);
+const EVERY_MAX: Duration = Duration::from_secs(29 * 86_400);
+
 impl Config {
     /// Reads the file and the environment, and finds what does not go together.
     ///
@@ -210,8 +252,19 @@ impl Config {
                 return Err(format!("[[site]] names {} twice", site.name));
             }
         }
-        if self.keys.bundles.is_empty() && self.keys.allow.is_empty() {
-            return Err("[keys] needs `bundles` or `allow`: no envelope would be admitted".into());
+        if self.keys.bundles.is_empty() && self.keys.allow.is_empty() && self.authority.is_none() {
+            return Err("[keys] needs `bundles` or `allow`, or there has to be [authority]: no envelope would be admitted".into());
+        }
+        if let Some(authority) = &self.authority {
+            let in_file = authority.statement_key.is_some() || authority.statement_passphrase_file.is_some();
+            if authority.statement_kms_key.is_some() && in_file {
+                return Err("[authority] has `statement_kms_key` and a key file: one key signs".into());
+            }
+            if authority.every.get() < EVERY_MIN.get() || authority.every.get() > EVERY_MAX.get() {
+                return Err(
+                    "[authority] `every` is from 1min to 29d: a statement is stale after 30 days".into()
+                );
+            }
         }
         if !self.unwrap.kms && self.unwrap.local.is_empty() {
             return Err(
@@ -246,6 +299,11 @@ impl Config {
             paths.extend(&mut site.crls);
         }
         paths.extend(&mut self.keys.bundles);
+        if let Some(authority) = &mut self.authority {
+            paths.push(&mut authority.dir);
+            paths.extend(&mut authority.statement_key);
+            paths.extend(&mut authority.statement_passphrase_file);
+        }
         paths.extend(self.unwrap.local.iter_mut().map(|key| &mut key.private_key));
         for path in paths {
             *path = base.join(&*path);
@@ -255,6 +313,12 @@ impl Config {
 
 fn parsed<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+fn parsed_if_any<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    parsed(deserializer).map(Some)
 }
 
 fn parsed_all<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(
@@ -292,5 +356,26 @@ mod tests {
         assert!(with("bundles = [\"bundle.pb\"]", "bundles = []").contains("[keys] needs"));
         let typo = with("data_dir", "datadir");
         assert!(typo.contains("did you mean") && typo.contains('^'), "{typo}");
+    }
+
+    #[test]
+    fn an_authority_has_one_statement_key_and_bundles_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("decryptor.toml");
+        let load = |section: &str| {
+            let text = TEMPLATE.replace("bundles = [\"bundle.pb\"]", "");
+            std::fs::write(&path, format!("{text}\n[authority]\ndir = \"authority\"\n{section}")).unwrap();
+            Config::load(&path)
+        };
+        let config = load("").unwrap();
+        let authority = config.authority.unwrap();
+        assert!(authority.dir.starts_with(folder.path()) && config.keys.bundles.is_empty());
+        assert_eq!((authority.every.get().as_secs(), authority.check_data_keys), (86_400, None));
+        assert!(authority.statement_key.is_none() && authority.statement_kms_key.is_none());
+        let arn = "arn:aws:kms:eu-central-1:111122223333:key/33333333-3333-4333-8333-333333333333";
+        let both = format!("statement_kms_key = \"{arn}\"\nstatement_key = \"key.pem\"");
+        assert!(load(&both).unwrap_err().to_string().contains("one key signs"));
+        assert!(load("every = \"30s\"").unwrap_err().to_string().contains("from 1min to 29d"));
+        assert!(load("statement_kms_key = \"alias/x\"").is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! AWS KMS: the one file that names its SDK.
 //!
-//! Three operations: `Decrypt` for the decryptor's role, `DescribeKey` and `GetPublicKey` for the authority's. What is
-//! promised of each call:
+//! Four operations: `Decrypt` for the decryptor's role; for the authority's, `DescribeKey` and `GetPublicKey` of data keys, and
+//! `GetPublicKey` and `Sign` of its own statement key. What is promised of each call:
 //!
 //! - It ends: connect 2 s, one attempt 3 s, all of it 8 s. The SDK alone has no limit, and a peer that accepts and never
 //!   answers would hold an unwrap for ever.
@@ -25,9 +25,11 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::{EncryptionAlgorithmSpec, KeyState, KeyUsageType};
+use aws_sdk_kms::types::{
+    EncryptionAlgorithmSpec, KeySpec, KeyState, KeyUsageType, MessageType, SigningAlgorithmSpec,
+};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::trust::{KeyArn, RsaSpki};
+use pithead_sealing::trust::{Algorithm, KeyArn, RoleSpki, RsaSpki, Sha256Digest};
 use zeroize::Zeroizing;
 
 /// How long one call may take, in its parts.
@@ -67,7 +69,8 @@ pub enum KmsFault {
     KeyPendingDeletion,
     /// No such key in that account and region.
     KeyNotFound,
-    /// The key is not an enabled RSA ENCRYPT_DECRYPT key with RSAES_OAEP_SHA_256.
+    /// The key is not what it is used as: a data key is an enabled RSA ENCRYPT_DECRYPT key with RSAES_OAEP_SHA_256, a statement
+    /// key an ECC_NIST_P256 SIGN_VERIFY key.
     KeyUnsuitable,
     /// The ciphertext was not made for this key.
     InvalidCiphertext,
@@ -242,12 +245,14 @@ pub enum KmsOperation {
     DescribeKey,
     /// `GetPublicKey`
     GetPublicKey,
+    /// `Sign`: a statement.
+    Sign,
 }
 
 impl KmsOperation {
     /// Every operation, for counters.
-    pub const ALL: [KmsOperation; 3] =
-        [KmsOperation::Decrypt, KmsOperation::DescribeKey, KmsOperation::GetPublicKey];
+    pub const ALL: [KmsOperation; 4] =
+        [KmsOperation::Decrypt, KmsOperation::DescribeKey, KmsOperation::GetPublicKey, KmsOperation::Sign];
 
     /// The label of counters.
     pub const fn label(self) -> &'static str {
@@ -255,6 +260,7 @@ impl KmsOperation {
             KmsOperation::Decrypt => "decrypt",
             KmsOperation::DescribeKey => "describe_key",
             KmsOperation::GetPublicKey => "get_public_key",
+            KmsOperation::Sign => "sign",
         }
     }
 }
@@ -418,6 +424,62 @@ impl Kms {
             .ok_or_else(|| KmsError::new(KmsFault::Unreachable, "KMS answered without a public key"))?;
         RsaSpki::from_der(&der).map_err(|error| KmsError::new(KmsFault::KeyUnsuitable, error.to_string()))
     }
+
+    /// The public key of a key that may sign statements: SIGN_VERIFY, ECC_NIST_P256, ECDSA_SHA_256. Whether it is enabled is
+    /// seen when it signs: some KMS hand out the public key of a disabled one.
+    ///
+    /// # Errors
+    /// [`KmsFault::KeyUnsuitable`] for a key of another kind, and everything that a call can meet.
+    pub async fn signing_key(&self, arn: &KeyArn) -> Result<RoleSpki, KmsError> {
+        let unsuitable = |what: String| KmsError::new(KmsFault::KeyUnsuitable, what);
+        let request = self.client(arn).get_public_key().key_id(arn.as_str()).send();
+        let answer = self.call(KmsOperation::GetPublicKey, request).await?;
+        // AWS answers with the ARN; there are KMS that answer with its last part alone.
+        if answer.key_id().is_none_or(|id| id != arn.as_str() && id != arn.key_id()) {
+            return Err(unsuitable("KMS answers for another key than was asked for".into()));
+        }
+        if answer.key_usage() != Some(&KeyUsageType::SignVerify) {
+            let usage = answer.key_usage().map_or("unknown", KeyUsageType::as_str);
+            return Err(unsuitable(format!("the key's usage is {usage}, not SIGN_VERIFY")));
+        }
+        // Where it is left out, the public key itself says of which curve it is.
+        if let Some(spec) = answer.key_spec().filter(|spec| **spec != KeySpec::EccNistP256) {
+            return Err(unsuitable(format!("the key is of {}, not ECC_NIST_P256", spec.as_str())));
+        }
+        if !answer.signing_algorithms().contains(&SigningAlgorithmSpec::EcdsaSha256) {
+            return Err(unsuitable("the key does not offer ECDSA_SHA_256".into()));
+        }
+        let der = answer
+            .public_key
+            .map(Blob::into_inner)
+            .ok_or_else(|| KmsError::new(KmsFault::Unreachable, "KMS answered without a public key"))?;
+        match RoleSpki::from_der(&der) {
+            Ok(spki) if spki.algorithm() == Algorithm::Esp256 => Ok(spki),
+            _ => Err(unsuitable("its public key is no P-256 key in its one encoding".into())),
+        }
+    }
+
+    /// ECDSA on P-256 over a SHA-256 that was made here, with the private key behind `arn`: a signature in DER, which nobody has
+    /// verified yet.
+    ///
+    /// # Errors
+    /// [`KmsError`], one request having been made.
+    pub async fn sign(&self, arn: &KeyArn, digest: &Sha256Digest) -> Result<Vec<u8>, KmsError> {
+        let request = self
+            .client(arn)
+            .sign()
+            .key_id(arn.as_str())
+            // RAW would be hashed over there, and be bound to 4,096 bytes.
+            .message_type(MessageType::Digest)
+            .message(Blob::new(digest.as_bytes().as_slice()))
+            .signing_algorithm(SigningAlgorithmSpec::EcdsaSha256)
+            .send();
+        let answer = self.call(KmsOperation::Sign, request).await?;
+        answer
+            .signature
+            .map(Blob::into_inner)
+            .ok_or_else(|| KmsError::new(KmsFault::Unreachable, "KMS answered without a signature"))
+    }
 }
 
 fn suitable(usage: Option<&KeyUsageType>, algorithms: &[EncryptionAlgorithmSpec]) -> Result<(), KmsError> {
@@ -440,5 +502,7 @@ impl fmt::Debug for Kms {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

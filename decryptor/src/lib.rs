@@ -7,8 +7,9 @@
 //!
 //! Beside it, [`verify`] says of the ledger what it proves about every stream.
 //!
-//! The key path: [`authority`] signs roots and statements with an offline key, [`books`] believes the published bundles, and
-//! `run` serves them to gateways.
+//! The key path: [`authority`] signs roots and statements, with keys in files or in KMS, and issues statements again; [`books`]
+//! believes the published bundles, and `run` serves them to gateways. [`alarms`] holds what devices say of their statements
+//! against the books.
 //!
 //! An acknowledgement leaves this program only after the sink's commit and the ledger's entry are both on disk.
 
@@ -26,6 +27,7 @@ pub mod unwrap;
 
 pub mod devices;
 
+pub mod alarms;
 pub mod aside;
 pub mod content;
 pub mod intake;

@@ -78,6 +78,38 @@ pub struct AreaLabel {
     pub area: &'static str,
 }
 
+/// What a device's words about its statement give rise to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeyAlarm {
+    /// Its statement is more than 45 days older than the newest.
+    Freeze,
+    /// Its statement was never accepted here.
+    UnknownStatement,
+}
+
+impl EncodeLabelValue for KeyAlarm {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        encoder.write_str(match self {
+            Self::Freeze => "freeze",
+            Self::UnknownStatement => "unknown_statement",
+        })
+    }
+}
+
+/// Labels of the counter of key alarms.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KeyAlarmLabel {
+    /// Which.
+    pub alarm: KeyAlarm,
+}
+
+/// A site of the authority's folder.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SiteLabel {
+    /// Its name.
+    pub site: String,
+}
+
 /// All of them. Clones of the parts share their values.
 #[derive(Debug)]
 pub struct Metrics {
@@ -130,6 +162,22 @@ pub struct Metrics {
     pub lines: Gauge,
     /// Sequence of the statement in force.
     pub statement_sequence: Gauge,
+    /// Envelopes whose device's statement is unknown or old.
+    pub key_alarms: Family<KeyAlarmLabel, Counter>,
+    /// Devices that have not followed their site's statements.
+    pub frozen_devices: Gauge,
+    /// Devices that have named a statement which was never accepted here.
+    pub unknown_statement_devices: Gauge,
+    /// When each site's last statement was issued.
+    pub authority_issued: Family<SiteLabel, Gauge>,
+    /// When each site's next is due.
+    pub authority_due: Family<SiteLabel, Gauge>,
+    /// Statements issued again.
+    pub authority_reissued: Counter,
+    /// Tries that came to nothing.
+    pub authority_failures: Family<ReasonLabel, Counter>,
+    /// Sites whose last try came to nothing.
+    pub authority_failing: Gauge,
 }
 
 impl Default for Metrics {
@@ -258,6 +306,48 @@ impl Metrics {
                 Gauge::default(),
                 "statement_sequence",
                 "Sequence of the newest statement served"
+            ),
+            key_alarms: declare!(
+                Family::default(),
+                "decryptor_key_alarms",
+                "Envelopes whose device names a statement that is unknown here, or seals by one 45 days behind the newest"
+            ),
+            frozen_devices: declare!(
+                Gauge::default(),
+                "decryptor_frozen_devices",
+                "Devices whose statement is more than 45 days behind the newest of their site"
+            ),
+            unknown_statement_devices: declare!(
+                Gauge::default(),
+                "decryptor_unknown_statement_devices",
+                "Devices that have named a statement which was never accepted here, since the start"
+            ),
+            authority_issued: declare!(
+                Family::default(),
+                "authority_statement_issued_timestamp",
+                Unit::Seconds,
+                "When the last statement of the site was issued"
+            ),
+            authority_due: declare!(
+                Family::default(),
+                "authority_statement_due_timestamp",
+                Unit::Seconds,
+                "When the next statement of the site is due"
+            ),
+            authority_reissued: declare!(
+                Counter::default(),
+                "authority_reissued",
+                "Statements that were issued again"
+            ),
+            authority_failures: declare!(
+                Family::default(),
+                "authority_failures",
+                "Tries to issue a statement again that came to nothing, by reason"
+            ),
+            authority_failing: declare!(
+                Gauge::default(),
+                "authority_failing_sites",
+                "Sites whose statement could not be issued again at the last try"
             ),
             registry,
         }

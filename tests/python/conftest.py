@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from kms import Kms
+from kms import Kms, Moto
 from parties import Authority, Device
 from whole_site import Site
 
@@ -24,6 +24,13 @@ def pytest_configure():
 def kms(tmp_path_factory):
     """ministack on a free port of loopback, for as long as the session lasts."""
     with Kms(tmp_path_factory.mktemp("kms")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory):
+    """moto's server on a free port of loopback."""
+    with Moto(tmp_path_factory.mktemp("moto")) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""ministack: a KMS with real RSA that we did not write. Our programs reach it by the usual AWS variables."""
+"""ministack and moto: two KMS that we did not write. Our programs reach them by the usual AWS variables."""
 
 import base64
 import dataclasses
@@ -32,12 +32,17 @@ class DataKey:
 
 
 class Kms:
+    """ministack: real RSA, and real signatures."""
+
     def __init__(self, folder):
         self.port = free_port()
+        self.server = self._start(folder)
+
+    def _start(self, folder):
         command = [pathlib.Path(sys.executable).with_name("ministack")]
         # Without the first two it listens on all interfaces.
         env = {"BIND_HOST": "127.0.0.1", "IOT_MTLS_ENABLED": "0", "GATEWAY_PORT": str(self.port)}
-        self.server = Server(command, folder / "ministack.log", env=env, cwd=folder)
+        return Server(command, folder / "ministack.log", env=env, cwd=folder)
 
     def __enter__(self):
         self.server.until("takes connections", self._listens)
@@ -72,7 +77,20 @@ class Kms:
         made = self.client.create_key(KeySpec=f"RSA_{bits}", KeyUsage="ENCRYPT_DECRYPT")["KeyMetadata"]
         return DataKey(made["Arn"], self.client.get_public_key(KeyId=made["Arn"])["PublicKey"])
 
+    def new_signing_key(self):
+        """Makes a key that signs statements."""
+        made = self.client.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]
+        return DataKey(made["Arn"], self.client.get_public_key(KeyId=made["Arn"])["PublicKey"])
+
     @functools.cache
     def key(self, bits):
         """The one key of that size that most tests share."""
         return self.new_key(bits)
+
+
+class Moto(Kms):
+    """moto's server: another hand at GetPublicKey and aliases. Its RSA is not real, and its Sign hashes a digest once more."""
+
+    def _start(self, folder):
+        command = [pathlib.Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(self.port)]
+        return Server(command, folder / "moto.log", cwd=folder)

@@ -1,4 +1,4 @@
-//! The authority of a throw-away site: made and run with the real tool, its keys in files.
+//! The authority of a throw-away site: made and run with the real tool, its keys in files unless a test moves them.
 
 use std::{
     fs,
@@ -26,18 +26,21 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// `pithead-decryptor authority init`.
+    /// `pithead-decryptor authority init`, at the time `at`.
     pub async fn init(
         programs: &Binaries,
         folder: &Path,
         min_rsa_bits: usize,
         hold_down: &str,
+        at: UnixTime,
     ) -> anyhow::Result<Self> {
         let authority = Self { folder: folder.to_owned(), programs: programs.clone() };
         let bits = min_rsa_bits.to_string();
         let folder = folder.display().to_string();
         let first = ["authority", "init", "--authority", AUTHORITY, "--dir", &folder];
-        authority.tool(&first, &["--min-rsa-bits", &bits, "--hold-down", hold_down]).await?.ok()?;
+        let at = at.as_secs().to_string();
+        let more = ["--min-rsa-bits", &bits, "--hold-down", hold_down, "--now", &at];
+        authority.tool(&first, &more).await?.ok()?;
         Ok(authority)
     }
 
@@ -52,6 +55,24 @@ impl Authority {
     pub async fn act(&self, act: &[&str], arguments: &[&str]) -> anyhow::Result<Finished> {
         let folder = self.folder.display().to_string();
         self.tool(&[&["authority"], act].concat(), &[&["--dir", &folder], arguments].concat()).await
+    }
+
+    /// The same with a KMS to be reached, by [`TestKms::environment`](crate::kms::TestKms::environment).
+    pub async fn act_with(
+        &self,
+        environment: &[(&'static str, String)],
+        act: &[&str],
+        arguments: &[&str],
+    ) -> anyhow::Result<Finished> {
+        let folder = self.folder.display().to_string();
+        let arguments = [&["authority"], act, &["--dir", &folder], arguments].concat();
+        command::run(&self.programs.decryptor(), arguments, environment).await
+    }
+
+    /// The authority's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// A key file of the authority's folder.

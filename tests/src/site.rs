@@ -16,12 +16,14 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context as _;
+use pithead_sealing::trust::UnixTime;
 
 use crate::{
-    authority::{AUTHORITY, Authority},
+    authority::{AUTHORITY, Authority, now},
     binaries::Binaries,
     certificates::{Ca, Certificate},
     command,
@@ -89,6 +91,8 @@ pub struct SiteOptions {
     pub standby: bool,
     /// How long a key is announced before it is used, in operating time.
     pub hold_down: &'static str,
+    /// How long ago the authority was made and its first statement issued.
+    pub authority_age: Duration,
     /// The folder, which then stays; otherwise one that goes with the site.
     pub folder: Option<PathBuf>,
     /// More lines for the gateway's file, each with its section: `("ingest.limits", "connections_per_ip = 3")`.
@@ -105,6 +109,7 @@ impl Default for SiteOptions {
             bits: 2048,
             standby: false,
             hold_down: "3d",
+            authority_age: Duration::ZERO,
             folder: None,
             gateway_lines: Vec::new(),
         }
@@ -195,14 +200,14 @@ impl Site {
         cloud_ca.server(None, &folder.join("cloud/server"))?;
         ca.server(Some(&format!("spiffe://{SITE}/gateway/{GATEWAY}")), &folder.join("gateway/gateway"))?;
 
-        let authority =
-            Authority::init(programs, &folder.join("authority"), options.bits.min(3072), options.hold_down)
-                .await?;
+        let at = UnixTime(now().as_secs().saturating_sub(options.authority_age.as_secs()));
+        let (home, bits) = (folder.join("authority"), options.bits.min(3072));
+        let authority = Authority::init(programs, &home, bits, options.hold_down, at).await?;
         let mut keys = vec![KmsKey::generate(KEY_ARN, options.bits)?];
         if options.standby {
             keys.push(KmsKey::generate(NEXT_KEY_ARN, options.bits)?);
         }
-        first_statement(&authority, &folder, &keys).await?;
+        first_statement(&authority, &folder, &keys, at).await?;
         let mut private = Vec::new();
         for (number, key) in (1..).zip(&keys) {
             if options.custody == Custody::Local {
@@ -623,8 +628,13 @@ async fn stop(program: Program) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn first_statement(authority: &Authority, folder: &Path, keys: &[KmsKey]) -> anyhow::Result<()> {
-    let mut arguments = Vec::new();
+async fn first_statement(
+    authority: &Authority,
+    folder: &Path,
+    keys: &[KmsKey],
+    at: UnixTime,
+) -> anyhow::Result<()> {
+    let mut arguments = vec!["--now".to_owned(), at.as_secs().to_string()];
     for (number, key) in (1..).zip(keys) {
         let spki = folder.join(format!("cloud/public-{number}.pem"));
         fs::write(&spki, key.spki_pem())?;

@@ -29,8 +29,13 @@ pub(super) fn record(
     let path = dir.audit_path();
     (|| {
         let mut log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
-        log.write_all(text.as_bytes())?;
-        log.sync_all()
+        let before = log.metadata()?.len();
+        let written = log.write_all(text.as_bytes()).and_then(|()| log.sync_all());
+        if written.is_err() {
+            // On a full disk half a line would make the next one unreadable. The error is what matters.
+            let _ = log.set_len(before);
+        }
+        written
     })()
     .map_err(AuthorityError::file("write", path))
 }

@@ -15,6 +15,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
+use std::ops::Deref;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -25,11 +26,25 @@ use pithead_sealing::trust::{MAX_ROOTS, MAX_SPKI, Root, RsaSpki, Sha256Digest, S
 
 use super::error::AuthorityError;
 
+/// An authority's folder, to be read: files appear whole or not at all, so nobody has to be kept out for that.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+}
+
 /// An authority's folder, locked for as long as this value lives.
 #[derive(Debug)]
 pub struct AuthorityDir {
-    path: PathBuf,
+    folder: Folder,
     _lock: File,
+}
+
+impl Deref for AuthorityDir {
+    type Target = Folder;
+
+    fn deref(&self) -> &Folder {
+        &self.folder
+    }
 }
 
 impl AuthorityDir {
@@ -48,9 +63,7 @@ impl AuthorityDir {
     /// # Errors
     /// [`AuthorityError::Missing`], [`AuthorityError::Locked`].
     pub fn open(path: &Path) -> Result<AuthorityDir, AuthorityError> {
-        if !path.join("roots/1.cose").exists() {
-            return Err(AuthorityError::Missing(path.into()));
-        }
+        Folder::open(path)?;
         AuthorityDir::lock(path)
     }
 
@@ -60,11 +73,40 @@ impl AuthorityDir {
         let options = options.create(true).truncate(false).write(true).mode(0o600);
         let lock = options.open(&lock_path).map_err(AuthorityError::file("open", &lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(AuthorityDir { path: path.into(), _lock: lock }),
+            Ok(()) => Ok(AuthorityDir { folder: Folder { path: path.into() }, _lock: lock }),
             // Two that sign at once would give one sequence number to two statements.
             Err(TryLockError::WouldBlock) => Err(AuthorityError::Locked(path.into())),
             Err(TryLockError::Error(error)) => Err(AuthorityError::file("lock", lock_path)(error)),
         }
+    }
+
+    pub(super) fn keep_root(&self, root: &Root) -> Result<(), AuthorityError> {
+        write_new(&self.root_path(root.version), root.object(), 0o644)
+    }
+
+    pub(super) fn keep_statement(&self, site: &Site, statement: &Statement) -> Result<(), AuthorityError> {
+        write_new(&self.statement_path(site, statement.sequence), statement.object(), 0o644)
+    }
+
+    pub(super) fn keep_spki(&self, spki: &RsaSpki) -> Result<(), AuthorityError> {
+        write_whole(&self.path.join(format!("spki/{}.der", spki.fingerprint())), spki.der())
+    }
+
+    pub(super) fn keep_key(&self, name: &str, pem: &[u8]) -> Result<(), AuthorityError> {
+        write_new(&self.key_path(name), pem, 0o600)
+    }
+}
+
+impl Folder {
+    /// The folder of an authority that was made before.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Missing`].
+    pub fn open(path: &Path) -> Result<Folder, AuthorityError> {
+        if !path.join("roots/1.cose").exists() {
+            return Err(AuthorityError::Missing(path.into()));
+        }
+        Ok(Folder { path: path.into() })
     }
 
     /// The folder.
@@ -129,12 +171,31 @@ impl AuthorityDir {
     /// All statements of a site in the order of their sequence numbers, their signatures verified under the root that
     /// each names.
     pub fn statements(&self, site: &Site, roots: &[Root]) -> Result<Vec<Statement>, AuthorityError> {
-        let folder = self.path.join(format!("statements/{site}"));
-        let names = names_in(&folder)?;
+        self.sequences(site)?.into_iter().map(|sequence| self.statement(site, sequence, roots)).collect()
+    }
+
+    /// The last of them alone.
+    pub fn last_statement(&self, site: &Site, roots: &[Root]) -> Result<Option<Statement>, AuthorityError> {
+        self.sequences(site)?.last().map(|sequence| self.statement(site, *sequence, roots)).transpose()
+    }
+
+    /// Those above a number.
+    pub fn statements_after(
+        &self,
+        site: &Site,
+        sequence: u64,
+        roots: &[Root],
+    ) -> Result<Vec<Statement>, AuthorityError> {
+        let later = self.sequences(site)?.into_iter().filter(|number| *number > sequence);
+        later.map(|number| self.statement(site, number, roots)).collect()
+    }
+
+    fn sequences(&self, site: &Site) -> Result<Vec<u64>, AuthorityError> {
+        let names = names_in(&self.path.join(format!("statements/{site}")))?;
         let mut sequences: Vec<u64> =
             names.iter().filter_map(|name| name.strip_suffix(".cose")?.parse().ok()).collect();
         sequences.sort_unstable();
-        sequences.into_iter().map(|sequence| self.statement(site, sequence, roots)).collect()
+        Ok(sequences)
     }
 
     fn statement(&self, site: &Site, sequence: u64, roots: &[Root]) -> Result<Statement, AuthorityError> {
@@ -165,22 +226,6 @@ impl AuthorityDir {
             return Err(damaged("not the key that its name says"));
         }
         Ok(spki)
-    }
-
-    pub(super) fn keep_root(&self, root: &Root) -> Result<(), AuthorityError> {
-        write_new(&self.root_path(root.version), root.object(), 0o644)
-    }
-
-    pub(super) fn keep_statement(&self, site: &Site, statement: &Statement) -> Result<(), AuthorityError> {
-        write_new(&self.statement_path(site, statement.sequence), statement.object(), 0o644)
-    }
-
-    pub(super) fn keep_spki(&self, spki: &RsaSpki) -> Result<(), AuthorityError> {
-        write_whole(&self.path.join(format!("spki/{}.der", spki.fingerprint())), spki.der())
-    }
-
-    pub(super) fn keep_key(&self, name: &str, pem: &[u8]) -> Result<(), AuthorityError> {
-        write_new(&self.key_path(name), pem, 0o600)
     }
 }
 

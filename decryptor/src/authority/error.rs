@@ -7,7 +7,7 @@ use pithead_hop::status::reason_of_trust;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
 use pithead_sealing::trust::authoring::AuthoringError;
-use pithead_sealing::trust::{KeyArn, TrustError, UnixTime};
+use pithead_sealing::trust::{KeyArn, KeyStatus, TrustError, UnixTime};
 
 use super::show::rfc3339;
 use crate::kms::KmsError;
@@ -91,6 +91,22 @@ pub enum AuthorityError {
         /// With which code.
         error: TrustError,
     },
+    /// The root in force tells everybody that statement keys are in a cloud HSM.
+    #[error("the root says that statements are signed in a cloud HSM, and this statement key is a file")]
+    Custody,
+    /// A key that the statement goes on listing is not what it was in KMS.
+    #[error("{arn} ({status}) in KMS: {error}", status = super::show::status_name(*.status))]
+    DataKey {
+        /// Which key.
+        arn: KeyArn,
+        /// Next or active.
+        status: KeyStatus,
+        /// Why.
+        error: KmsError,
+    },
+    /// KMS has another public key under the ARN than the statement.
+    #[error("{0} in KMS has another public key than the statement says")]
+    Fingerprint(KeyArn),
     /// A device that reads the root refuses it.
     #[error("devices would refuse the root: {0}")]
     RootRefused(TrustError),
@@ -129,13 +145,15 @@ impl AuthorityError {
             | AuthorityError::Request(_)
             | AuthorityError::UnknownKey(_)
             | AuthorityError::SitesDiffer(..)
+            | AuthorityError::Custody
             | AuthorityError::KeptBack(_) => ErrorReason::RequestInvalid,
             AuthorityError::Refused { error, .. } | AuthorityError::RootRefused(error) => {
                 reason_of_trust(*error)
             }
             AuthorityError::Authoring(AuthoringError::Unreadable(error)) => reason_of_trust(*error),
             AuthorityError::Authoring(_) | AuthorityError::Entropy => ErrorReason::SealingFailed,
-            AuthorityError::Kms(error) => error.fault.reason(),
+            AuthorityError::Kms(error) | AuthorityError::DataKey { error, .. } => error.fault.reason(),
+            AuthorityError::Fingerprint(_) => ErrorReason::KmsFingerprint,
         }
     }
 
@@ -159,8 +177,14 @@ impl AuthorityError {
                 "name the key that takes its place with --to ARN; if none stands by, give a new one with its public key, --to \
                  ARN=SPKI.pem, and have the threshold of root keys sign as well: --cosign ROOT.pem",
             ),
-            AuthorityError::Refused { error: TrustError::Threshold, .. } => {
-                Some("sign with a statement key that the root in force lists: --statement-key PEM")
+            AuthorityError::Refused { error: TrustError::Threshold, .. } => Some(
+                "sign with a statement key that the root in force lists: --statement-key PEM or --statement-kms-key ARN",
+            ),
+            AuthorityError::Custody => Some(
+                "sign with --statement-kms-key ARN; or make a root that says what is so: authority root draft --custody key-file",
+            ),
+            AuthorityError::Refused { error: TrustError::KeyDenylisted, .. } => {
+                Some("the root denies a key that is still listed: authority revoke ARN")
             }
             AuthorityError::RootRefused(TrustError::ThresholdOld | TrustError::ThresholdNew) => Some(
                 "collect more signatures: the threshold of the old root's keys and that of the new one's are both needed",

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use pithead_sealing::trust::authoring::{Draft, SigningKey};
 use pithead_sealing::trust::{
-    Algorithm, Custody, Kid, Policy, Role, Root, RootFields, RootKey, SUITE_RSA_OAEP_SHA256, Sha256Digest,
-    UnixTime, verify,
+    Algorithm, Custody, KeyArn, Kid, Policy, Role, RoleSpki, Root, RootFields, RootKey,
+    SUITE_RSA_OAEP_SHA256, Sha256Digest, UnixTime, verify,
 };
 use serde_json::json;
 
@@ -39,6 +39,8 @@ pub struct InitOptions {
     pub max_statement_validity: Duration,
     /// Under which the root keys are written.
     pub root_passphrase: Option<Passphrase>,
+    /// The statement key, if it is in KMS and not to be made here as a file.
+    pub kms_statement_key: Option<(KeyArn, RoleSpki)>,
 }
 
 impl InitOptions {
@@ -55,6 +57,7 @@ impl InitOptions {
             root_life: days(730),
             max_statement_validity: days(400),
             root_passphrase: None,
+            kms_statement_key: None,
         }
     }
 
@@ -91,9 +94,16 @@ pub fn init(path: &Path, options: &InitOptions, now: UnixTime) -> Result<Root, A
     let dir = AuthorityDir::create(path)?;
     let generate = |_| key_file::generate(options.algorithm);
     let root_keys: Vec<SigningKey> = (0..options.root_keys).map(generate).collect::<Result<_, _>>()?;
-    let statement_key = generate(0)?;
+    let (statement_file, statement_key, custody) = match &options.kms_statement_key {
+        Some((_, public)) => (None, public.clone(), Custody::CloudHsm),
+        None => {
+            let key = generate(0)?;
+            let public = key.public();
+            (Some(key), public, Custody::KeyFile)
+        }
+    };
 
-    let fields = first_root(options, &root_keys, &statement_key, now);
+    let fields = first_root(options, &root_keys, statement_key, custody, now);
     let mut draft = Draft::root(&fields)?;
     for key in &root_keys {
         draft.sign(key)?;
@@ -109,13 +119,17 @@ pub fn init(path: &Path, options: &InitOptions, now: UnixTime) -> Result<Root, A
             "authority": options.authority, "root_version": root.version, "root": root.digest().to_string(),
             "signed_by": root_keys.iter().map(|key| key.public().kid().to_string()).collect::<Vec<_>>(),
             "root_keys_encrypted": options.root_passphrase.is_some(),
+            "statement_key": root.statement_role.kids.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "statement_kms_key": options.kms_statement_key.as_ref().map(|(arn, _)| arn.as_str()),
         }),
     )?;
     for (number, key) in (1..).zip(&root_keys) {
         let pem = key_file::to_pem(key, options.root_passphrase.as_ref())?;
         dir.keep_key(&format!("root-{number}"), pem.as_bytes())?;
     }
-    dir.keep_key("statement-1", key_file::to_pem(&statement_key, None)?.as_bytes())?;
+    if let Some(key) = &statement_file {
+        dir.keep_key("statement-1", key_file::to_pem(key, None)?.as_bytes())?;
+    }
     dir.keep_root(&root)?;
     Ok(root)
 }
@@ -123,7 +137,8 @@ pub fn init(path: &Path, options: &InitOptions, now: UnixTime) -> Result<Root, A
 fn first_root(
     options: &InitOptions,
     root_keys: &[SigningKey],
-    statement_key: &SigningKey,
+    statement_key: RoleSpki,
+    custody: Custody,
     now: UnixTime,
 ) -> RootFields {
     let kids = |keys: &[RootKey]| keys.iter().map(|key| key.spki.kid()).collect::<Vec<Kid>>();
@@ -131,8 +146,8 @@ fn first_root(
         |(number, key): (usize, &SigningKey)| RootKey { spki: key.public(), label: format!("root-{number}") };
     let mut keys: Vec<RootKey> = (1..).zip(root_keys).map(listed).collect();
     let root_role = Role { threshold: options.root_threshold as u64, kids: kids(&keys) };
-    keys.push(RootKey { spki: statement_key.public(), label: "statement-1".into() });
-    let statement_role = Role { threshold: 1, kids: vec![statement_key.public().kid()] };
+    let statement_role = Role { threshold: 1, kids: vec![statement_key.kid()] };
+    keys.push(RootKey { spki: statement_key, label: "statement-1".into() });
     RootFields {
         authority: options.authority.clone(),
         version: 1,
@@ -148,7 +163,7 @@ fn first_root(
             min_rsa_bits: options.min_rsa_bits,
             suites: vec![SUITE_RSA_OAEP_SHA256],
             max_statement_validity_s: options.max_statement_validity.as_secs(),
-            custody: Some(Custody::KeyFile),
+            custody: Some(custody),
         },
         gateways: None,
         previous: Sha256Digest::ZERO,

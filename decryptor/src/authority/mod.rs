@@ -4,7 +4,9 @@
 //! init       ─> root keys, statement key ─> root 1 ──────────────────────────┐
 //! root       ─> what changes ─> draft ─> signatures from many machines ─> thresholds, as devices ask ─> DIR
 //! statement  ─> what is asked ─> rules (what could not be taken back) ─> draft ─> sign ─> rehearse ─> DIR ─> bundle
-//! show       <─ DIR
+//!                                                    └─> signatures of root keys from many machines ─> sign ─> ...
+//! reissue    ─> what was said last, when it is due ─> as a statement
+//! show, export <─ DIR
 //! ```
 //!
 //! Promised:
@@ -15,15 +17,18 @@
 //! - **Nothing is signed in secret**: the line in `DIR/audit.log` is on disk before the object is.
 //! - Each file appears whole or not at all.
 //!
-//! Custody here is key files (3); [`StatementSigner`] is where another custody comes in.
+//! The statement key is a file or in KMS: [`StatementSigner`]. Root keys are files, on whatever machine their holders trust.
 
 mod audit;
+mod cosigning;
 mod dir;
+mod draft;
 mod error;
 mod export;
 mod init;
 mod key_file;
 mod rehearsal;
+mod reissue;
 mod root;
 mod rules;
 mod show;
@@ -35,13 +40,15 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use dir::{AuthorityDir, write_new};
+pub use dir::{AuthorityDir, Folder, write_new};
+pub use draft::{StatementDraft, accept_statement, cosign, draft_statement, read_statement_draft};
 pub use error::{AuthorityError, KeptBack};
-pub use export::copy_bundle;
+pub use export::{Export, copy_bundle, export};
 pub use init::{InitOptions, init};
 pub use key_file::{Passphrase, new_key_file, public_pem, read_signing_key};
+pub use reissue::{DataKeyCheck, Failure, Reissuer, SiteStanding, Turn};
 pub use root::{AcceptedRoot, RootChange, RootDraft, accept, draft, read_draft, sign};
 pub(crate) use show::rfc3339;
-pub use show::{KeyView, Overview, RoleKeyView, SiteView, overview};
-pub use signer::{KeyFileSigner, Signing, StatementSigner};
+pub use show::{KeyView, Overview, RoleKeyView, SiteView, custody_name, overview, status_name};
+pub use signer::{KeyFileSigner, KeyPlace, KmsSigner, Signing, StatementSigner};
 pub use statement::{Issued, OfferedKey, StatementRequest, issue, rotation};

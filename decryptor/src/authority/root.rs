@@ -17,11 +17,12 @@ use bytes::Bytes;
 use pithead_sealing::Site;
 use pithead_sealing::trust::authoring::{Draft, SigningKey};
 use pithead_sealing::trust::{
-    Custody, Kid, MAX_ROOTS, Role, RoleSpki, Root, RootFields, RootKey, Sha256Digest, UnixTime, verify,
+    Custody, Kid, MAX_ROOTS, Role, Root, RootFields, RootKey, Sha256Digest, UnixTime, verify,
 };
 use serde_json::json;
 
 use super::audit;
+use super::cosigning::{gather, payload_of, printable};
 use super::dir::AuthorityDir;
 use super::error::AuthorityError;
 use super::init::MAX_ROOT_LIFE;
@@ -37,13 +38,15 @@ pub struct RootChange {
     pub remove_root_keys: Vec<Kid>,
     /// How many of them sign a root.
     pub root_threshold: Option<u64>,
-    /// The keys of the statement role, instead of those before; one of them signs.
+    /// The keys of the statement role whose private halves are files or tokens, instead of those before; one of them signs.
     pub statement_keys: Vec<RootKey>,
+    /// The same whose private halves are in KMS, which has said so itself.
+    pub kms_statement_keys: Vec<RootKey>,
     /// Data keys that are never used again, by fingerprint.
     pub deny: Vec<Sha256Digest>,
     /// Undoes whatever a stolen statement key has signed.
     pub raise_epoch: bool,
-    /// Who can cause a statement's signature.
+    /// Who can cause a statement's signature; what the statement keys show if it is not given.
     pub custody: Option<Custody>,
     /// How long a key is announced, in operating time of the vehicles.
     pub hold_down: Option<Duration>,
@@ -85,7 +88,7 @@ pub fn draft(dir: &AuthorityDir, change: &RootChange, now: UnixTime) -> Result<R
         return Err(AuthorityError::Request(TOO_MANY));
     }
     let fields = next_root(current, change, now)?;
-    printable(&fields)?;
+    plain_text(&fields)?;
     timely(current, &fields, now)?;
     let draft = Draft::root(&fields)?;
     Ok(RootDraft { fields, payload: Bytes::copy_from_slice(draft.payload()), digest: draft.digest() })
@@ -94,20 +97,9 @@ pub fn draft(dir: &AuthorityDir, change: &RootChange, now: UnixTime) -> Result<R
 const TOO_MANY: &str = "an authority has 32 roots at most: that is as many as one bundle carries";
 /// How far the clocks of those who draft and accept may be apart.
 const CLOCK_SLACK_S: u64 = 300;
-/// Bytes of a key's label.
-const LABEL_MAX: usize = 64;
 
-/// What is shown on the terminals of people who are to sign it is plain text: a draft comes from somebody else.
-fn printable(fields: &RootFields) -> Result<(), AuthorityError> {
-    let plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
-    let labels = fields.keys.iter().all(|key| plain(&key.label) && key.label.len() <= LABEL_MAX);
-    if plain(&fields.authority) && labels {
-        Ok(())
-    } else {
-        Err(AuthorityError::Request(
-            "a name or a label is empty, too long, or holds what is not printable ASCII",
-        ))
-    }
+fn plain_text(fields: &RootFields) -> Result<(), AuthorityError> {
+    printable(&fields.authority, fields.keys.iter().map(|key| key.label.as_str()))
 }
 
 /// No statement could stand under a root of the future or of the past, and no later root could undo it.
@@ -133,7 +125,7 @@ fn timely(current: &Root, fields: &RootFields, now: UnixTime) -> Result<(), Auth
 /// [`AuthorityError::Authoring`] if it is no root that a device could read.
 pub fn read_draft(payload: &[u8]) -> Result<RootDraft, AuthorityError> {
     let (draft, fields) = Draft::root_of_payload(payload)?;
-    printable(&fields)?;
+    plain_text(&fields)?;
     if fields.version < 2 {
         // Whoever signs one alone has made an authority of his own.
         return Err(AuthorityError::Request(
@@ -166,7 +158,7 @@ pub fn accept(dir: &AuthorityDir, signed: &[Bytes], now: UnixTime) -> Result<Acc
     if roots.len() >= MAX_ROOTS {
         return Err(AuthorityError::Request(TOO_MANY));
     }
-    printable(&root)?;
+    plain_text(&root)?;
     timely(current, &root, now)?;
     let sites = dir.sites()?;
     audit::record(dir, now, "root.accept", facts(&root, &draft))?;
@@ -192,10 +184,9 @@ fn next_root(current: &Root, change: &RootChange, now: UnixTime) -> Result<RootF
         }
     }
     root_keys.extend(change.add_root_keys.iter().cloned());
-    let statement_keys = match change.statement_keys.as_slice() {
-        [] => of_role(&current.statement_role),
-        keys => keys.to_vec(),
-    };
+    let new_statement_keys = [change.statement_keys.as_slice(), &change.kms_statement_keys].concat();
+    let replaced = !new_statement_keys.is_empty();
+    let statement_keys = if replaced { new_statement_keys } else { of_role(&current.statement_role) };
     let kids = |keys: &[RootKey]| keys.iter().map(|key| key.spki.kid()).collect::<Vec<Kid>>();
     let mut fields = current.fields().clone();
     fields.version += 1;
@@ -207,8 +198,7 @@ fn next_root(current: &Root, change: &RootChange, now: UnixTime) -> Result<RootF
         threshold: change.root_threshold.unwrap_or(current.root_role.threshold),
         kids: kids(&root_keys),
     };
-    let statement_threshold =
-        if change.statement_keys.is_empty() { current.statement_role.threshold } else { 1 };
+    let statement_threshold = if replaced { 1 } else { current.statement_role.threshold };
     fields.statement_role = Role { threshold: statement_threshold, kids: kids(&statement_keys) };
     fields.keys = root_keys;
     for key in statement_keys {
@@ -222,32 +212,41 @@ fn next_root(current: &Root, change: &RootChange, now: UnixTime) -> Result<RootF
         }
     }
     let policy = &mut fields.policy;
-    policy.custody = change.custody.or(policy.custody);
+    policy.custody = custody(policy.custody, change)?;
     policy.hold_down_s = change.hold_down.map_or(policy.hold_down_s, |time| time.as_secs());
     policy.max_statement_validity_s =
         change.max_statement_validity.map_or(policy.max_statement_validity_s, |time| time.as_secs());
     Ok(fields)
 }
 
+/// What the root says of its statement keys. Devices and auditors go by it, so it follows from where the keys are, and is changed
+/// together with them.
+fn custody(before: Option<Custody>, change: &RootChange) -> Result<Option<Custody>, AuthorityError> {
+    let wrong = |what| Err(AuthorityError::Request(what));
+    let hsm = Some(Custody::CloudHsm);
+    match (change.statement_keys.is_empty(), change.kms_statement_keys.is_empty()) {
+        (true, true) if change.custody == hsm && before != hsm => wrong(
+            "the statement keys stay the ones that are in files; give those in KMS as well: --statement-key LABEL=kms:ARN",
+        ),
+        (true, true) => Ok(change.custody.or(before)),
+        (true, false) if change.custody.is_some_and(|said| said != Custody::CloudHsm) => {
+            wrong("all statement keys are in KMS: leave --custody out, or say cloud-hsm")
+        }
+        (true, false) => Ok(hsm),
+        // One that is a file is enough to sign.
+        (false, _) if change.custody.is_none() && before == hsm => wrong(
+            "the root before says cloud HSM, and a statement key comes out of a file: say who holds its private half, --custody \
+             key-file",
+        ),
+        (false, false) => Ok(change.custody.or(Some(Custody::KeyFile))),
+        (false, true) => Ok(change.custody.or(before)),
+    }
+}
+
 /// One object with the signatures of all. Each is held against the key that it names, in the new root or the old one.
 fn collect(current: &Root, signed: &[Bytes]) -> Result<Draft, AuthorityError> {
-    let first = signed.first().ok_or(AuthorityError::Request("a root is accepted with its signatures"))?;
-    let (mut all, fields) = Draft::root_of_payload(Draft::reopen(first)?.payload())?;
-    for object in signed {
-        let one = Draft::reopen(object)?;
-        if one.digest() != all.digest() {
-            return Err(AuthorityError::Request("the signatures are over different drafts"));
-        }
-        for (kid, signature) in one.signatures() {
-            let key: Option<&RoleSpki> = fields.key(kid).or_else(|| current.key(kid)).map(|key| &key.spki);
-            let key =
-                key.ok_or(AuthorityError::Request("a signature is of a key that neither root lists"))?;
-            if !all.signed_by().any(|known| known == kid) {
-                all.attach(key, signature)?;
-            }
-        }
-    }
-    Ok(all)
+    let (draft, fields) = Draft::root_of_payload(&payload_of(signed)?)?;
+    gather(draft, signed, |kid| fields.key(kid).or_else(|| current.key(kid)).map(|key| key.spki.clone()))
 }
 
 fn role(root: &Root, role: &Role) -> serde_json::Value {
@@ -262,7 +261,7 @@ fn facts(root: &Root, draft: &Draft) -> serde_json::Value {
         "root": root.digest().to_string(),
         "signed_by": draft.signed_by().map(ToString::to_string).collect::<Vec<_>>(),
         "root_role": role(root, &root.root_role), "statement_role": role(root, &root.statement_role),
-        "hold_down_s": root.policy.hold_down_s, "min_rsa_bits": root.policy.min_rsa_bits,
+        "custody": super::show::custody_name(root.policy.custody), "hold_down_s": root.policy.hold_down_s, "min_rsa_bits": root.policy.min_rsa_bits,
         "max_statement_validity_s": root.policy.max_statement_validity_s,
         "denylist": root.denylist.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "expires_at": super::show::rfc3339(root.expires_at),

@@ -3,7 +3,7 @@
 use pithead_sealing::trust::{Custody, KeyStatus, Role, Root, StatementKey, UnixTime};
 use serde::Serialize;
 
-use super::dir::AuthorityDir;
+use super::dir::Folder;
 use super::error::AuthorityError;
 
 /// An authority at a glance.
@@ -98,7 +98,7 @@ impl KeyView {
 ///
 /// # Errors
 /// [`AuthorityError::Damaged`] names the first object that does not verify.
-pub fn overview(dir: &AuthorityDir, now: UnixTime) -> Result<Overview, AuthorityError> {
+pub fn overview(dir: &Folder, now: UnixTime) -> Result<Overview, AuthorityError> {
     let roots = dir.roots()?;
     let root = roots.last().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
     let mut sites = Vec::new();
@@ -136,12 +136,7 @@ fn of_root(root: &Root, sites: Vec<SiteView>) -> Overview {
         root: root.digest().to_string(),
         epoch: root.epoch,
         root_expires_at: rfc3339(root.expires_at),
-        custody: match root.policy.custody {
-            Some(Custody::OfflineToken) => "offline token",
-            Some(Custody::CloudHsm) => "cloud HSM",
-            Some(Custody::KeyFile) => "key file",
-            None => "not declared",
-        },
+        custody: custody_name(root.policy.custody),
         hold_down_s: root.policy.hold_down_s,
         root_threshold: (root.root_role.threshold, root.root_role.kids.len()),
         root_keys: of_role(root, &root.root_role),
@@ -150,8 +145,18 @@ fn of_root(root: &Root, sites: Vec<SiteView>) -> Overview {
     }
 }
 
+/// Who can cause a signature of the statement role, for people.
+pub fn custody_name(custody: Option<Custody>) -> &'static str {
+    match custody {
+        Some(Custody::OfflineToken) => "offline token",
+        Some(Custody::CloudHsm) => "cloud HSM",
+        Some(Custody::KeyFile) => "key file",
+        None => "not declared",
+    }
+}
+
 /// `next`, `active`, `retired` or `revoked`.
-pub(super) fn status_name(status: KeyStatus) -> &'static str {
+pub fn status_name(status: KeyStatus) -> &'static str {
     match status {
         KeyStatus::Next => "next",
         KeyStatus::Active => "active",

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use pithead_sealing::Site;
 use pithead_sealing::trust::authoring::{Draft, SigningKey};
 use pithead_sealing::trust::{
-    KeyArn, KeyStatus, MAX_KEYS, Root, RsaSpki, SUITE_RSA_OAEP_SHA256, Sha256Digest, Statement,
-    StatementFields, StatementKey, UnixTime, VerifiedKey, verify,
+    Custody, KeyArn, KeyStatus, MAX_KEYS, Root, RsaSpki, SUITE_RSA_OAEP_SHA256, Sha256Digest, Statement,
+    StatementFields, StatementKey, TrustError, UnixTime, VerifiedKey, verify,
 };
 use serde_json::json;
 
@@ -88,19 +88,51 @@ pub struct Issued {
     pub not_yet_usable: Vec<KeyArn>,
 }
 
-const DEFAULT_VALIDITY_S: u64 = 180 * 86_400;
+pub(super) const DEFAULT_VALIDITY_S: u64 = 180 * 86_400;
 const DEFAULT_REFRESH_S: u64 = 30 * 86_400;
 
 /// What was signed for one site so far.
-struct SiteHistory {
-    site: Site,
-    statements: Vec<Statement>,
+pub(super) struct SiteHistory {
+    pub(super) site: Site,
+    pub(super) statements: Vec<Statement>,
 }
 
 impl SiteHistory {
-    fn last(&self) -> Option<&Statement> {
+    pub(super) fn last(&self) -> Option<&Statement> {
         self.statements.last()
     }
+}
+
+/// What the next statement stands on: the folder, read and verified while it is locked.
+pub(super) struct Ground {
+    pub(super) roots: Vec<Root>,
+    pub(super) root: Root,
+    pub(super) histories: Vec<SiteHistory>,
+}
+
+impl Ground {
+    pub(super) fn read(dir: &AuthorityDir, sites: &[Site]) -> Result<Ground, AuthorityError> {
+        let roots = dir.roots()?;
+        let root = roots.last().cloned().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
+        let histories = histories(dir, &roots, sites)?;
+        Ok(Ground { roots, root, histories })
+    }
+
+    pub(super) fn past(&self) -> Vec<Statement> {
+        self.histories.iter().flat_map(|history| history.statements.iter().cloned()).collect()
+    }
+
+    /// For a device that refuses: of the first site.
+    pub(super) fn refused(&self, error: TrustError) -> AuthorityError {
+        AuthorityError::Refused { site: self.histories[0].site.clone(), error }
+    }
+}
+
+/// How a statement is judged before it leaves.
+pub(super) struct Judged<'a> {
+    pub(super) request: &'a StatementRequest,
+    /// The threshold of root keys has to be met: they were asked.
+    pub(super) cosigned: bool,
 }
 
 /// Issues the next statement, and writes the bundle of each of its sites. `cosigners` are root keys: after a raised epoch a device
@@ -115,63 +147,101 @@ pub async fn issue(
     request: &StatementRequest,
     now: UnixTime,
 ) -> Result<Issued, AuthorityError> {
-    let roots = dir.roots()?;
-    let root = roots.last().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
-    let histories = histories(dir, &roots, request)?;
-    let fields = next_statement(root, &histories, request, now)?;
-    let past: Vec<Statement> =
-        histories.iter().flat_map(|history| history.statements.iter().cloned()).collect();
-    rules::judge(&fields, &past, request.no_standby)?;
-    let spkis = public_keys(dir, &fields, &past, request)?;
-
+    let ground = Ground::read(dir, &request.sites)?;
+    let (fields, spkis) = next(dir, &ground, request, now)?;
     let mut draft = Draft::statement(&fields)?;
-    let public = signer.public().clone();
-    let signature = signer.sign(&draft.to_be_signed(&public)).await?;
-    draft.attach(&public, &signature)?;
+    sign_as_statement_key(&ground, &mut draft, signer).await?;
     for key in cosigners {
         draft.sign(key)?;
     }
-    let object = draft.finish()?;
+    finish(dir, &ground, &draft, spkis, &Judged { request, cosigned: !cosigners.is_empty() }, now)
+}
 
+/// What the next statement says, judged by the rules, and the public keys that go with it.
+pub(super) fn next(
+    dir: &AuthorityDir,
+    ground: &Ground,
+    request: &StatementRequest,
+    now: UnixTime,
+) -> Result<(StatementFields, Spkis), AuthorityError> {
+    let fields = next_statement(&ground.root, &ground.histories, request, now)?;
+    let past = ground.past();
+    rules::judge(&fields, &past, request.no_standby)?;
+    let spkis = public_keys(dir, &fields, &past, request)?;
+    Ok((fields, spkis))
+}
+
+/// Public keys by their fingerprints.
+pub(super) type Spkis = BTreeMap<Sha256Digest, RsaSpki>;
+
+/// The signature of the statement role, from a key that the root in force lists and under the custody that it declares. Asked
+/// before it signs: a signature of KMS is an act in somebody's log.
+pub(super) async fn sign_as_statement_key(
+    ground: &Ground,
+    draft: &mut Draft,
+    signer: &dyn StatementSigner,
+) -> Result<(), AuthorityError> {
+    let public = signer.public();
+    if !ground.root.statement_role.kids.contains(&public.kid()) {
+        return Err(ground.refused(TrustError::Threshold));
+    }
+    if ground.root.policy.custody == Some(Custody::CloudHsm) && signer.custody() != Custody::CloudHsm {
+        return Err(AuthorityError::Custody);
+    }
+    let signature = signer.sign(&draft.to_be_signed(public)).await?;
+    draft.attach(public, &signature)?;
+    Ok(())
+}
+
+/// From signatures to files: the rehearsal, the log, the statement, the bundles.
+pub(super) fn finish(
+    dir: &AuthorityDir,
+    ground: &Ground,
+    draft: &Draft,
+    spkis: Spkis,
+    judged: &Judged<'_>,
+    now: UnixTime,
+) -> Result<Issued, AuthorityError> {
+    let Ground { roots, root, histories } = ground;
+    let object = draft.finish()?;
     let ders: Vec<Bytes> = spkis.values().map(|spki| Bytes::copy_from_slice(spki.der())).collect();
     let mut in_force = None;
-    for history in &histories {
+    for history in histories {
         let seen = History {
             site: &history.site,
-            roots: &roots,
+            roots,
             statements: &history.statements,
             spkis: &ders,
-            epoch_followed: request.epoch_followed,
+            epoch_followed: judged.request.epoch_followed,
         };
         let key = rehearse(&seen, &object, now)?;
         in_force.get_or_insert(key);
     }
-    let signed = verify::statement(root, &object)
-        .map_err(|error| AuthorityError::Refused { site: histories[0].site.clone(), error })?;
-    if !cosigners.is_empty() && !signed.cosigned {
+    let signed = verify::statement(root, &object).map_err(|error| ground.refused(error))?;
+    if judged.cosigned && !signed.cosigned {
         return Err(AuthorityError::Request(
-            "the keys of --cosign do not meet the threshold of the root's keys",
+            "the root keys that have signed do not meet the threshold of the root",
         ));
     }
     let in_force = in_force.ok_or(AuthorityError::Request("a statement is for at least one site"))?;
     let statement = signed.statement;
 
     let signed_by: Vec<String> = draft.signed_by().map(ToString::to_string).collect();
-    audit::record(dir, now, "statement.sign", facts(&statement, &signed_by, request))?;
+    audit::record(dir, now, "statement.sign", facts(&statement, &signed_by, judged.request))?;
     let spkis: Vec<RsaSpki> = spkis.into_values().collect();
     for spki in &spkis {
         dir.keep_spki(spki)?;
     }
-    for history in &histories {
+    for history in histories {
         dir.keep_statement(&history.site, &statement)?;
     }
-    for history in &histories {
-        let bundle = export::bundle(&history.site, &roots, &statement, &spkis);
+    for history in histories {
+        let bundle = export::bundle(&history.site, roots, &statement, &spkis);
         write_whole(&dir.bundle_path(&history.site), &bundle)?;
     }
     // What the root keys have signed as well waits for nothing.
     let not_yet_usable =
-        if signed.cosigned { Vec::new() } else { not_yet_usable(root, &statement, &histories, now) };
+        if signed.cosigned { Vec::new() } else { not_yet_usable(root, &statement, histories, now) };
     Ok(Issued { statement, in_force, not_yet_usable })
 }
 
@@ -208,22 +278,18 @@ pub fn rotation(
     Ok((activated, with(KeyStatus::Active).cloned().collect()))
 }
 
-fn histories(
-    dir: &AuthorityDir,
-    roots: &[Root],
-    request: &StatementRequest,
-) -> Result<Vec<SiteHistory>, AuthorityError> {
-    let mut sites = request.sites.clone();
+fn histories(dir: &AuthorityDir, roots: &[Root], asked: &[Site]) -> Result<Vec<SiteHistory>, AuthorityError> {
+    let mut sites = asked.to_vec();
     sites.sort();
     sites.dedup();
-    if sites.len() != request.sites.len() || sites.is_empty() || sites.len() > 16 {
+    if sites.len() != asked.len() || sites.is_empty() || sites.len() > 16 {
         return Err(AuthorityError::Request("a statement is for 1 to 16 different sites"));
     }
     let load = |site: &Site| {
         let statements = dir.statements(site, roots)?;
         Ok(SiteHistory { site: site.clone(), statements })
     };
-    request.sites.iter().map(load).collect()
+    asked.iter().map(load).collect()
 }
 
 fn next_statement(
@@ -286,7 +352,7 @@ fn next_statement(
 ///
 /// Sites whose histories differ have no common predecessor. Their next number leaves a gap: devices allow gaps, and
 /// hold only the very next number against its predecessor.
-fn link(histories: &[SiteHistory]) -> (u64, Sha256Digest) {
+pub(super) fn link(histories: &[SiteHistory]) -> (u64, Sha256Digest) {
     let newest = histories.iter().filter_map(SiteHistory::last).max_by_key(|statement| statement.sequence);
     let Some(newest) = newest else { return (1, Sha256Digest::ZERO) };
     let forked = histories
@@ -398,14 +464,14 @@ fn make_room(keys: &mut Vec<StatementKey>, now: UnixTime) {
 }
 
 /// The public key of everything listed: offered now, or kept since it was.
-fn public_keys(
+pub(super) fn public_keys(
     dir: &AuthorityDir,
     fields: &StatementFields,
     history: &[Statement],
     request: &StatementRequest,
-) -> Result<BTreeMap<Sha256Digest, RsaSpki>, AuthorityError> {
+) -> Result<Spkis, AuthorityError> {
     let offered = request.keys.iter().filter_map(|key| key.spki.clone());
-    let mut known: BTreeMap<Sha256Digest, RsaSpki> = offered.map(|spki| (spki.fingerprint(), spki)).collect();
+    let mut known: Spkis = offered.map(|spki| (spki.fingerprint(), spki)).collect();
     let listed = history.iter().flat_map(|statement| &statement.keys).chain(&fields.keys);
     for key in listed {
         if let std::collections::btree_map::Entry::Vacant(entry) = known.entry(key.fingerprint) {

@@ -75,6 +75,10 @@ impl TestAuthority {
         TestKey::generate(self.folder.path(), number, KeySize::Rsa2048)
     }
 
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.path().join("authority")
+    }
+
     /// A key of the folder, such as `root-1`.
     pub(crate) fn role_key(&self, name: &str) -> SigningKey {
         read_signing_key(&self.dir().key_path(name), None).unwrap()

@@ -1,5 +1,8 @@
-//! `authority init | statement | rotate | revoke | root | show`: the authority at work, with key files.
+//! `authority init | statement | rotate | revoke | cosign | accept | root | export | show`: the authority at work.
 
+mod changes;
+mod cosign;
+mod holder;
 mod root;
 
 use std::borrow::Cow;
@@ -10,13 +13,13 @@ use std::str::FromStr;
 use pithead_hop::program::{ProgramError, clock, units};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
-use pithead_sealing::trust::{Algorithm, KeyArn, KeyStatus, MAX_SPKI, RsaSpki, UnixTime};
+use pithead_sealing::trust::{Algorithm, Custody, KeyArn, KeyStatus, MAX_SPKI, Root, RsaSpki, UnixTime};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject as _;
 
 use crate::authority::{
-    self, AuthorityDir, AuthorityError, InitOptions, KeyFileSigner, OfferedKey, Overview, Passphrase,
-    StatementRequest, StatementSigner as _,
+    self, AuthorityDir, AuthorityError, Folder, InitOptions, KeyPlace, OfferedKey, Overview, Passphrase,
+    StatementRequest, StatementSigner,
 };
 use crate::kms::{Kms, KmsTimeouts};
 
@@ -39,8 +42,14 @@ pub enum Command {
     Rotate(RotateArgs),
     /// Have devices never again seal to a key, although its last statement has not expired
     Revoke(RevokeArgs),
+    /// Show what a drafted statement says, and sign it with a root key of this machine
+    Cosign(cosign::CosignArgs),
+    /// Bring the root keys' signatures on a drafted statement together, and issue it
+    Accept(cosign::AcceptArgs),
     /// Make the next trust root: other keys, another threshold, another life, a raised epoch
     Root(root::Args),
+    /// Write what a site is given by hand: its bundle, and the root that devices and gateways begin with
+    Export(ExportArgs),
     /// Show the root in force and each site's last statement, verified
     Show(ShowArgs),
 }
@@ -105,6 +114,9 @@ pub struct InitArgs {
     /// Encrypt the root keys under the first line of this file
     #[arg(long, value_name = "FILE")]
     pub root_passphrase_file: Option<PathBuf>,
+    /// The key in KMS that signs statements (ECC_NIST_P256, SIGN_VERIFY); without it one is made in a file
+    #[arg(long, value_name = "ARN")]
+    pub statement_kms_key: Option<KeyArn>,
     /// The time at which it is made: seconds since 1970 or RFC 3339
     #[arg(long, hide = true)]
     pub now: Option<Moment>,
@@ -160,9 +172,12 @@ pub struct SigningArgs {
     /// Write the bundle here as well (one site)
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// The statement key, if it is not DIR/keys/statement-1.pem
-    #[arg(long, value_name = "PEM")]
-    pub statement_key: Option<PathBuf>,
+    /// Who signs for the statement role
+    #[command(flatten)]
+    pub key: StatementKeyArgs,
+    /// Sign nothing: write a draft here, which root keys sign on machines of their own (`authority cosign`) before it is accepted
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "cosign", "epoch_followed", "statement_key", "statement_kms_key"])]
+    pub draft: Option<PathBuf>,
     /// A root key that signs as well; may be given several times. After a raised epoch a device believes no statement without the
     /// threshold of them until it has taken one with it; and one that has it needs no announcement
     #[arg(long, value_name = "PEM[=PASSPHRASE-FILE]")]
@@ -171,12 +186,50 @@ pub struct SigningArgs {
     /// are needed no more
     #[arg(long)]
     pub epoch_followed: bool,
-    /// The first line of this file opens the statement key
-    #[arg(long, value_name = "FILE")]
-    pub statement_passphrase_file: Option<PathBuf>,
     /// The time at which it is signed: seconds since 1970 or RFC 3339
     #[arg(long, hide = true)]
     pub now: Option<Moment>,
+}
+
+/// The key of the statement role.
+#[derive(Debug, Clone, clap::Args)]
+pub struct StatementKeyArgs {
+    /// The statement key, if it is not DIR/keys/statement-1.pem
+    #[arg(long, value_name = "PEM")]
+    pub statement_key: Option<PathBuf>,
+    /// The first line of this file opens the statement key
+    #[arg(long, value_name = "FILE")]
+    pub statement_passphrase_file: Option<PathBuf>,
+    /// The statement key in KMS
+    #[arg(long, value_name = "ARN", conflicts_with_all = ["statement_key", "statement_passphrase_file"])]
+    pub statement_kms_key: Option<KeyArn>,
+}
+
+impl StatementKeyArgs {
+    async fn open(&self, dir: &AuthorityDir) -> Result<Box<dyn StatementSigner>, AuthorityError> {
+        let place = match (&self.statement_kms_key, &self.statement_key) {
+            (Some(arn), _) => {
+                let kms = Kms::from_environment(KmsTimeouts::default()).await;
+                KeyPlace::Kms { kms, arn: arn.clone() }
+            }
+            (None, Some(path)) => {
+                KeyPlace::File { path: path.clone(), passphrase_file: self.statement_passphrase_file.clone() }
+            }
+            (None, None) => {
+                let in_hsm = |root: &Root| root.policy.custody == Some(Custody::CloudHsm);
+                if dir.roots()?.last().is_some_and(in_hsm) {
+                    return Err(AuthorityError::Request(
+                        "the root says that statements are signed in a cloud HSM: give --statement-kms-key ARN",
+                    ));
+                }
+                KeyPlace::File {
+                    path: dir.key_path("statement-1"),
+                    passphrase_file: self.statement_passphrase_file.clone(),
+                }
+            }
+        };
+        place.open().await
+    }
 }
 
 /// The key that stands by for the active one.
@@ -242,6 +295,23 @@ pub struct RevokeArgs {
     /// Who signs it, and where it goes
     #[command(flatten)]
     pub signing: SigningArgs,
+}
+
+/// Arguments of `authority export`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ExportArgs {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Whose bundle
+    #[arg(long, value_name = "SITE")]
+    pub site: Site,
+    /// Where the bundle goes
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Where the root goes that devices and gateways are provisioned with; another one that is there is not written over
+    #[arg(long, value_name = "FILE")]
+    pub root_out: Option<PathBuf>,
 }
 
 /// Arguments of `authority show`.
@@ -329,17 +399,27 @@ fn now_or(given: Option<Moment>) -> UnixTime {
 #[allow(clippy::print_stdout, reason = "the answer of a command")]
 pub async fn run(args: Args) -> Result<(), ProgramError> {
     match args.command {
-        Command::Init(args) => print!("{}", init(&args)?),
+        Command::Init(args) => print!("{}", init(&args).await?),
         Command::Statement(args) => print!("{}", statement(&args).await?),
         Command::Rotate(args) => print!("{}", rotate(&args).await?),
         Command::Revoke(args) => print!("{}", revoke(&args).await?),
-        Command::Root(args) => print!("{}", root::run(args)?),
+        Command::Cosign(args) => print!("{}", cosign::cosign(&args)?),
+        Command::Accept(args) => print!("{}", cosign::accept(&args).await?),
+        Command::Root(args) => print!("{}", root::run(args).await?),
+        Command::Export(args) => print!("{}", export(&args)?),
         Command::Show(args) => print!("{}", show(&args)?),
     }
     Ok(())
 }
 
-fn init(args: &InitArgs) -> Result<String, ProgramError> {
+async fn init(args: &InitArgs) -> Result<String, ProgramError> {
+    let kms_statement_key = match &args.statement_kms_key {
+        None => None,
+        Some(arn) => {
+            let kms = Kms::from_environment(KmsTimeouts::default()).await;
+            Some((arn.clone(), kms.signing_key(arn).await.map_err(AuthorityError::Kms)?))
+        }
+    };
     let root_passphrase = args.root_passphrase_file.as_deref().map(Passphrase::read).transpose()?;
     let encrypted = root_passphrase.is_some();
     let options = InitOptions {
@@ -355,6 +435,7 @@ fn init(args: &InitArgs) -> Result<String, ProgramError> {
         root_life: args.root_life.get(),
         max_statement_validity: args.max_validity.get(),
         root_passphrase,
+        kms_statement_key,
     };
     let root = authority::init(&args.dir, &options, now_or(args.now))?;
     let dir = args.dir.display();
@@ -365,14 +446,21 @@ fn init(args: &InitArgs) -> Result<String, ProgramError> {
          machine now, to media in different hands (and next time give --root-passphrase-file):"
     };
     let keys = (1..=args.root_keys).map(|n| format!("  {dir}/keys/root-{n}.pem\n")).collect::<String>();
+    let (statement_key, with_it) = match &args.statement_kms_key {
+        Some(arn) => (format!("Statements are signed by {arn}."), format!(" --statement-kms-key {arn}")),
+        None => (
+            format!("The statement key {dir}/keys/statement-1.pem stays with whoever signs statements."),
+            String::new(),
+        ),
+    };
     Ok(format!(
-        "authority    {}\nroot         version 1, {} of {} keys, custody: key file\n\
-         fingerprint  {}\nexpires      {}\n\n{move_them}\n{keys}\
-         The statement key {dir}/keys/statement-1.pem stays with whoever signs statements.\n\n\
-         next: pithead-decryptor authority statement --dir {dir} --site SITE --kms-key ARN --kms-next-key ARN\n",
+        "authority    {}\nroot         version 1, {} of {} keys, custody: {}\n\
+         fingerprint  {}\nexpires      {}\n\n{move_them}\n{keys}{statement_key}\n\n\
+         next: pithead-decryptor authority statement --dir {dir} --site SITE --kms-key ARN --kms-next-key ARN{with_it}\n",
         root.authority,
         root.root_role.threshold,
         root.root_role.kids.len(),
+        authority::custody_name(root.policy.custody),
         root.digest(),
         authority::rfc3339(root.expires_at),
     ))
@@ -424,6 +512,9 @@ async fn revoke(args: &RevokeArgs) -> Result<String, ProgramError> {
         ..StatementRequest::to(args.sites.clone())
     };
     let mut text = issue(&dir, request, &args.signing).await?;
+    if args.signing.draft.is_some() {
+        return Ok(text);
+    }
     // A stolen key is stolen everywhere.
     let overview = authority::overview(&dir, now_or(args.signing.now))?;
     let lists = |site: &&authority::SiteView| {
@@ -446,27 +537,28 @@ async fn issue(
         )
         .into());
     }
-    let key_path = signing.statement_key.clone().unwrap_or_else(|| dir.key_path("statement-1"));
-    let passphrase = signing.statement_passphrase_file.as_deref().map(Passphrase::read).transpose()?;
-    let signer = KeyFileSigner::new(authority::read_signing_key(&key_path, passphrase.as_ref())?);
+    request.ticket.clone_from(&signing.ticket);
+    request.epoch_followed = signing.epoch_followed;
+    request.validity = signing.validity.map(units::Duration::get);
+    if let Some(out) = &signing.draft {
+        return cosign::draft(dir, &request, out, now_or(signing.now));
+    }
+    let signer = signing.key.open(dir).await?;
     let cosigner = |key: &SecretKeyArg| {
         let passphrase = key.passphrase_file.as_deref().map(Passphrase::read).transpose()?;
         authority::read_signing_key(&key.file, passphrase.as_ref())
     };
     let cosigners = signing.cosign.iter().map(cosigner).collect::<Result<Vec<_>, _>>()?;
-    request.ticket.clone_from(&signing.ticket);
-    request.epoch_followed = signing.epoch_followed;
-    request.validity = signing.validity.map(units::Duration::get);
-    let issued = authority::issue(dir, &signer, &cosigners, &request, now_or(signing.now)).await?;
+    let issued = authority::issue(dir, signer.as_ref(), &cosigners, &request, now_or(signing.now)).await?;
     let site = &request.sites[0];
     if let Some(out) = &signing.out {
         authority::copy_bundle(dir, site, out)?;
     }
     let bundle = signing.out.clone().unwrap_or_else(|| dir.bundle_path(site));
-    Ok(describe(&issued, &signer, &bundle))
+    Ok(describe(&issued, signer.as_ref(), &bundle))
 }
 
-fn describe(issued: &authority::Issued, signer: &KeyFileSigner, bundle: &Path) -> String {
+fn describe(issued: &authority::Issued, signer: &dyn StatementSigner, bundle: &Path) -> String {
     use fmt::Write as _;
     let statement = &issued.statement;
     let mut text = String::new();
@@ -556,8 +648,46 @@ fn read_spki(path: &Path) -> Result<RsaSpki, AuthorityError> {
     spki.map_err(|_| wrong("not a strict RSA public key (SubjectPublicKeyInfo, exponent 65537)"))
 }
 
+fn export(args: &ExportArgs) -> Result<String, ProgramError> {
+    let export = authority::export(&Folder::open(&args.dir)?, &args.site)?;
+    export.write(&args.out, args.root_out.as_deref())?;
+    let (statement, root) = (&export.statement, &export.first_root);
+    let mut text = format!(
+        "bundle       {}\nstatement    sequence {}, epoch {}, for {}\ndigest       {}\nexpires      {}\n",
+        args.out.display(),
+        statement.sequence,
+        statement.epoch,
+        args.site,
+        statement.digest(),
+        authority::rfc3339(statement.expires_at),
+    );
+    for key in &statement.keys {
+        text += &format!(
+            "key          {:<8} {}\n             {}\n",
+            authority::status_name(key.status),
+            key.arn,
+            key.fingerprint
+        );
+    }
+    text += &format!(
+        "\nroot         version {} of {}\nfingerprint  {}\nsha256sum    {}\n",
+        root.version,
+        root.authority,
+        root.digest(),
+        export.root_sha256()
+    );
+    text += &match &args.root_out {
+        Some(out) => format!(
+            "\nnext: provision devices and gateways with {}; tell its sha256sum by another way\n",
+            out.display()
+        ),
+        None => "\nnot written; --root-out FILE writes it\n".to_owned(),
+    };
+    Ok(text)
+}
+
 fn show(args: &ShowArgs) -> Result<String, ProgramError> {
-    let dir = AuthorityDir::open(&args.dir)?;
+    let dir = Folder::open(&args.dir)?;
     let overview = authority::overview(&dir, now_or(args.now))?;
     match args.output {
         Output::Table => Ok(table(&overview)),

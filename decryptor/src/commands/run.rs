@@ -2,7 +2,9 @@
 //!
 //! Start: configuration, data directory, books, data keys, ledger and sink, ports; ready only when all of that stands.
 //! Stop, each part within its own bound, and the log names the one that ran out: not ready; intake closed; pipeline drained
-//! into the writing thread; last group and ledger; admin port.
+//! into the writing thread; last group and ledger; the authority's act, if one is under way; admin port.
+
+mod authority;
 
 use crate::admin::{Admin, Phase, Status};
 use crate::aside::Area;
@@ -82,7 +84,9 @@ pub async fn serve(
     let addresses = Addresses { ingest: acceptor.local_addr(), admin: admin.address() };
 
     let mut books = Books::open(&data_dir, &config.keys.allow)?;
-    let mut bundles = Bundles::new(&config.keys.bundles);
+    let mut authority = authority::Authority::open(&config).await?;
+    let mut bundles = Bundles::new(&config.keys.bundles, config.authority.as_ref());
+    authority.learn(&mut books);
     bundles.look(&data_dir, &mut books);
     if books.served().is_empty() {
         tracing::warn!(
@@ -96,7 +100,7 @@ pub async fn serve(
     let data_keys = Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), Budgets::default()));
     let metrics = Arc::new(Metrics::new());
     show_devices(&metrics, &devices.load());
-    let calls = kms.map(|kms| Arc::clone(kms.calls()));
+    let calls = kms.as_ref().map(|kms| Arc::clone(kms.calls()));
     let handle = acceptor.handle();
     let sink_name = config.sink.path.display().to_string();
     let status = Status::new(Arc::clone(&metrics), Arc::clone(&data_keys), calls, handle.clone(), sink_name);
@@ -157,6 +161,7 @@ pub async fn serve(
         .add_service(publisher.server().into_service())
         .add_service(health_service);
     let mut intake = tokio::spawn(acceptor.serve(routes, intake_stop.clone()));
+    let act = authority.start(&config, kms, Arc::clone(&metrics), &status, stop.child_token()).await;
     status.enter(Phase::Serving);
     tracing::info!(event = "program.ready", ingest = %addresses.ingest, admin = %addresses.admin);
     let _ = started.send(addresses);
@@ -173,12 +178,15 @@ pub async fn serve(
                 tokio::task::spawn_blocking(move || uploads.expire(clock::since_boot()));
             }
             _ = poll.tick() => {
-                take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics);
+                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics);
                 look_at_devices(&mut watch, &devices, &uploads, &metrics);
+            }
+            () = authority.issued() => {
+                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics);
             }
             () = next(&mut reloads) => {
                 bundles.forget();
-                take_in(&data_dir, &mut bundles, &books, &mut publisher, &metrics);
+                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics);
                 watch.forget();
                 look_at_devices(&mut watch, &devices, &uploads, &metrics);
                 reload(path, &handle);
@@ -208,6 +216,12 @@ pub async fn serve(
                 .affects("nothing that was acknowledged; the next start reads a little more"))
         }
     };
+    if let Some(act) = act {
+        within("authority", authority::STOP, async {
+            let _ = act.await;
+        })
+        .await;
+    }
     admin_stop.cancel();
     within("admin", config.stop.admin.get(), async {
         let _ = admin_task.await;
@@ -348,15 +362,33 @@ fn reload(path: &Path, handle: &AcceptHandle) {
 }
 
 /// The bundle files and when they last changed.
-struct Bundles(Vec<(PathBuf, Option<(std::time::SystemTime, u64)>)>);
+struct Bundles {
+    files: Vec<(PathBuf, Option<(std::time::SystemTime, u64)>)>,
+    /// The authority's own, of whichever sites it has.
+    folder: Option<PathBuf>,
+}
 
 impl Bundles {
-    fn new(paths: &[PathBuf]) -> Self {
-        Self(paths.iter().map(|path| (path.clone(), None)).collect())
+    fn new(paths: &[PathBuf], authority: Option<&crate::config::Authority>) -> Self {
+        let files = paths.iter().map(|path| (path.clone(), None)).collect();
+        Self { files, folder: authority.map(|authority| authority.dir.join("bundles")) }
+    }
+
+    /// Files that have come into the authority's folder.
+    fn list(&mut self) {
+        let Some(folder) = &self.folder else { return };
+        // It is made with the first bundle.
+        let Ok(entries) = std::fs::read_dir(folder) else { return };
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        for path in paths.filter(|path| path.extension().is_some_and(|ext| ext == "pb")) {
+            if !self.files.iter().any(|(known, _)| *known == path) {
+                self.files.push((path, None));
+            }
+        }
     }
 
     fn forget(&mut self) {
-        for (_, seen) in &mut self.0 {
+        for (_, seen) in &mut self.files {
             *seen = None;
         }
     }
@@ -364,7 +396,8 @@ impl Bundles {
     /// Takes in what has changed; true if the books did.
     fn look(&mut self, data_dir: &Path, books: &mut Books) -> bool {
         let mut changed = false;
-        for (path, seen) in &mut self.0 {
+        self.list();
+        for (path, seen) in &mut self.files {
             let stamp = std::fs::metadata(&*path).and_then(|meta| Ok((meta.modified()?, meta.len()))).ok();
             if stamp.is_some() && stamp == *seen {
                 continue;
@@ -396,12 +429,14 @@ fn log_refused(error: &BooksError) {
 fn take_in(
     data_dir: &Path,
     bundles: &mut Bundles,
+    authority: &mut authority::Authority,
     books: &ArcSwap<Books>,
     publisher: &mut Publisher,
     metrics: &Metrics,
 ) {
     let mut fresh = Books::clone(&books.load());
     if bundles.look(data_dir, &mut fresh) {
+        authority.learn(&mut fresh);
         publisher.publish(&fresh);
         show_statement(metrics, &fresh);
         books.store(Arc::new(fresh));

@@ -5,6 +5,7 @@ use super::open::{self, INLINE_BYTES, Parcel, Stopped};
 use super::registry::{Registry, Verdict};
 use super::scribe::{Job, Work};
 use super::turn::{Turn, Turns};
+use crate::alarms::Alarms;
 use crate::books::Books;
 use crate::devices::{self, Barred, Devices, Origin};
 use crate::metrics::{Metrics, Outcome, ReasonLabel};
@@ -91,6 +92,7 @@ pub struct Pipeline {
     opening: Semaphore,
     opening_large: Semaphore,
     plaintext: Arc<Semaphore>,
+    alarms: Alarms,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     draining: CancellationToken,
@@ -162,6 +164,7 @@ impl Pipeline {
             opening: Semaphore::new(OPENING),
             opening_large: Semaphore::new(OPENING_LARGE),
             plaintext: Arc::new(Semaphore::new(PLAINTEXT_BYTES)),
+            alarms: Alarms::new(Arc::clone(&parts.metrics)),
             metrics: parts.metrics,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -293,7 +296,12 @@ impl Pipeline {
     ) {
         let opened = self.open_in_turn(&parcel, &mut turn).await;
         let (work, room) = match opened {
-            Ok((opened, room)) => (Work::Deliver(Box::new(opened)), room),
+            Ok((opened, room)) => {
+                let profile = &parcel.profile;
+                let books = self.books.load();
+                self.alarms.saw(&books, parcel.identity(), profile.statement(), profile.created());
+                (Work::Deliver(Box::new(opened)), room)
+            }
             Err(Stopped::Poison { reason, detail }) => (Work::Poison { reason, detail }, None),
             Err(Stopped::Again(again)) => {
                 turn.break_line();

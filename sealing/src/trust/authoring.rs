@@ -82,6 +82,13 @@ impl Draft {
         Ok((Draft { typ: ObjectType::Root, payload: payload.to_vec(), signatures: Vec::new() }, fields))
     }
 
+    /// The same of a statement. `PARSE` if no device could read it.
+    pub fn statement_of_payload(payload: &[u8]) -> Result<(Draft, StatementFields), AuthoringError> {
+        within_limit(payload)?;
+        let fields = StatementFields::read_payload(payload).map_err(AuthoringError::Unreadable)?;
+        Ok((Draft { typ: ObjectType::Statement, payload: payload.to_vec(), signatures: Vec::new() }, fields))
+    }
+
     /// An object that has some signatures already, for the next key holder. They are kept as they are.
     pub fn reopen(object: &[u8]) -> Result<Draft, AuthoringError> {
         let typ = cose::object_type_of(object).map_err(AuthoringError::Unreadable)?;
@@ -165,9 +172,12 @@ fn within_limit(payload: &[u8]) -> Result<(), AuthoringError> {
     if payload.len() > MAX_PAYLOAD { Err(AuthoringError::Unreadable(TrustError::Parse)) } else { Ok(()) }
 }
 
-/// r || s of a P-256 signature in DER, which is what KMS answers.
+/// r || s of a P-256 signature in DER, which is what KMS answers. A signature has one spelling in DER; any other is refused.
 pub fn p256_signature_from_der(der: &[u8]) -> Result<[u8; 64], AuthoringError> {
     let signature = p256::ecdsa::Signature::from_der(der).map_err(|_| AuthoringError::Key)?;
+    if signature.to_der().as_bytes() != der {
+        return Err(AuthoringError::Key);
+    }
     Ok(signature.to_bytes().into())
 }
 

@@ -31,12 +31,90 @@ fn a_signature_made_elsewhere_is_attached_after_it_was_verified() {
     assert_eq!(draft.finish().unwrap(), world.sign(&world.statement()));
 }
 
+/// An INTEGER of DER with that value, in its one spelling.
+fn integer(value: &[u8]) -> Vec<u8> {
+    let zeros = value.iter().take_while(|byte| **byte == 0).count();
+    let mut bytes = value[zeros..].to_vec();
+    if bytes.first().is_none_or(|first| first & 0x80 != 0) {
+        bytes.insert(0, 0);
+    }
+    der(2, &bytes)
+}
+
 #[test]
 fn a_der_signature_as_kms_answers_it_becomes_r_and_s() {
-    let signature = [0x7f; 64];
-    let number = der(2, &[0x7f; 32]);
-    assert_eq!(p256_signature_from_der(&der(0x30, &[number.clone(), number].concat())), Ok(signature));
-    assert_eq!(p256_signature_from_der(&[0x30, 0]), Err(AuthoringError::Key));
+    // As long as they get, one bit shorter, and with ever more zeros in front: the shortest is one byte.
+    let mut numbers = vec![[0xaa; 32], [0x7f; 32], [0x80; 32]];
+    for zeros in 1..32 {
+        for first in [0x01, 0x7f, 0x80, 0xff] {
+            let mut number = [0x5c; 32];
+            number[..zeros].fill(0);
+            number[zeros] = first;
+            numbers.push(number);
+        }
+    }
+    for r in &numbers {
+        for s in &numbers {
+            let answer = der(0x30, &[integer(r), integer(s)].concat());
+            let expected: [u8; 64] = [*r, *s].concat().try_into().unwrap();
+            assert_eq!(p256_signature_from_der(&answer), Ok(expected), "{}", hex::encode(answer));
+        }
+    }
+}
+
+#[test]
+fn a_signature_in_any_other_spelling_or_that_is_none_is_refused() {
+    let number = [0x6d; 32];
+    let (good, high) = (integer(&number), integer(&[0xaa; 32]));
+    let sequence = |parts: &[&[u8]]| der(0x30, &parts.concat());
+    // The order of the group: no r and no s is as large as that.
+    let order: [u8; 32] = hex::decode("ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551")
+        .unwrap()
+        .try_into()
+        .unwrap();
+    let whole = sequence(&[&good, &high]);
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("nothing", Vec::new()),
+        ("an empty sequence", sequence(&[])),
+        ("r alone", sequence(&[&good])),
+        ("three numbers", sequence(&[&good, &high, &good])),
+        ("a zero in front that need not be", sequence(&[&der(2, &[&[0], &number[..]].concat()), &high])),
+        ("a zero in front of s", sequence(&[&good, &der(2, &[&[0, 0], &[0xaa; 32][..]].concat())])),
+        ("a negative number", sequence(&[&good, &der(2, &[0xaa; 32])])),
+        ("r is 0", sequence(&[&integer(&[0; 32]), &high])),
+        ("s is 0", sequence(&[&good, &integer(&[0; 32])])),
+        ("r is the order", sequence(&[&integer(&order), &high])),
+        ("s is above the order", sequence(&[&good, &integer(&[0xff; 32])])),
+        ("33 bytes of number", sequence(&[&good, &der(2, &[0x11; 33])])),
+        ("an empty number", sequence(&[&good, &der(2, &[])])),
+        ("a byte after it", [&whole[..], &[0]].concat()),
+        ("a byte after s, inside", sequence(&[&good, &high, &[0]])),
+        ("a byte short", whole[..whole.len() - 1].to_vec()),
+        ("a length in its long form", [&[0x30, 0x81], &whole[1..]].concat()),
+        ("an indefinite length", [&[0x30, 0x80], &whole[2..], &[0, 0]].concat()),
+        ("a set", der(0x31, &[&good[..], &high].concat())),
+        ("a bit string for s", sequence(&[&good, &der(3, &number)])),
+        ("r and s without DER", [number, number].concat()),
+    ];
+    for (what, answer) in cases {
+        assert_eq!(p256_signature_from_der(&answer), Err(AuthoringError::Key), "{what}");
+    }
+}
+
+#[test]
+fn a_drafted_statement_is_read_from_its_payload_alone() {
+    let world = World::new();
+    let drafted = Draft::statement(&world.statement()).unwrap();
+    let (mut read, fields) = Draft::statement_of_payload(drafted.payload()).unwrap();
+    assert_eq!((read.digest(), &fields), (drafted.digest(), &world.statement()));
+    read.sign(&world.signer).unwrap();
+    assert_eq!(read.finish().unwrap(), world.sign(&world.statement()));
+    let root = Draft::root(&world.root()).unwrap();
+    // Nothing is both, so that nobody signs the one and has signed the other.
+    for refused in [Draft::statement_of_payload(root.payload()), Draft::statement_of_payload(b"")] {
+        assert_eq!(refused.map(drop), Err(AuthoringError::Unreadable(TrustError::Parse)));
+    }
+    assert!(Draft::root_of_payload(drafted.payload()).is_err());
 }
 
 #[test]

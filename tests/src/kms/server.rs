@@ -51,6 +51,8 @@ pub enum Operation {
     DescribeKey,
     /// `TrentService.Decrypt`
     Decrypt,
+    /// `TrentService.Sign`
+    Sign,
 }
 
 impl Operation {
@@ -59,6 +61,7 @@ impl Operation {
             "GetPublicKey" => Some(Self::GetPublicKey),
             "DescribeKey" => Some(Self::DescribeKey),
             "Decrypt" => Some(Self::Decrypt),
+            "Sign" => Some(Self::Sign),
             _ => None,
         }
     }
@@ -74,7 +77,8 @@ struct Held {
 
 impl Held {
     fn new(key: KmsKey) -> Self {
-        Self { key: Arc::new(key), state: KeyState::Enabled, usage: "ENCRYPT_DECRYPT" }
+        let usage = key.usage();
+        Self { key: Arc::new(key), state: KeyState::Enabled, usage }
     }
 }
 
@@ -82,6 +86,7 @@ impl Held {
 struct State {
     keys: Vec<Held>,
     fault: Fault,
+    faults_of_one: BTreeMap<Operation, Fault>,
     counts: BTreeMap<Operation, u64>,
 }
 
@@ -126,6 +131,11 @@ impl TestKms {
     /// From now on, every request meets this fault.
     pub fn set_fault(&self, fault: Fault) {
         lock(&self.state).fault = fault;
+    }
+
+    /// From now on, every request of one operation meets this fault, whatever the others do.
+    pub fn set_fault_of(&self, operation: Operation, fault: Fault) {
+        lock(&self.state).faults_of_one.insert(operation, fault);
     }
 
     /// Changes what `DescribeKey` says and `Decrypt` does for one key.
@@ -216,7 +226,8 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
         *state.counts.entry(operation).or_default() += 1;
         let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
         let key = state.keys.iter().find(|held| Some(held.key.arn()) == asked["KeyId"].as_str()).cloned();
-        (state.fault, key.map(|key| (key, asked)))
+        let fault = state.faults_of_one.get(&operation).copied().filter(|fault| *fault != Fault::None);
+        (fault.unwrap_or(state.fault), key.map(|key| (key, asked)))
     };
     match fault {
         Fault::None => {}
@@ -238,12 +249,12 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
 
 fn perform(operation: Operation, held: &Held, asked: &Value) -> Reply {
     let Held { key, state, usage } = held;
-    let algorithms = json!(["RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256"]);
+    let (list, algorithms) = key.algorithms();
     if operation == Operation::DescribeKey {
         return ok(&json!({ "KeyMetadata": {
             "KeyId": key.arn().rsplit('/').next(), "Arn": key.arn(), "KeyState": state.name(),
             "Enabled": *state == KeyState::Enabled, "KeyUsage": usage, "KeySpec": key.spec(),
-            "EncryptionAlgorithms": algorithms,
+            list: algorithms,
         }}));
     }
     match state {
@@ -258,8 +269,14 @@ fn perform(operation: Operation, held: &Held, asked: &Value) -> Reply {
     if operation == Operation::GetPublicKey {
         return ok(&json!({
             "KeyId": key.arn(), "PublicKey": Base64::encode_string(key.spki_der()), "KeySpec": key.spec(),
-            "KeyUsage": usage, "EncryptionAlgorithms": algorithms,
+            "KeyUsage": usage, list: algorithms,
         }));
+    }
+    if *usage != (if operation == Operation::Sign { "SIGN_VERIFY" } else { "ENCRYPT_DECRYPT" }) {
+        return error(StatusCode::BAD_REQUEST, "InvalidKeyUsageException", "the key is for another use");
+    }
+    if operation == Operation::Sign {
+        return sign(key, asked);
     }
     if asked["EncryptionAlgorithm"].as_str() != Some("RSAES_OAEP_SHA_256") {
         return error(StatusCode::BAD_REQUEST, "ValidationException", "EncryptionAlgorithm is required");
@@ -271,6 +288,25 @@ fn perform(operation: Operation, held: &Held, asked: &Value) -> Reply {
             "EncryptionAlgorithm": "RSAES_OAEP_SHA_256",
         })),
         None => error(StatusCode::BAD_REQUEST, "InvalidCiphertextException", ""),
+    }
+}
+
+fn sign(key: &KmsKey, asked: &Value) -> Reply {
+    let how = (asked["MessageType"].as_str(), asked["SigningAlgorithm"].as_str());
+    if how != (Some("DIGEST"), Some("ECDSA_SHA_256")) {
+        return error(
+            StatusCode::BAD_REQUEST,
+            "ValidationException",
+            "a DIGEST for ECDSA_SHA_256 is signed here",
+        );
+    }
+    let digest = asked["Message"].as_str().and_then(|text| Base64::decode_vec(text).ok());
+    match digest.and_then(|digest| key.sign_digest(&digest)) {
+        Some(signature) => ok(&json!({
+            "KeyId": key.arn(), "Signature": Base64::encode_string(&signature),
+            "SigningAlgorithm": "ECDSA_SHA_256",
+        })),
+        None => error(StatusCode::BAD_REQUEST, "ValidationException", "not a SHA-256"),
     }
 }
 

@@ -4,7 +4,6 @@
 //! fingerprint that was read and agreed on and under no other; and no file that is there, a key least of all, is written over.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -12,14 +11,14 @@ use bytes::Bytes;
 use pithead_hop::program::{ProgramError, units};
 use pithead_sealing::Site;
 use pithead_sealing::trust::{
-    Algorithm, Custody, Kid, MAX_SPKI, Role, RoleSpki, RootFields, RootKey, Sha256Digest,
+    Algorithm, Custody, KeyArn, Kid, MAX_SPKI, Role, RoleSpki, RootFields, RootKey, Sha256Digest, verify,
 };
 
+use super::changes::changes;
+use super::holder::{HolderArgs, fingerprint, read};
 use super::{Alg, Moment, now_or};
 use crate::authority::{self, AuthorityDir, AuthorityError, Passphrase, RootChange, RootDraft};
-
-/// Bytes of a payload or a signed root that are read: a device reads no more of one.
-const OBJECT_MAX: u64 = 16_384;
+use crate::kms::{Kms, KmsTimeouts};
 
 /// Arguments of `authority root`.
 #[derive(Debug, Clone, clap::Args)]
@@ -77,8 +76,9 @@ pub struct DraftArgs {
     /// How many root keys must sign a root
     #[arg(long, value_name = "N")]
     pub root_threshold: Option<u64>,
-    /// The keys that sign statements from now on, instead of those before; may be given several times
-    #[arg(long, value_name = "LABEL=PUB")]
+    /// The keys that sign statements from now on, instead of those before, with the public key in PEM or DER or asked of KMS; may be
+    /// given several times. If all are in KMS, custody becomes cloud-hsm
+    #[arg(long, value_name = "LABEL=PUB|LABEL=kms:ARN")]
     pub statement_key: Vec<RoleKeyArg>,
     /// A data key that is never used again, by its fingerprint; may be given several times
     #[arg(long, value_name = "SHA256")]
@@ -86,7 +86,7 @@ pub struct DraftArgs {
     /// Undo what a stolen statement key has signed: devices forget its statements, and the next one needs the root keys
     #[arg(long)]
     pub raise_epoch: bool,
-    /// Who can cause a statement's signature
+    /// Who can cause a statement's signature, where the statement keys do not show it
     #[arg(long, value_enum)]
     pub custody: Option<CustodyArg>,
     /// How long a key is announced before it is used, in operating time of the vehicles
@@ -105,18 +105,12 @@ pub struct DraftArgs {
 pub struct SignArgs {
     /// The draft
     pub draft: PathBuf,
-    /// The key; without it the draft is shown and nothing is signed
-    #[arg(long, value_name = "PEM", requires = "out", requires = "fingerprint")]
-    pub key: Option<PathBuf>,
-    /// The fingerprint that was read and agreed on: another draft is not signed
-    #[arg(long, value_name = "SHA256", requires = "key")]
-    pub fingerprint: Option<String>,
-    /// The first line of this file opens the key
-    #[arg(long, value_name = "FILE", requires = "key")]
-    pub passphrase_file: Option<PathBuf>,
-    /// Where the signature goes; a file that is there is not written over
-    #[arg(long, value_name = "FILE", requires = "key")]
-    pub out: Option<PathBuf>,
+    /// The root before it, as it is known here: shows what changes, and refuses a draft that does not follow it
+    #[arg(long, value_name = "ROOT")]
+    pub previous: Option<PathBuf>,
+    /// Who signs it
+    #[command(flatten)]
+    pub holder: HolderArgs,
 }
 
 /// Arguments of `authority root accept`.
@@ -144,31 +138,45 @@ pub enum CustodyArg {
     KeyFile,
 }
 
-/// `LABEL=FILE`.
+/// `LABEL=FILE` or `LABEL=kms:ARN`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleKeyArg {
     /// For people: who holds it.
     pub label: String,
-    /// Its public key.
-    pub file: PathBuf,
+    /// Where its public key is.
+    pub public: PublicHalf,
+}
+
+/// Where a public key comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublicHalf {
+    /// A file.
+    File(PathBuf),
+    /// KMS, which has the private half.
+    Kms(KeyArn),
 }
 
 impl FromStr for RoleKeyArg {
-    type Err = &'static str;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (label, file) = text.split_once('=').ok_or("not LABEL=FILE, such as alice=alice.pem.pub")?;
-        if label.is_empty() || file.is_empty() {
-            return Err("not LABEL=FILE, such as alice=alice.pem.pub");
+        let form = || "not LABEL=FILE, such as alice=alice.pem.pub".to_owned();
+        let (label, place) = text.split_once('=').ok_or_else(form)?;
+        if label.is_empty() || place.is_empty() {
+            return Err(form());
         }
-        Ok(Self { label: label.to_owned(), file: file.into() })
+        let public = match place.strip_prefix("kms:") {
+            Some(arn) => PublicHalf::Kms(KeyArn::new(arn).map_err(|error| error.to_string())?),
+            None => PublicHalf::File(place.into()),
+        };
+        Ok(Self { label: label.to_owned(), public })
     }
 }
 
-pub(super) fn run(args: Args) -> Result<String, ProgramError> {
+pub(super) async fn run(args: Args) -> Result<String, ProgramError> {
     match args.command {
         Command::NewKey(args) => new_key(&args),
-        Command::Draft(args) => draft(&args),
+        Command::Draft(args) => draft(&args).await,
         Command::Sign(args) => sign(&args),
         Command::Accept(args) => accept(&args),
     }
@@ -200,15 +208,34 @@ fn new_key(args: &NewKeyArgs) -> Result<String, ProgramError> {
     ))
 }
 
-fn draft(args: &DraftArgs) -> Result<String, ProgramError> {
+async fn draft(args: &DraftArgs) -> Result<String, ProgramError> {
+    let add_root_keys = args.add_root_key.iter().map(|key| match &key.public {
+        PublicHalf::File(path) => role_key(&key.label, path),
+        PublicHalf::Kms(_) => Err(AuthorityError::Request(
+            "root keys are kept offline: a root draft takes keys in KMS for statements alone",
+        )),
+    });
+    let add_root_keys = add_root_keys.collect::<Result<Vec<_>, _>>()?;
+    let (mut statement_keys, mut kms_statement_keys) = (Vec::new(), Vec::new());
+    for key in &args.statement_key {
+        match &key.public {
+            PublicHalf::File(path) => statement_keys.push(role_key(&key.label, path)?),
+            PublicHalf::Kms(arn) => {
+                let kms = Kms::from_environment(KmsTimeouts::default()).await;
+                let spki = kms.signing_key(arn).await.map_err(AuthorityError::Kms)?;
+                kms_statement_keys.push(RootKey { spki, label: key.label.clone() });
+            }
+        }
+    }
+    let out_of_files: Vec<String> = statement_keys.iter().map(|key| key.label.clone()).collect();
     let dir = AuthorityDir::open(&args.dir)?;
-    let keys = |keys: &[RoleKeyArg]| keys.iter().map(role_key).collect::<Result<Vec<_>, _>>();
     let change = RootChange {
         life: args.life.map(units::Duration::get),
-        add_root_keys: keys(&args.add_root_key)?,
+        add_root_keys,
         remove_root_keys: args.remove_root_key.iter().map(|text| kid(text)).collect::<Result<_, _>>()?,
         root_threshold: args.root_threshold,
-        statement_keys: keys(&args.statement_key)?,
+        statement_keys,
+        kms_statement_keys,
         deny: args.deny.iter().map(|text| fingerprint(text)).collect::<Result<_, _>>()?,
         raise_epoch: args.raise_epoch,
         custody: args.custody.map(|custody| match custody {
@@ -223,6 +250,15 @@ fn draft(args: &DraftArgs) -> Result<String, ProgramError> {
     authority::write_new(&args.out, &draft.payload, 0o644)?;
     let out = args.out.display();
     let mut text = described(&draft);
+    if draft.fields.policy.custody == Some(Custody::CloudHsm) {
+        for label in out_of_files {
+            let _ = writeln!(
+                text,
+                "WARNING      the draft says cloud HSM, and the public key of {label:?} comes out of a file: nobody has asked the HSM. \
+                 LABEL=kms:ARN asks it"
+            );
+        }
+    }
     let _ = writeln!(
         text,
         "\nnext: on the machine of each signer, of the old root's threshold and of the new one's:\n  \
@@ -237,28 +273,26 @@ fn draft(args: &DraftArgs) -> Result<String, ProgramError> {
 fn sign(args: &SignArgs) -> Result<String, ProgramError> {
     let draft = authority::read_draft(&read(&args.draft)?)?;
     let mut text = described(&draft);
-    let (Some(key), Some(out), Some(read)) = (&args.key, &args.out, &args.fingerprint) else {
-        text.push_str(
-            "\nnothing was signed; to sign it, agree on the fingerprint and give --key PEM --fingerprint SHA256 --out FILE\n",
-        );
-        return Ok(text);
-    };
-    // The file may be another one than the one that was read.
-    if fingerprint(read)? != draft.digest {
-        return Err(AuthorityError::Request(
-            "the draft has another fingerprint than the one of --fingerprint",
-        )
-        .into());
+    if let Some(previous) = &args.previous {
+        let object = read(previous)?;
+        let known =
+            verify::first_root(&draft.fields.authority, &object).map_err(AuthorityError::RootRefused)?;
+        if *known.digest() != draft.fields.previous || draft.fields.version != known.version + 1 {
+            return Err(AuthorityError::Request(
+                "the draft does not follow the root of --previous: ask for the roots between, and read each",
+            )
+            .into());
+        }
+        let _ = write!(text, "\nagainst      root version {}, {}\n", known.version, known.digest());
+        text.push_str(&changes(known.fields(), &draft.fields));
     }
-    let passphrase = args.passphrase_file.as_deref().map(Passphrase::read).transpose()?;
-    let key = authority::read_signing_key(key, passphrase.as_ref())?;
-    authority::write_new(out, &authority::sign(&draft, &key)?, 0o644)?;
-    let kid = key.public().kid();
-    let whose = draft.fields.key(&kid).map_or_else(
-        || "a key that the new root does not list: it counts for the old root alone".to_owned(),
-        |key| key.label.clone(),
-    );
-    let _ = writeln!(text, "\nsigned by    {kid} ({whose})\nsignature    {}", out.display());
+    let whose = |kid: &Kid| {
+        draft.fields.key(kid).map_or_else(
+            || "a key that the new root does not list: it counts for the old root alone".to_owned(),
+            |key| key.label.clone(),
+        )
+    };
+    text += &args.holder.sign(&draft.digest, |key| authority::sign(&draft, key), whose)?;
     Ok(text)
 }
 
@@ -279,9 +313,10 @@ fn accept(args: &AcceptArgs) -> Result<String, ProgramError> {
         let _ = writeln!(
             text,
             "\nnext: sign the next statement of {}, which carries it to the site:\n  \
-             pithead-decryptor authority statement --dir {} --site SITE{}",
+             pithead-decryptor authority statement --dir {} --site SITE{}{}",
             sites.join(", "),
             args.dir.display(),
+            if root.policy.custody == Some(Custody::CloudHsm) { " --statement-kms-key ARN" } else { "" },
             if accepted.raised_epoch { " --cosign ROOT.pem ... (the threshold of root keys)" } else { "" }
         );
     }
@@ -319,12 +354,7 @@ fn described(draft: &RootDraft) -> String {
     for fingerprint in &draft.fields.denylist {
         let _ = writeln!(text, "denied       {fingerprint}");
     }
-    let custody = match policy.custody {
-        Some(Custody::OfflineToken) => "offline token",
-        Some(Custody::CloudHsm) => "cloud HSM",
-        Some(Custody::KeyFile) => "key file",
-        None => "not declared",
-    };
+    let custody = authority::custody_name(policy.custody);
     let _ = writeln!(
         text,
         "policy       hold-down {} s, RSA from {} bits, suites {:?}, statements up to {} s, custody: {custody}",
@@ -348,24 +378,15 @@ fn described(draft: &RootDraft) -> String {
     text
 }
 
-fn read(path: &Path) -> Result<Bytes, AuthorityError> {
-    let failed = |error| AuthorityError::File { action: "read", path: path.into(), error };
-    if fs::metadata(path).map_err(failed)?.len() > OBJECT_MAX {
-        return Err(AuthorityError::KeyFile { path: path.into(), what: "longer than any root" });
-    }
-    let failed = |error| AuthorityError::File { action: "read", path: path.into(), error };
-    Ok(fs::read(path).map_err(failed)?.into())
-}
-
-fn role_key(arg: &RoleKeyArg) -> Result<RootKey, AuthorityError> {
-    let wrong = |what| AuthorityError::KeyFile { path: arg.file.clone(), what };
-    let content = read(&arg.file)?;
+fn role_key(label: &str, file: &Path) -> Result<RootKey, AuthorityError> {
+    let wrong = |what| AuthorityError::KeyFile { path: file.into(), what };
+    let content = read(file)?;
     if content.len() > 16 * MAX_SPKI {
         return Err(wrong("longer than any public key"));
     }
     let spki = RoleSpki::from_der(&super::der_of(&content).map_err(wrong)?);
     let spki = spki.map_err(|_| wrong("not a P-256 or Ed25519 public key"))?;
-    Ok(RootKey { spki, label: arg.label.clone() })
+    Ok(RootKey { spki, label: label.to_owned() })
 }
 
 fn kid(text: &str) -> Result<Kid, AuthorityError> {
@@ -373,9 +394,4 @@ fn kid(text: &str) -> Result<Kid, AuthorityError> {
     bytes
         .map(Kid::from_bytes)
         .ok_or(AuthorityError::Request("a kid is 32 hex digits; `authority show` has them"))
-}
-
-fn fingerprint(text: &str) -> Result<Sha256Digest, AuthorityError> {
-    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
-    bytes.map(Sha256Digest::from_bytes).ok_or(AuthorityError::Request("a fingerprint is 64 hex digits"))
 }
