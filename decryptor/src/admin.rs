@@ -1,7 +1,7 @@
 //! Health and metrics over HTTP, on loopback: `/livez`, `/readyz`, `/statusz`, `/metrics`.
 
 use crate::kms::{KmsCalls, KmsOperation};
-use crate::metrics::{KmsLabel, Metrics, Outcome};
+use crate::metrics::{KmsLabel, Metrics, Outcome, advance};
 use crate::unwrap::DataKeys;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -93,7 +93,7 @@ impl Status {
             }
         }
         self.metrics.data_keys_held.set(i64::try_from(self.data_keys.held()).unwrap_or(i64::MAX));
-        self.metrics.connections.set(i64::try_from(self.accept.peers().len()).unwrap_or(i64::MAX));
+        self.metrics.port(&self.accept.stats());
     }
 
     fn json(&self) -> Value {
@@ -129,10 +129,6 @@ impl Status {
             "peers": peers,
         })
     }
-}
-
-fn advance(counter: &prometheus_client::metrics::counter::Counter, to: u64) {
-    counter.inc_by(to.saturating_sub(counter.get()));
 }
 
 async fn livez(State(status): State<Arc<Status>>) -> impl IntoResponse {

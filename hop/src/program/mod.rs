@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod disk;
 pub mod exit;
+pub mod files;
 pub mod log;
 pub mod stop;
 pub mod units;
