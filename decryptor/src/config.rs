@@ -228,6 +228,9 @@ impl Config {
         }
         self.ingest.calls.check().map_err(|error| format!("[ingest.calls] {error}"))?;
         self.ingest.limits.check().map_err(|error| format!("[ingest.limits] {error}"))?;
+        if self.ingest.limits.unfinished < self.ingest.calls.request {
+            return Err("[ingest.limits] `unfinished` has to be at least [ingest.calls] `request`".into());
+        }
         if self.keys.poll.is_zero() {
             return Err("[keys] `poll` must be above 0".into());
         }

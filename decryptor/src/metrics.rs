@@ -91,6 +91,7 @@ struct Port {
     listener_errors: Counter,
     streams: Counter,
     requests: Counter,
+    requests_refused: Counter,
     throttled: Counter,
     oversize_headers: Counter,
     noise_frames: Counter,
@@ -242,6 +243,11 @@ impl Metrics {
                     "requests",
                     "Calls that reached a service, or were throttled"
                 ),
+                requests_refused: declare!(
+                    Counter::default(),
+                    "requests_refused",
+                    "Calls answered with an error at once: bad messages, refusals, the rate of an identity"
+                ),
                 throttled: declare!(
                     Counter::default(),
                     "requests_throttled",
@@ -332,6 +338,7 @@ impl Metrics {
             (&port.listener_errors, stats.listener_errors),
             (&port.streams, stats.streams),
             (&port.requests, stats.requests),
+            (&port.requests_refused, stats.requests_refused),
             (&port.throttled, stats.throttled),
             (&port.oversize_headers, stats.oversize_headers),
             (&port.noise_frames, stats.noise_frames),

@@ -323,6 +323,9 @@ impl Config {
         }
         self.ingest.envelopes.check().map_err(|error| format!("[ingest.envelopes] {error}"))?;
         self.ingest.limits.check().map_err(|error| format!("[ingest.limits] {error}"))?;
+        if self.ingest.limits.unfinished < self.ingest.envelopes.request {
+            return Err("[ingest.limits] `unfinished` has to be at least [ingest.envelopes] `request`".into());
+        }
         if let Some(relay) = &self.relay {
             if relay.rate.is_some_and(|rate| rate.get() == 0) {
                 return Err(
@@ -486,6 +489,40 @@ mod tests {
         assert!(error.contains("`alarms` both in `first` and in `third`"), "{error}");
         let wrong = TEMPLATE.replace("#first = []", "first = [\"no stream\"]");
         assert!(load(&wrong).unwrap_err().to_string().contains('^'));
+    }
+
+    #[test]
+    fn a_damaged_file_is_read_or_refused_and_never_a_panic() {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut below = |bound: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % bound
+        };
+        // Every key with its default, so that damage meets all of them.
+        let uncommented: String = TEMPLATE
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        for _ in 0..2_000 {
+            let mut bytes = uncommented.clone().into_bytes();
+            for _ in 0..=below(4) {
+                let at = below(bytes.len());
+                match below(4) {
+                    0 => bytes[at] = below(128) as u8,
+                    1 => drop(bytes.remove(at)),
+                    2 => bytes.insert(at, b"\"'[]{}=#.\\\n09-"[below(14)]),
+                    _ => bytes.swap(at, at / 2),
+                }
+            }
+            let text = String::from_utf8(bytes).unwrap();
+            match config::parse::<Config>(&text, "gateway.toml", ENV_PREFIX, []) {
+                Ok(config) => drop(config.check()),
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
     }
 
     #[test]

@@ -164,6 +164,7 @@ struct Inner {
     listener_errors: Counter,
     streams: Counter,
     requests: Counter,
+    requests_refused: Counter,
     requests_throttled: Counter,
     oversize_headers: Counter,
     noise_frames: Counter,
@@ -278,6 +279,10 @@ impl Metrics {
                 "Calls that peers began, those included that HTTP/2 refused by itself"
             ),
             requests: metric!("requests", "Calls that reached a service, or were throttled"),
+            requests_refused: metric!(
+                "requests_refused",
+                "Calls answered with an error at once: bad messages, refusals, the rate of an identity"
+            ),
             requests_throttled: metric!(
                 "requests_throttled",
                 "Calls turned away by the rate of their identity"
@@ -406,6 +411,7 @@ impl Metrics {
             (&all.listener_errors, stats.listener_errors),
             (&all.streams, stats.streams),
             (&all.requests, stats.requests),
+            (&all.requests_refused, stats.requests_refused),
             (&all.requests_throttled, stats.throttled),
             (&all.oversize_headers, stats.oversize_headers),
             (&all.noise_frames, stats.noise_frames),

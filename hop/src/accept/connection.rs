@@ -27,7 +27,8 @@ use tower_service::Service as _;
 use super::{
     Shared,
     activity::{Activity, Answer, Quiet},
-    noise::{Complaints, Listening},
+    asking::Asking,
+    noise::{Listening, Notes},
     permits::{Cut, IpPlace, RosterPlace},
     stall::Stalling,
     stats::{Ended, Handshake},
@@ -64,8 +65,12 @@ pub(super) async fn run(
     let _open = Open(shared.clone());
     let limit = shared.limits.handshake_timeout.get();
     shared.counters.handshaking.add();
+    let go = CancellationToken::new();
+    // In a box of its own, which is gone when the handshake is over: a connection lives for hours.
+    let shaking = Box::pin(handshake(&shared, tcp, &go));
     let handshake = tokio::select! {
-        done = timeout(limit, handshake(&shared, tcp)) => done.unwrap_or(Err(NotAdmitted::TimedOut)),
+        done = timeout(limit, shaking) => done.unwrap_or(Err(NotAdmitted::TimedOut)),
+        () = go.cancelled() => Err(NotAdmitted::MadeRoom),
         // Who is still in its handshake has asked for nothing yet.
         () = stop.cancelled() => Err(NotAdmitted::Stopped),
     };
@@ -123,6 +128,8 @@ enum NotAdmitted {
     Certificate(String),
     #[error("the handshake took too long")]
     TimedOut,
+    #[error("it said nothing for long, and the port was full")]
+    MadeRoom,
     #[error("stopping")]
     Stopped,
 }
@@ -134,6 +141,7 @@ impl NotAdmitted {
             Self::NoAlpn => Handshake::NoAlpn,
             Self::Identity(_) | Self::NoCertificate | Self::Certificate(_) => Handshake::Certificate,
             Self::TimedOut => Handshake::TimedOut,
+            Self::MadeRoom => Handshake::MadeRoom,
             Self::Stopped => Handshake::Stopped,
         }
     }
@@ -151,11 +159,18 @@ impl NotAdmitted {
     }
 }
 
-async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Peer), NotAdmitted> {
+async fn handshake(
+    shared: &Shared,
+    tcp: TcpStream,
+    go: &CancellationToken,
+) -> Result<(TlsStream<TcpStream>, Peer), NotAdmitted> {
     let failed = |error: std::io::Error| NotAdmitted::Handshake(error.to_string());
     tcp.set_nodelay(true).map_err(failed)?;
     // Whoever says nothing holds a connection, and no permit: those are for what costs us signatures.
+    let waiting = shared.silent.wait(go.clone(), Instant::now());
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await.map_err(failed)?;
+    drop(waiting);
+    let mut waiting = None;
     let config: Arc<ServerConfig> = shared.tls.load_full();
     let mut accepting = pin!(hello.into_stream(config).into_fallible());
     let mut permits = PollSemaphore::new(shared.handshakes.clone());
@@ -164,6 +179,9 @@ async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<(TlsStream<TcpStre
         let permit = ready!(permits.poll_acquire(cx));
         let step = accepting.as_mut().poll(cx);
         drop(permit);
+        if step.is_pending() && waiting.is_none() {
+            waiting = Some(shared.silent.wait(go.clone(), Instant::now()));
+        }
         step
     })
     .await;
@@ -212,31 +230,37 @@ async fn serve(
 ) -> Ended {
     let limits = &shared.limits;
     let activity = Activity::new();
-    let complaints = Complaints::default();
-    let (calls, noise, all) = (activity.clone(), complaints.clone(), shared.clone());
+    let notes = Notes::default();
+    let (calls, noise, all) = (activity.clone(), notes.clone(), shared.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
+        let all = all.clone();
         let call = calls.begin();
         all.counters.requests.add();
         let refused = place.request(Instant::now()).err();
         if refused.is_some() {
             all.counters.throttled.add();
-            noise.add();
+            noise.noise();
         }
         let mut routes = routes.clone();
+        let unfinished = place.unfinished();
         request.extensions_mut().insert(peer.clone());
         request.extensions_mut().insert(RemoteAddress(from));
         async move {
             let response = match refused {
                 Some(wait) => throttled(wait),
-                None => match routes.call(request).await {
+                None => match routes.call(request.map(|body| Asking::new(body, unfinished))).await {
                     Ok(response) => response,
                     Err(never) => match never {},
                 },
             };
+            // An answer that is an error and nothing else says so in its head.
+            if response.headers().get("grpc-status").is_some_and(|status| status != "0") {
+                all.counters.requests_refused.add();
+            }
             Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, call)))
         }
     });
-    let stream = Listening::new(stream, shared.clone(), complaints);
+    let stream = Listening::new(stream, shared.clone(), notes.clone());
     let mut connection = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -269,7 +293,7 @@ async fn serve(
     let (why, grace) = tokio::select! {
         // Only the first of these is decided by the peer; it is asked first.
         biased;
-        end = connection.as_mut() => return finished(end, Ended::Closed),
+        end = connection.as_mut() => return finished(end, Ended::Closed, &notes),
         enough = enough.wait() => match enough {
             (why, Some(grace)) => (why, grace),
             (why, None) => return why,
@@ -279,18 +303,18 @@ async fn serve(
     // One poll sends the GOAWAY; then the peer has its time. After `stop` the acceptor keeps the time for all.
     let mut over = pin!(sleep(grace));
     poll_fn(|cx| match connection.as_mut().poll(cx) {
-        Poll::Ready(end) => Poll::Ready(finished(end, why)),
+        Poll::Ready(end) => Poll::Ready(finished(end, why, &notes)),
         Poll::Pending => over.as_mut().poll(cx).map(|()| Ended::Killed),
     })
     .await
 }
 
-fn finished(end: hyper::Result<()>, in_good_order: Ended) -> Ended {
+fn finished(end: hyper::Result<()>, in_good_order: Ended, notes: &Notes) -> Ended {
     match end {
         Ok(()) => in_good_order,
         Err(error) => {
             tracing::debug!(event = "accept.failed", %error);
-            match Ended::of(&error) {
+            match Ended::of(&error, notes.farewell()) {
                 // It was told to go, and went, if without a goodbye.
                 Ended::Broken => in_good_order.or_broken(),
                 other => other,

@@ -64,6 +64,8 @@ pub struct Limits {
     pub stream_window: ByteSize,
     /// HTTP/2 window per connection.
     pub connection_window: ByteSize,
+    /// Bytes of requests of one identity that have begun to come and are not whole: they are held in memory until they are.
+    pub unfinished: ByteSize,
     /// Requests per second and identity, in the long run.
     pub requests_per_second: u32,
     /// Requests per identity at once.
@@ -99,6 +101,7 @@ impl Default for Limits {
             frame: ByteSize::kib(16),
             stream_window: ByteSize::kib(256),
             connection_window: ByteSize::mib(1),
+            unfinished: ByteSize::mib(16),
             requests_per_second: 50,
             request_burst: 200,
         }
@@ -138,6 +141,9 @@ const FRAME: (ByteSize, ByteSize) = (ByteSize::kib(16), ByteSize::from_bytes((1 
 const WINDOW: (ByteSize, ByteSize) = (ByteSize::kib(64), ByteSize::from_bytes((1 << 31) - 1));
 /// A call has 200 bytes of headers before anybody adds to them, and the largest is one that a frame's length can say.
 const HEADER_LIST: (ByteSize, ByteSize) = (ByteSize::kib(1), ByteSize::mib(1));
+
+/// At least the largest request that a program takes unless configured otherwise.
+const UNFINISHED: (ByteSize, ByteSize) = (ByteSize::mib(4), ByteSize::mib(64 << 10));
 
 /// File descriptors that connections never take: segments, ledgers and the admin port need theirs when the port is full.
 const FILES_KEPT: u64 = 128;
@@ -186,6 +192,7 @@ impl Limits {
             ("frame", self.frame, FRAME),
             ("stream_window", self.stream_window, WINDOW),
             ("connection_window", self.connection_window, WINDOW),
+            ("unfinished", self.unfinished, UNFINISHED),
         ];
         for (name, size, (least, most)) in sizes {
             if size < least || size > most {

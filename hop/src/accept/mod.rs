@@ -13,6 +13,7 @@
 //! Every request carries its [`Peer`](crate::identity::Peer) and [`RemoteAddress`] in its extensions.
 
 mod activity;
+mod asking;
 mod connection;
 pub mod limits;
 mod noise;
@@ -47,7 +48,7 @@ pub use stats::{AcceptStats, Ended, Handshake, Refused};
 
 use crate::{identity::Peer, program::ProgramError};
 use connection::Arrival;
-use permits::{Arrivals, PerIp, Rate, Roster};
+use permits::{Arrivals, PerIp, Rate, Roster, Silent};
 use stats::Counters;
 
 /// Why there is no port.
@@ -127,6 +128,7 @@ struct Shared {
     connections: Arc<Semaphore>,
     arrivals: Arrivals,
     per_ip: Arc<PerIp>,
+    silent: Arc<Silent>,
     handshakes: Arc<Semaphore>,
     roster: Arc<Roster>,
     counters: Counters,
@@ -139,6 +141,9 @@ const REFUSED_LOG_INTERVAL_MS: u64 = 1000;
 
 /// What the listener waits after an error such as too many open files, first and at most.
 const LISTENER_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// How long the listener waits for a place that somebody has to leave. It takes one turn of a task.
+const ROOM_WITHIN: Duration = Duration::from_millis(500);
 
 impl Shared {
     fn log_refused(&self, from: SocketAddr, why: &str) {
@@ -182,8 +187,9 @@ impl Acceptor {
             connections: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
             arrivals,
             per_ip: PerIp::new(limits.connections_per_ip),
+            silent: Arc::default(),
             handshakes: Arc::new(Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS))),
-            roster: Roster::new(limits.connections_per_identity, requests),
+            roster: Roster::new(limits.connections_per_identity, requests, limits.unfinished.get_usize()),
             counters: Counters::default(),
             log_next_ms: AtomicU64::new(0),
             began: Instant::now(),
@@ -218,7 +224,7 @@ impl Acceptor {
             match arrived {
                 Ok((tcp, from)) => {
                     pause = LISTENER_PAUSE.0;
-                    take(&shared, tcp, from, &routes, &stop, &kill, &tasks);
+                    take(&shared, tcp, from, &routes, &stop, &kill, &tasks).await;
                 }
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
@@ -249,7 +255,7 @@ impl Acceptor {
     }
 }
 
-fn take(
+async fn take(
     shared: &Arc<Shared>,
     tcp: TcpStream,
     from: SocketAddr,
@@ -264,14 +270,20 @@ fn take(
         shared.log_refused(from, "more new connections than there may be at a time");
         return;
     }
-    let Ok(permit) = shared.connections.clone().try_acquire_owned() else {
-        shared.counters.refused(Refused::Full);
-        shared.log_refused(from, "as many connections as there may be");
-        return;
-    };
     let Some(place) = shared.per_ip.take(from.ip()) else {
         shared.counters.refused(Refused::PerAddress);
         shared.log_refused(from, "too many connections from this address");
+        return;
+    };
+    let mut permit = shared.connections.clone().try_acquire_owned().ok();
+    if permit.is_none() && shared.silent.make_room(Instant::now()) {
+        // The one that was cut is gone at its next turn.
+        let room = timeout(ROOM_WITHIN, shared.connections.clone().acquire_owned()).await;
+        permit = room.ok().and_then(Result::ok);
+    }
+    let Some(permit) = permit else {
+        shared.counters.refused(Refused::Full);
+        shared.log_refused(from, "as many connections as there may be");
         return;
     };
     let arrival = Arrival { tcp, from, _place: place };

@@ -15,7 +15,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
@@ -29,6 +29,7 @@ use tokio::{
 use super::{
     Shared,
     permits::{Bucket, Rate},
+    stats::Ended,
 };
 
 const PREFACE: u32 = 24;
@@ -120,15 +121,43 @@ impl Heads {
     }
 }
 
-/// Noise that the service has seen, on its way to the stream that keeps the account.
+/// What the service and the stream of one connection tell each other.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Complaints(Arc<AtomicU32>);
+pub(super) struct Notes(Arc<Told>);
 
-impl Complaints {
-    pub(super) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+#[derive(Debug, Default)]
+struct Told {
+    /// Noise that the service has seen, on its way to the stream that keeps the account.
+    noise: AtomicU32,
+    /// Why the HTTP/2 layer has said goodbye, as it told the peer: its error to us keeps less of it.
+    farewell: OnceLock<Ended>,
+}
+
+impl Notes {
+    pub(super) fn noise(&self) {
+        self.0.noise.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn farewell(&self) -> Option<Ended> {
+        self.0.farewell.get().copied()
+    }
+
+    /// Looks at the end of what is written: a GOAWAY is the last thing that a connection says, and its debug data the last of it.
+    fn said(&self, bytes: &[u8]) {
+        if let Some((_, ended)) = FAREWELLS.iter().find(|(name, _)| bytes.ends_with(name.as_bytes())) {
+            let _ = self.0.farewell.set(*ended);
+        }
     }
 }
+
+/// The names that h2 gives to the floods that it ends.
+const FAREWELLS: [(&str, Ended); 5] = [
+    ("too_many_continuations", Ended::HeaderFlood),
+    ("header_list_way_too_large", Ended::HeaderFlood),
+    ("too_many_resets", Ended::RapidReset),
+    ("too_many_internal_resets", Ended::ResetFlood),
+    ("too_many_data_frames", Ended::DataFlood),
+];
 
 /// See the module.
 #[derive(Debug)]
@@ -137,16 +166,16 @@ pub(super) struct Listening<S> {
     heads: Heads,
     rate: Rate,
     account: Bucket,
-    complaints: Complaints,
+    notes: Notes,
     shared: Arc<Shared>,
 }
 
 impl<S> Listening<S> {
-    pub(super) fn new(stream: S, shared: Arc<Shared>, complaints: Complaints) -> Self {
+    pub(super) fn new(stream: S, shared: Arc<Shared>, notes: Notes) -> Self {
         let limits = &shared.limits;
         let rate = Rate { per_second: limits.noise_per_second, burst: limits.noise_burst };
         let heads = Heads::new(limits.header_list.get_u32());
-        Self { stream, heads, rate, account: Bucket::full(rate, Instant::now()), complaints, shared }
+        Self { stream, heads, rate, account: Bucket::full(rate, Instant::now()), notes, shared }
     }
 
     fn account_for(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -162,7 +191,7 @@ impl<S> Listening<S> {
             counters.noise_frames.add_many(seen.noise.into());
         }
         // A block above its limit costs as much to read as some frames.
-        let complaints = self.complaints.0.swap(0, Ordering::Relaxed);
+        let complaints = self.notes.0.noise.swap(0, Ordering::Relaxed);
         let noise = seen.noise.saturating_add(complaints).saturating_add(seen.oversize_headers);
         if noise > 0 && self.account.take_many(noise, self.rate, Instant::now()).is_err() {
             return Err(io::Error::new(
@@ -188,7 +217,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.notes.said(&buf[..written]);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -196,7 +227,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        let mut left = written;
+        for buf in bufs {
+            let piece = left.min(buf.len());
+            left -= piece;
+            if left == 0 {
+                self.notes.said(&buf[..piece]);
+                break;
+            }
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -259,6 +300,16 @@ mod tests {
         let expected = Seen { streams: 2, noise: 4, oversize_headers: 1 };
         for size in [1, 2, 5, 9, 31, bytes.len()] {
             assert_eq!(seen_in(bytes.chunks(size).map(<[u8]>::to_vec), 100), expected, "in pieces of {size}");
+        }
+    }
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_passed_alike_however_they_are_cut(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600),
+            size in 1_usize..40,
+        ) {
+            let whole = seen_in(std::iter::once(bytes.clone()), 100);
+            proptest::prop_assert_eq!(seen_in(bytes.chunks(size).map(<[u8]>::to_vec), 100), whole);
         }
     }
 }

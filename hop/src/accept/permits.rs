@@ -4,7 +4,7 @@
 //! per address that came lately, which has a bound of its own.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::stats::Ended;
+use super::{asking::Unfinished, stats::Ended};
 use crate::identity::{Peer, PeerId};
 
 /// The address that a host is counted by: one host of IPv6 has a whole /64.
@@ -115,6 +115,56 @@ impl Arrivals {
     }
 }
 
+/// A connection is left alone for so long while we wait for its half of the handshake: the round trips of a bad radio, and our own
+/// queue when a whole fleet comes back.
+const LEFT_ALONE: Duration = Duration::from_secs(2);
+
+/// Connections whose half of the handshake we wait for, by when we began to. When the port is full, whoever has been silent for
+/// longest makes room for whoever comes: so those who say nothing cannot shut out those who speak.
+#[derive(Debug, Default)]
+pub(super) struct Silent(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u64,
+    by_age: BTreeMap<(Instant, u64), CancellationToken>,
+}
+
+impl Silent {
+    /// We wait from now on, until the place is dropped. `go` is cancelled if it has to make room.
+    pub(super) fn wait(self: &Arc<Self>, go: CancellationToken, now: Instant) -> SilentPlace {
+        let mut waiting = lock(&self.0);
+        let key = (now, waiting.next);
+        waiting.next += 1;
+        waiting.by_age.insert(key, go);
+        SilentPlace { all: self.clone(), key }
+    }
+
+    /// Cuts whoever has been silent for longest, if that is long enough. Whether there was one.
+    pub(super) fn make_room(&self, now: Instant) -> bool {
+        let mut waiting = lock(&self.0);
+        match waiting.by_age.first_entry() {
+            Some(oldest) if now.saturating_duration_since(oldest.key().0) >= LEFT_ALONE => {
+                oldest.remove().cancel();
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct SilentPlace {
+    all: Arc<Silent>,
+    key: (Instant, u64),
+}
+
+impl Drop for SilentPlace {
+    fn drop(&mut self) {
+        lock(&self.all.0).by_age.remove(&self.key);
+    }
+}
+
 /// The end of a connection from outside: asked for once, with its reason.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cut(Arc<(CancellationToken, OnceLock<Ended>)>);
@@ -138,6 +188,8 @@ impl Cut {
 pub(super) struct Roster {
     limit: usize,
     rate: Rate,
+    /// Bytes of requests that an identity may have begun and not ended.
+    unfinished: usize,
     holders: Mutex<Holders>,
 }
 
@@ -152,6 +204,7 @@ struct Holder {
     /// Oldest first.
     connections: VecDeque<Entry>,
     bucket: Arc<Mutex<Bucket>>,
+    unfinished: Arc<Unfinished>,
 }
 
 #[derive(Debug)]
@@ -162,8 +215,8 @@ struct Entry {
 }
 
 impl Roster {
-    pub(super) fn new(limit: usize, rate: Rate) -> Arc<Self> {
-        Arc::new(Self { limit: limit.max(1), rate, holders: Mutex::default() })
+    pub(super) fn new(limit: usize, rate: Rate, unfinished: usize) -> Arc<Self> {
+        Arc::new(Self { limit: limit.max(1), rate, unfinished, holders: Mutex::default() })
     }
 
     /// Enters a connection. If its identity has too many, the oldest is cut; the answer says whether.
@@ -174,6 +227,7 @@ impl Roster {
         let holder = holders.by_id.entry(peer.id.clone()).or_insert_with(|| Holder {
             connections: VecDeque::new(),
             bucket: Arc::new(Mutex::new(Bucket::full(self.rate, now))),
+            unfinished: Unfinished::new(self.unfinished),
         });
         let mut replaced = false;
         while holder.connections.len() >= self.limit {
@@ -183,8 +237,13 @@ impl Roster {
             }
         }
         holder.connections.push_back(Entry { number, peer: peer.clone(), cut });
-        let place =
-            RosterPlace { all: self.clone(), id: peer.id.clone(), number, bucket: holder.bucket.clone() };
+        let place = RosterPlace {
+            all: self.clone(),
+            id: peer.id.clone(),
+            number,
+            bucket: holder.bucket.clone(),
+            unfinished: holder.unfinished.clone(),
+        };
         (place, replaced)
     }
 
@@ -218,9 +277,15 @@ pub(super) struct RosterPlace {
     id: PeerId,
     number: u64,
     bucket: Arc<Mutex<Bucket>>,
+    unfinished: Arc<Unfinished>,
 }
 
 impl RosterPlace {
+    /// What the identity has begun to send and not ended, over all its connections.
+    pub(super) fn unfinished(&self) -> Arc<Unfinished> {
+        self.unfinished.clone()
+    }
+
     /// Takes one request from the identity's rate; says how long to wait if there is none.
     pub(super) fn request(&self, now: Instant) -> Result<(), Duration> {
         lock(&self.bucket).take(self.all.rate, now)
@@ -318,7 +383,7 @@ mod tests {
 
     #[test]
     fn one_connection_too_many_cuts_the_oldest_of_that_identity_only() {
-        let all = Roster::new(2, RATE);
+        let all = Roster::new(2, RATE, 1 << 20);
         let now = Instant::now();
         let cuts: Vec<Cut> = (0..4).map(|_| Cut::default()).collect();
         let asked = |cut: &Cut| cut.0.0.is_cancelled();
@@ -338,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_served_and_then_the_rate() {
-        let all = Roster::new(4, RATE);
+        let all = Roster::new(4, RATE, 1 << 20);
         let start = Instant::now();
         let (one, _) = all.enter(&peer("a"), Cut::default(), start);
         let (two, _) = all.enter(&peer("a"), Cut::default(), start);
@@ -348,6 +413,27 @@ mod tests {
         assert!(two.request(start + wait).is_ok());
         assert!(two.request(start + Duration::from_secs(3600)).is_ok());
     }
+    #[test]
+    fn whoever_has_been_silent_for_longest_makes_room_and_nobody_before_its_time() {
+        let silent = Arc::new(Silent::default());
+        let start = Instant::now();
+        let tokens: Vec<_> = (0..3).map(|_| CancellationToken::new()).collect();
+        let mut places: Vec<_> = (0..3)
+            .map(|at| silent.wait(tokens[at as usize].clone(), start + Duration::from_millis(at)))
+            .collect();
+        assert!(!silent.make_room(start + LEFT_ALONE - Duration::from_millis(1)));
+        // The first has spoken meanwhile.
+        places.remove(0);
+        assert!(!silent.make_room(start + LEFT_ALONE));
+        assert!(silent.make_room(start + LEFT_ALONE + Duration::from_millis(1)));
+        assert_eq!(
+            tokens.iter().map(CancellationToken::is_cancelled).collect::<Vec<_>>(),
+            [false, true, false]
+        );
+        drop(places);
+        assert!(lock(&silent.0).by_age.is_empty());
+    }
+
     #[test]
     fn one_host_of_ipv6_is_one_however_many_addresses_it_has() {
         let all = PerIp::new(1);

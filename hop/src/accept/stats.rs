@@ -59,6 +59,8 @@ outcomes! {
         NoAlpn = "no_alpn",
         /// It took too long.
         TimedOut = "timed_out",
+        /// Cut: we waited for it for long, and the port was full.
+        MadeRoom = "made_room",
         /// The port was closed meanwhile.
         Stopped = "stopped",
     }
@@ -107,15 +109,15 @@ outcomes! {
 }
 
 impl Ended {
-    /// What an error of the HTTP/2 layer means.
-    pub(super) fn of(error: &hyper::Error) -> Self {
+    /// What an error of the HTTP/2 layer means, and what that layer has told the peer.
+    pub(super) fn of(error: &hyper::Error, farewell: Option<Self>) -> Self {
         if error.is_timeout() {
             return Self::Dead;
         }
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
         while let Some(error) = cause {
             if let Some(h2) = error.downcast_ref::<h2::Error>() {
-                return Self::of_h2(h2);
+                return Self::of_h2(h2, farewell);
             }
             if let Some(io) = error.downcast_ref::<io::Error>() {
                 return Self::of_io(io);
@@ -130,23 +132,18 @@ impl Ended {
         if self == Self::Closed { Self::Broken } else { self }
     }
 
-    fn of_h2(error: &h2::Error) -> Self {
+    fn of_h2(error: &h2::Error, farewell: Option<Self>) -> Self {
         if let Some(io) = error.get_io() {
             return Self::of_io(io);
         }
         if error.is_remote() {
             return Self::PeerError;
         }
-        // The reason is ENHANCE_YOUR_CALM for all of these; which of them, h2 says in its text alone.
-        let text = error.to_string();
-        const NAMES: [(&str, Ended); 5] = [
-            ("too_many_continuations", Ended::HeaderFlood),
-            ("header_list_way_too_large", Ended::HeaderFlood),
-            ("too_many_resets", Ended::RapidReset),
-            ("too_many_internal_resets", Ended::ResetFlood),
-            ("too_many_data_frames", Ended::DataFlood),
-        ];
-        NAMES.iter().find(|(name, _)| text.contains(name)).map_or(Self::ProtocolError, |(_, ended)| *ended)
+        match error.reason() {
+            // One reason for every flood; which of them, it has told the peer alone.
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => farewell.unwrap_or(Self::ProtocolError),
+            Some(_) | None => Self::ProtocolError,
+        }
     }
 
     /// Our own streams below HTTP/2 say by an error's kind, and by a cause of their own, why they gave up.
@@ -208,7 +205,9 @@ counters! {
     oversize_headers,
     /// Frames that ask for nothing: PING, SETTINGS, RST_STREAM, PRIORITY, empty DATA, unknown kinds.
     noise_frames,
-    /// Requests turned away by the identity's rate.
+    /// Requests that were answered with an error before anything else: bad messages, refusals, the rate of the identity.
+    requests_refused,
+    /// Of them, those turned away by the identity's rate.
     throttled,
     /// Errors of the listener itself, such as no more file descriptors.
     listener_errors,
