@@ -13,7 +13,6 @@ use pithead_tests::{
 use tokio::task::JoinSet;
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::print_stdout, reason = "how long it took")]
 async fn some_hundred_devices_that_connect_at_once_are_all_served() {
     let count = if pithead_tests::long() { 2_000 } else { 300 };
     let options = SiteOptions { keys: KeySource::Bundle, ..SiteOptions::default() };

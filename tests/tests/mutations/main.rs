@@ -141,7 +141,6 @@ fn what_is_good_is_read_without_a_complaint() {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "how many there were")]
 fn no_parser_that_strangers_reach_panics_on_changed_bytes() {
     let corpus = corpus();
     let each = if pithead_tests::long() { LONG } else { SHORT };
