@@ -42,7 +42,7 @@ fn as_many_as_there_can_be(asked: usize) -> usize {
 async fn thousands_that_say_nothing_are_cut_at_the_handshakes_deadline() {
     let asked = if pithead_tests::long() { 5_000 } else { 1_000 };
     let count = as_many_as_there_can_be(asked);
-    let lines = ["handshake_timeout = \"2s\"", "connections = 8192"];
+    let lines = ["handshake_timeout = \"2s\"", "connections = 8192", ANY_RATE[0], ANY_RATE[1]];
     let mut arena = Arena::open(&lines).await;
     let to = arena.site.gateway_address();
     let mut silent = Vec::new();
