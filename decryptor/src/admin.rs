@@ -2,7 +2,7 @@
 
 use crate::authority::{SiteStanding, rfc3339};
 use crate::kms::{KmsCalls, KmsOperation};
-use crate::metrics::{KmsLabel, Metrics, Outcome};
+use crate::metrics::{KmsLabel, Metrics, Outcome, advance};
 use crate::unwrap::DataKeys;
 use arc_swap::ArcSwap;
 use axum::extract::State;
@@ -112,7 +112,7 @@ impl Status {
             }
         }
         self.metrics.data_keys_held.set(i64::try_from(self.data_keys.held()).unwrap_or(i64::MAX));
-        self.metrics.connections.set(i64::try_from(self.accept.peers().len()).unwrap_or(i64::MAX));
+        self.metrics.port(&self.accept.stats());
     }
 
     fn json(&self) -> Value {
@@ -174,10 +174,6 @@ fn authority_json(standing: &[SiteStanding]) -> Value {
         })
     };
     standing.iter().map(site).collect()
-}
-
-fn advance(counter: &prometheus_client::metrics::counter::Counter, to: u64) {
-    counter.inc_by(to.saturating_sub(counter.get()));
 }
 
 async fn livez(State(status): State<Arc<Status>>) -> impl IntoResponse {

@@ -280,6 +280,10 @@ impl Config {
             return Err("[admin] and [ingest] `listen` on the same address".into());
         }
         self.ingest.calls.check().map_err(|error| format!("[ingest.calls] {error}"))?;
+        self.ingest.limits.check().map_err(|error| format!("[ingest.limits] {error}"))?;
+        if self.ingest.limits.unfinished < self.ingest.calls.request {
+            return Err("[ingest.limits] `unfinished` has to be at least [ingest.calls] `request`".into());
+        }
         if self.keys.poll.is_zero() {
             return Err("[keys] `poll` must be above 0".into());
         }
@@ -344,6 +348,22 @@ mod tests {
     }
 
     #[test]
+    fn every_limit_of_the_port_is_in_the_template_with_its_default() {
+        let section = TEMPLATE.split("# [ingest.limits]\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        let settings: String = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("# "))
+            .filter(|line| line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(toml::from_str::<Limits>(&settings).unwrap(), Limits::default());
+        let written = toml::to_string(&Limits::default()).unwrap();
+        for key in written.lines().filter_map(|line| line.split(" = ").next()) {
+            assert!(settings.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is missing");
+        }
+    }
+
+    #[test]
     fn what_does_not_go_together_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("decryptor.toml");
@@ -354,6 +374,8 @@ mod tests {
         };
         assert!(with("kms = true", "kms = false").contains("[unwrap] needs"));
         assert!(with("bundles = [\"bundle.pb\"]", "bundles = []").contains("[keys] needs"));
+        let limits = with("# [ingest.limits]\n# connections = 4096", "[ingest.limits]\nconnections = 0");
+        assert!(limits.contains("[ingest.limits] `connections` has to be at least 1"), "{limits}");
         let typo = with("data_dir", "datadir");
         assert!(typo.contains("did you mean") && typo.contains('^'), "{typo}");
     }

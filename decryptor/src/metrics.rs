@@ -1,5 +1,6 @@
 //! Every metric of this program, declared once. A device id is never a label.
 
+use pithead_hop::accept::{AcceptStats, Ended, Handshake, Refused};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -8,6 +9,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::fmt::{self, Write as _};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 
 /// What became of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -110,6 +112,31 @@ pub struct SiteLabel {
     pub site: String,
 }
 
+/// Why a connection was refused or ended: a name out of a short list of the accept layer's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HowLabel {
+    /// `rate`, `certificate`, `idle`, `rapid_reset`, ...
+    pub how: &'static str,
+}
+
+/// What the accept layer counts.
+#[derive(Debug)]
+struct Port {
+    taking_over: Mutex<()>,
+    handshaking: Gauge,
+    accepted: Counter,
+    refused: Family<HowLabel, Counter>,
+    handshakes: Family<HowLabel, Counter>,
+    ended: Family<HowLabel, Counter>,
+    listener_errors: Counter,
+    streams: Counter,
+    requests: Counter,
+    requests_refused: Counter,
+    throttled: Counter,
+    oversize_headers: Counter,
+    noise_frames: Counter,
+}
+
 /// All of them. Clones of the parts share their values.
 #[derive(Debug)]
 pub struct Metrics {
@@ -142,6 +169,7 @@ pub struct Metrics {
     pub data_keys_held: Gauge,
     /// Connections of gateways and devices.
     pub connections: Gauge,
+    port: Port,
     /// Groups that the sink made durable.
     pub sink_commits: Counter,
     /// Groups that the sink could not make durable.
@@ -261,6 +289,65 @@ impl Metrics {
             ),
             data_keys_held: declare!(Gauge::default(), "data_keys_held", "Data keys in the cache"),
             connections: declare!(Gauge::default(), "connections", "Connections of gateways and devices"),
+            port: Port {
+                taking_over: Mutex::default(),
+                handshaking: declare!(
+                    Gauge::default(),
+                    "connections_handshaking",
+                    "Of them, those in their handshake"
+                ),
+                accepted: declare!(
+                    Counter::default(),
+                    "connections_accepted",
+                    "Connections taken from the listener"
+                ),
+                refused: declare!(
+                    Family::default(),
+                    "connections_refused",
+                    "Connections turned away before their handshake, by reason"
+                ),
+                handshakes: declare!(Family::default(), "handshakes", "Handshakes that ended, by how"),
+                ended: declare!(
+                    Family::default(),
+                    "connections_ended",
+                    "Connections that ended after a good handshake, by how"
+                ),
+                listener_errors: declare!(
+                    Counter::default(),
+                    "listener_errors",
+                    "Errors of the listener itself, such as no more file descriptors"
+                ),
+                streams: declare!(
+                    Counter::default(),
+                    "streams",
+                    "Calls that peers began, those included that HTTP/2 refused by itself"
+                ),
+                requests: declare!(
+                    Counter::default(),
+                    "requests",
+                    "Calls that reached a service, or were throttled"
+                ),
+                requests_refused: declare!(
+                    Counter::default(),
+                    "requests_refused",
+                    "Calls answered with an error at once: bad messages, refusals, the rate of an identity"
+                ),
+                throttled: declare!(
+                    Counter::default(),
+                    "requests_throttled",
+                    "Calls turned away by the rate of their identity"
+                ),
+                oversize_headers: declare!(
+                    Counter::default(),
+                    "oversize_headers",
+                    "Calls whose headers were larger than allowed"
+                ),
+                noise_frames: declare!(
+                    Counter::default(),
+                    "noise_frames",
+                    "HTTP/2 frames that ask for nothing: PING, SETTINGS, RST_STREAM, empty DATA and the like"
+                ),
+            },
             sink_commits: declare!(Counter::default(), "sink_commits", "Groups that the sink made durable"),
             sink_failures: declare!(
                 Counter::default(),
@@ -375,6 +462,39 @@ impl Metrics {
         self.envelopes.get_or_create(&OutcomeLabel { outcome }).get()
     }
 
+    /// Takes over what the accept layer has counted. Every reason is on the page from the start, at 0.
+    pub(crate) fn port(&self, stats: &AcceptStats) {
+        let port = &self.port;
+        // Two pages at a time would each add what is new.
+        let _one = port.taking_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.connections.set(gauge(stats.open));
+        port.handshaking.set(gauge(stats.handshaking));
+        let plain = [
+            (&port.accepted, stats.accepted),
+            (&port.listener_errors, stats.listener_errors),
+            (&port.streams, stats.streams),
+            (&port.requests, stats.requests),
+            (&port.requests_refused, stats.requests_refused),
+            (&port.throttled, stats.throttled),
+            (&port.oversize_headers, stats.oversize_headers),
+            (&port.noise_frames, stats.noise_frames),
+        ];
+        for (counter, count) in plain {
+            advance(counter, count);
+        }
+        for why in Refused::ALL {
+            advance(&port.refused.get_or_create(&HowLabel { how: why.name() }), stats.refused(why));
+        }
+        for outcome in Handshake::ALL {
+            let label = HowLabel { how: outcome.name() };
+            advance(&port.handshakes.get_or_create(&label), stats.handshakes(outcome));
+        }
+        for how in Ended::ALL {
+            advance(&port.ended.get_or_create(&HowLabel { how: how.name() }), stats.ended(how));
+        }
+    }
+
     /// Counts one call of KMS Decrypt.
     pub fn kms_decrypt_call(&self, outcome: &'static str) {
         self.kms_decrypt_calls.get_or_create(&KmsLabel { outcome }).inc();
@@ -388,6 +508,11 @@ impl Metrics {
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text
     }
+}
+
+/// Moves a counter to where another part's own has come to.
+pub(crate) fn advance(counter: &Counter, to: u64) {
+    counter.inc_by(to.saturating_sub(counter.get()));
 }
 
 #[cfg(test)]

@@ -303,7 +303,7 @@ impl Facts {
         self.metrics.lines_in_memory(self.retry.numbers.in_memory());
         self.metrics.devices_holding(devices, most, self.shares.per_device());
         self.metrics.relay_rate(self.control.as_ref().and_then(|control| control.pace().rate()));
-        self.metrics.connections(self.port.stats().open);
+        self.metrics.port(&self.port.stats());
         if let Some(good_at) = self.refresh.get().good_at {
             self.metrics.key_refresh_age(since_boot().saturating_sub(good_at).as_secs_f64());
         }

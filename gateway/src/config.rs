@@ -15,6 +15,8 @@ use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
 use pithead_sealing::{Site, StreamName};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use crate::envelopes::budgets::Allowance;
+
 /// The prefix of environment variables that stand for keys of the file.
 pub const ENV_PREFIX: &str = "PITHEAD";
 
@@ -130,13 +132,29 @@ pub struct PerDevice {
     pub rate: ByteSize,
     /// Bytes at once.
     pub burst: ByteSize,
+    /// New sessions an hour, in the long run: each costs the cloud one unwrapping.
+    pub sessions_per_hour: u32,
+    /// New sessions at once: two weeks of outbox.
+    pub session_burst: u32,
+}
+
+impl PerDevice {
+    pub(crate) fn sessions(&self) -> Allowance {
+        Allowance { per_hour: self.sessions_per_hour, burst: self.session_burst }
+    }
 }
 
 impl Default for PerDevice {
     /// 16 MiB a second is a camera and every bus of a truck, and an eighth of a gigabit that many share; 512 MiB at once is
     /// the outbox of a shift without a radio.
     fn default() -> Self {
-        Self { rate: ByteSize::mib(16), burst: ByteSize::mib(512) }
+        let sessions = Allowance::default();
+        Self {
+            rate: ByteSize::mib(16),
+            burst: ByteSize::mib(512),
+            sessions_per_hour: sessions.per_hour,
+            session_burst: sessions.burst,
+        }
     }
 }
 
@@ -298,6 +316,16 @@ impl Config {
         if devices.rate.get() == 0 || devices.burst < self.ingest.envelopes.inline {
             return Err("[ingest.per_device] `rate` must be above 0, and `burst` hold one envelope".into());
         }
+        if devices.sessions_per_hour == 0 || devices.session_burst == 0 {
+            return Err(
+                "[ingest.per_device] `sessions_per_hour` and `session_burst` must be at least 1".into()
+            );
+        }
+        self.ingest.envelopes.check().map_err(|error| format!("[ingest.envelopes] {error}"))?;
+        self.ingest.limits.check().map_err(|error| format!("[ingest.limits] {error}"))?;
+        if self.ingest.limits.unfinished < self.ingest.envelopes.request {
+            return Err("[ingest.limits] `unfinished` has to be at least [ingest.envelopes] `request`".into());
+        }
         if let Some(relay) = &self.relay {
             if relay.rate.is_some_and(|rate| rate.get() == 0) {
                 return Err(
@@ -377,6 +405,46 @@ mod tests {
         let relay = config.relay.unwrap();
         assert_eq!((relay.window, relay.answer_timeout, relay.rate), (window(), answer_timeout(), None));
         assert_eq!(config.admin.listen, Admin::default().listen);
+        assert_eq!(config.ingest.limits, Limits::default());
+    }
+
+    #[test]
+    fn every_limit_of_the_port_is_in_the_template_with_its_default() {
+        // `stop_grace` is [stop] intake here.
+        let section = TEMPLATE.split("\n[ingest.limits]\n").nth(1).unwrap().split("\n[").next().unwrap();
+        let settings: String = section
+            .lines()
+            .filter_map(|line| line.strip_prefix('#'))
+            .filter(|line| line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(toml::from_str::<Limits>(&settings).unwrap(), Limits::default());
+        let written = toml::to_string(&Limits::default()).unwrap();
+        for key in
+            written.lines().filter_map(|line| line.split(" = ").next()).filter(|key| *key != "stop_grace")
+        {
+            assert!(settings.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is missing");
+        }
+    }
+
+    #[test]
+    fn limits_that_make_no_sense_are_refused_with_their_section_and_key() {
+        for (key, value) in [
+            ("connections", "0"),
+            ("stream_window", "\"4GiB\""),
+            ("frame", "\"1KiB\""),
+            ("keepalive_timeout", "\"0s\""),
+        ] {
+            let commented = TEMPLATE.lines().find(|line| line.starts_with(&format!("#{key} = "))).unwrap();
+            let error =
+                load(&TEMPLATE.replace(commented, &format!("{key} = {value}"))).unwrap_err().to_string();
+            assert!(error.contains(&format!("[ingest.limits] `{key}`")), "{error}");
+        }
+        let error =
+            load(&TEMPLATE.replace("#window = \"8MiB\"", "window = \"1KiB\"")).unwrap_err().to_string();
+        assert!(error.contains("[ingest.envelopes] `window`"), "{error}");
+        let error = load(&TEMPLATE.replace("#session_burst = 40320", "session_burst = 0")).unwrap_err();
+        assert!(error.to_string().contains("`session_burst`"), "{error}");
     }
 
     #[test]
@@ -421,6 +489,40 @@ mod tests {
         assert!(error.contains("`alarms` both in `first` and in `third`"), "{error}");
         let wrong = TEMPLATE.replace("#first = []", "first = [\"no stream\"]");
         assert!(load(&wrong).unwrap_err().to_string().contains('^'));
+    }
+
+    #[test]
+    fn a_damaged_file_is_read_or_refused_and_never_a_panic() {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut below = |bound: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % bound
+        };
+        // Every key with its default, so that damage meets all of them.
+        let uncommented: String = TEMPLATE
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        for _ in 0..2_000 {
+            let mut bytes = uncommented.clone().into_bytes();
+            for _ in 0..=below(4) {
+                let at = below(bytes.len());
+                match below(4) {
+                    0 => bytes[at] = below(128) as u8,
+                    1 => drop(bytes.remove(at)),
+                    2 => bytes.insert(at, b"\"'[]{}=#.\\\n09-"[below(14)]),
+                    _ => bytes.swap(at, at / 2),
+                }
+            }
+            let text = String::from_utf8(bytes).unwrap();
+            match config::parse::<Config>(&text, "gateway.toml", ENV_PREFIX, []) {
+                Ok(config) => drop(config.check()),
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! with their capacity, and what waits with the age of its oldest.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use pithead_hop::accept::{AcceptStats, Ended, Handshake, Refused};
 use pithead_hop::ingest::UploadStats;
 use pithead_proto::errors::v1::ErrorReason;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
@@ -130,6 +131,12 @@ struct PauseLabel {
     cause: PauseCause,
 }
 
+/// Why a connection was refused or ended: a name out of a short list of the accept layer's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HowLabel {
+    how: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneLabel {
     lane: &'static str,
@@ -142,12 +149,25 @@ pub struct Metrics(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
+    taking_over: Mutex<()>,
     ingest: Family<OutcomeLabel, Counter>,
     ingest_bytes: Counter,
     ingest_refusals: Family<ReasonLabel, Counter>,
     ack_seconds: Histogram,
     keys_not_active: Counter,
     connections: Gauge,
+    connections_handshaking: Gauge,
+    connections_accepted: Counter,
+    connections_refused: Family<HowLabel, Counter>,
+    handshakes: Family<HowLabel, Counter>,
+    connections_ended: Family<HowLabel, Counter>,
+    listener_errors: Counter,
+    streams: Counter,
+    requests: Counter,
+    requests_refused: Counter,
+    requests_throttled: Counter,
+    oversize_headers: Counter,
+    noise_frames: Counter,
     spool_records: Gauge,
     spool_bytes: Gauge,
     spool_capacity_bytes: Gauge,
@@ -239,6 +259,39 @@ impl Metrics {
                 "Envelopes taken under a key that is not active any more"
             ),
             connections: metric!("connections", "Connections that are open on the listener for devices"),
+            connections_handshaking: metric!("connections_handshaking", "Of them, those in their handshake"),
+            connections_accepted: metric!("connections_accepted", "Connections taken from the listener"),
+            connections_refused: metric!(
+                "connections_refused",
+                "Connections turned away before their handshake, by reason"
+            ),
+            handshakes: metric!("handshakes", "Handshakes that ended, by how"),
+            connections_ended: metric!(
+                "connections_ended",
+                "Connections that ended after a good handshake, by how"
+            ),
+            listener_errors: metric!(
+                "listener_errors",
+                "Errors of the listener itself, such as no more file descriptors"
+            ),
+            streams: metric!(
+                "streams",
+                "Calls that peers began, those included that HTTP/2 refused by itself"
+            ),
+            requests: metric!("requests", "Calls that reached a service, or were throttled"),
+            requests_refused: metric!(
+                "requests_refused",
+                "Calls answered with an error at once: bad messages, refusals, the rate of an identity"
+            ),
+            requests_throttled: metric!(
+                "requests_throttled",
+                "Calls turned away by the rate of their identity"
+            ),
+            oversize_headers: metric!("oversize_headers", "Calls whose headers were larger than allowed"),
+            noise_frames: metric!(
+                "noise_frames",
+                "HTTP/2 frames that ask for nothing: PING, SETTINGS, RST_STREAM, empty DATA and the like"
+            ),
             spool_records: metric!("spool_records", "Records that wait for the relay"),
             spool_bytes: sized!("spool_allocated", "Bytes of the spool's files, spares included", Bytes),
             spool_capacity_bytes: sized!("spool_capacity", "Bytes that the spool may take", Bytes),
@@ -315,6 +368,7 @@ impl Metrics {
             ),
             healthy: metric!("healthy", "1 if this dimension of health is well, 0 if degraded or worse"),
             registry,
+            taking_over: Mutex::default(),
         };
         Self(Arc::new(inner))
     }
@@ -345,8 +399,37 @@ impl Metrics {
         self.0.keys_not_active.inc();
     }
 
-    pub(crate) fn connections(&self, open: u64) {
-        self.0.connections.set(as_gauge(open));
+    /// Takes over what the accept layer has counted. Every reason is on the page from the start, at 0.
+    pub(crate) fn port(&self, stats: &AcceptStats) {
+        let all = &self.0;
+        // Two pages at a time would each add what is new.
+        let _one = all.taking_over.lock().unwrap_or_else(PoisonError::into_inner);
+        all.connections.set(as_gauge(stats.open));
+        all.connections_handshaking.set(as_gauge(stats.handshaking));
+        let plain = [
+            (&all.connections_accepted, stats.accepted),
+            (&all.listener_errors, stats.listener_errors),
+            (&all.streams, stats.streams),
+            (&all.requests, stats.requests),
+            (&all.requests_refused, stats.requests_refused),
+            (&all.requests_throttled, stats.throttled),
+            (&all.oversize_headers, stats.oversize_headers),
+            (&all.noise_frames, stats.noise_frames),
+        ];
+        for (counter, count) in plain {
+            advance(counter, count);
+        }
+        for why in Refused::ALL {
+            let label = HowLabel { how: why.name() };
+            advance(&all.connections_refused.get_or_create(&label), stats.refused(why));
+        }
+        for outcome in Handshake::ALL {
+            let label = HowLabel { how: outcome.name() };
+            advance(&all.handshakes.get_or_create(&label), stats.handshakes(outcome));
+        }
+        for how in Ended::ALL {
+            advance(&all.connections_ended.get_or_create(&HowLabel { how: how.name() }), stats.ended(how));
+        }
     }
 
     pub(crate) fn spool(
@@ -457,6 +540,11 @@ impl Metrics {
     }
 }
 
+/// Moves a counter to where another part's own has come to.
+fn advance(counter: &Counter, to: u64) {
+    counter.inc_by(to.saturating_sub(counter.get()));
+}
+
 fn as_gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -472,7 +560,10 @@ mod tests {
         metrics.clone().answered(Outcome::Stored);
         metrics.refused(ErrorReason::KeyUnknown);
         metrics.key_refresh(None);
+        metrics.port(&AcceptStats::default());
         let page = metrics.page();
+        assert!(page.contains("pithead_connections_ended_total{how=\"rapid_reset\"} 0"), "{page}");
+        assert!(page.contains("pithead_connections_refused_total{how=\"rate\"} 0"), "{page}");
         assert!(page.contains("pithead_ingest_envelopes_total{outcome=\"stored\"} 2"), "{page}");
         assert!(page.contains("pithead_ingest_refusals_total{reason=\"KEY_UNKNOWN\"} 1"), "{page}");
         assert!(page.contains("pithead_key_refreshes_total{reason=\"OK\"} 1"), "{page}");

@@ -112,6 +112,18 @@ impl Program {
         Ok(Memory { now: field("VmRSS:")?, peak: field("VmHWM:")? })
     }
 
+    /// Seconds of CPU that it has used, in user and kernel mode.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let pid = self.pid().context("it has ended already")?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("its /proc entry")?;
+        // The name in parentheses may hold anything; behind the last of them the fields are numbers.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| -> anyhow::Result<u64> {
+            Ok(fields.get(at).context("/proc/PID/stat is short")?.parse()?)
+        };
+        Ok((ticks(11)? + ticks(12)?) as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+
     /// SIGKILL: no goodbye, no flush.
     pub async fn kill(mut self) -> anyhow::Result<()> {
         self.child.start_kill()?;

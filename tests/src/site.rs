@@ -340,6 +340,11 @@ impl Site {
         Ok(self.gateway.insert(started))
     }
 
+    /// Takes a gateway over that was started in a way of its own, with the site's configuration.
+    pub fn adopt_gateway(&mut self, program: Program) -> &mut Program {
+        self.gateway.insert(program)
+    }
+
     /// Starts the decryptor and waits until it is ready.
     pub async fn start_decryptor(&mut self) -> anyhow::Result<()> {
         self.launch_decryptor()?.ready().await
@@ -600,7 +605,12 @@ impl Site {
             ("keys", format!("{keys}kms = {}\n", self.options.gateway_asks_kms)),
             ("ingest", format!("listen = \"{gateway}\"\ndevice_ca = \"site-ca.pem\"\n")),
             // All devices of a test share the address 127.0.0.1.
-            ("ingest.limits", "connections_per_ip = 4096\n".to_owned()),
+            (
+                "ingest.limits",
+                "connections_per_ip = 8192\nconnections_per_second_per_ip = 8192\n\
+                 connection_burst_per_ip = 8192\n"
+                    .to_owned(),
+            ),
             // A program on loopback sends faster than any truck may.
             ("ingest.per_device", "rate = \"1TiB\"\nburst = \"1TiB\"\n".to_owned()),
             // Small segments: a test need not lay out 32 MiB of zeroes.

@@ -26,7 +26,7 @@ use arc_swap::ArcSwap;
 use pithead_hop::accept::{AcceptHandle, Acceptor};
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::stop::{Reloads, Signals};
-use pithead_hop::program::{ProgramError, clock};
+use pithead_hop::program::{ProgramError, clock, files};
 use pithead_hop::tls::{CrlExpiry, Pem, ServerTls};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::KeyArn;
@@ -79,7 +79,18 @@ pub async fn serve(
     let data_dir = config.decryptor.data_dir.clone();
     check_data_dir(&data_dir)?;
     let tls = tls(&config)?;
-    let acceptor = Acceptor::bind(config.ingest.listen, tls.build()?, config.ingest.limits.clone()).await?;
+    let mut limits = config.ingest.limits.clone();
+    let files = files::raise_limit();
+    if let Some(room) = limits.fit_files(files) {
+        tracing::warn!(
+            event = "accept.few_files",
+            files,
+            connections = room,
+            asked = config.ingest.limits.connections,
+            "raise the hard limit of open files (LimitNOFILE), or lower [ingest.limits] connections"
+        );
+    }
+    let acceptor = Acceptor::bind(config.ingest.listen, tls.build()?, limits).await?;
     let admin = Admin::bind(config.admin.listen).await?;
     let addresses = Addresses { ingest: acceptor.local_addr(), admin: admin.address() };
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_hop::program::{ExitCode, ProgramError, files};
 
 use crate::config::{Config, TEMPLATE};
 use crate::run::material::Material;
@@ -25,6 +25,19 @@ pub fn check(path: &Path, out: &mut dyn Write) -> Result<ExitCode, ProgramError>
     for warning in material.warnings() {
         text += &format!("  warning: {warning}\n");
     }
+    let asked = &config.ingest.limits;
+    let mut limits = asked.clone();
+    if let Some(room) = limits.fit_files(files::raise_limit()) {
+        text += &format!(
+            "  warning: [ingest.limits] connections is {}, and there are file descriptors for {room}: raise their hard limit\n",
+            asked.connections
+        );
+    }
+    // Whether there is a NAT, nobody here can know.
+    text += &format!(
+        "  note: at most {} devices at a time from one address ([ingest.limits] connections_per_ip); raise it for a NAT\n",
+        asked.connections_per_ip
+    );
     super::done(out, &text)
 }
 

@@ -12,26 +12,50 @@ use std::time::Duration;
 use moka::sync::Cache;
 use pithead_sealing::DeviceId;
 
-/// New EDKs per device and hour.
-pub const REFILL_PER_HOUR: u64 = 120;
-/// Two weeks of outbox, sealed offline at the full rate.
-pub const CAPACITY: u64 = REFILL_PER_HOUR * 24 * 14;
+/// New EDKs per device and hour, unless configured otherwise.
+pub const REFILL_PER_HOUR: u32 = 120;
+/// Two weeks of outbox, sealed offline at the full rate, unless configured otherwise.
+pub const CAPACITY: u32 = REFILL_PER_HOUR * 24 * 14;
 /// EDKs of a device that are remembered: 16 streams, and as many sessions each.
 pub const REMEMBERED: usize = 256;
 /// Devices that are remembered at a time, 2 kB to 10 kB each. A site has thousands; only its own CA can name more.
 const DEVICES_MAX: u64 = 20_000;
 
-const TOKEN: Duration = Duration::from_secs(3600 / REFILL_PER_HOUR);
-/// After this long a bucket is full again, and forgetting it changes nothing.
-const FULL_AGAIN: Duration = Duration::from_secs(3600 * CAPACITY / REFILL_PER_HOUR);
+/// How many, at once and in the long run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// New EDKs per device and hour.
+    pub per_hour: u32,
+    /// At once.
+    pub burst: u32,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self { per_hour: REFILL_PER_HOUR, burst: CAPACITY }
+    }
+}
+
+impl Allowance {
+    fn token(self) -> Duration {
+        Duration::from_secs(3600) / self.per_hour.max(1)
+    }
+
+    /// After this long a bucket is full again, and forgetting it changes nothing.
+    fn full_again(self) -> Duration {
+        self.token().saturating_mul(self.burst)
+    }
+}
 
 /// SHA-256 of key ARN and ciphertext: which data key an EDK is.
 pub type EdkHash = [u8; 32];
 
 /// Too many new data keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("more than {CAPACITY} new data keys, refilled by {REFILL_PER_HOUR} an hour")]
+#[error("more than {} new data keys, refilled by {} an hour", allowance.burst, allowance.per_hour)]
 pub struct OverBudget {
+    /// What the device may have.
+    pub allowance: Allowance,
     /// When one more will be allowed.
     pub retry_after: Duration,
 }
@@ -39,22 +63,32 @@ pub struct OverBudget {
 /// The budgets of all devices.
 #[derive(Debug)]
 pub struct Budgets {
+    allowance: Allowance,
     devices: Cache<DeviceId, Arc<Mutex<Budget>>>,
 }
 
 impl Default for Budgets {
     fn default() -> Self {
-        Self { devices: Cache::builder().max_capacity(DEVICES_MAX).time_to_idle(FULL_AGAIN).build() }
+        Self::new(Allowance::default())
     }
 }
 
 impl Budgets {
+    /// Budgets of so much for each device.
+    #[must_use]
+    pub fn new(allowance: Allowance) -> Self {
+        // A hundred years are as good as for ever, and what the cache can count.
+        let idle = allowance.full_again().min(Duration::from_secs(100 * 365 * 86_400));
+        Self { allowance, devices: Cache::builder().max_capacity(DEVICES_MAX).time_to_idle(idle).build() }
+    }
+
     /// Pays for those of an envelope's EDKs that are new for the device, all or none. `now` is operating time.
     ///
     /// # Errors
     /// [`OverBudget`] if the bucket does not hold that many; nothing is paid or remembered then.
     pub fn spend(&self, device: &DeviceId, edks: &[EdkHash], now: Duration) -> Result<(), OverBudget> {
-        let budget = self.devices.get_with_by_ref(device, || Arc::new(Mutex::new(Budget::full(now))));
+        let full = || Arc::new(Mutex::new(Budget::full(self.allowance, now)));
+        let budget = self.devices.get_with_by_ref(device, full);
         budget.lock().unwrap_or_else(PoisonError::into_inner).spend(edks, now)
     }
 }
@@ -70,6 +104,7 @@ impl Budgets {
 
 #[derive(Debug)]
 struct Budget {
+    allowance: Allowance,
     /// When the bucket would have been empty: time since then, in tokens, is what it holds.
     empty_at: Duration,
     /// Operating time may be younger than a full bucket is old.
@@ -78,8 +113,8 @@ struct Budget {
 }
 
 impl Budget {
-    fn full(now: Duration) -> Self {
-        Self { empty_at: now, ahead: FULL_AGAIN, recent: VecDeque::new() }
+    fn full(allowance: Allowance, now: Duration) -> Self {
+        Self { allowance, empty_at: now, ahead: allowance.full_again(), recent: VecDeque::new() }
     }
 
     fn spend(&mut self, edks: &[EdkHash], now: Duration) -> Result<(), OverBudget> {
@@ -92,11 +127,11 @@ impl Budget {
         if new.is_empty() {
             return Ok(());
         }
-        let saved = (self.ahead + now.saturating_sub(self.empty_at)).min(FULL_AGAIN);
-        let price = TOKEN * u32::try_from(new.len()).unwrap_or(u32::MAX);
+        let saved = (self.ahead + now.saturating_sub(self.empty_at)).min(self.allowance.full_again());
+        let price = self.allowance.token() * u32::try_from(new.len()).unwrap_or(u32::MAX);
         (self.ahead, self.empty_at) = (saved, now);
         if saved < price {
-            return Err(OverBudget { retry_after: price - saved });
+            return Err(OverBudget { allowance: self.allowance, retry_after: price - saved });
         }
         self.ahead = saved - price;
         for edk in new {
@@ -129,7 +164,7 @@ mod tests {
     fn two_weeks_of_sessions_are_taken_at_once_and_then_one_every_half_minute() {
         let budgets = Budgets::default();
         let truck = device("truck-1");
-        for number in 0..CAPACITY {
+        for number in 0..u64::from(CAPACITY) {
             assert_eq!(budgets.spend(&truck, &[edk(number)], START), Ok(()), "{number}");
         }
         let refused = budgets.spend(&truck, &[edk(u64::MAX)], START).unwrap_err();
@@ -145,19 +180,20 @@ mod tests {
     fn the_last_256_data_keys_cost_nothing_when_they_come_again() {
         let budgets = Budgets::default();
         let truck = device("truck-1");
-        for number in 0..CAPACITY {
+        let capacity = u64::from(CAPACITY);
+        for number in 0..capacity {
             budgets.spend(&truck, &[edk(number)], START).unwrap();
         }
-        for number in CAPACITY - REMEMBERED as u64..CAPACITY {
+        for number in capacity - REMEMBERED as u64..capacity {
             assert_eq!(budgets.spend(&truck, &[edk(number)], START), Ok(()));
         }
-        assert!(budgets.spend(&truck, &[edk(CAPACITY - REMEMBERED as u64 - 1)], START).is_err());
+        assert!(budgets.spend(&truck, &[edk(capacity - REMEMBERED as u64 - 1)], START).is_err());
     }
 
     #[test]
     fn an_envelope_with_three_data_keys_pays_for_three_or_for_none() {
-        let mut budget = Budget::full(START);
-        budget.ahead = TOKEN * 2;
+        let mut budget = Budget::full(Allowance::default(), START);
+        budget.ahead = budget.allowance.token() * 2;
         assert!(budget.spend(&[edk(1), edk(2), edk(3)], START).is_err());
         assert_eq!(budget.spend(&[edk(1), edk(2), edk(2)], START), Ok(()));
         assert_eq!(budget.ahead, Duration::ZERO);
@@ -165,9 +201,22 @@ mod tests {
 
     #[test]
     fn an_idle_bucket_never_holds_more_than_its_capacity() {
-        let mut budget = Budget::full(START);
-        let later = START + FULL_AGAIN * 3;
+        let allowance = Allowance::default();
+        let mut budget = Budget::full(allowance, START);
+        let later = START + allowance.full_again() * 3;
         budget.spend(&[edk(1)], later).unwrap();
-        assert_eq!(budget.ahead, FULL_AGAIN - TOKEN);
+        assert_eq!(budget.ahead, allowance.full_again() - allowance.token());
+    }
+    #[test]
+    fn a_site_that_allows_other_numbers_has_them_and_the_refusal_says_them() {
+        let budgets = Budgets::new(Allowance { per_hour: 60, burst: 2 });
+        let truck = device("truck-1");
+        assert_eq!(budgets.spend(&truck, &[edk(1), edk(2)], START), Ok(()));
+        let refused = budgets.spend(&truck, &[edk(3)], START).unwrap_err();
+        assert_eq!(refused.retry_after, Duration::from_secs(60));
+        assert!(
+            refused.to_string().contains("more than 2 new data keys, refilled by 60 an hour"),
+            "{refused}"
+        );
     }
 }

@@ -70,6 +70,8 @@ pub struct Parts {
     pub history: Arc<History>,
     /// The statement in force.
     pub book: Book,
+    /// How many new data keys a device may use.
+    pub budgets: Budgets,
     /// What was taken before.
     pub numbers: Numbers,
     /// Who may hold how much.
@@ -96,10 +98,9 @@ impl SpoolIntake {
     /// Begins to take envelopes. Inside a tokio runtime.
     #[must_use]
     pub fn start(parts: Parts) -> Self {
-        let Parts { gateway, history, book, numbers, shares, spool, uploads, metrics } = parts;
+        let Parts { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics } = parts;
         let (settle, settling) = mpsc::channel(SETTLING_MAX);
         tokio::spawn(settle_all(settling, metrics.clone()));
-        let budgets = Budgets::default();
         Self { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics, settle }
     }
 

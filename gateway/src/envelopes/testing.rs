@@ -35,6 +35,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use super::budgets::Budgets;
 use super::idle::Idle;
 use super::intake::{Parts, SpoolIntake};
 use super::numbers::Numbers;
@@ -157,6 +158,7 @@ impl Door {
             gateway: name,
             history: history.clone(),
             book,
+            budgets: Budgets::default(),
             numbers: numbers.clone(),
             shares: shares.clone(),
             spool: spool.clone(),

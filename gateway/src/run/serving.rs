@@ -7,7 +7,7 @@ use pithead_hop::accept::{AcceptHandle, Acceptor};
 use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::config::Duration as ConfigDuration;
-use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_hop::program::{ExitCode, ProgramError, files};
 use pithead_hop::status::reason_of_trust;
 use pithead_proto::errors::v1::ErrorReason;
 use rustls::ClientConfig;
@@ -24,6 +24,7 @@ use super::stopping::part;
 use crate::admin::{self, Facts};
 use crate::clock::{GatewayClock, since_boot};
 use crate::config::{self, Config};
+use crate::envelopes::budgets::Budgets;
 use crate::envelopes::idle::Idle;
 use crate::envelopes::intake::{Parts, SpoolIntake};
 use crate::envelopes::numbers::Numbers;
@@ -84,6 +85,16 @@ impl Serving {
         // Both ports first: nothing on disk is touched by a second gateway that was started by mistake.
         let mut limits = config.ingest.limits.clone();
         limits.stop_grace = config.stop.intake;
+        let files = files::raise_limit();
+        if let Some(room) = limits.fit_files(files) {
+            tracing::warn!(
+                event = "accept.few_files",
+                files,
+                connections = room,
+                asked = config.ingest.limits.connections,
+                "raise the hard limit of open files (LimitNOFILE), or lower [ingest.limits] connections"
+            );
+        }
         let acceptor = Acceptor::bind(config.ingest.listen, material.server.clone(), limits).await?;
         let admin_port = admin::bind(config.admin.listen).await?;
 
@@ -152,6 +163,7 @@ impl Serving {
             gateway: material.name.clone(),
             history: history.clone(),
             book: book.clone(),
+            budgets: Budgets::new(config.ingest.per_device.sessions()),
             numbers: numbers.clone(),
             shares: shares.clone(),
             spool: spool.clone(),

@@ -1,8 +1,14 @@
-//! Whether anything is asked on a connection, and since when not.
+//! Whether anything is asked on a connection, and since when not; and whether what was asked for is taken.
+//!
+//! A peer that grants no window takes nothing, and yet no write to its socket ever blocks: HTTP/2 keeps the answer and waits.
+//! So it is watched here, where answers are handed over: the next piece is asked for when the one before has left.
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,7 +25,19 @@ struct State {
 
 /// The calls of one connection.
 #[derive(Debug, Clone)]
-pub(super) struct Activity(Arc<watch::Sender<State>>);
+pub(super) struct Activity(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    state: watch::Sender<State>,
+    /// Answers of which a piece was handed over and has not left.
+    owed: AtomicUsize,
+    /// Pieces that have left, so that progress is seen.
+    left: AtomicU64,
+}
+
+/// How often within its limit a connection is looked at for progress.
+const LOOKS: u32 = 4;
 
 /// Why a connection is quiet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +48,13 @@ pub(super) enum Quiet {
 
 impl Activity {
     pub(super) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(State::default())))
+        let state = watch::Sender::new(State::default());
+        Self(Arc::new(Inner { state, owed: AtomicUsize::new(0), left: AtomicU64::new(0) }))
     }
 
     /// A call begins; it lasts until the guard is dropped.
     pub(super) fn begin(&self) -> Call {
-        self.0.send_modify(|state| {
+        self.0.state.send_modify(|state| {
             state.under_way += 1;
             state.served += 1;
         });
@@ -44,7 +63,7 @@ impl Activity {
 
     /// Resolves when the first request has not come within `first`, or later none was under way for `idle`.
     pub(super) async fn quiet(&self, first: Duration, idle: Duration) -> Quiet {
-        let mut state = self.0.subscribe();
+        let mut state = self.0.state.subscribe();
         loop {
             let now = *state.borrow_and_update();
             let (limit, quiet) = match now {
@@ -57,6 +76,18 @@ impl Activity {
             }
         }
     }
+
+    /// Resolves when answers have waited for the peer for `limit`, and none of them has moved.
+    pub(super) async fn stalled(&self, limit: Duration) {
+        let (mut seen, mut still) = (self.0.left.load(Ordering::Relaxed), 0);
+        while still < LOOKS {
+            tokio::time::sleep(limit / LOOKS).await;
+            let left = self.0.left.load(Ordering::Relaxed);
+            let moves = left != seen || self.0.owed.load(Ordering::Relaxed) == 0;
+            still = if moves { 0 } else { still + 1 };
+            seen = left;
+        }
+    }
 }
 
 /// A call that is under way.
@@ -65,15 +96,37 @@ pub(super) struct Call(Activity);
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.0.0.send_modify(|state| state.under_way -= 1);
+        self.0.0.state.send_modify(|state| state.under_way -= 1);
     }
 }
 
 /// An answer that is under way until its last byte is taken.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) body: Body,
-    pub(super) _call: Call,
+    body: Body,
+    call: Call,
+    /// A piece of it was handed over and has not left.
+    owed: bool,
+}
+
+impl Answer {
+    pub(super) fn new(body: Body, call: Call) -> Self {
+        Self { body, call, owed: false }
+    }
+
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.owed) {
+            let all = &self.call.0.0;
+            all.owed.fetch_sub(1, Ordering::Relaxed);
+            all.left.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.settle();
+    }
 }
 
 impl HttpBody for Answer {
@@ -84,7 +137,15 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        self.settle();
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && frame.is_data()
+        {
+            self.owed = true;
+            self.call.0.0.owed.fetch_add(1, Ordering::Relaxed);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -99,6 +160,7 @@ impl HttpBody for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
     use tokio::time::Instant;
 
     #[tokio::test]
@@ -116,5 +178,52 @@ mod tests {
         drop(call);
         assert_eq!(quiet.await, Quiet::Idle);
         assert!(ended.elapsed() >= idle);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_handed_over_and_not_taken_stalls_the_connection_and_one_that_moves_does_not() {
+        let activity = Activity::new();
+        let limit = Duration::from_secs(30);
+        let answer = |activity: &Activity| {
+            let body = Body::new(http_body_of(["one", "two"]));
+            Answer::new(body, activity.begin())
+        };
+        let take = async |answer: &mut Answer| {
+            std::future::poll_fn(|cx| Pin::new(&mut *answer).poll_frame(cx)).await
+        };
+        // Nothing was said yet: nobody has to take anything.
+        let mut first = answer(&activity);
+        assert!(tokio::time::timeout(limit * 10, activity.stalled(limit)).await.is_err());
+        take(&mut first).await.expect("a piece").expect("good");
+        let begin = Instant::now();
+        activity.stalled(limit).await;
+        assert!(begin.elapsed() >= limit && begin.elapsed() <= limit * 2, "{:?}", begin.elapsed());
+        // What moves within the limit, however slowly, is not standing still.
+        let mut slow = pin!(activity.stalled(limit));
+        for _ in 0..2 {
+            assert!(tokio::time::timeout(limit / 2, slow.as_mut()).await.is_err());
+            take(&mut first).await;
+        }
+        drop(first);
+        assert!(tokio::time::timeout(limit * 10, slow).await.is_err());
+        assert_eq!(activity.0.owed.load(Ordering::Relaxed), 0);
+    }
+
+    /// A body of these pieces.
+    fn http_body_of(pieces: [&'static str; 2]) -> impl HttpBody<Data = bytes::Bytes, Error = tonic::Status> {
+        struct Pieces(std::vec::IntoIter<&'static str>);
+        impl HttpBody for Pieces {
+            type Data = bytes::Bytes;
+            type Error = tonic::Status;
+
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+                Poll::Ready(
+                    self.0.next().map(|piece| Ok(Frame::data(bytes::Bytes::from_static(piece.as_bytes())))),
+                )
+            }
+        }
+        Pieces(Vec::from(pieces).into_iter())
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     pin::pin,
     sync::Arc,
-    task::Poll,
+    task::{Poll, ready},
     time::Duration,
 };
 
@@ -20,21 +20,27 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, PollSemaphore};
 use tonic::{body::Body, service::Routes};
 use tower_service::Service as _;
 
 use super::{
     Shared,
     activity::{Activity, Answer, Quiet},
-    permits::{IpPlace, RosterPlace},
+    asking::Asking,
+    noise::{Listening, Notes},
+    permits::{Cut, IpPlace, RosterPlace},
     stall::Stalling,
+    stats::{Ended, Handshake},
 };
 use crate::{backoff, identity::Peer, rarely::Rarely, status::Refusal, tls::ALPN_H2};
 
 /// How long a client that was refused is listened to, and how often: its first request is some hundred bytes.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_READS: usize = 4;
+
+/// What one call's answer may hold that the peer has not taken yet. Answers are small; this is many of them.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// The other end's address, in every request's extensions beside its [`Peer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,47 +64,46 @@ pub(super) async fn run(
     shared.counters.open.add();
     let _open = Open(shared.clone());
     let limit = shared.limits.handshake_timeout.get();
+    shared.counters.handshaking.add();
+    let go = CancellationToken::new();
+    // In a box of its own, which is gone when the handshake is over: a connection lives for hours.
+    let shaking = Box::pin(handshake(&shared, tcp, &go));
     let handshake = tokio::select! {
-        done = timeout(limit, handshake(&shared, tcp)) => done,
+        done = timeout(limit, shaking) => done.unwrap_or(Err(NotAdmitted::TimedOut)),
+        () = go.cancelled() => Err(NotAdmitted::MadeRoom),
         // Who is still in its handshake has asked for nothing yet.
-        () = stop.cancelled() => return,
+        () = stop.cancelled() => Err(NotAdmitted::Stopped),
     };
+    shared.counters.handshaking.sub();
     let (stream, peer) = match handshake {
-        Ok(Ok(done)) => done,
-        Ok(Err(why)) => {
-            if why == NotAdmitted::NoAlpn {
-                shared.counters.no_alpn.add();
-            } else {
-                shared.counters.handshake_failed.add();
+        Ok(done) => done,
+        Err(why) => {
+            shared.counters.handshake(why.outcome());
+            if why != NotAdmitted::Stopped {
+                shared.log_refused(from, &why.to_string());
             }
-            shared.log_refused(from, &why.to_string());
-            return;
-        }
-        Err(_) => {
-            shared.counters.handshake_timed_out.add();
-            shared.log_refused(from, "the handshake took too long");
             return;
         }
     };
-    shared.counters.admitted.add();
+    shared.counters.handshake(Handshake::Ok);
     tracing::debug!(event = "accept.connected", peer = %peer.id, %from);
-    let cut = CancellationToken::new();
+    let cut = Cut::default();
     let (place, replaced) = shared.roster.enter(&peer, cut.clone(), Instant::now());
     if replaced {
-        shared.counters.replaced.add();
         tracing::info!(event = "accept.replaced", peer = %peer.id, %from);
     }
     let mut forced = Rarely::new(async {
         tokio::select! {
-            () = cut.cancelled() => { shared.counters.cut.add(); "cut" }
-            () = kill.cancelled() => { shared.counters.killed.add(); "killed" }
+            why = cut.asked() => why,
+            () = kill.cancelled() => Ended::Killed,
         }
     });
-    let end = tokio::select! {
-        end = serve(&shared, stream, peer.clone(), from, Arc::new(place), routes, stop) => end,
-        end = forced.wait() => end,
+    let ended = tokio::select! {
+        ended = serve(&shared, stream, peer.clone(), from, Arc::new(place), routes, stop) => ended,
+        ended = forced.wait() => ended,
     };
-    tracing::debug!(event = "accept.disconnected", peer = %peer.id, %from, end);
+    shared.counters.ended(ended);
+    tracing::debug!(event = "accept.disconnected", peer = %peer.id, %from, ended = ended.name());
 }
 
 struct Open(Arc<Shared>);
@@ -119,23 +124,72 @@ enum NotAdmitted {
     Identity(crate::identity::IdentityError),
     #[error("no client certificate")]
     NoCertificate,
+    #[error("{0}")]
+    Certificate(String),
+    #[error("the handshake took too long")]
+    TimedOut,
+    #[error("it said nothing for long, and the port was full")]
+    MadeRoom,
+    #[error("stopping")]
+    Stopped,
 }
 
-async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Peer), NotAdmitted> {
+impl NotAdmitted {
+    fn outcome(&self) -> Handshake {
+        match self {
+            Self::Handshake(_) => Handshake::Failed,
+            Self::NoAlpn => Handshake::NoAlpn,
+            Self::Identity(_) | Self::NoCertificate | Self::Certificate(_) => Handshake::Certificate,
+            Self::TimedOut => Handshake::TimedOut,
+            Self::MadeRoom => Handshake::MadeRoom,
+            Self::Stopped => Handshake::Stopped,
+        }
+    }
+
+    fn of(error: &std::io::Error) -> Self {
+        let tls = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(rustls::Error::NoApplicationProtocol) => Self::NoAlpn,
+            Some(rustls::Error::NoCertificatesPresented) => Self::NoCertificate,
+            Some(rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidCertRevocationList(_)) => {
+                Self::Certificate(error.to_string())
+            }
+            Some(_) | None => Self::Handshake(error.to_string()),
+        }
+    }
+}
+
+async fn handshake(
+    shared: &Shared,
+    tcp: TcpStream,
+    go: &CancellationToken,
+) -> Result<(TlsStream<TcpStream>, Peer), NotAdmitted> {
     let failed = |error: std::io::Error| NotAdmitted::Handshake(error.to_string());
     tcp.set_nodelay(true).map_err(failed)?;
-    // Whoever says nothing holds a connection, and no handshake: the permit is for what costs us signatures.
+    // Whoever says nothing holds a connection, and no permit: those are for what costs us signatures.
+    let waiting = shared.silent.wait(go.clone(), Instant::now());
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await.map_err(failed)?;
-    let permit =
-        shared.handshakes.acquire().await.map_err(|_| NotAdmitted::Handshake("stopping".to_owned()))?;
+    drop(waiting);
+    let mut waiting = None;
     let config: Arc<ServerConfig> = shared.tls.load_full();
-    let accepted = hello.into_stream(config).into_fallible().await;
-    drop(permit);
+    let mut accepting = pin!(hello.into_stream(config).into_fallible());
+    let mut permits = PollSemaphore::new(shared.handshakes.clone());
+    // A permit for each step, and none between them: whoever lets us wait for its half of the handshake lets nobody else wait.
+    let accepted = poll_fn(|cx| {
+        let permit = ready!(permits.poll_acquire(cx));
+        let step = accepting.as_mut().poll(cx);
+        drop(permit);
+        if step.is_pending() && waiting.is_none() {
+            waiting = Some(shared.silent.wait(go.clone(), Instant::now()));
+        }
+        step
+    })
+    .await;
     let stream = match accepted {
         Ok(stream) => stream,
         Err((error, tcp)) => {
             let_the_alert_arrive(tcp).await;
-            return Err(failed(error));
+            return Err(NotAdmitted::of(&error));
         }
     };
     let session = stream.get_ref().1;
@@ -173,31 +227,40 @@ async fn serve(
     place: Arc<RosterPlace>,
     routes: Routes,
     stop: CancellationToken,
-) -> &'static str {
+) -> Ended {
     let limits = &shared.limits;
     let activity = Activity::new();
-    let (calls, all) = (activity.clone(), shared.clone());
+    let notes = Notes::default();
+    let (calls, noise, all) = (activity.clone(), notes.clone(), shared.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         let all = all.clone();
         let call = calls.begin();
+        all.counters.requests.add();
         let refused = place.request(Instant::now()).err();
+        if refused.is_some() {
+            all.counters.throttled.add();
+            noise.noise();
+        }
         let mut routes = routes.clone();
+        let unfinished = place.unfinished();
         request.extensions_mut().insert(peer.clone());
         request.extensions_mut().insert(RemoteAddress(from));
         async move {
             let response = match refused {
-                Some(wait) => {
-                    all.counters.throttled.add();
-                    throttled(wait)
-                }
-                None => match routes.call(request).await {
+                Some(wait) => throttled(wait),
+                None => match routes.call(request.map(|body| Asking::new(body, unfinished))).await {
                     Ok(response) => response,
                     Err(never) => match never {},
                 },
             };
-            Ok::<_, std::convert::Infallible>(response.map(|body| Answer { body, _call: call }))
+            // An answer that is an error and nothing else says so in its head.
+            if response.headers().get("grpc-status").is_some_and(|status| status != "0") {
+                all.counters.requests_refused.add();
+            }
+            Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, call)))
         }
     });
+    let stream = Listening::new(stream, shared.clone(), notes.clone());
     let mut connection = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -210,57 +273,52 @@ async fn serve(
             .initial_connection_window_size(limits.connection_window.get_u32())
             .keep_alive_interval(limits.keepalive_interval.get())
             .keep_alive_timeout(limits.keepalive_timeout.get())
+            .max_send_buf_size(SEND_BUFFER)
             .serve_connection(TokioIo::new(Stalling::new(stream, limits.write_stall.get())), service)
     );
     // Why the connection should end, and how long it may take to; at once if that is none.
     let mut enough = Rarely::new(async {
         tokio::select! {
-            () = stop.cancelled() => Some(Duration::MAX),
+            () = stop.cancelled() => (Ended::Stopped, Some(Duration::MAX)),
             () = sleep(jittered(limits.age.get(), backoff::random())) => {
-                shared.counters.aged.add();
-                Some(limits.age_grace.get())
+                (Ended::Aged, Some(limits.age_grace.get()))
             }
+            () = activity.stalled(limits.write_stall.get()) => (Ended::Stalled, None),
             quiet = activity.quiet(limits.first_request.get(), limits.idle.get()) => match quiet {
-                Quiet::NoFirstRequest => {
-                    shared.counters.no_first_request.add();
-                    None
-                }
-                Quiet::Idle => {
-                    shared.counters.idle.add();
-                    Some(limits.age_grace.get())
-                }
+                Quiet::NoFirstRequest => (Ended::NoFirstRequest, None),
+                Quiet::Idle => (Ended::Idle, Some(limits.age_grace.get())),
             },
         }
     });
-    let grace = tokio::select! {
+    let (why, grace) = tokio::select! {
         // Only the first of these is decided by the peer; it is asked first.
         biased;
-        end = connection.as_mut() => return finished(shared, end),
-        grace = enough.wait() => match grace {
-            Some(grace) => grace,
-            None => return "no first request",
+        end = connection.as_mut() => return finished(end, Ended::Closed, &notes),
+        enough = enough.wait() => match enough {
+            (why, Some(grace)) => (why, grace),
+            (why, None) => return why,
         },
     };
     connection.as_mut().graceful_shutdown();
     // One poll sends the GOAWAY; then the peer has its time. After `stop` the acceptor keeps the time for all.
     let mut over = pin!(sleep(grace));
     poll_fn(|cx| match connection.as_mut().poll(cx) {
-        Poll::Ready(end) => Poll::Ready(finished(shared, end)),
-        Poll::Pending => over.as_mut().poll(cx).map(|()| {
-            shared.counters.killed.add();
-            "killed"
-        }),
+        Poll::Ready(end) => Poll::Ready(finished(end, why, &notes)),
+        Poll::Pending => over.as_mut().poll(cx).map(|()| Ended::Killed),
     })
     .await
 }
 
-fn finished(shared: &Shared, end: hyper::Result<()>) -> &'static str {
+fn finished(end: hyper::Result<()>, in_good_order: Ended, notes: &Notes) -> Ended {
     match end {
-        Ok(()) => "closed",
+        Ok(()) => in_good_order,
         Err(error) => {
-            shared.counters.failed.add();
             tracing::debug!(event = "accept.failed", %error);
-            "failed"
+            match Ended::of(&error, notes.farewell()) {
+                // It was told to go, and went, if without a goodbye.
+                Ended::Broken => in_good_order.or_broken(),
+                other => other,
+            }
         }
     }
 }

@@ -10,11 +10,21 @@ use crate::program::units::{ByteSize, Duration};
 pub struct Limits {
     /// Connections in all: file descriptors and memory.
     pub connections: usize,
-    /// Connections per source address: one host cannot take the whole port. Raise it behind NAT.
+    /// Connections per source address (with IPv6 per /64: that is what one host has): one host cannot take the whole port.
+    /// Raise it behind NAT.
     pub connections_per_ip: usize,
     /// Connections per identity. One more closes the oldest: after a radio's flapping the oldest is the dead one.
     pub connections_per_identity: usize,
-    /// Handshakes being computed at once: signatures are the most expensive thing that a stranger can ask for.
+    /// New connections per second, in the long run: signatures are the most expensive thing that a stranger can ask for.
+    pub connections_per_second: u32,
+    /// New connections at once: a whole fleet that comes back after a power cut.
+    pub connection_burst: u32,
+    /// New connections per second and source address, in the long run. Raise it behind NAT.
+    pub connections_per_second_per_ip: u32,
+    /// New connections per source address at once.
+    pub connection_burst_per_ip: u32,
+    /// Handshakes that may wait for a processor at once: so many stand between a live connection and its turn. Who waits for the
+    /// other end counts not.
     pub handshakes: usize,
     /// From TCP's accept to the end of the handshake.
     pub handshake_timeout: Duration,
@@ -41,6 +51,11 @@ pub struct Limits {
     pub max_local_error_reset_streams: usize,
     /// Streams that the peer reset before we took them, before the connection ends (rapid reset).
     pub max_pending_accept_reset_streams: usize,
+    /// Frames per second and connection that ask for nothing (PING, SETTINGS, RST_STREAM, empty DATA, ...), and requests that go
+    /// on while they are throttled, in the long run. A client that measures its way sends some hundred.
+    pub noise_per_second: u32,
+    /// The same at once; one more, and the connection is over.
+    pub noise_burst: u32,
     /// Bytes of request headers.
     pub header_list: ByteSize,
     /// Bytes of an HTTP/2 frame.
@@ -49,6 +64,8 @@ pub struct Limits {
     pub stream_window: ByteSize,
     /// HTTP/2 window per connection.
     pub connection_window: ByteSize,
+    /// Bytes of requests of one identity that have begun to come and are not whole: they are held in memory until they are.
+    pub unfinished: ByteSize,
     /// Requests per second and identity, in the long run.
     pub requests_per_second: u32,
     /// Requests per identity at once.
@@ -61,6 +78,10 @@ impl Default for Limits {
             connections: 4096,
             connections_per_ip: 16,
             connections_per_identity: 4,
+            connections_per_second: 500,
+            connection_burst: 4096,
+            connections_per_second_per_ip: 8,
+            connection_burst_per_ip: 64,
             handshakes: 64,
             handshake_timeout: Duration::from_secs(10),
             first_request: Duration::from_secs(10),
@@ -74,19 +95,177 @@ impl Default for Limits {
             max_concurrent_streams: 64,
             max_local_error_reset_streams: 256,
             max_pending_accept_reset_streams: 20,
+            noise_per_second: 1000,
+            noise_burst: 10_000,
             header_list: ByteSize::kib(8),
             frame: ByteSize::kib(16),
             stream_window: ByteSize::kib(256),
             connection_window: ByteSize::mib(1),
+            unfinished: ByteSize::mib(16),
             requests_per_second: 50,
             request_burst: 200,
         }
     }
 }
 
+/// Limits under which nobody could be served, or that HTTP/2 does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LimitsError {
+    /// Nobody would be served.
+    #[error("`{0}` has to be at least 1")]
+    Zero(&'static str),
+    /// Everybody would be cut at once.
+    #[error("`{0}` has to be above 0")]
+    NoTime(&'static str),
+    /// Outside what HTTP/2 allows (RFC 9113, 6.5.2), or what a request needs.
+    #[error("`{name}` has to be between {least} and {most}")]
+    Size {
+        /// The key.
+        name: &'static str,
+        /// At least this.
+        least: ByteSize,
+        /// At most this.
+        most: ByteSize,
+    },
+    /// A stream could never use its window.
+    #[error("`connection_window` has to be at least `stream_window`")]
+    ConnectionWindow,
+    /// Who may have a place could never take it.
+    #[error("`{0}` is above `connections`")]
+    MoreThanAll(&'static str),
+}
+
+/// HTTP/2's own bounds of a frame, and of a window. A window below 64 KiB is smaller than the one that every peer begins with.
+const FRAME: (ByteSize, ByteSize) = (ByteSize::kib(16), ByteSize::from_bytes((1 << 24) - 1));
+const WINDOW: (ByteSize, ByteSize) = (ByteSize::kib(64), ByteSize::from_bytes((1 << 31) - 1));
+/// A call has 200 bytes of headers before anybody adds to them, and the largest is one that a frame's length can say.
+const HEADER_LIST: (ByteSize, ByteSize) = (ByteSize::kib(1), ByteSize::mib(1));
+
+/// At least the largest request that a program takes unless configured otherwise.
+const UNFINISHED: (ByteSize, ByteSize) = (ByteSize::mib(4), ByteSize::mib(64 << 10));
+
+/// File descriptors that connections never take: segments, ledgers and the admin port need theirs when the port is full.
+const FILES_KEPT: u64 = 128;
+
+impl Limits {
+    /// Refuses limits that make no sense, by the name of the key.
+    ///
+    /// # Errors
+    /// [`LimitsError`].
+    pub fn check(&self) -> Result<(), LimitsError> {
+        let counts = [
+            ("connections", self.connections),
+            ("connections_per_ip", self.connections_per_ip),
+            ("connections_per_identity", self.connections_per_identity),
+            ("connections_per_second", self.connections_per_second as usize),
+            ("connection_burst", self.connection_burst as usize),
+            ("connections_per_second_per_ip", self.connections_per_second_per_ip as usize),
+            ("connection_burst_per_ip", self.connection_burst_per_ip as usize),
+            ("handshakes", self.handshakes),
+            ("max_concurrent_streams", self.max_concurrent_streams as usize),
+            ("max_local_error_reset_streams", self.max_local_error_reset_streams),
+            ("max_pending_accept_reset_streams", self.max_pending_accept_reset_streams),
+            ("noise_per_second", self.noise_per_second as usize),
+            ("noise_burst", self.noise_burst as usize),
+            ("requests_per_second", self.requests_per_second as usize),
+            ("request_burst", self.request_burst as usize),
+        ];
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(LimitsError::Zero(name));
+        }
+        let times = [
+            ("handshake_timeout", self.handshake_timeout),
+            ("first_request", self.first_request),
+            ("idle", self.idle),
+            ("write_stall", self.write_stall),
+            ("age", self.age),
+            ("age_grace", self.age_grace),
+            ("keepalive_interval", self.keepalive_interval),
+            ("keepalive_timeout", self.keepalive_timeout),
+        ];
+        if let Some((name, _)) = times.iter().find(|(_, time)| time.is_zero()) {
+            return Err(LimitsError::NoTime(name));
+        }
+        let sizes = [
+            ("header_list", self.header_list, HEADER_LIST),
+            ("frame", self.frame, FRAME),
+            ("stream_window", self.stream_window, WINDOW),
+            ("connection_window", self.connection_window, WINDOW),
+            ("unfinished", self.unfinished, UNFINISHED),
+        ];
+        for (name, size, (least, most)) in sizes {
+            if size < least || size > most {
+                return Err(LimitsError::Size { name, least, most });
+            }
+        }
+        if self.connection_window < self.stream_window {
+            return Err(LimitsError::ConnectionWindow);
+        }
+        if self.connections_per_identity > self.connections {
+            return Err(LimitsError::MoreThanAll("connections_per_identity"));
+        }
+        Ok(())
+    }
+
+    /// Takes no more connections than a process with so many file descriptors can hold beside its own files; says how many, if
+    /// those are fewer than were asked for.
+    pub fn fit_files(&mut self, open_files: u64) -> Option<usize> {
+        // With very few, half of them: something has to be served.
+        let room = open_files.saturating_sub(FILES_KEPT).max(open_files / 2).max(1);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        (room < self.connections).then(|| {
+            self.connections = room;
+            room
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_that_make_no_sense_are_refused_by_their_name() {
+        let good = Limits::default();
+        assert_eq!(good.check(), Ok(()));
+        let text = toml::to_string(&good).expect("plain values");
+        // Every one of them, at nothing: a key that is added and not checked fails here.
+        for line in text.lines() {
+            let (key, value) = line.split_once(" = ").expect("a key and its value");
+            let nothing = match value {
+                _ if key == "stop_grace" => continue,
+                value if value.ends_with("B\"") => "\"0B\"",
+                value if value.ends_with('"') => "\"0s\"",
+                _ => "0",
+            };
+            let limits: Limits =
+                toml::from_str(&text.replace(line, &format!("{key} = {nothing}"))).expect(key);
+            let said = limits.check().expect_err(key).to_string();
+            assert!(said.contains(&format!("`{key}`")), "{key}: {said}");
+        }
+        for (key, value) in [
+            ("frame", "16MiB"),
+            ("frame", "8KiB"),
+            ("stream_window", "2GiB"),
+            ("connection_window", "4GiB"),
+            ("connection_window", "128KiB"),
+            ("header_list", "2MiB"),
+        ] {
+            let limits: Limits = toml::from_str(&format!("{key} = \"{value}\"")).expect(key);
+            assert!(limits.check().expect_err(key).to_string().contains(key));
+        }
+    }
+
+    #[test]
+    fn connections_leave_file_descriptors_for_everything_else() {
+        let mut limits = Limits::default();
+        assert_eq!(limits.fit_files(20_000), None);
+        assert_eq!(limits.fit_files(1024), Some(1024 - 128));
+        assert_eq!(limits.fit_files(100), Some(50));
+        assert_eq!(limits.connections, 50);
+        assert_eq!(limits.fit_files(100), None, "it fits already");
+    }
 
     #[test]
     fn what_is_written_reads_back_and_what_is_left_out_has_its_default() {

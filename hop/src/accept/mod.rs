@@ -1,8 +1,8 @@
 //! The open port: our own accept loop in front of tonic's routes.
 //!
 //! ```text
-//! listener -> place for the address -> TLS under a time-out and a handshake permit -> HTTP/2 by ALPN
-//!          -> place for the identity -> hyper's HTTP/2 over tonic's routes, until told, aged, idle, stalled or cut
+//! listener -> rate and place for the address -> TLS under a time-out and a handshake permit -> HTTP/2 by ALPN
+//!          -> place for the identity -> hyper's HTTP/2 over tonic's routes, until told, aged, idle, stalled, noisy or cut
 //! ```
 //!
 //! tonic's own server has no time-out for a handshake or a first request, announces no stream limit, spins when file
@@ -13,8 +13,10 @@
 //! Every request carries its [`Peer`](crate::identity::Peer) and [`RemoteAddress`] in its extensions.
 
 mod activity;
+mod asking;
 mod connection;
 pub mod limits;
+mod noise;
 mod permits;
 mod stall;
 mod stats;
@@ -41,12 +43,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 pub use connection::RemoteAddress;
-pub use limits::Limits;
-pub use stats::AcceptStats;
+pub use limits::{Limits, LimitsError};
+pub use stats::{AcceptStats, Ended, Handshake, Refused};
 
 use crate::{identity::Peer, program::ProgramError};
 use connection::Arrival;
-use permits::{PerIp, Rate, Roster};
+use permits::{Arrivals, PerIp, Rate, Roster, Silent};
 use stats::Counters;
 
 /// Why there is no port.
@@ -124,8 +126,10 @@ struct Shared {
     tls: ArcSwap<ServerConfig>,
     limits: Limits,
     connections: Arc<Semaphore>,
+    arrivals: Arrivals,
     per_ip: Arc<PerIp>,
-    handshakes: Semaphore,
+    silent: Arc<Silent>,
+    handshakes: Arc<Semaphore>,
     roster: Arc<Roster>,
     counters: Counters,
     log_next_ms: AtomicU64,
@@ -137,6 +141,9 @@ const REFUSED_LOG_INTERVAL_MS: u64 = 1000;
 
 /// What the listener waits after an error such as too many open files, first and at most.
 const LISTENER_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// How long the listener waits for a place that somebody has to leave. It takes one turn of a task.
+const ROOM_WITHIN: Duration = Duration::from_millis(500);
 
 impl Shared {
     fn log_refused(&self, from: SocketAddr, why: &str) {
@@ -168,13 +175,21 @@ impl Acceptor {
         };
         let listener = TcpListener::bind(address).await.map_err(impossible)?;
         let address = listener.local_addr().map_err(impossible)?;
-        let rate = Rate { per_second: limits.requests_per_second, burst: limits.request_burst };
+        let rate = |per_second, burst| Rate { per_second, burst };
+        let arrivals = Arrivals::new(
+            rate(limits.connections_per_second, limits.connection_burst),
+            rate(limits.connections_per_second_per_ip, limits.connection_burst_per_ip),
+            Instant::now(),
+        );
+        let requests = rate(limits.requests_per_second, limits.request_burst);
         let shared = Arc::new(Shared {
             tls: ArcSwap::new(tls),
             connections: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
+            arrivals,
             per_ip: PerIp::new(limits.connections_per_ip),
-            handshakes: Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS)),
-            roster: Roster::new(limits.connections_per_identity, rate),
+            silent: Arc::default(),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS))),
+            roster: Roster::new(limits.connections_per_identity, requests, limits.unfinished.get_usize()),
             counters: Counters::default(),
             log_next_ms: AtomicU64::new(0),
             began: Instant::now(),
@@ -209,7 +224,7 @@ impl Acceptor {
             match arrived {
                 Ok((tcp, from)) => {
                     pause = LISTENER_PAUSE.0;
-                    take(&shared, tcp, from, &routes, &stop, &kill, &tasks);
+                    take(&shared, tcp, from, &routes, &stop, &kill, &tasks).await;
                 }
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
@@ -226,12 +241,13 @@ impl Acceptor {
         }
         drop(listener);
         tasks.close();
-        let before = shared.counters.killed.get();
+        let killed = || shared.counters.ended_as(Ended::Killed);
+        let before = killed();
         if timeout(shared.limits.stop_grace.get(), tasks.wait()).await.is_err() {
             kill.cancel();
             tasks.wait().await;
         }
-        let killed = shared.counters.killed.get() - before;
+        let killed = killed() - before;
         if killed > 0 {
             tracing::warn!(event = "accept.stop_deadline", killed);
         }
@@ -239,7 +255,7 @@ impl Acceptor {
     }
 }
 
-fn take(
+async fn take(
     shared: &Arc<Shared>,
     tcp: TcpStream,
     from: SocketAddr,
@@ -249,14 +265,25 @@ fn take(
     tasks: &TaskTracker,
 ) {
     shared.counters.accepted.add();
-    let Ok(permit) = shared.connections.clone().try_acquire_owned() else {
-        shared.counters.refused_full.add();
-        shared.log_refused(from, "as many connections as there may be");
+    if !shared.arrivals.take(from.ip(), Instant::now()) {
+        shared.counters.refused(Refused::Rate);
+        shared.log_refused(from, "more new connections than there may be at a time");
+        return;
+    }
+    let Some(place) = shared.per_ip.take(from.ip()) else {
+        shared.counters.refused(Refused::PerAddress);
+        shared.log_refused(from, "too many connections from this address");
         return;
     };
-    let Some(place) = shared.per_ip.take(from.ip()) else {
-        shared.counters.refused_ip.add();
-        shared.log_refused(from, "too many connections from this address");
+    let mut permit = shared.connections.clone().try_acquire_owned().ok();
+    if permit.is_none() && shared.silent.make_room(Instant::now()) {
+        // The one that was cut is gone at its next turn.
+        let room = timeout(ROOM_WITHIN, shared.connections.clone().acquire_owned()).await;
+        permit = room.ok().and_then(Result::ok);
+    }
+    let Some(permit) = permit else {
+        shared.counters.refused(Refused::Full);
+        shared.log_refused(from, "as many connections as there may be");
         return;
     };
     let arrival = Arrival { tcp, from, _place: place };

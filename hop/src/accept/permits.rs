@@ -1,18 +1,28 @@
 //! Who may have how many connections, and how many requests.
 //!
-//! Maps hold one entry per address or identity that has a connection now, so the bound on connections bounds them too.
+//! Maps hold one entry per address or identity that has a connection now, so the bound on connections bounds them too; and one
+//! per address that came lately, which has a bound of its own.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, HashMap, VecDeque},
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::{asking::Unfinished, stats::Ended};
 use crate::identity::{Peer, PeerId};
+
+/// The address that a host is counted by: one host of IPv6 has a whole /64.
+fn host_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
+        ip @ IpAddr::V4(_) => ip,
+    }
+}
 
 /// Connections per source address.
 #[derive(Debug)]
@@ -28,7 +38,7 @@ impl PerIp {
 
     /// A place for one more from this address, given back when dropped.
     pub(super) fn take(self: &Arc<Self>, ip: IpAddr) -> Option<IpPlace> {
-        let ip = ip.to_canonical();
+        let ip = host_of(ip);
         let mut counts = lock(&self.counts);
         let count = counts.entry(ip).or_default();
         if *count >= self.limit {
@@ -57,11 +67,129 @@ impl Drop for IpPlace {
     }
 }
 
+/// Addresses whose rate is remembered. Beyond that the rate of all alone counts: whoever has so many addresses is not held by
+/// a rate of each.
+const ADDRESSES_MAX: usize = 16_384;
+/// As many as this are looked through at the first time, and then whenever there are twice as many as were left.
+const ADDRESSES_LOOK: usize = 1_024;
+
+/// How fast new connections come, in all and from one address.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    rate: Rate,
+    per_ip: Rate,
+    state: Mutex<Lately>,
+}
+
+#[derive(Debug)]
+struct Lately {
+    all: Bucket,
+    /// Of addresses that are not at their full burst again.
+    by_ip: HashMap<IpAddr, Bucket>,
+    look_at: usize,
+}
+
+impl Arrivals {
+    pub(super) fn new(rate: Rate, per_ip: Rate, now: Instant) -> Self {
+        let lately = Lately { all: Bucket::full(rate, now), by_ip: HashMap::new(), look_at: ADDRESSES_LOOK };
+        Self { rate, per_ip, state: Mutex::new(lately) }
+    }
+
+    /// Whether one more may come from there now. One address that comes too fast takes nothing from the others.
+    pub(super) fn take(&self, ip: IpAddr, now: Instant) -> bool {
+        let ip = host_of(ip);
+        let mut state = lock(&self.state);
+        let Lately { all, by_ip, look_at } = &mut *state;
+        let mut own = by_ip.get(&ip).copied().unwrap_or_else(|| Bucket::full(self.per_ip, now));
+        if own.take(self.per_ip, now).is_err() || all.take(self.rate, now).is_err() {
+            return false;
+        }
+        if by_ip.len() >= *look_at {
+            by_ip.retain(|_, bucket| !bucket.is_full(self.per_ip, now));
+            *look_at = (by_ip.len() * 2).clamp(ADDRESSES_LOOK, ADDRESSES_MAX);
+        }
+        if by_ip.len() < ADDRESSES_MAX || by_ip.contains_key(&ip) {
+            by_ip.insert(ip, own);
+        }
+        true
+    }
+}
+
+/// A connection is left alone for so long while we wait for its half of the handshake: the round trips of a bad radio, and our own
+/// queue when a whole fleet comes back.
+const LEFT_ALONE: Duration = Duration::from_secs(2);
+
+/// Connections whose half of the handshake we wait for, by when we began to. When the port is full, whoever has been silent for
+/// longest makes room for whoever comes: so those who say nothing cannot shut out those who speak.
+#[derive(Debug, Default)]
+pub(super) struct Silent(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u64,
+    by_age: BTreeMap<(Instant, u64), CancellationToken>,
+}
+
+impl Silent {
+    /// We wait from now on, until the place is dropped. `go` is cancelled if it has to make room.
+    pub(super) fn wait(self: &Arc<Self>, go: CancellationToken, now: Instant) -> SilentPlace {
+        let mut waiting = lock(&self.0);
+        let key = (now, waiting.next);
+        waiting.next += 1;
+        waiting.by_age.insert(key, go);
+        SilentPlace { all: self.clone(), key }
+    }
+
+    /// Cuts whoever has been silent for longest, if that is long enough. Whether there was one.
+    pub(super) fn make_room(&self, now: Instant) -> bool {
+        let mut waiting = lock(&self.0);
+        match waiting.by_age.first_entry() {
+            Some(oldest) if now.saturating_duration_since(oldest.key().0) >= LEFT_ALONE => {
+                oldest.remove().cancel();
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct SilentPlace {
+    all: Arc<Silent>,
+    key: (Instant, u64),
+}
+
+impl Drop for SilentPlace {
+    fn drop(&mut self) {
+        lock(&self.all.0).by_age.remove(&self.key);
+    }
+}
+
+/// The end of a connection from outside: asked for once, with its reason.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Cut(Arc<(CancellationToken, OnceLock<Ended>)>);
+
+impl Cut {
+    /// The first reason counts.
+    pub(super) fn now(&self, why: Ended) {
+        let _ = self.0.1.set(why);
+        self.0.0.cancel();
+    }
+
+    /// Resolves when it is asked for.
+    pub(super) async fn asked(&self) -> Ended {
+        self.0.0.cancelled().await;
+        self.0.1.get().copied().unwrap_or(Ended::Cut)
+    }
+}
+
 /// The live connections by identity: counted, found and cut by it.
 #[derive(Debug)]
 pub(super) struct Roster {
     limit: usize,
     rate: Rate,
+    /// Bytes of requests that an identity may have begun and not ended.
+    unfinished: usize,
     holders: Mutex<Holders>,
 }
 
@@ -76,44 +204,46 @@ struct Holder {
     /// Oldest first.
     connections: VecDeque<Entry>,
     bucket: Arc<Mutex<Bucket>>,
+    unfinished: Arc<Unfinished>,
 }
 
 #[derive(Debug)]
 struct Entry {
     number: u64,
     peer: Peer,
-    cut: CancellationToken,
+    cut: Cut,
 }
 
 impl Roster {
-    pub(super) fn new(limit: usize, rate: Rate) -> Arc<Self> {
-        Arc::new(Self { limit: limit.max(1), rate, holders: Mutex::default() })
+    pub(super) fn new(limit: usize, rate: Rate, unfinished: usize) -> Arc<Self> {
+        Arc::new(Self { limit: limit.max(1), rate, unfinished, holders: Mutex::default() })
     }
 
     /// Enters a connection. If its identity has too many, the oldest is cut; the answer says whether.
-    pub(super) fn enter(
-        self: &Arc<Self>,
-        peer: &Peer,
-        cut: CancellationToken,
-        now: Instant,
-    ) -> (RosterPlace, bool) {
+    pub(super) fn enter(self: &Arc<Self>, peer: &Peer, cut: Cut, now: Instant) -> (RosterPlace, bool) {
         let mut holders = lock(&self.holders);
         let number = holders.next;
         holders.next += 1;
         let holder = holders.by_id.entry(peer.id.clone()).or_insert_with(|| Holder {
             connections: VecDeque::new(),
-            bucket: Arc::new(Mutex::new(Bucket { tokens: f64::from(self.rate.burst), at: now })),
+            bucket: Arc::new(Mutex::new(Bucket::full(self.rate, now))),
+            unfinished: Unfinished::new(self.unfinished),
         });
         let mut replaced = false;
         while holder.connections.len() >= self.limit {
             if let Some(oldest) = holder.connections.pop_front() {
-                oldest.cut.cancel();
+                oldest.cut.now(Ended::Replaced);
                 replaced = true;
             }
         }
         holder.connections.push_back(Entry { number, peer: peer.clone(), cut });
-        let place =
-            RosterPlace { all: self.clone(), id: peer.id.clone(), number, bucket: holder.bucket.clone() };
+        let place = RosterPlace {
+            all: self.clone(),
+            id: peer.id.clone(),
+            number,
+            bucket: holder.bucket.clone(),
+            unfinished: holder.unfinished.clone(),
+        };
         (place, replaced)
     }
 
@@ -125,7 +255,7 @@ impl Roster {
             .values()
             .flat_map(|holder| &holder.connections)
             .filter(|entry| unwanted(&entry.peer));
-        found.map(|entry| entry.cut.cancel()).count()
+        found.map(|entry| entry.cut.now(Ended::Cut)).count()
     }
 
     /// Everybody who is connected, each once per connection.
@@ -147,9 +277,15 @@ pub(super) struct RosterPlace {
     id: PeerId,
     number: u64,
     bucket: Arc<Mutex<Bucket>>,
+    unfinished: Arc<Unfinished>,
 }
 
 impl RosterPlace {
+    /// What the identity has begun to send and not ended, over all its connections.
+    pub(super) fn unfinished(&self) -> Arc<Unfinished> {
+        self.unfinished.clone()
+    }
+
     /// Takes one request from the identity's rate; says how long to wait if there is none.
     pub(super) fn request(&self, now: Instant) -> Result<(), Duration> {
         lock(&self.bucket).take(self.all.rate, now)
@@ -168,30 +304,47 @@ impl Drop for RosterPlace {
     }
 }
 
-/// Requests per second in the long run, and at once.
+/// So many per second in the long run, and so many at once.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rate {
     pub(super) per_second: u32,
     pub(super) burst: u32,
 }
 
-#[derive(Debug)]
-struct Bucket {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bucket {
     tokens: f64,
     at: Instant,
 }
 
 impl Bucket {
+    pub(super) fn full(rate: Rate, now: Instant) -> Self {
+        Self { tokens: f64::from(rate.burst.max(1)), at: now }
+    }
+
     fn take(&mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
-        let per_second = f64::from(rate.per_second.max(1));
-        let gained = now.saturating_duration_since(self.at).as_secs_f64() * per_second;
-        self.tokens = (self.tokens + gained).min(f64::from(rate.burst.max(1)));
+        self.take_many(1, rate, now)
+    }
+
+    /// Takes so many, all or none; says how long to wait until that many are there.
+    pub(super) fn take_many(&mut self, many: u32, rate: Rate, now: Instant) -> Result<(), Duration> {
+        self.tokens = self.holds(rate, now);
         self.at = now;
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
+        let many = f64::from(many);
+        if self.tokens >= many {
+            self.tokens -= many;
             return Ok(());
         }
-        Err(Duration::from_secs_f64((1.0 - self.tokens) / per_second))
+        Err(Duration::from_secs_f64((many - self.tokens) / f64::from(rate.per_second.max(1))))
+    }
+
+    fn is_full(&self, rate: Rate, now: Instant) -> bool {
+        self.holds(rate, now) >= f64::from(rate.burst.max(1))
+    }
+
+    fn holds(&self, rate: Rate, now: Instant) -> f64 {
+        let gained = now.saturating_duration_since(self.at).as_secs_f64() * f64::from(rate.per_second.max(1));
+        (self.tokens + gained).min(f64::from(rate.burst.max(1)))
     }
 }
 
@@ -230,34 +383,94 @@ mod tests {
 
     #[test]
     fn one_connection_too_many_cuts_the_oldest_of_that_identity_only() {
-        let all = Roster::new(2, RATE);
+        let all = Roster::new(2, RATE, 1 << 20);
         let now = Instant::now();
-        let cuts: Vec<CancellationToken> = (0..4).map(|_| CancellationToken::new()).collect();
+        let cuts: Vec<Cut> = (0..4).map(|_| Cut::default()).collect();
+        let asked = |cut: &Cut| cut.0.0.is_cancelled();
         let (_other, replaced) = all.enter(&peer("b"), cuts[3].clone(), now);
         assert!(!replaced);
         let places: Vec<_> = (0..3).map(|i| all.enter(&peer("a"), cuts[i].clone(), now)).collect();
         assert_eq!(places.iter().map(|(_, replaced)| *replaced).collect::<Vec<_>>(), [false, false, true]);
-        assert_eq!(
-            cuts.iter().map(CancellationToken::is_cancelled).collect::<Vec<_>>(),
-            [true, false, false, false]
-        );
+        assert_eq!(cuts.iter().map(asked).collect::<Vec<_>>(), [true, false, false, false]);
         assert_eq!(all.peers().len(), 3);
         drop(places);
         assert_eq!(all.peers(), [peer("b")]);
         assert_eq!(all.cut(|peer| peer.id.to_string().ends_with("/b")), 1);
-        assert!(cuts[3].is_cancelled());
+        assert!(asked(&cuts[3]));
+        assert_eq!(cuts[0].0.1.get(), Some(&Ended::Replaced));
+        assert_eq!(cuts[3].0.1.get(), Some(&Ended::Cut));
     }
 
     #[test]
     fn a_burst_is_served_and_then_the_rate() {
-        let all = Roster::new(4, RATE);
+        let all = Roster::new(4, RATE, 1 << 20);
         let start = Instant::now();
-        let (one, _) = all.enter(&peer("a"), CancellationToken::new(), start);
-        let (two, _) = all.enter(&peer("a"), CancellationToken::new(), start);
+        let (one, _) = all.enter(&peer("a"), Cut::default(), start);
+        let (two, _) = all.enter(&peer("a"), Cut::default(), start);
         assert!(one.request(start).is_ok() && two.request(start).is_ok() && one.request(start).is_ok());
         let wait = two.request(start).expect_err("connections of one identity share its rate");
         assert!(wait > Duration::ZERO && wait <= Duration::from_millis(100), "{wait:?}");
         assert!(two.request(start + wait).is_ok());
         assert!(two.request(start + Duration::from_secs(3600)).is_ok());
+    }
+    #[test]
+    fn whoever_has_been_silent_for_longest_makes_room_and_nobody_before_its_time() {
+        let silent = Arc::new(Silent::default());
+        let start = Instant::now();
+        let tokens: Vec<_> = (0..3).map(|_| CancellationToken::new()).collect();
+        let mut places: Vec<_> = (0..3)
+            .map(|at| silent.wait(tokens[at as usize].clone(), start + Duration::from_millis(at)))
+            .collect();
+        assert!(!silent.make_room(start + LEFT_ALONE - Duration::from_millis(1)));
+        // The first has spoken meanwhile.
+        places.remove(0);
+        assert!(!silent.make_room(start + LEFT_ALONE));
+        assert!(silent.make_room(start + LEFT_ALONE + Duration::from_millis(1)));
+        assert_eq!(
+            tokens.iter().map(CancellationToken::is_cancelled).collect::<Vec<_>>(),
+            [false, true, false]
+        );
+        drop(places);
+        assert!(lock(&silent.0).by_age.is_empty());
+    }
+
+    #[test]
+    fn one_host_of_ipv6_is_one_however_many_addresses_it_has() {
+        let all = PerIp::new(1);
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let _place = all.take(ip("2001:db8:1:2::1")).expect("one");
+        assert!(all.take(ip("2001:db8:1:2:ffff::9")).is_none());
+        assert!(all.take(ip("2001:db8:1:3::1")).is_some());
+    }
+
+    #[test]
+    fn an_address_that_comes_too_fast_is_turned_away_and_takes_nothing_from_the_others() {
+        let start = Instant::now();
+        let arrivals =
+            Arrivals::new(Rate { per_second: 1, burst: 5 }, Rate { per_second: 1, burst: 2 }, start);
+        let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let from = |last: u8, now| arrivals.take(ip(last), now);
+        assert_eq!([from(1, start), from(1, start)], [true, true]);
+        for _ in 0..100 {
+            assert!(!from(1, start));
+        }
+        assert_eq!([from(2, start), from(3, start), from(4, start)], [true; 3]);
+        assert!(!from(5, start), "the rate of all is used up");
+        let later = start + Duration::from_secs(1);
+        assert!(from(1, later) && !from(1, later));
+    }
+
+    #[test]
+    fn addresses_are_forgotten_when_they_have_their_burst_again_and_never_more_than_so_many_are_kept() {
+        let rate = Rate { per_second: u32::MAX, burst: u32::MAX };
+        let start = Instant::now();
+        let arrivals = Arrivals::new(rate, Rate { per_second: 1, burst: 2 }, start);
+        let ip = |number: u32| IpAddr::from(number.to_be_bytes());
+        for number in 0..ADDRESSES_MAX as u32 + 5_000 {
+            assert!(arrivals.take(ip(number), start));
+        }
+        assert_eq!(lock(&arrivals.state).by_ip.len(), ADDRESSES_MAX);
+        assert!(arrivals.take(ip(u32::MAX), start + Duration::from_secs(2)));
+        assert_eq!(lock(&arrivals.state).by_ip.len(), 1);
     }
 }

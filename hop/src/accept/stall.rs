@@ -1,6 +1,7 @@
 //! A stream whose writes may not stand still for longer than a limit.
 //!
-//! A peer that opens calls and then reads nothing would hold our answers in memory for as long as it likes.
+//! A peer that opens calls and then reads nothing would hold our answers in memory for as long as it likes. (One that reads and
+//! grants no window is told apart in `activity`: its socket never stands still.)
 
 use std::{
     future::Future as _,

@@ -48,11 +48,15 @@ pub enum LogError {
     Begun(#[from] tracing_subscriber::util::TryInitError),
 }
 
+/// What our libraries say of a peer's frames: one of them warns once for each, so that a stranger could fill the disk with it.
+/// What ends a connection is counted, and said by the accept layer.
+const QUIET: &str = "h2=error,hyper=error";
+
 /// Begins logging to stderr. `PITHEAD_LOG` (a `tracing` filter such as `info,pithead_hop=debug`) wins over `level`.
 ///
 /// For programs alone: a library that installs a global logger surprises its host.
 pub fn init(format: LogFormat, level: &str) -> Result<(), LogError> {
-    let filter = std::env::var("PITHEAD_LOG").unwrap_or_else(|_| level.to_owned());
+    let filter = std::env::var("PITHEAD_LOG").unwrap_or_else(|_| filter(level));
     let registry = tracing_subscriber::registry().with(EnvFilter::try_new(filter)?);
     let terminal = io::stderr().is_terminal();
     let json = match format {
@@ -66,6 +70,14 @@ pub fn init(format: LogFormat, level: &str) -> Result<(), LogError> {
         registry.with(fmt::layer().with_ansi(terminal).with_writer(io::stderr)).try_init()?;
     }
     Ok(())
+}
+
+fn filter(level: &str) -> String {
+    match level {
+        // Whoever asks for all of it gets all of it.
+        "trace" => level.to_owned(),
+        level => format!("{level},{QUIET}"),
+    }
 }
 
 /// `warn`, `info`, `debug` or `trace` for so many `-v` less so many `-q`.

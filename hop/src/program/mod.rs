@@ -5,6 +5,7 @@ pub mod config;
 pub mod disk;
 pub mod exit;
 pub mod explain;
+pub mod files;
 pub mod log;
 pub mod stop;
 pub mod units;

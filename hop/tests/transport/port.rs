@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use pithead_hop::{
-    accept::{Acceptor, BindError, Limits},
+    accept::{Acceptor, BindError, Ended, Handshake, Limits, Refused},
     connect::{ConnectError, ConnectOptions, Connection, Endpoint, connect},
     keys::{FetchError, Held, KeyClient},
     program::{ExitCode, ProgramError, units},
@@ -94,8 +94,54 @@ async fn who_says_nothing_is_cut_at_the_handshakes_deadline_and_a_healthy_client
     for stranger in &mut strangers {
         until_closed(stranger).await;
     }
-    assert_eq!(server.handle.stats().handshake_timed_out, 8);
+    assert_eq!(server.handle.stats().handshakes(Handshake::TimedOut), 8);
     is_served(&healthy).await;
+}
+
+/// The first half of a good handshake, and then nothing.
+async fn half_a_handshake(world: &World, server: &Server) -> TcpStream {
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut client = rustls::ClientConnection::new(world.truck("half").build().unwrap(), name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let mut tcp = TcpStream::connect(server.address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut tcp, &hello).await.unwrap();
+    // The server's half is here: from now on it waits for ours.
+    tcp.readable().await.unwrap();
+    tcp
+}
+
+#[tokio::test]
+async fn who_stops_in_the_middle_of_a_handshake_holds_no_permit_of_it() {
+    let world = World::new();
+    let limits = Limits { handshakes: 1, ..Limits::default() };
+    let server = world.serve_with(&world.server_tls(), limits).await;
+    let mut strangers = Vec::new();
+    for _ in 0..8 {
+        strangers.push(half_a_handshake(&world, &server).await);
+    }
+    assert_eq!(server.handle.stats().handshaking, 8);
+    is_served(&server.connect(&world.truck("truck-1")).await.unwrap()).await;
+    assert_eq!(server.handle.stats().handshaking, 8);
+}
+
+#[tokio::test]
+async fn an_address_that_comes_too_fast_is_turned_away_until_it_has_waited() {
+    let world = World::new();
+    let limits = Limits { connection_burst_per_ip: 2, connections_per_second_per_ip: 5, ..Limits::default() };
+    let server = world.serve_with(&world.server_tls(), limits).await;
+    let first = server.connect(&world.truck("a")).await.unwrap();
+    let _second = TcpStream::connect(server.address).await.unwrap();
+    server.until(|stats| stats.accepted == 2).await;
+    assert!(server.connect(&world.truck("b")).await.is_err());
+    assert_eq!(server.handle.stats().refused(Refused::Rate), 1);
+    is_served(&first).await;
+    let later = async {
+        while server.connect(&world.truck("b")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, later).await.expect("a fifth of a second is enough");
 }
 
 #[tokio::test]
@@ -107,7 +153,7 @@ async fn noise_instead_of_tls_ends_that_connection_alone() {
         tokio::io::AsyncWriteExt::write_all(&mut stranger, noise).await.unwrap();
         until_closed(&mut stranger).await;
     }
-    server.until(|stats| stats.handshake_failed == 3).await;
+    server.until(|stats| stats.handshakes(Handshake::Failed) == 3).await;
     is_served(&server.connect(&world.truck("truck-1")).await.unwrap()).await;
 }
 
@@ -120,7 +166,7 @@ async fn who_asks_nothing_after_the_handshake_is_cut() {
     let begin = Instant::now();
     until_closed(&mut stream).await;
     assert!(begin.elapsed() < LONG / 2);
-    server.until(|stats| stats.no_first_request == 1 && stats.open == 0).await;
+    server.until(|stats| stats.ended(Ended::NoFirstRequest) == 1 && stats.open == 0).await;
 }
 
 #[tokio::test]
@@ -135,7 +181,7 @@ async fn an_idle_connection_is_asked_to_go_and_a_watching_one_is_not() {
     timeout(LONG, idle.ended()).await.expect("asked to go");
     assert_eq!(idle.end_cause(), None, "in good order");
     assert!(!watching.is_ended());
-    assert_eq!(server.handle.stats().idle, 1);
+    server.until(|stats| stats.ended(Ended::Idle) == 1).await;
 }
 
 #[tokio::test]
@@ -147,7 +193,7 @@ async fn an_old_connection_is_asked_to_go_finishes_its_call_or_is_cut() {
     let mut watch = ask(&connection).watch(&Held::default()).await.unwrap();
     let error = timeout(LONG, watch.next()).await.expect("cut in time").expect_err("a watch never finishes");
     assert!(error.is_retryable(), "{error}");
-    server.until(|stats| stats.aged == 1 && stats.killed == 1).await;
+    server.until(|stats| stats.ended(Ended::Killed) == 1 && stats.open == 0).await;
 }
 
 #[tokio::test]
@@ -157,7 +203,7 @@ async fn stopping_ends_at_its_deadline_though_a_silent_client_is_connected() {
     let server = world.serve_with(&world.server_tls(), limits).await;
     let _tcp = TcpStream::connect(server.address).await.unwrap();
     let mut mute = silent(&world, &server, "mute").await;
-    server.until(|stats| stats.admitted == 1 && stats.accepted == 2).await;
+    server.until(|stats| stats.handshakes(Handshake::Ok) == 1 && stats.accepted == 2).await;
     let begin = Instant::now();
     server.stop.cancel();
     let stopped = timeout(LONG, server.task).await.expect("it ends").unwrap();
@@ -195,7 +241,7 @@ async fn one_address_has_its_places_and_gets_them_back() {
     let second = server.connect(&world.truck("b")).await.unwrap();
     let error = server.connect(&world.truck("c")).await.expect_err("the third");
     assert_eq!(error.reason(), ErrorReason::PeerUnreachable);
-    assert_eq!(server.handle.stats().refused_ip, 1);
+    assert_eq!(server.handle.stats().refused(Refused::PerAddress), 1);
     is_served(&first).await;
     drop(second);
     server.until(|stats| stats.open == 1).await;
@@ -209,7 +255,7 @@ async fn when_the_port_is_full_the_next_is_turned_away_at_once() {
     let server = world.serve_with(&world.server_tls(), limits).await;
     let only = server.connect(&world.truck("a")).await.unwrap();
     assert!(server.connect(&world.truck("b")).await.is_err());
-    assert_eq!(server.handle.stats().refused_full, 1);
+    assert_eq!(server.handle.stats().refused(Refused::Full), 1);
     is_served(&only).await;
 }
 
@@ -225,7 +271,7 @@ async fn a_flapping_radio_loses_its_oldest_connection_not_its_newest() {
     timeout(LONG, oldest.ended()).await.expect("it made room");
     is_served(&middle).await;
     is_served(&newest).await;
-    assert_eq!(server.handle.stats().replaced, 1);
+    server.until(|stats| stats.ended(Ended::Replaced) == 1).await;
 }
 
 #[tokio::test]
@@ -278,6 +324,6 @@ async fn a_peer_that_sends_rubbish_over_http_2_ends_its_own_connection() {
     tokio::io::AsyncWriteExt::write_all(&mut stream, &[0xff; 4096]).await.unwrap();
     let mut rest = Vec::new();
     let _ = timeout(LONG, stream.read_to_end(&mut rest)).await.expect("closed");
-    server.until(|stats| stats.failed == 1).await;
+    server.until(|stats| stats.ended(Ended::ProtocolError) == 1).await;
     is_served(&healthy).await;
 }

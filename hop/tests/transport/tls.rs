@@ -3,6 +3,7 @@
 use std::{io, sync::Arc};
 
 use pithead_hop::{
+    accept::Handshake,
     connect::{CertificateRefused, ConnectError, Untrusted},
     identity::Assurance,
     program::{ExitCode, ProgramError},
@@ -72,7 +73,7 @@ async fn a_client_without_a_certificate_is_told_so() {
     let error = refused(&server, &world.client_tls(None)).await;
     assert_eq!(error, ConnectError::CertificateRequired);
     assert_eq!(error.reason(), ErrorReason::CertificateRequired);
-    server.until(|stats| stats.handshake_failed == 1).await;
+    server.until(|stats| stats.handshakes(Handshake::Certificate) == 1).await;
 }
 
 #[tokio::test]
@@ -93,7 +94,7 @@ async fn one_sites_ca_does_not_speak_for_another_site() {
     server.connect(&world.client_tls(Some(own))).await.unwrap();
     let error = refused(&server, &world.client_tls(Some(world.pit_8.device("truck-1")))).await;
     assert_eq!(error, ConnectError::CertificateRefused(CertificateRefused::Authority));
-    assert_eq!(server.handle.stats().admitted, 1);
+    assert_eq!(server.handle.stats().handshakes(Handshake::Ok), 1);
 }
 
 #[tokio::test]
@@ -110,7 +111,7 @@ async fn a_certificate_with_two_names_or_none_names_nobody() {
         let error = refused(&server, &world.client_tls(Some(identity))).await;
         assert_eq!(error, ConnectError::CertificateRefused(CertificateRefused::Other));
     }
-    assert_eq!(server.handle.stats().admitted, 0);
+    assert_eq!(server.handle.stats().handshakes(Handshake::Ok), 0);
 }
 
 #[tokio::test]
@@ -182,7 +183,7 @@ async fn tls_1_2_is_refused() {
         shake(&server, raw(&world.truck("old"), &[&version::TLS12], &[b"h2"])).await.expect_err("refused");
     let alert = error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap();
     assert_eq!(*alert, rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion));
-    server.until(|stats| stats.handshake_failed == 1).await;
+    server.until(|stats| stats.handshakes(Handshake::Failed) == 1).await;
 }
 
 #[tokio::test]
@@ -193,11 +194,12 @@ async fn without_http_2_in_alpn_nobody_is_served() {
     let mut byte = [0];
     let end = tokio::time::timeout(LONG, stream.read(&mut byte)).await.expect("closed at once");
     assert!(matches!(end, Ok(0) | Err(_)), "nothing was served");
-    server.until(|stats| stats.no_alpn == 1).await;
+    server.until(|stats| stats.handshakes(Handshake::NoAlpn) == 1).await;
 
     let error = shake(&server, raw(&world.truck("a"), &[&version::TLS13], &[b"http/1.1"])).await;
     assert!(error.is_err());
-    assert_eq!(server.handle.stats().admitted, 0);
+    server.until(|stats| stats.handshakes(Handshake::NoAlpn) == 2).await;
+    assert_eq!(server.handle.stats().handshakes(Handshake::Ok), 0);
 }
 
 #[tokio::test]

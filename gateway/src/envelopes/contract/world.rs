@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::super::budgets::Budgets;
 use super::super::idle::Idle;
 use super::super::intake::{Parts, SpoolIntake};
 use super::super::lanes::{LANES, Lanes};
@@ -342,6 +343,7 @@ impl Gateway {
             gateway: name,
             history: HISTORY.clone(),
             book: KeyBook::default(),
+            budgets: Budgets::default(),
             numbers: numbers.clone(),
             shares: shares(),
             spool: spool.clone(),

@@ -6,6 +6,7 @@
 
 mod backlog;
 mod disk;
+mod handshakes;
 mod ingest;
 mod kms_calls;
 mod latency;
@@ -39,6 +40,8 @@ enum Command {
     Drain(backlog::DrainArguments),
     /// One large file on each hop, beside a sequential write of the same disk.
     Upload(upload::Arguments),
+    /// Thousands of devices that connect at once, beside openssl; and what an idle connection holds.
+    Handshakes(handshakes::Arguments),
     /// Memory with a backlog, and of an idle connection.
     Memory(backlog::MemoryArguments),
     /// From kill -9 to ready with a large backlog, which then drains in order.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
                 Command::Latency(arguments) => latency::measure(&arguments).await,
                 Command::Drain(arguments) => backlog::drain(&arguments).await,
                 Command::Upload(arguments) => upload::measure(&arguments).await,
+                Command::Handshakes(arguments) => handshakes::measure(&arguments).await,
                 Command::Memory(arguments) => backlog::memory(&arguments).await,
                 Command::Restart(arguments) => backlog::restart(&arguments).await,
                 Command::KmsCalls(arguments) => kms_calls::measure(&arguments).await,
