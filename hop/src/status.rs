@@ -291,7 +291,8 @@ fn code_of(reason: ErrorReason) -> Code {
         | R::DataDirLocked
         | R::DataDirUnwritable
         | R::ConfigUnreadable
-        | R::SealingFailed => Code::FailedPrecondition,
+        | R::SealingFailed
+        | R::WouldOverwrite => Code::FailedPrecondition,
 
         R::DeviceMismatch
         | R::SiteMismatch
@@ -300,11 +301,17 @@ fn code_of(reason: ErrorReason) -> Code {
         | R::UploadNotYours
         | R::RoleNotAllowed
         | R::ModeDowngrade
+        | R::DeviceRevoked
         | R::KmsDenied
         | R::KeyNotAllowed => Code::PermissionDenied,
-        R::CertificateRequired | R::CertificateInvalid | R::CertificateRevoked | R::PeerUntrusted => {
-            Code::Unauthenticated
-        }
+        R::CertificateRequired
+        | R::CertificateInvalid
+        | R::CertificateRevoked
+        | R::PeerUntrusted
+        | R::AddressUnknown
+        | R::EnrollTokenInvalid
+        | R::EnrollTokenExpired
+        | R::EnrollTokenUsed => Code::Unauthenticated,
 
         // A bound was reached.
         R::WindowExceeded
@@ -331,7 +338,7 @@ fn code_of(reason: ErrorReason) -> Code {
 
         R::Conflict => Code::AlreadyExists,
         R::UploadsNotSupported => Code::Unimplemented,
-        R::UploadUnknown | R::AuthorityUnknown | R::SiteUnknown => Code::NotFound,
+        R::UploadUnknown | R::AuthorityUnknown | R::SiteUnknown | R::DeviceUnknown => Code::NotFound,
         R::UploadFenced | R::WatchReplaced => Code::Aborted,
         R::UploadOffset => Code::OutOfRange,
         R::Checksum | R::StateDamaged => Code::DataLoss,
@@ -439,6 +446,12 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::RoleNotAllowed
         | R::ModeDowngrade
         | R::PeerUntrusted
+        | R::AddressUnknown
+        | R::EnrollTokenInvalid
+        | R::EnrollTokenExpired
+        | R::EnrollTokenUsed
+        | R::DeviceUnknown
+        | R::DeviceRevoked
         | R::KmsDenied
         | R::KmsKeyDisabled
         | R::KmsKeyPendingDeletion
@@ -451,7 +464,8 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::ConfigUnreadable
         | R::DataDirUnwritable
         | R::StateDamaged
-        | R::SealingFailed => false,
+        | R::SealingFailed
+        | R::WouldOverwrite => false,
     }
 }
 

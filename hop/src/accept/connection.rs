@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::Request;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pithead_proto::errors::v1::ErrorReason;
-use rustls::ServerConfig;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -21,12 +21,14 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, service::Routes};
+use tonic::service::Routes;
 use tower_service::Service as _;
 
 use super::{
     Shared,
     activity::{Activity, Answer, Quiet},
+    door::{Door, Guest, NotKnown},
+    live::Connected,
     permits::{IpPlace, RosterPlace},
     stall::Stalling,
 };
@@ -59,11 +61,11 @@ pub(super) async fn run(
     let _open = Open(shared.clone());
     let limit = shared.limits.handshake_timeout.get();
     let handshake = tokio::select! {
-        done = timeout(limit, handshake(&shared, tcp)) => done,
+        done = timeout(limit, handshake(&shared, tcp, from)) => done,
         // Who is still in its handshake has asked for nothing yet.
         () = stop.cancelled() => return,
     };
-    let (stream, peer) = match handshake {
+    let Admitted { stream, guest, chain, door } = match handshake {
         Ok(Ok(done)) => done,
         Ok(Err(why)) => {
             if why == NotAdmitted::NoAlpn {
@@ -80,9 +82,19 @@ pub(super) async fn run(
             return;
         }
     };
+    let Guest { peer, refusal } = guest;
     shared.counters.admitted.add();
     tracing::debug!(event = "accept.connected", peer = %peer.id, %from);
     let cut = CancellationToken::new();
+    let connected = Connected { peer: peer.clone(), from, since: Instant::now() };
+    let _live = shared.live.enter(connected, chain.clone(), cut.clone());
+    // Entered first: a door that was swapped during the handshake has either been seen here, or its owner has seen us.
+    let now = shared.door.load_full();
+    if !Arc::ptr_eq(&now, &door) && !now.admits(&peer, &chain, from, UnixTime::now()) {
+        shared.counters.cut.add();
+        shared.log_refused(from, "revoked during its handshake");
+        return;
+    }
     let (place, replaced) = shared.roster.enter(&peer, cut.clone(), Instant::now());
     if replaced {
         shared.counters.replaced.add();
@@ -95,7 +107,7 @@ pub(super) async fn run(
         }
     });
     let end = tokio::select! {
-        end = serve(&shared, stream, peer.clone(), from, Arc::new(place), routes, stop) => end,
+        end = serve(&shared, stream, (peer.clone(), refusal), from, Arc::new(place), routes, stop) => end,
         end = forced.wait() => end,
     };
     tracing::debug!(event = "accept.disconnected", peer = %peer.id, %from, end);
@@ -116,20 +128,32 @@ enum NotAdmitted {
     #[error("no HTTP/2 in ALPN")]
     NoAlpn,
     #[error("{0}")]
-    Identity(crate::identity::IdentityError),
-    #[error("no client certificate")]
-    NoCertificate,
+    NotKnown(NotKnown),
+    #[error("a chain of certificates of more than 16 KiB")]
+    LongChain,
 }
 
-async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Peer), NotAdmitted> {
+/// A chain is kept as long as its connection, so that it can be judged again: it may not be of any length. Two CAs above a
+/// device are below 4 KiB.
+const CHAIN_MAX: usize = 16 << 10;
+
+/// A handshake that ended well, and the door that it was judged by.
+struct Admitted {
+    stream: TlsStream<TcpStream>,
+    guest: Guest,
+    chain: Arc<[CertificateDer<'static>]>,
+    door: Arc<Door>,
+}
+
+async fn handshake(shared: &Shared, tcp: TcpStream, from: SocketAddr) -> Result<Admitted, NotAdmitted> {
     let failed = |error: std::io::Error| NotAdmitted::Handshake(error.to_string());
     tcp.set_nodelay(true).map_err(failed)?;
     // Whoever says nothing holds a connection, and no handshake: the permit is for what costs us signatures.
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await.map_err(failed)?;
     let permit =
         shared.handshakes.acquire().await.map_err(|_| NotAdmitted::Handshake("stopping".to_owned()))?;
-    let config: Arc<ServerConfig> = shared.tls.load_full();
-    let accepted = hello.into_stream(config).into_fallible().await;
+    let door = shared.door.load_full();
+    let accepted = hello.into_stream(door.tls.clone()).into_fallible().await;
     drop(permit);
     let stream = match accepted {
         Ok(stream) => stream,
@@ -142,10 +166,13 @@ async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<(TlsStream<TcpStre
     if session.alpn_protocol() != Some(ALPN_H2) {
         return Err(NotAdmitted::NoAlpn);
     }
-    let certificate =
-        session.peer_certificates().and_then(|chain| chain.first()).ok_or(NotAdmitted::NoCertificate)?;
-    let peer = Peer::from_verified_certificate(certificate).map_err(NotAdmitted::Identity)?;
-    Ok((stream, peer))
+    let chain: Arc<[CertificateDer<'static>]> =
+        session.peer_certificates().unwrap_or_default().iter().map(|one| one.clone().into_owned()).collect();
+    if chain.iter().map(|certificate| certificate.len()).sum::<usize>() > CHAIN_MAX {
+        return Err(NotAdmitted::LongChain);
+    }
+    let guest = door.identify(&chain, from).map_err(NotAdmitted::NotKnown)?;
+    Ok(Admitted { stream, guest, chain, door })
 }
 
 /// A client of TLS 1.3 has sent its first request before it can know that it is refused. Closing with that unread resets the
@@ -168,7 +195,7 @@ async fn let_the_alert_arrive(mut tcp: TcpStream) {
 async fn serve(
     shared: &Arc<Shared>,
     stream: TlsStream<TcpStream>,
-    peer: Peer,
+    (peer, turned_away): (Peer, Option<Refusal>),
     from: SocketAddr,
     place: Arc<RosterPlace>,
     routes: Routes,
@@ -180,16 +207,20 @@ async fn serve(
     let service = service_fn(move |mut request: Request<Incoming>| {
         let all = all.clone();
         let call = calls.begin();
-        let refused = place.request(Instant::now()).err();
+        let refused = match (place.request(Instant::now()), &turned_away) {
+            (Err(wait), _) => {
+                all.counters.throttled.add();
+                Some(throttled(wait))
+            }
+            (Ok(()), Some(refusal)) => Some(refusal.clone()),
+            (Ok(()), None) => None,
+        };
         let mut routes = routes.clone();
         request.extensions_mut().insert(peer.clone());
         request.extensions_mut().insert(RemoteAddress(from));
         async move {
             let response = match refused {
-                Some(wait) => {
-                    all.counters.throttled.add();
-                    throttled(wait)
-                }
+                Some(refusal) => tonic::Status::from(refusal).into_http(),
                 None => match routes.call(request).await {
                     Ok(response) => response,
                     Err(never) => match never {},
@@ -265,11 +296,9 @@ fn finished(shared: &Shared, end: hyper::Result<()>) -> &'static str {
     }
 }
 
-fn throttled(wait: Duration) -> Response<Body> {
-    let refusal =
-        Refusal::new(ErrorReason::Throttled, "more requests than this identity may make; come back later")
-            .retry_after(backoff::spread(wait, backoff::random()));
-    tonic::Status::from(refusal).into_http()
+fn throttled(wait: Duration) -> Refusal {
+    Refusal::new(ErrorReason::Throttled, "more requests than this identity may make; come back later")
+        .retry_after(backoff::spread(wait, backoff::random()))
 }
 
 /// A fifth more or less.

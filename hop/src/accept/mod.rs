@@ -8,13 +8,17 @@
 //! tonic's own server has no time-out for a handshake or a first request, announces no stream limit, spins when file
 //! descriptors run out, and its graceful stop waits for ever for a client that says nothing. Here everything that a
 //! stranger can begin has an end that we set. Certificates and revocation lists are swapped under way
-//! ([`AcceptHandle::swap_tls`]), and whoever was revoked is cut ([`AcceptHandle::cut`]).
+//! ([`AcceptHandle::swap_tls`]), and whoever was revoked is cut ([`AcceptHandle::cut`],
+//! [`AcceptHandle::cut_who_is_not_admitted`]). A port knows its clients by certificate, by address, or not at all
+//! ([`Door`]).
 //!
 //! Every request carries its [`Peer`](crate::identity::Peer) and [`RemoteAddress`] in its extensions.
 
 mod activity;
 mod connection;
+mod door;
 pub mod limits;
+mod live;
 mod permits;
 mod stall;
 mod stats;
@@ -31,7 +35,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use pithead_proto::errors::v1::ErrorReason;
-use rustls::ServerConfig;
+use rustls_pki_types::UnixTime;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -41,7 +45,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 pub use connection::RemoteAddress;
+pub use door::{AddressBook, Door};
 pub use limits::Limits;
+pub use live::Connected;
 pub use stats::AcceptStats;
 
 use crate::{identity::Peer, program::ProgramError};
@@ -98,9 +104,20 @@ pub struct Stopped {
 pub struct AcceptHandle(Arc<Shared>);
 
 impl AcceptHandle {
-    /// New handshakes use this configuration; live connections go on.
-    pub fn swap_tls(&self, config: Arc<ServerConfig>) {
-        self.0.tls.store(config);
+    /// New handshakes are judged by this; live connections go on.
+    pub fn swap_tls(&self, door: impl Into<Door>) {
+        self.0.door.store(Arc::new(door.into()));
+    }
+
+    /// Cuts the live connections of everybody whom the door in force would not let in now; returns how many. Takes a
+    /// fraction of a millisecond for each connection: not for an async thread.
+    pub fn cut_who_is_not_admitted(&self) -> usize {
+        self.0.live.cut_who_is_not_admitted(&self.0.door.load(), UnixTime::now())
+    }
+
+    /// Every live connection.
+    pub fn connections(&self) -> Vec<Connected> {
+        self.0.live.list()
     }
 
     /// Cuts the live connections of whoever is unwanted, revoked ones say; returns how many.
@@ -121,7 +138,8 @@ impl AcceptHandle {
 
 #[derive(Debug)]
 struct Shared {
-    tls: ArcSwap<ServerConfig>,
+    door: ArcSwap<Door>,
+    live: Arc<live::Live>,
     limits: Limits,
     connections: Arc<Semaphore>,
     per_ip: Arc<PerIp>,
@@ -157,11 +175,7 @@ impl Shared {
 
 impl Acceptor {
     /// Takes the port. Needs a tokio runtime.
-    pub async fn bind(
-        address: SocketAddr,
-        tls: Arc<ServerConfig>,
-        limits: Limits,
-    ) -> Result<Self, BindError> {
+    pub async fn bind(address: SocketAddr, door: impl Into<Door>, limits: Limits) -> Result<Self, BindError> {
         let impossible = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::Taken(address),
             _ => BindError::Impossible { address, source },
@@ -170,7 +184,8 @@ impl Acceptor {
         let address = listener.local_addr().map_err(impossible)?;
         let rate = Rate { per_second: limits.requests_per_second, burst: limits.request_burst };
         let shared = Arc::new(Shared {
-            tls: ArcSwap::new(tls),
+            door: ArcSwap::from_pointee(door.into()),
+            live: Arc::default(),
             connections: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
             per_ip: PerIp::new(limits.connections_per_ip),
             handshakes: Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS)),
