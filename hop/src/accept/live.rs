@@ -1,4 +1,5 @@
-//! The connections that live, each with what it was let in by: so that it can be judged again.
+//! The connections that live, each with what it was let in by: so that it can be judged again. And when each device was
+//! last there.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::door::Door;
-use crate::identity::Peer;
+use crate::identity::{Peer, PeerId};
 
 /// One connection that lives.
 #[derive(Debug, Clone)]
@@ -28,10 +29,25 @@ pub struct Connected {
 #[derive(Debug, Default)]
 pub(super) struct Live(Mutex<Entries>);
 
+/// Devices that are remembered as seen. Each has shown a certificate of its site's CA, or has an address that the operator
+/// has named; past this many, new ones are not remembered.
+const SEEN_MAX: usize = 65_536;
+
 #[derive(Debug, Default)]
 struct Entries {
     next: u64,
     all: BTreeMap<u64, Entry>,
+    /// When each device's last connection began or ended.
+    seen: BTreeMap<PeerId, Instant>,
+}
+
+impl Entries {
+    fn see(&mut self, peer: &Peer) {
+        let room = self.seen.len() < SEEN_MAX || self.seen.contains_key(&peer.id);
+        if room && peer.device().is_some() {
+            self.seen.insert(peer.id.clone(), Instant::now());
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -51,6 +67,7 @@ impl Live {
         let mut entries = self.lock();
         let number = entries.next;
         entries.next += 1;
+        entries.see(&connected.peer);
         entries.all.insert(number, Entry { connected, chain, cut });
         LivePlace { all: self.clone(), number }
     }
@@ -70,8 +87,16 @@ impl Live {
         self.lock().all.values().map(|entry| entry.connected.clone()).collect()
     }
 
+    /// When each device was last connected.
+    pub(super) fn seen(&self) -> BTreeMap<PeerId, Instant> {
+        let mut entries = self.lock();
+        let there: Vec<Peer> = entries.all.values().map(|entry| entry.connected.peer.clone()).collect();
+        there.iter().for_each(|peer| entries.see(peer));
+        entries.seen.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        // Every change is one insert or one remove.
+        // Every change is whole inserts and removes.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,6 +110,9 @@ pub(super) struct LivePlace {
 
 impl Drop for LivePlace {
     fn drop(&mut self) {
-        self.all.lock().all.remove(&self.number);
+        let mut entries = self.all.lock();
+        if let Some(entry) = entries.all.remove(&self.number) {
+            entries.see(&entry.connected.peer);
+        }
     }
 }

@@ -24,6 +24,7 @@ mod stall;
 mod stats;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{
@@ -50,7 +51,10 @@ pub use limits::Limits;
 pub use live::Connected;
 pub use stats::AcceptStats;
 
-use crate::{identity::Peer, program::ProgramError};
+use crate::{
+    identity::{Peer, PeerId},
+    program::ProgramError,
+};
 use connection::Arrival;
 use permits::{PerIp, Rate, Roster};
 use stats::Counters;
@@ -113,6 +117,11 @@ impl AcceptHandle {
     /// fraction of a millisecond for each connection: not for an async thread.
     pub fn cut_who_is_not_admitted(&self) -> usize {
         self.0.live.cut_who_is_not_admitted(&self.0.door.load(), UnixTime::now())
+    }
+
+    /// When each device was last connected, since the port was opened; now, if it is.
+    pub fn seen(&self) -> BTreeMap<PeerId, Instant> {
+        self.0.live.seen()
     }
 
     /// Every live connection.
