@@ -322,7 +322,9 @@ fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
 
 /// Certificates, CAs, revocation lists: all of the new ones, or the old ones. Whoever would not be let in now is cut.
 fn reload(path: &Path, handle: &AcceptHandle) {
-    let fresh = Config::load(path).map_err(ProgramError::from).and_then(|config| Ok(tls(&config)?.gate(Denied::default())?));
+    let fresh = Config::load(path)
+        .map_err(ProgramError::from)
+        .and_then(|config| Ok(tls(&config)?.gate(Denied::default())?));
     match fresh {
         Ok(gate) => {
             handle.swap_tls(gate);

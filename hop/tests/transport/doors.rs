@@ -13,7 +13,11 @@ use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::DeviceId;
 use rustls::NamedGroup;
 use rustls_pki_types::ServerName;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::world::{AUTHORITY, Ca, LONG, Leaf, Server, World, site, uri};
 
@@ -125,4 +129,40 @@ async fn an_address_that_names_nobody_is_told_so_on_every_call_and_one_that_is_t
     server.handle.swap_tls(door(&[("127.0.0.1", "pump-2")]));
     assert_eq!(server.handle.cut_who_is_not_admitted(), 1);
     timeout(LONG, pump.ended()).await.expect("it is not pump-1 any more");
+}
+
+#[tokio::test]
+async fn who_is_revoked_in_the_middle_of_its_handshake_is_cut_at_its_end() {
+    let world = World::new();
+    let tls = world.server_tls();
+    let server = world.serve_with(&tls, Limits::default()).await;
+    server.handle.swap_tls(tls.gate(Denied::default()).unwrap());
+    let config = world.truck("stolen").build().unwrap();
+    let mut client =
+        rustls::ClientConnection::new(config, ServerName::try_from("127.0.0.1").unwrap()).unwrap();
+    let mut tcp = TcpStream::connect(server.address).await.unwrap();
+    // The client's first flight, and the server's: it has chosen its door by then.
+    let mut sent = Vec::new();
+    client.write_tls(&mut sent).unwrap();
+    tcp.write_all(&sent).await.unwrap();
+    let mut heard = [0; 4096];
+    while client.is_handshaking() {
+        let length = timeout(LONG, tcp.read(&mut heard)).await.expect("the server's flight").unwrap();
+        assert!(length > 0);
+        client.read_tls(&mut &heard[..length]).unwrap();
+        client.process_new_packets().unwrap();
+    }
+
+    let denied = Denied { names: [id("stolen")].into(), ..Denied::default() };
+    server.handle.swap_tls(tls.gate(denied).unwrap());
+    assert_eq!(server.handle.cut_who_is_not_admitted(), 0, "it is not in yet");
+    let mut sent = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut sent).unwrap();
+    }
+    tcp.write_all(&sent).await.unwrap();
+    let closed = async { while tcp.read(&mut heard).await.is_ok_and(|length| length > 0) {} };
+    timeout(LONG, closed).await.expect("closed");
+    server.until(|stats| stats.admitted == 1 && stats.cut == 1 && stats.open == 0).await;
+    assert!(server.handle.connections().is_empty());
 }

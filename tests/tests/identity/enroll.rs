@@ -96,9 +96,12 @@ async fn a_token_is_good_for_one_key_within_its_life() {
     assert!(expired.refused_with("PH-4010", "ENROLL_TOKEN_EXPIRED"), "{}", expired.stderr);
 
     let admin = site.gateway().unwrap().admin();
-    for (result, count) in
-        [("OK", 2.0), ("ENROLL_TOKEN_INVALID", 1.0), ("ENROLL_TOKEN_USED", 1.0), ("ENROLL_TOKEN_EXPIRED", 1.0)]
-    {
+    for (result, count) in [
+        ("OK", 2.0),
+        ("ENROLL_TOKEN_INVALID", 1.0),
+        ("ENROLL_TOKEN_USED", 1.0),
+        ("ENROLL_TOKEN_EXPIRED", 1.0),
+    ] {
         let label = format!("reason=\"{result}\"");
         let counted = admin.metric_where("pithead_enrollments_total", &label).await.unwrap();
         assert!((counted - count).abs() < 0.1, "{result}: {counted}");
@@ -239,7 +242,8 @@ async fn an_air_gapped_device_is_given_its_files_by_hand() {
     let (mut site, _) = made_by_init().await;
     let out = site.folder().join("carried");
     let path = out.display().to_string();
-    let added = site.gateway_command(&["device", "add", "truck-7", "--out", &path]).await.unwrap().ok().unwrap();
+    let added =
+        site.gateway_command(&["device", "add", "truck-7", "--out", &path]).await.unwrap().ok().unwrap();
     assert!(is_private(&out.join("device.key")));
     let line = added.stdout.lines().find(|line| line.starts_with("pithead-device enroll")).unwrap();
     let mut printed = Printed(line.split(' ').skip(1).map(str::to_owned).collect());

@@ -180,12 +180,18 @@ impl Neighbour {
                     }
                     // Not at every turn: one identity has four connections, and those that were left have to be noticed.
                     let fresh = if turn % 5 == 0 {
-                        Some(Client::connect(to, &ca, Some(&identity)).await.unwrap().expect("a new connection"))
+                        Some(
+                            Client::connect(to, &ca, Some(&identity))
+                                .await
+                                .unwrap()
+                                .expect("a new connection"),
+                        )
                     } else {
                         None
                     };
                     for client in [Some(&steady), fresh.as_ref()].into_iter().flatten() {
-                        let answer = keys(client).fetch(&Held::default(), PATIENCE).await.expect("a healthy call");
+                        let answer =
+                            keys(client).fetch(&Held::default(), PATIENCE).await.expect("a healthy call");
                         assert!(answer.bundle.is_some());
                         calls.fetch_add(1, Ordering::Relaxed);
                     }

@@ -2,7 +2,10 @@
 
 use std::{fs, net::SocketAddr};
 
-use pithead_hop::{keys::{FetchError, Held}, status::Remote};
+use pithead_hop::{
+    keys::{FetchError, Held},
+    status::Remote,
+};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_tests::{
     client::Client,
@@ -75,7 +78,10 @@ async fn an_address_speaks_for_its_own_device_as_a_claim_and_for_no_device_with_
     site.until_relayed().await.unwrap();
     let delivered = fs::read_to_string(site.sink()).unwrap();
     let lines: Vec<&str> = delivered.lines().filter(|line| line.contains("pump-1")).collect();
-    assert!(!lines.is_empty() && lines.iter().all(|line| line.contains("\"assurance\":\"claimed\"")), "{lines:?}");
+    assert!(
+        !lines.is_empty() && lines.iter().all(|line| line.contains("\"assurance\":\"claimed\"")),
+        "{lines:?}"
+    );
     let list = site.gateway_command(&["device", "list", "-o", "json"]).await.unwrap();
     let list: serde_json::Value = list.json().unwrap();
     assert_eq!(list["devices"][0]["assurance"], "claimed", "{list}");

@@ -2,9 +2,7 @@
 
 use std::fs;
 
-use pithead_hop::{
-    connect::{CertificateRefused, ConnectError},
-};
+use pithead_hop::connect::{CertificateRefused, ConnectError};
 use pithead_tests::{client::Client, program::PATIENCE, site::Site};
 use sha2::{Digest as _, Sha256};
 
