@@ -326,4 +326,42 @@ mod tests {
         reasons.dedup();
         assert_eq!(reasons, (2001..=2012).collect::<Vec<_>>());
     }
+
+    /// One device has a certificate.
+    struct Registered;
+
+    impl KnownKeys for Registered {
+        fn standing(&self, _: &KeyArn, _: &Identity) -> Standing {
+            Standing::Active
+        }
+
+        fn demands_certificate(&self, identity: &Identity) -> bool {
+            identity.device.as_str() == "truck-1"
+        }
+    }
+
+    #[test]
+    fn an_address_speaks_for_no_device_that_has_a_certificate_not_even_its_own() {
+        let site = pithead_sealing::Site::new("pit-7").expect("a site");
+        let id = |name: &str| pithead_sealing::DeviceId::new(name).expect("a device");
+        let of = |name: &str| Identity {
+            site: site.clone(),
+            device: id(name),
+            stream: pithead_sealing::StreamName::new("can").expect("a stream"),
+            run: pithead_sealing::Run::from_parts(1, 1).expect("a run"),
+            seq: pithead_sealing::Seq::FIRST,
+        };
+        let claimed = |name: &str| Peer::at_address(site.clone(), id(name));
+        let vouched = |name: &str| Peer { assurance: Assurance::Vouched, ..claimed(name) };
+        for peer in [claimed("truck-1"), claimed("pump-1")] {
+            let refused = no_downgrade(&peer, &of("truck-1"), &Registered).expect_err("a downgrade");
+            assert_eq!(refused.reason, ErrorReason::ModeDowngrade);
+        }
+        no_downgrade(&claimed("pump-1"), &of("pump-1"), &Registered).expect("its own address");
+        no_downgrade(&vouched("truck-1"), &of("truck-1"), &Registered).expect("its own certificate");
+        let id = crate::identity::PeerId::from_uri("spiffe://pit-7/gateway/gw-1").expect("a gateway");
+        let gateway = Peer { id, certificate_sha256: None, assurance: Assurance::Claimed };
+        no_downgrade(&gateway, &of("truck-1"), &Registered)
+            .expect("custody speaks for what a gateway brings");
+    }
 }

@@ -39,7 +39,7 @@ struct Cli {
 enum Command {
     /// Makes a device in a folder: names, certificate, and the trust root that it believes from now on. With a token it gets
     /// its certificate over the network; otherwise out of files.
-    Enroll(EnrollArgs),
+    Enroll(Box<EnrollArgs>),
     /// The key that the device seals to, verified here; asks the gateway for news first.
     Key {
         /// Asks nobody: what is believed now.
