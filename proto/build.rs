@@ -4,11 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "pithead/errors/v1/errors.proto",
     "pithead/keys/v1/keys.proto",
     "pithead/batch/v1/batch.proto",
     "pithead/ingest/v1/ingest.proto",
+    "pithead/enroll/v1/enroll.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -6,6 +6,7 @@
 //! | `/readyz` | 200 if devices can be sent here, 503 with the reason otherwise |
 //! | `/statusz` | everything as JSON, each state with its age |
 //! | `/metrics` | OpenMetrics text |
+//! | `/devices` | who is connected, how each is known, and when each device was last there, as JSON |
 //! | `POST /refresh` | asks the source of statements now |
 //! | `POST /relay/pause`, `/relay/resume` | the relay stands still, or goes on |
 //! | `POST /refused/retry/NAME` | an envelope that the far end refused waits for it again |
@@ -28,7 +29,6 @@ use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use pithead_hop::accept::AcceptHandle;
 use pithead_hop::identity::GatewayName;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
@@ -39,6 +39,7 @@ use tokio::sync::Notify;
 
 use crate::clock::{since_boot, wall_ms};
 use crate::commands::spool as spool_facts;
+use crate::devices::doors::Doors;
 use crate::envelopes::lanes;
 use crate::envelopes::refused::{Refused, TakeError};
 use crate::envelopes::relay::RelayReport;
@@ -85,8 +86,8 @@ pub struct Facts {
     pub relay: RelayReport,
     /// What people say to the relay, if there is one.
     pub control: Option<Control>,
-    /// The port for devices.
-    pub port: AcceptHandle,
+    /// The ports for devices.
+    pub doors: Arc<Doors>,
 }
 
 /// Takes the port.
@@ -118,6 +119,7 @@ pub async fn serve(
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
         .route("/statusz", get(statusz))
+        .route("/devices", get(devices))
         .route("/metrics", get(metrics))
         .route("/refresh", post(refresh))
         .route("/relay/pause", post(relay_pause))
@@ -146,6 +148,10 @@ async fn readyz(State(facts): State<Arc<Facts>>) -> Response {
 async fn statusz(State(facts): State<Arc<Facts>>) -> Response {
     let body = format!("{:#}\n", facts.status());
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn devices(State(facts): State<Arc<Facts>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], format!("{:#}\n", facts.doors.devices())).into_response()
 }
 
 async fn metrics(State(facts): State<Arc<Facts>>) -> Response {
@@ -251,7 +257,7 @@ impl Facts {
             "ready": self.health.is_ready(),
             "draining": self.health.is_draining(),
             "dimensions": dimensions,
-            "ingest": { "connections": self.port.peers().len() },
+            "ingest": self.doors.counts(),
             "keys": {
                 "epoch": book.as_ref().map(|keys| keys.version().epoch),
                 "sequence": book.as_ref().map(|keys| keys.version().sequence),
@@ -303,7 +309,7 @@ impl Facts {
         self.metrics.lines_in_memory(self.retry.numbers.in_memory());
         self.metrics.devices_holding(devices, most, self.shares.per_device());
         self.metrics.relay_rate(self.control.as_ref().and_then(|control| control.pace().rate()));
-        self.metrics.port(&self.port.stats());
+        self.metrics.port(&self.doors.stats());
         if let Some(good_at) = self.refresh.get().good_at {
             self.metrics.key_refresh_age(since_boot().saturating_sub(good_at).as_secs_f64());
         }

@@ -7,8 +7,10 @@ use std::process;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pithead_hop::program::{self, ExitCode, ProgramError, log};
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::DeviceId;
 
 use crate::commands;
+use crate::devices::registry::CertificateName;
 
 /// The on-premises gateway: serves verified keys to devices, takes their sealed envelopes, and passes them on.
 #[derive(Debug, Parser)]
@@ -67,10 +69,15 @@ pub struct OutputArg {
 /// What the program can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Makes a site in a folder: its CA, this gateway's certificate, and a configuration. Says what to do next.
+    Init(Box<commands::init::Args>),
     /// Runs the gateway until it is told to stop (SIGTERM).
     Run(ConfigArg),
     /// The version, and whether an opener of envelopes is in this build (it must not be).
     Version(OutputArg),
+    /// Who the devices are.
+    #[command(subcommand)]
+    Device(DeviceCommand),
     /// The keys that devices seal to.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -97,6 +104,37 @@ pub enum Command {
         config: ConfigArg,
         #[command(flatten)]
         output: OutputArg,
+    },
+}
+
+/// `device ...`
+#[derive(Debug, Subcommand)]
+pub enum DeviceCommand {
+    /// Adds a device and prints what to type on it: with a token for its certificate, with files (--out), or known by its
+    /// address (--mode network). For one that is there already, another token or other addresses.
+    Add {
+        #[command(flatten)]
+        device: commands::device::AddArgs,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Every device: how it is known, whether it is there, and until when its certificate lasts.
+    List {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Turns a device away for good, or one certificate of it; its connections are closed within 5 s.
+    Revoke {
+        /// The device's name.
+        #[arg(required_unless_present = "certificate", conflicts_with = "certificate")]
+        name: Option<DeviceId>,
+        /// One certificate: its SHA-256, or the serial number of one that was made here.
+        #[arg(long, value_name = "SHA256|SERIAL")]
+        certificate: Option<CertificateName>,
+        #[command(flatten)]
+        config: ConfigArg,
     },
 }
 
@@ -272,7 +310,17 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
         return Err(ProgramError::new(ErrorReason::ConfigInvalid, error.to_string()).exit(ExitCode::USAGE));
     }
     match cli.command {
+        Command::Init(args) => commands::init::run(&args, out),
         Command::Run(config) => crate::run::main(&config.config),
+        Command::Device(DeviceCommand::Add { device, config }) => {
+            commands::device::add(&device, &config.config, out)
+        }
+        Command::Device(DeviceCommand::List { config, output }) => {
+            commands::device::list(&config.config, output.output, out)
+        }
+        Command::Device(DeviceCommand::Revoke { name, certificate, config }) => {
+            commands::device::revoke(name.as_ref(), certificate.as_ref(), &config.config, out)
+        }
         Command::Version(output) => commands::version::print(output.output, out),
         Command::Key(KeyCommand::Show { config, output }) => {
             commands::key::show(&config.config, output.output, out)

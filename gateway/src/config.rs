@@ -12,6 +12,7 @@ use pithead_hop::accept::Limits;
 use pithead_hop::connect::Endpoint;
 use pithead_hop::ingest::{IngestLimits, UploadLimits};
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
+use pithead_hop::tls::CrlExpiry;
 use pithead_sealing::{Site, StreamName};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -35,6 +36,10 @@ pub struct Config {
     pub keys: Keys,
     /// The port for devices.
     pub ingest: Ingest,
+    /// The port for devices that are known by their address; absent where every device has a certificate.
+    pub network: Option<Network>,
+    /// How devices get their certificates; absent where another CA sees to that.
+    pub enroll: Option<Enroll>,
     /// What waits on disk.
     #[serde(default)]
     pub spool: Spool,
@@ -113,6 +118,9 @@ pub struct Ingest {
     /// PEM: certificate revocation lists of that CA.
     #[serde(default)]
     pub crls: Vec<PathBuf>,
+    /// What a list that is past its `nextUpdate` means.
+    #[serde(default)]
+    pub crl_expiry: CrlExpiry,
     /// Bounds of what is taken at a time.
     #[serde(default)]
     pub envelopes: IngestLimits,
@@ -122,6 +130,41 @@ pub struct Ingest {
     /// Bounds of the open port.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// `[network]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Where such devices connect.
+    pub listen: SocketAddr,
+    /// Bounds of that port.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// `[enroll]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enroll {
+    /// Where devices enrol over the network; without it they are given their files by hand.
+    pub listen: Option<SocketAddr>,
+    /// How devices reach that, for the command that is printed.
+    pub address: Option<Endpoint>,
+    /// PEM: the CA that signs devices, if it is not the first in `ingest.device_ca`.
+    pub ca: Option<PathBuf>,
+    /// PEM: its private key.
+    pub ca_key: PathBuf,
+    /// PEM: the CA of the gateways' certificates, if it is not `ingest.device_ca`.
+    pub gateway_ca: Option<PathBuf>,
+    /// Where an enrolled device finds the gateways, in the order of preference.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+    /// The name in the gateways' certificates, if it is not the host of the endpoint.
+    pub server_name: Option<String>,
+    /// How long a device's certificate lives.
+    #[serde(default = "validity")]
+    pub validity: Duration,
 }
 
 /// `[ingest.per_device]`
@@ -278,6 +321,11 @@ const fn answer_timeout() -> Duration {
     Duration::from_secs(600)
 }
 
+/// A device is enrolled again before that; a certificate that nobody renews is no key to the site for ever.
+const fn validity() -> Duration {
+    Duration::from_secs(2 * 365 * 86_400)
+}
+
 const fn refused_size() -> ByteSize {
     ByteSize::mib(1024)
 }
@@ -311,6 +359,26 @@ impl Config {
         }
         if self.admin.listen == self.ingest.listen && self.admin.listen.port() != 0 {
             return Err("[admin] and [ingest] `listen` on the same address".into());
+        }
+        let network = self.network.as_ref().map(|network| ("[network]", network.listen));
+        let enroll = self.enroll.as_ref().and_then(|enroll| enroll.listen).map(|listen| ("[enroll]", listen));
+        let mut taken = vec![("[ingest]", self.ingest.listen), ("[admin]", self.admin.listen)];
+        for (section, listen) in network.into_iter().chain(enroll) {
+            if let Some((other, _)) = taken.iter().find(|(_, one)| *one == listen && listen.port() != 0) {
+                // One port has one way of knowing who comes, or somebody would choose the weaker one.
+                return Err(format!("{section} and {other} `listen` on the same address"));
+            }
+            taken.push((section, listen));
+        }
+        if let Some(enroll) = &self.enroll {
+            if enroll.validity.is_zero() {
+                return Err("[enroll] `validity` must be above 0".into());
+            }
+            if enroll.listen.is_some() && (enroll.endpoints.is_empty() || enroll.address.is_none()) {
+                return Err(
+                    "[enroll] `listen` needs `address`, and `endpoints`: where devices go then".into()
+                );
+            }
         }
         let devices = &self.ingest.per_device;
         if devices.rate.get() == 0 || devices.burst < self.ingest.envelopes.inline {
@@ -358,6 +426,11 @@ impl Config {
         paths.extend(&mut self.keys.upstream_ca);
         paths.extend(&mut self.keys.bundle);
         paths.extend(self.relay.as_mut().map(|relay| &mut relay.ca));
+        if let Some(enroll) = &mut self.enroll {
+            paths.push(&mut enroll.ca_key);
+            paths.extend(&mut enroll.ca);
+            paths.extend(&mut enroll.gateway_ca);
+        }
         for path in paths {
             *path = base.join(&*path);
         }
@@ -406,6 +479,8 @@ mod tests {
         assert_eq!((relay.window, relay.answer_timeout, relay.rate), (window(), answer_timeout(), None));
         assert_eq!(config.admin.listen, Admin::default().listen);
         assert_eq!(config.ingest.limits, Limits::default());
+        assert_eq!(config.ingest.crl_expiry, CrlExpiry::UseStale);
+        assert!(config.network.is_none() && config.enroll.is_none());
     }
 
     #[test]
@@ -447,19 +522,49 @@ mod tests {
         assert!(error.to_string().contains("`session_burst`"), "{error}");
     }
 
-    #[test]
-    fn every_key_that_is_commented_out_in_the_template_is_known() {
-        let commented: String = TEMPLATE
+    /// The template with everything in it that is commented out.
+    fn uncommented() -> String {
+        TEMPLATE
             .lines()
             .map(|line| match line.strip_prefix("#") {
-                // "#key = value" is a key with its default, "# words" is prose.
-                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{rest}\n"),
+                // "#key = value" is a key, "#[name]" a section with its default, "# words" is prose.
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => {
+                    format!("{rest}\n")
+                }
                 _ => format!("{line}\n"),
             })
-            .collect();
-        let error = load(&commented).map(|_| ()).map_err(|error| error.to_string());
+            .collect()
+    }
+
+    #[test]
+    fn every_key_that_is_commented_out_in_the_template_is_known() {
+        let error = load(&uncommented()).map(|_| ()).map_err(|error| error.to_string());
         // All at once they contradict each other in one thing, which is found after every key was known.
         assert!(error.is_err_and(|text| text.contains("both `upstream` and `bundle`")));
+    }
+
+    #[test]
+    fn the_sections_that_are_off_in_the_template_are_good_as_they_stand() {
+        let on: String = uncommented()
+            .lines()
+            .filter(|line| !line.starts_with("bundle"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let config = load(&on).unwrap();
+        let enroll = config.enroll.unwrap();
+        assert!(enroll.listen.is_some() && enroll.address.is_some() && !enroll.endpoints.is_empty());
+        assert_eq!(enroll.validity, validity());
+        assert_eq!(config.network.unwrap().limits, Limits::default());
+    }
+
+    #[test]
+    fn a_port_has_one_way_of_knowing_who_comes() {
+        for section in ["network", "enroll"] {
+            let more = format!("\n[{section}]\nlisten = \"0.0.0.0:7443\"\n");
+            let more = if section == "enroll" { more + "ca_key = \"k\"\n" } else { more };
+            let error = load(&format!("{TEMPLATE}{more}")).unwrap_err().to_string();
+            assert!(error.contains("same address"), "{error}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! keys/       statement source, SPKI source -> history -> book -> service      what devices seal to
 //! envelopes/  service -> admission -> spool -> relay                           what devices send
+//! devices/    registry -> doors; enrolment                                     who devices are
 //! ```
 //!
 //! It holds no key that opens an envelope and no key that signs a statement, and nothing in it can cause a signature.
@@ -21,6 +22,8 @@ pub mod kms;
 pub mod keys;
 
 pub mod envelopes;
+
+pub mod devices;
 
 pub mod admin;
 pub mod run;

@@ -204,6 +204,8 @@ struct Inner {
     key_statements_known: Gauge,
     kms_lookups: Family<ReasonLabel, Counter>,
     fingerprint_mismatch: Gauge,
+    enrollments: Family<ReasonLabel, Counter>,
+    registry_good: Gauge,
     healthy: Family<DimensionLabel, Gauge>,
 }
 
@@ -366,6 +368,11 @@ impl Metrics {
                 "key_fingerprint_mismatch",
                 "1 while KMS serves another key than was stated"
             ),
+            enrollments: metric!("enrollments", "Attempts to enrol a device, by result"),
+            registry_good: metric!(
+                "device_registry_good",
+                "1 while the registry of devices reads back, 0 while an older one is in force"
+            ),
             healthy: metric!("healthy", "1 if this dimension of health is well, 0 if degraded or worse"),
             registry,
             taking_over: Mutex::default(),
@@ -393,6 +400,14 @@ impl Metrics {
 
     pub(crate) fn refused(&self, reason: ErrorReason) {
         self.0.ingest_refusals.get_or_create(&ReasonLabel { reason: Reason(Some(reason)) }).inc();
+    }
+
+    pub(crate) fn enrolled(&self, refused: Option<ErrorReason>) {
+        self.0.enrollments.get_or_create(&ReasonLabel { reason: Reason(refused) }).inc();
+    }
+
+    pub(crate) fn registry_good(&self, good: bool) {
+        self.0.registry_good.set(i64::from(good));
     }
 
     pub(crate) fn key_not_active(&self) {

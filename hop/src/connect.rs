@@ -26,7 +26,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pithead_proto::errors::v1::ErrorReason;
-use rustls::{AlertDescription, CertificateError, ClientConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig, OtherError};
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use tokio::{
@@ -38,6 +38,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
+
+use crate::tls::client::OtherKey;
 
 /// Why there is no connection, or no longer one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +81,9 @@ pub enum Untrusted {
     /// Before its beginning.
     #[error("its certificate is not valid yet; is the clock here right?")]
     NotYetValid,
+    /// Not the key whose fingerprint was given.
+    #[error("its key does not have the fingerprint that was given")]
+    Key,
     /// Anything else: encoding, signature, purpose.
     #[error("its certificate does not hold")]
     Other,
@@ -161,6 +166,7 @@ impl ConnectError {
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                     Untrusted::NotYetValid
                 }
+                CertificateError::Other(OtherError(why)) if why.is::<OtherKey>() => Untrusted::Key,
                 _ => Untrusted::Other,
             }),
             rustls::Error::NoCertificatesPresented => Self::Untrusted(Untrusted::Other),

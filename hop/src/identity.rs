@@ -80,6 +80,9 @@ pub enum Role {
     Gateway(GatewayName),
     /// Looks and administers; sends no envelopes.
     Operator(OperatorName),
+    /// Has shown nothing, and is told apart by its address alone: it asks to be enrolled, or why it is not let in. No
+    /// certificate names one.
+    Applicant(IpAddr),
 }
 
 /// How sure a receiver is of who sent. Never raised on the way.
@@ -184,12 +187,33 @@ pub fn host_names(der: &[u8]) -> Result<Vec<ServerName<'static>>, IdentityError>
         .collect())
 }
 
+/// SHA-256 of a certificate's SubjectPublicKeyInfo: what a key is known by, whoever signs for it.
+///
+/// # Errors
+/// [`IdentityError::Unreadable`].
+pub fn spki_sha256(der: &[u8]) -> Result<[u8; 32], IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
+    Ok(Sha256::digest(certificate.public_key().raw).into())
+}
+
+/// When a certificate ends, in seconds since 1970, and its serial number in lower-case hexadecimal.
+///
+/// # Errors
+/// [`IdentityError::Unreadable`].
+pub fn end_and_serial(der: &[u8]) -> Result<(u64, String), IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
+    let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    let serial: String = certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((end, serial))
+}
+
 impl fmt::Display for PeerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.role {
             Role::Device(id) => write!(f, "spiffe://{}/device/{id}", self.site),
             Role::Gateway(name) => write!(f, "spiffe://{}/gateway/{name}", self.site),
             Role::Operator(name) => write!(f, "spiffe://{}/operator/{name}", self.site),
+            Role::Applicant(address) => write!(f, "an applicant at {address}"),
         }
     }
 }
@@ -215,6 +239,18 @@ impl Peer {
         })
     }
 
+    /// The device that the configuration names this address: nothing proves it.
+    pub fn at_address(site: Site, device: DeviceId) -> Self {
+        let id = PeerId { site, role: Role::Device(device) };
+        Self { id, certificate_sha256: None, assurance: Assurance::Claimed }
+    }
+
+    /// Somebody at this address.
+    pub fn applicant(site: Site, address: IpAddr) -> Self {
+        let id = PeerId { site, role: Role::Applicant(address.to_canonical()) };
+        Self { id, certificate_sha256: None, assurance: Assurance::Claimed }
+    }
+
     /// Its site.
     pub fn site(&self) -> &Site {
         &self.id.site
@@ -229,7 +265,7 @@ impl Peer {
     pub fn device(&self) -> Option<&DeviceId> {
         match &self.id.role {
             Role::Device(id) => Some(id),
-            Role::Gateway(_) | Role::Operator(_) => None,
+            Role::Gateway(_) | Role::Operator(_) | Role::Applicant(_) => None,
         }
     }
 }

@@ -291,7 +291,8 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::DataDirLocked
         | R::DataDirUnwritable
         | R::ConfigUnreadable
-        | R::SealingFailed => Code::FailedPrecondition,
+        | R::SealingFailed
+        | R::WouldOverwrite => Code::FailedPrecondition,
 
         R::DeviceMismatch
         | R::SiteMismatch
@@ -302,11 +303,17 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::UploadNotYours
         | R::RoleNotAllowed
         | R::ModeDowngrade
+        | R::DeviceRevoked
         | R::KmsDenied
         | R::KeyNotAllowed => Code::PermissionDenied,
-        R::CertificateRequired | R::CertificateInvalid | R::CertificateRevoked | R::PeerUntrusted => {
-            Code::Unauthenticated
-        }
+        R::CertificateRequired
+        | R::CertificateInvalid
+        | R::CertificateRevoked
+        | R::PeerUntrusted
+        | R::AddressUnknown
+        | R::EnrollTokenInvalid
+        | R::EnrollTokenExpired
+        | R::EnrollTokenUsed => Code::Unauthenticated,
 
         // A bound was reached.
         R::WindowExceeded
@@ -333,7 +340,7 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
 
         R::Conflict => Code::AlreadyExists,
         R::UploadsNotSupported => Code::Unimplemented,
-        R::UploadUnknown | R::AuthorityUnknown | R::SiteUnknown => Code::NotFound,
+        R::UploadUnknown | R::AuthorityUnknown | R::SiteUnknown | R::DeviceUnknown => Code::NotFound,
         R::UploadFenced | R::WatchReplaced => Code::Aborted,
         R::UploadOffset => Code::OutOfRange,
         R::Checksum | R::StateDamaged => Code::DataLoss,
@@ -443,6 +450,12 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::RoleNotAllowed
         | R::ModeDowngrade
         | R::PeerUntrusted
+        | R::AddressUnknown
+        | R::EnrollTokenInvalid
+        | R::EnrollTokenExpired
+        | R::EnrollTokenUsed
+        | R::DeviceUnknown
+        | R::DeviceRevoked
         | R::KmsDenied
         | R::KmsKeyDisabled
         | R::KmsKeyPendingDeletion
@@ -455,7 +468,8 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::ConfigUnreadable
         | R::DataDirUnwritable
         | R::StateDamaged
-        | R::SealingFailed => false,
+        | R::SealingFailed
+        | R::WouldOverwrite => false,
     }
 }
 

@@ -36,6 +36,15 @@ pub mod ingest {
     }
 }
 
+/// Enrolment: `pithead.enroll.v1`.
+pub mod enroll {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto")]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/pithead.enroll.v1.rs"));
+    }
+}
+
 /// The registry of reasons: `pithead.errors.v1`.
 pub mod errors {
     /// The registry as it is written, each reason with its meaning: for programs that explain themselves.

@@ -6,9 +6,11 @@ use std::{
 };
 
 use anyhow::Context as _;
+use pithead_hop::{identity::end_and_serial, tls::Pem};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber, date_time_ymd,
 };
 
 /// A certificate authority with its key in memory and its certificate in a file.
@@ -48,6 +50,36 @@ impl Ca {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its private key, PEM: for a gateway that signs devices itself.
+    #[must_use]
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// A revocation list, PEM, of the certificates in these files. It is long past its `nextUpdate`, as at a site that was cut
+    /// off for months.
+    pub fn crl(&self, revoked: &[&Certificate]) -> anyhow::Result<String> {
+        let revoked_certs = revoked.iter().map(|files| {
+            let leaf = Pem::read(&files.certificate)?.certificates()?;
+            let (_, serial) = end_and_serial(leaf.first().context("a certificate")?)?;
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from(hex::decode(serial)?),
+                revocation_time: date_time_ymd(2021, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            })
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2021, 1, 1),
+            next_update: date_time_ymd(2022, 1, 1),
+            crl_number: SerialNumber::from_slice(&[1]),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect::<anyhow::Result<_>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
     }
 
     /// Signs a certificate for a server on loopback, with a SPIFFE name besides if one is given. `stem` is the path of

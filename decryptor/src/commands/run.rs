@@ -27,7 +27,7 @@ use pithead_hop::accept::{AcceptHandle, Acceptor};
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::stop::{Reloads, Signals};
 use pithead_hop::program::{ProgramError, clock, files};
-use pithead_hop::tls::{CrlExpiry, Pem, ServerTls};
+use pithead_hop::tls::{CrlExpiry, Denied, Pem, ServerTls};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::KeyArn;
 use std::io;
@@ -360,13 +360,19 @@ fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
     })
 }
 
-/// Certificates, CAs, revocation lists: all of the new ones, or the old ones.
+/// Certificates, CAs, revocation lists: all of the new ones, or the old ones. Whoever would not be let in now is cut.
 fn reload(path: &Path, handle: &AcceptHandle) {
-    let fresh = Config::load(path).map_err(ProgramError::from).and_then(|config| Ok(tls(&config)?.build()?));
+    let fresh = Config::load(path)
+        .map_err(ProgramError::from)
+        .and_then(|config| Ok(tls(&config)?.gate(Denied::default())?));
     match fresh {
-        Ok(tls) => {
-            handle.swap_tls(tls);
-            tracing::info!(event = "tls.reloaded");
+        Ok(gate) => {
+            handle.swap_tls(gate);
+            let handle = handle.clone();
+            tokio::task::spawn_blocking(move || {
+                let cut = handle.cut_who_is_not_admitted();
+                tracing::info!(event = "tls.reloaded", cut);
+            });
         }
         Err(error) => tracing::error!(event = "tls.reload_refused", %error, "the old ones stay in force"),
     }

@@ -114,7 +114,7 @@ fn sender(peer: &Peer, identity: &Identity) -> Sender {
         device: identity.device.clone(),
         gateway: match peer.role() {
             Role::Gateway(name) => Some(name.to_string()),
-            Role::Device(_) | Role::Operator(_) => None,
+            Role::Device(_) | Role::Operator(_) | Role::Applicant(_) => None,
         },
     }
 }

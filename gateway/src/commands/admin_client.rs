@@ -49,6 +49,12 @@ pub(super) fn statusz(admin: SocketAddr) -> Result<serde_json::Value, ProgramErr
     serde_json::from_str(&answer.body).map_err(|error| unreachable(admin, &error.to_string()))
 }
 
+/// Who is connected; nothing if nobody answers.
+pub(super) fn devices(admin: SocketAddr) -> Option<serde_json::Value> {
+    let answer = request(admin, "GET", "/devices").ok().filter(|answer| answer.status == 200)?;
+    serde_json::from_str(&answer.body).ok()
+}
+
 /// Gives an order to the running gateway, and gets what it says.
 pub(super) fn post(admin: SocketAddr, path: &str) -> Result<String, ProgramError> {
     let answer = request(admin, "POST", path).map_err(|error| unreachable(admin, &error.to_string()))?;

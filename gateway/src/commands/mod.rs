@@ -1,6 +1,8 @@
 //! What the command line can do besides running: each answers and ends.
 
 pub mod config;
+pub mod device;
+pub mod init;
 pub mod key;
 pub mod refused;
 pub mod relay;

@@ -39,11 +39,9 @@ fn table(status: &Value) -> String {
         let (level, words) = (word(&lamp["level"]), word(&lamp["words"]));
         text += &format!("  {name:7} {level:9} {:>8} s  {words}\n", lamp["for_s"]);
     }
-    for (section, facts) in
-        [("keys", &status["keys"]), ("spool", &status["spool"]), ("relay", &status["relay"])]
-    {
+    for section in ["ingest", "keys", "spool", "relay"] {
         text += &format!("{section}\n");
-        for (name, value) in facts.as_object().into_iter().flatten() {
+        for (name, value) in status[section].as_object().into_iter().flatten() {
             if !value.is_null() {
                 text += &format!("  {name:24} {}\n", word(value));
             }

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use pithead_hop::backoff::{random, spread};
 use pithead_hop::identity::{GatewayName, Peer};
@@ -33,6 +34,7 @@ use super::record::{Body, Head};
 use super::shares::{Over, Share, Shares};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_ms, wall_us};
+use crate::devices::registry::Registry;
 use crate::keys::book::Book;
 use crate::keys::history::History;
 use crate::metrics::{Metrics, Outcome as Counted};
@@ -58,6 +60,7 @@ pub struct SpoolIntake {
     spool: EnvelopeSpool,
     uploads: UploadStore,
     metrics: Metrics,
+    registry: Arc<ArcSwap<Registry>>,
     settle: mpsc::Sender<Settling>,
 }
 
@@ -82,6 +85,8 @@ pub struct Parts {
     pub uploads: UploadStore,
     /// What is counted.
     pub metrics: Metrics,
+    /// Which devices have a certificate.
+    pub registry: Arc<ArcSwap<Registry>>,
 }
 
 /// An envelope on its way to the disk.
@@ -98,10 +103,11 @@ impl SpoolIntake {
     /// Begins to take envelopes. Inside a tokio runtime.
     #[must_use]
     pub fn start(parts: Parts) -> Self {
-        let Parts { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics } = parts;
+        let Parts { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics, registry } =
+            parts;
         let (settle, settling) = mpsc::channel(SETTLING_MAX);
         tokio::spawn(settle_all(settling, metrics.clone()));
-        Self { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics, settle }
+        Self { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics, registry, settle }
     }
 
     /// Pays for data keys that are new for the device.
@@ -331,6 +337,10 @@ impl Intake for SpoolIntake {
 }
 
 impl KnownKeys for SpoolIntake {
+    fn demands_certificate(&self, identity: &Identity) -> bool {
+        self.registry.load().demands_certificate(&identity.device)
+    }
+
     fn standing(&self, arn: &KeyArn, _identity: &Identity) -> Standing {
         match self.history.status_of(arn) {
             Some(KeyStatus::Active) => Standing::Active,

@@ -155,6 +155,7 @@ impl Door {
         let name = GatewayName::new("edge-1").unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
         let intake = Arc::new(SpoolIntake::start(Parts {
+            registry: Arc::default(),
             gateway: name,
             history: history.clone(),
             book,

@@ -9,6 +9,7 @@
 //! DATA/relay           what people have said to the relay
 //! DATA/uploads/        large envelopes, open and waiting
 //! DATA/refused/        what the far end will never take
+//! DATA/devices.toml    the registry of devices; devices.lock is held while it is changed
 //! ```
 
 use std::fs::{File, TryLockError};
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 
+use crate::devices::file::RegistryFile;
 use pithead_hop::program::disk;
 
 /// Why the directory cannot be worked in.
@@ -97,6 +99,12 @@ impl DataDir {
             disk::create_folder(&folder).map_err(unwritable(&folder))?;
         }
         Ok(directory)
+    }
+
+    /// The registry of devices.
+    #[must_use]
+    pub fn devices(&self) -> RegistryFile {
+        RegistryFile::below(&self.path)
     }
 
     /// Key state.

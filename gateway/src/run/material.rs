@@ -8,23 +8,28 @@ use pithead_hop::program::ProgramError;
 use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, ServerTls, SiteTrust, SystemClock, TlsError};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::verify;
+use rustls::pki_types::CertificateDer;
 
 use crate::config::Config;
+use crate::devices::ca::SiteCa;
 
 /// Everything that the configuration names by path and that has to be good.
 #[derive(Debug)]
 pub struct Material {
     /// This gateway's name, out of its certificate.
     pub name: GatewayName,
-    /// For the port of the devices.
-    pub server: Arc<rustls::ServerConfig>,
+    /// For the ports of the devices.
+    pub server: ServerTls,
+    /// Who signs devices here, if somebody does.
+    pub site_ca: Option<Arc<SiteCa>>,
+    /// The CAs of the gateways' certificates, as enrolled devices are told them.
+    pub gateway_ca: Vec<CertificateDer<'static>>,
     /// For the upstream `KeyService`, if there is one.
     pub keys: Option<Arc<rustls::ClientConfig>>,
     /// For the relay, if there is one.
     pub relay: Option<Arc<rustls::ClientConfig>>,
     /// The provisioned trust root.
     pub root: Bytes,
-    tls: ServerTls,
 }
 
 impl Material {
@@ -34,7 +39,9 @@ impl Material {
     /// The first thing that is wrong, naming the file.
     pub fn load(config: &Config) -> Result<Self, ProgramError> {
         let tls = server_tls(config)?;
-        let server = tls.build()?;
+        // Built for itself, so that the first thing that is wrong is found here; the doors build it again.
+        tls.build()?;
+        let site_ca = site_ca(config)?.map(Arc::new);
         let name = own_name(config, &tls.certificate)?;
         let client = |ca: &std::path::Path, passed_expiry| -> Result<_, TlsError> {
             let identity = Some((tls.certificate.clone(), tls.key.clone()));
@@ -48,7 +55,9 @@ impl Material {
             Some(relay) => Some(client(&relay.ca, PassedExpiry::Refuse)?),
             None => None,
         };
-        Ok(Self { name, server, keys, relay, root: root(config)?, tls })
+        let gateway_ca = config.enroll.as_ref().and_then(|enroll| enroll.gateway_ca.as_ref());
+        let gateway_ca = Pem::read(gateway_ca.unwrap_or(&config.ingest.device_ca))?.certificates()?;
+        Ok(Self { name, server: tls, site_ca, gateway_ca, keys, relay, root: root(config)? })
     }
 
     /// Reads all of it again, for a reload by the gateway that is called `name`.
@@ -68,8 +77,19 @@ impl Material {
     /// What an operator should know: certificates and lists that run out.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        self.tls.warnings(rustls::pki_types::UnixTime::now())
+        self.server.warnings(rustls::pki_types::UnixTime::now())
     }
+}
+
+/// The CA that signs devices, if its key lies here.
+///
+/// # Errors
+/// What is wrong with its files.
+pub fn site_ca(config: &Config) -> Result<Option<SiteCa>, ProgramError> {
+    let Some(enroll) = &config.enroll else { return Ok(None) };
+    let ca = Pem::read(enroll.ca.as_ref().unwrap_or(&config.ingest.device_ca))?;
+    let key = Pem::read(&enroll.ca_key)?;
+    Ok(Some(SiteCa::load(&ca, &key, &config.gateway.site, enroll.validity.get())?))
 }
 
 fn server_tls(config: &Config) -> Result<ServerTls, TlsError> {
@@ -82,7 +102,7 @@ fn server_tls(config: &Config) -> Result<ServerTls, TlsError> {
         certificate: Pem::read(&config.gateway.certificate)?,
         key: Pem::read(&config.gateway.private_key)?,
         sites: vec![site],
-        crl_expiry: Default::default(),
+        crl_expiry: config.ingest.crl_expiry,
     })
 }
 
@@ -102,7 +122,7 @@ fn own_name(config: &Config, certificate: &Pem) -> Result<GatewayName, ProgramEr
     }
     match id.role {
         Role::Gateway(name) => Ok(name),
-        Role::Device(_) | Role::Operator(_) => Err(wrong(format!("{id} is no gateway"))),
+        Role::Device(_) | Role::Operator(_) | Role::Applicant(_) => Err(wrong(format!("{id} is no gateway"))),
     }
 }
 

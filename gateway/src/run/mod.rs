@@ -53,7 +53,7 @@ async fn run(
     loop {
         tokio::select! {
             () = signals.stop.cancelled() => break,
-            () = signals.reloads.next() => reload(&config, &serving),
+            () = signals.reloads.next() => reload(&config, &serving).await,
         }
     }
     serving.stop(&config.stop).await;
@@ -62,18 +62,21 @@ async fn run(
     Ok(ExitCode::OK)
 }
 
-/// Certificates and revocation lists are read again, for the port, the relay and the upstream; what is wrong leaves all the
-/// old ones in force.
-fn reload(config: &Config, serving: &Serving) {
+/// Certificates and revocation lists are read again, for the ports, the relay and the upstream; what is wrong leaves all the
+/// old ones in force. Whoever would not be let in with the new ones is cut.
+async fn reload(config: &Config, serving: &Serving) {
     serving.poke.notify_one();
-    match Material::reload(config, &serving.name) {
+    let reloaded = match Material::reload(config, &serving.name) {
         Ok(material) => {
             for warning in material.warnings() {
                 tracing::warn!(event = "tls.warning", warning);
             }
-            serving.swap_tls(material);
-            tracing::info!(event = "tls.reloaded");
+            serving.swap_tls(material).await
         }
+        Err(error) => Err(error),
+    };
+    match reloaded {
+        Ok(cut) => tracing::info!(event = "tls.reloaded", cut),
         Err(error) => tracing::error!(event = "tls.reload_refused", %error),
     }
 }

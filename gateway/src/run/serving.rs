@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pithead_hop::accept::{AcceptHandle, Acceptor};
+use arc_swap::ArcSwap;
+use pithead_hop::accept::{Acceptor, Limits};
 use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::{IngestServer, UploadStore};
+use pithead_hop::program::clock::wall_s;
 use pithead_hop::program::config::Duration as ConfigDuration;
 use pithead_hop::program::{ExitCode, ProgramError, files};
 use pithead_hop::status::reason_of_trust;
@@ -24,6 +26,9 @@ use super::stopping::part;
 use crate::admin::{self, Facts};
 use crate::clock::{GatewayClock, since_boot};
 use crate::config::{self, Config};
+use crate::devices::ca::SiteCa;
+use crate::devices::doors::{Built, Doors, Ports};
+use crate::devices::enroll::{self, Enrolment, Told};
 use crate::envelopes::budgets::Budgets;
 use crate::envelopes::idle::Idle;
 use crate::envelopes::intake::{Parts, SpoolIntake};
@@ -62,7 +67,7 @@ pub(super) struct Serving {
     pub(super) poke: Arc<Notify>,
     /// What this gateway is called.
     pub(super) name: GatewayName,
-    port: AcceptHandle,
+    doors: Arc<Doors>,
     keys_tls: Option<watch::Sender<Arc<ClientConfig>>>,
     relay_tls: Option<watch::Sender<Arc<ClientConfig>>>,
     spool: EnvelopeSpool,
@@ -95,7 +100,19 @@ impl Serving {
                 "raise the hard limit of open files (LimitNOFILE), or lower [ingest.limits] connections"
             );
         }
-        let acceptor = Acceptor::bind(config.ingest.listen, material.server.clone(), limits).await?;
+        let registry = data.devices().read()?;
+        let built = Built::new(material.server.clone(), &config.gateway.site, &registry)?;
+        let registry = Arc::new(ArcSwap::from_pointee(registry));
+        let acceptor = Acceptor::bind(config.ingest.listen, built.certificate.clone(), limits).await?;
+        let network = match &config.network {
+            Some(network) => {
+                let mut limits = network.limits.clone();
+                limits.stop_grace = config.stop.intake;
+                Some(Acceptor::bind(network.listen, built.network.clone(), limits).await?)
+            }
+            None => None,
+        };
+        let enroll = enroll_port(config, &material, &built).await?;
         let admin_port = admin::bind(config.admin.listen).await?;
 
         // Key path.
@@ -169,6 +186,7 @@ impl Serving {
             spool: spool.clone(),
             uploads: large.clone(),
             metrics: metrics.clone(),
+            registry: registry.clone(),
         }));
 
         // From here on nothing can fail.
@@ -179,14 +197,26 @@ impl Serving {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let routes =
             Routes::new(keys.into_service()).add_service(ingest.into_service()).add_service(health_service);
-        let port = acceptor.handle();
-        let address = acceptor.local_addr();
-        let serve = {
-            let stop = intake_stop.clone();
-            async move {
-                acceptor.serve(routes, stop).await;
-            }
+        let ports = Ports {
+            certificate: acceptor.handle(),
+            network: network.as_ref().map(Acceptor::handle),
+            enroll: enroll.as_ref().map(|(port, ..)| port.handle()),
         };
+        let address = acceptor.local_addr();
+        if let Some(network) = &network {
+            tracing::info!(event = "network.listening", address = %network.local_addr());
+        }
+        let mut served = vec![serve(acceptor, routes.clone(), &intake_stop)];
+        served.extend(network.map(|network| serve(network, routes, &intake_stop)));
+        served.extend(enroll.map(|(port, ca, told)| {
+            tracing::info!(event = "enroll.listening", address = %port.local_addr());
+            let (book, metrics) = (book.clone(), metrics.clone());
+            let enrolment = Enrolment::new(data.devices(), ca, told, book, metrics, wall_s);
+            serve(port, Routes::new(enrolment.into_service()), &intake_stop)
+        }));
+        metrics.registry_good(true);
+        let doors = Arc::new(Doors::new(config.gateway.site.clone(), built, registry, ports));
+        let watch = doors.clone().follow(data.devices(), metrics.clone(), intake_stop.clone());
         let idle = put_idle_lines_away(numbers.clone(), intake_stop.clone());
         let follow = follow_readiness(health.clone(), reporter, intake_stop.clone());
         let disk = look_after_disk(health.clone(), spool.clone(), intake_stop.clone());
@@ -203,14 +233,14 @@ impl Serving {
             metrics.clone(),
             intake_stop.clone(),
         );
-        let intake = vec![
-            tokio::spawn(serve),
+        served.extend([
+            tokio::spawn(watch),
             tokio::spawn(refresh.run(intake_stop.clone())),
             tokio::spawn(disk),
             tokio::spawn(idle),
             tokio::spawn(sweep),
             tokio::spawn(follow),
-        ];
+        ]);
         let now = since_boot();
         health.set(Dimension::Ingest, Level::Ok, format!("listening on {address}"), now);
 
@@ -258,7 +288,7 @@ impl Serving {
             shares,
             relay: relay_report,
             control: config.relay.is_some().then_some(control),
-            port: port.clone(),
+            doors: doors.clone(),
         };
         let admin_address = admin_port.local_addr().ok();
         let told = admin_stop.clone();
@@ -278,24 +308,29 @@ impl Serving {
             health,
             poke,
             name: material.name,
-            port,
+            doors,
             keys_tls,
             relay_tls,
             spool,
-            intake: (intake_stop, intake),
+            intake: (intake_stop, served),
             relay: (relay_stop, relay),
             admin: (admin_stop, admin),
         })
     }
 
-    /// New handshakes, of devices here and ours elsewhere, are done with these; live connections go on.
-    pub(super) fn swap_tls(&self, material: Material) {
-        self.port.swap_tls(material.server);
+    /// New handshakes, of devices here and ours elsewhere, are done with these; live connections go on, but for those that
+    /// would not be let in now. Returns how many were cut.
+    pub(super) async fn swap_tls(&self, material: Material) -> Result<usize, ProgramError> {
+        let (doors, server) = (self.doors.clone(), material.server);
+        let cut = tokio::task::spawn_blocking(move || doors.reload(server));
+        let cut =
+            cut.await.map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))??;
         for (ours, new) in [(&self.keys_tls, material.keys), (&self.relay_tls, material.relay)] {
             if let (Some(ours), Some(new)) = (ours, new) {
                 ours.send_replace(new);
             }
         }
+        Ok(cut)
     }
 
     /// Stops everything, in order.
@@ -333,6 +368,32 @@ impl Serving {
         }
         tracing::info!(event = "gateway.stopped");
     }
+}
+
+fn serve(port: Acceptor, routes: Routes, stop: &CancellationToken) -> JoinHandle<()> {
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        port.serve(routes, stop).await;
+    })
+}
+
+/// The port where devices enrol, if there is one, and what they are given there.
+async fn enroll_port(
+    config: &Config,
+    material: &Material,
+    built: &Built,
+) -> Result<Option<(Acceptor, Arc<SiteCa>, Told)>, ProgramError> {
+    let Some(section) = &config.enroll else { return Ok(None) };
+    let (Some(listen), Some(ca)) = (section.listen, &material.site_ca) else { return Ok(None) };
+    let limits = Limits { stop_grace: config.stop.intake, ..enroll::limits() };
+    let port = Acceptor::bind(listen, built.enroll.clone(), limits).await?;
+    let told = Told {
+        site: config.gateway.site.clone(),
+        endpoints: section.endpoints.clone(),
+        server_name: section.server_name.clone(),
+        gateway_ca: material.gateway_ca.clone(),
+    };
+    Ok(Some((port, ca.clone(), told)))
 }
 
 fn with_margin(limit: ConfigDuration) -> Duration {

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::Request;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pithead_proto::errors::v1::ErrorReason;
-use rustls::ServerConfig;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -21,13 +21,15 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::sync::{CancellationToken, PollSemaphore};
-use tonic::{body::Body, service::Routes};
+use tonic::service::Routes;
 use tower_service::Service as _;
 
 use super::{
     Shared,
     activity::{Activity, Answer, Quiet},
     asking::Asking,
+    door::{Door, Guest, NotKnown},
+    live::Connected,
     noise::{Listening, Notes},
     permits::{Cut, IpPlace, RosterPlace},
     stall::Stalling,
@@ -67,7 +69,7 @@ pub(super) async fn run(
     shared.counters.handshaking.add();
     let go = CancellationToken::new();
     // In a box of its own, which is gone when the handshake is over: a connection lives for hours.
-    let shaking = Box::pin(handshake(&shared, tcp, &go));
+    let shaking = Box::pin(handshake(&shared, tcp, from, &go));
     let handshake = tokio::select! {
         done = timeout(limit, shaking) => done.unwrap_or(Err(NotAdmitted::TimedOut)),
         () = go.cancelled() => Err(NotAdmitted::MadeRoom),
@@ -75,7 +77,7 @@ pub(super) async fn run(
         () = stop.cancelled() => Err(NotAdmitted::Stopped),
     };
     shared.counters.handshaking.sub();
-    let (stream, peer) = match handshake {
+    let Admitted { stream, guest, chain, door } = match handshake {
         Ok(done) => done,
         Err(why) => {
             shared.counters.handshake(why.outcome());
@@ -85,9 +87,19 @@ pub(super) async fn run(
             return;
         }
     };
+    let Guest { peer, refusal } = guest;
     shared.counters.handshake(Handshake::Ok);
     tracing::debug!(event = "accept.connected", peer = %peer.id, %from);
     let cut = Cut::default();
+    let connected = Connected { peer: peer.clone(), from, since: Instant::now() };
+    let _live = shared.live.enter(connected, chain.clone(), cut.clone());
+    // Entered first: a door that was swapped during the handshake has either been seen here, or its owner has seen us.
+    let now = shared.door.load_full();
+    if !Arc::ptr_eq(&now, &door) && !now.admits(&peer, &chain, from, UnixTime::now()) {
+        shared.counters.ended(Ended::Cut);
+        shared.log_refused(from, "revoked during its handshake");
+        return;
+    }
     let (place, replaced) = shared.roster.enter(&peer, cut.clone(), Instant::now());
     if replaced {
         tracing::info!(event = "accept.replaced", peer = %peer.id, %from);
@@ -99,7 +111,7 @@ pub(super) async fn run(
         }
     });
     let ended = tokio::select! {
-        ended = serve(&shared, stream, peer.clone(), from, Arc::new(place), routes, stop) => ended,
+        ended = serve(&shared, stream, (peer.clone(), refusal), from, Arc::new(place), routes, stop) => ended,
         ended = forced.wait() => ended,
     };
     shared.counters.ended(ended);
@@ -121,9 +133,11 @@ enum NotAdmitted {
     #[error("no HTTP/2 in ALPN")]
     NoAlpn,
     #[error("{0}")]
-    Identity(crate::identity::IdentityError),
+    NotKnown(NotKnown),
     #[error("no client certificate")]
     NoCertificate,
+    #[error("a chain of certificates of more than 16 KiB")]
+    LongChain,
     #[error("{0}")]
     Certificate(String),
     #[error("the handshake took too long")]
@@ -139,7 +153,9 @@ impl NotAdmitted {
         match self {
             Self::Handshake(_) => Handshake::Failed,
             Self::NoAlpn => Handshake::NoAlpn,
-            Self::Identity(_) | Self::NoCertificate | Self::Certificate(_) => Handshake::Certificate,
+            Self::NotKnown(_) | Self::NoCertificate | Self::LongChain | Self::Certificate(_) => {
+                Handshake::Certificate
+            }
             Self::TimedOut => Handshake::TimedOut,
             Self::MadeRoom => Handshake::MadeRoom,
             Self::Stopped => Handshake::Stopped,
@@ -159,11 +175,24 @@ impl NotAdmitted {
     }
 }
 
+/// A chain is kept as long as its connection, so that it can be judged again: it may not be of any length. Two CAs above a
+/// device are below 4 KiB.
+const CHAIN_MAX: usize = 16 << 10;
+
+/// A handshake that ended well, and the door that it was judged by.
+struct Admitted {
+    stream: TlsStream<TcpStream>,
+    guest: Guest,
+    chain: Arc<[CertificateDer<'static>]>,
+    door: Arc<Door>,
+}
+
 async fn handshake(
     shared: &Shared,
     tcp: TcpStream,
+    from: SocketAddr,
     go: &CancellationToken,
-) -> Result<(TlsStream<TcpStream>, Peer), NotAdmitted> {
+) -> Result<Admitted, NotAdmitted> {
     let failed = |error: std::io::Error| NotAdmitted::Handshake(error.to_string());
     tcp.set_nodelay(true).map_err(failed)?;
     // Whoever says nothing holds a connection, and no permit: those are for what costs us signatures.
@@ -171,8 +200,8 @@ async fn handshake(
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await.map_err(failed)?;
     drop(waiting);
     let mut waiting = None;
-    let config: Arc<ServerConfig> = shared.tls.load_full();
-    let mut accepting = pin!(hello.into_stream(config).into_fallible());
+    let door = shared.door.load_full();
+    let mut accepting = pin!(hello.into_stream(door.tls.clone()).into_fallible());
     let mut permits = PollSemaphore::new(shared.handshakes.clone());
     // A permit for each step, and none between them: whoever lets us wait for its half of the handshake lets nobody else wait.
     let accepted = poll_fn(|cx| {
@@ -196,10 +225,13 @@ async fn handshake(
     if session.alpn_protocol() != Some(ALPN_H2) {
         return Err(NotAdmitted::NoAlpn);
     }
-    let certificate =
-        session.peer_certificates().and_then(|chain| chain.first()).ok_or(NotAdmitted::NoCertificate)?;
-    let peer = Peer::from_verified_certificate(certificate).map_err(NotAdmitted::Identity)?;
-    Ok((stream, peer))
+    let chain: Arc<[CertificateDer<'static>]> =
+        session.peer_certificates().unwrap_or_default().iter().map(|one| one.clone().into_owned()).collect();
+    if chain.iter().map(|certificate| certificate.len()).sum::<usize>() > CHAIN_MAX {
+        return Err(NotAdmitted::LongChain);
+    }
+    let guest = door.identify(&chain, from).map_err(NotAdmitted::NotKnown)?;
+    Ok(Admitted { stream, guest, chain, door })
 }
 
 /// A client of TLS 1.3 has sent its first request before it can know that it is refused. Closing with that unread resets the
@@ -222,7 +254,7 @@ async fn let_the_alert_arrive(mut tcp: TcpStream) {
 async fn serve(
     shared: &Arc<Shared>,
     stream: TlsStream<TcpStream>,
-    peer: Peer,
+    (peer, turned_away): (Peer, Option<Refusal>),
     from: SocketAddr,
     place: Arc<RosterPlace>,
     routes: Routes,
@@ -236,18 +268,22 @@ async fn serve(
         let all = all.clone();
         let call = calls.begin();
         all.counters.requests.add();
-        let refused = place.request(Instant::now()).err();
-        if refused.is_some() {
-            all.counters.throttled.add();
-            noise.noise();
-        }
+        let refused = match (place.request(Instant::now()), &turned_away) {
+            (Err(wait), _) => {
+                all.counters.throttled.add();
+                noise.noise();
+                Some(throttled(wait))
+            }
+            (Ok(()), Some(refusal)) => Some(refusal.clone()),
+            (Ok(()), None) => None,
+        };
         let mut routes = routes.clone();
         let unfinished = place.unfinished();
         request.extensions_mut().insert(peer.clone());
         request.extensions_mut().insert(RemoteAddress(from));
         async move {
             let response = match refused {
-                Some(wait) => throttled(wait),
+                Some(refusal) => tonic::Status::from(refusal).into_http(),
                 None => match routes.call(request.map(|body| Asking::new(body, unfinished))).await {
                     Ok(response) => response,
                     Err(never) => match never {},
@@ -323,11 +359,9 @@ fn finished(end: hyper::Result<()>, in_good_order: Ended, notes: &Notes) -> Ende
     }
 }
 
-fn throttled(wait: Duration) -> Response<Body> {
-    let refusal =
-        Refusal::new(ErrorReason::Throttled, "more requests than this identity may make; come back later")
-            .retry_after(backoff::spread(wait, backoff::random()));
-    tonic::Status::from(refusal).into_http()
+fn throttled(wait: Duration) -> Refusal {
+    Refusal::new(ErrorReason::Throttled, "more requests than this identity may make; come back later")
+        .retry_after(backoff::spread(wait, backoff::random()))
 }
 
 /// A fifth more or less.

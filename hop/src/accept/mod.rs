@@ -8,20 +8,25 @@
 //! tonic's own server has no time-out for a handshake or a first request, announces no stream limit, spins when file
 //! descriptors run out, and its graceful stop waits for ever for a client that says nothing. Here everything that a
 //! stranger can begin has an end that we set. Certificates and revocation lists are swapped under way
-//! ([`AcceptHandle::swap_tls`]), and whoever was revoked is cut ([`AcceptHandle::cut`]).
+//! ([`AcceptHandle::swap_tls`]), and whoever was revoked is cut ([`AcceptHandle::cut`],
+//! [`AcceptHandle::cut_who_is_not_admitted`]). A port knows its clients by certificate, by address, or not at all
+//! ([`Door`]).
 //!
 //! Every request carries its [`Peer`](crate::identity::Peer) and [`RemoteAddress`] in its extensions.
 
 mod activity;
 mod asking;
 mod connection;
+mod door;
 pub mod limits;
+mod live;
 mod noise;
 mod permits;
 mod stall;
 mod stats;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{
@@ -33,7 +38,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use pithead_proto::errors::v1::ErrorReason;
-use rustls::ServerConfig;
+use rustls_pki_types::UnixTime;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -43,10 +48,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 pub use connection::RemoteAddress;
+pub use door::{AddressBook, Door};
 pub use limits::{Limits, LimitsError};
+pub use live::Connected;
 pub use stats::{AcceptStats, Ended, Handshake, Refused};
 
-use crate::{identity::Peer, program::ProgramError};
+use crate::{
+    identity::{Peer, PeerId},
+    program::ProgramError,
+};
 use connection::Arrival;
 use permits::{Arrivals, PerIp, Rate, Roster, Silent};
 use stats::Counters;
@@ -100,9 +110,25 @@ pub struct Stopped {
 pub struct AcceptHandle(Arc<Shared>);
 
 impl AcceptHandle {
-    /// New handshakes use this configuration; live connections go on.
-    pub fn swap_tls(&self, config: Arc<ServerConfig>) {
-        self.0.tls.store(config);
+    /// New handshakes are judged by this; live connections go on.
+    pub fn swap_tls(&self, door: impl Into<Door>) {
+        self.0.door.store(Arc::new(door.into()));
+    }
+
+    /// Cuts the live connections of everybody whom the door in force would not let in now; returns how many. Takes a
+    /// fraction of a millisecond for each connection: not for an async thread.
+    pub fn cut_who_is_not_admitted(&self) -> usize {
+        self.0.live.cut_who_is_not_admitted(&self.0.door.load(), UnixTime::now())
+    }
+
+    /// When each device was last connected, since the port was opened; now, if it is.
+    pub fn seen(&self) -> BTreeMap<PeerId, Instant> {
+        self.0.live.seen()
+    }
+
+    /// Every live connection.
+    pub fn connections(&self) -> Vec<Connected> {
+        self.0.live.list()
     }
 
     /// Cuts the live connections of whoever is unwanted, revoked ones say; returns how many.
@@ -123,7 +149,8 @@ impl AcceptHandle {
 
 #[derive(Debug)]
 struct Shared {
-    tls: ArcSwap<ServerConfig>,
+    door: ArcSwap<Door>,
+    live: Arc<live::Live>,
     limits: Limits,
     connections: Arc<Semaphore>,
     arrivals: Arrivals,
@@ -164,11 +191,7 @@ impl Shared {
 
 impl Acceptor {
     /// Takes the port. Needs a tokio runtime.
-    pub async fn bind(
-        address: SocketAddr,
-        tls: Arc<ServerConfig>,
-        limits: Limits,
-    ) -> Result<Self, BindError> {
+    pub async fn bind(address: SocketAddr, door: impl Into<Door>, limits: Limits) -> Result<Self, BindError> {
         let impossible = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::Taken(address),
             _ => BindError::Impossible { address, source },
@@ -183,7 +206,8 @@ impl Acceptor {
         );
         let requests = rate(limits.requests_per_second, limits.request_burst);
         let shared = Arc::new(Shared {
-            tls: ArcSwap::new(tls),
+            door: ArcSwap::from_pointee(door.into()),
+            live: Arc::default(),
             connections: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
             arrivals,
             per_ip: PerIp::new(limits.connections_per_ip),

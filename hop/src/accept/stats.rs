@@ -176,6 +176,19 @@ macro_rules! counters {
             ended: [u64; Ended::ALL.len()],
         }
 
+        impl AcceptStats {
+            /// Two ports together, such as those of one program.
+            #[must_use]
+            pub fn and(&self, other: &Self) -> Self {
+                Self {
+                    $($name: self.$name + other.$name,)+
+                    refused: std::array::from_fn(|at| self.refused[at] + other.refused[at]),
+                    handshakes: std::array::from_fn(|at| self.handshakes[at] + other.handshakes[at]),
+                    ended: std::array::from_fn(|at| self.ended[at] + other.ended[at]),
+                }
+            }
+        }
+
         impl Counters {
             pub(super) fn read(&self) -> AcceptStats {
                 AcceptStats {

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::upload::{UPLOAD_MAX, header_hash};
 use crate::backoff;
-use crate::identity::{GatewayName, Peer, Role};
+use crate::identity::{Assurance, GatewayName, Peer, Role};
 use crate::status::Refusal;
 
 /// Hops on the way here at most: sites can be chained, and a longer chain is a loop.
@@ -44,6 +44,12 @@ pub enum Standing {
 pub trait KnownKeys: Send + Sync {
     /// What is known of this key for envelopes of `identity`'s site.
     fn standing(&self, arn: &KeyArn, identity: &Identity) -> Standing;
+
+    /// True if that device is registered with a certificate: then a mere address does not speak for it.
+    fn demands_certificate(&self, identity: &Identity) -> bool {
+        let _ = identity;
+        false
+    }
 }
 
 /// An envelope that this hop may take. No constructor but [`admit`].
@@ -182,6 +188,7 @@ pub fn admit_header(
 /// Whether the peer may send it, and whether its keys were ever named; true if one of them is not active now.
 fn admit_profile(profile: &Profile, peer: &Peer, keys: &dyn KnownKeys) -> Result<bool, NotAdmitted> {
     let identity = profile.identity();
+    no_downgrade(peer, identity, keys)?;
     may_speak(peer, identity)?;
     let mut key_not_active = false;
     for (arn, _) in profile.edks() {
@@ -225,6 +232,20 @@ fn check_hops(hops: &[Hop], peer: &Peer) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// A device that has a certificate is not spoken for by an address, neither by its own nor by another device's. What a
+/// gateway passes on is judged by the custody that travels with it.
+fn no_downgrade(peer: &Peer, identity: &Identity, keys: &dyn KnownKeys) -> Result<(), Refusal> {
+    let by_address = peer.assurance == Assurance::Claimed && peer.device().is_some();
+    if !by_address || !keys.demands_certificate(identity) {
+        return Ok(());
+    }
+    let detail = format!(
+        "device {} is registered with a certificate; it is not taken from an address that names {}",
+        identity.device, peer.id
+    );
+    Err(Refusal::new(ErrorReason::ModeDowngrade, detail))
+}
+
 /// A device for itself, a gateway for every device of its site, nobody else.
 pub(super) fn may_speak(peer: &Peer, identity: &Identity) -> Result<(), Refusal> {
     if *peer.site() != identity.site {
@@ -242,6 +263,9 @@ pub(super) fn may_speak(peer: &Peer, identity: &Identity) -> Result<(), Refusal>
         Role::Gateway(_) => Ok(()),
         Role::Operator(_) => {
             Err(Refusal::new(ErrorReason::RoleNotAllowed, "an operator's certificate sends no envelopes"))
+        }
+        Role::Applicant(_) => {
+            Err(Refusal::new(ErrorReason::RoleNotAllowed, "who is not enrolled sends no envelopes"))
         }
     }
 }
@@ -301,5 +325,43 @@ mod tests {
         reasons.sort_unstable();
         reasons.dedup();
         assert_eq!(reasons, (2001..=2012).collect::<Vec<_>>());
+    }
+
+    /// One device has a certificate.
+    struct Registered;
+
+    impl KnownKeys for Registered {
+        fn standing(&self, _: &KeyArn, _: &Identity) -> Standing {
+            Standing::Active
+        }
+
+        fn demands_certificate(&self, identity: &Identity) -> bool {
+            identity.device.as_str() == "truck-1"
+        }
+    }
+
+    #[test]
+    fn an_address_speaks_for_no_device_that_has_a_certificate_not_even_its_own() {
+        let site = pithead_sealing::Site::new("pit-7").expect("a site");
+        let id = |name: &str| pithead_sealing::DeviceId::new(name).expect("a device");
+        let of = |name: &str| Identity {
+            site: site.clone(),
+            device: id(name),
+            stream: pithead_sealing::StreamName::new("can").expect("a stream"),
+            run: pithead_sealing::Run::from_parts(1, 1).expect("a run"),
+            seq: pithead_sealing::Seq::FIRST,
+        };
+        let claimed = |name: &str| Peer::at_address(site.clone(), id(name));
+        let vouched = |name: &str| Peer { assurance: Assurance::Vouched, ..claimed(name) };
+        for peer in [claimed("truck-1"), claimed("pump-1")] {
+            let refused = no_downgrade(&peer, &of("truck-1"), &Registered).expect_err("a downgrade");
+            assert_eq!(refused.reason, ErrorReason::ModeDowngrade);
+        }
+        no_downgrade(&claimed("pump-1"), &of("pump-1"), &Registered).expect("its own address");
+        no_downgrade(&vouched("truck-1"), &of("truck-1"), &Registered).expect("its own certificate");
+        let id = crate::identity::PeerId::from_uri("spiffe://pit-7/gateway/gw-1").expect("a gateway");
+        let gateway = Peer { id, certificate_sha256: None, assurance: Assurance::Claimed };
+        no_downgrade(&gateway, &of("truck-1"), &Registered)
+            .expect("custody speaks for what a gateway brings");
     }
 }

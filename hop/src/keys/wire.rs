@@ -99,7 +99,8 @@ impl KeyFile {
         Self::from_proto(proto::KeyBundle::decode(bytes).map_err(|_| WireError::Malformed)?)
     }
 
-    pub(super) fn to_proto(&self) -> proto::KeyBundle {
+    /// As the message that services carry.
+    pub fn to_proto(&self) -> proto::KeyBundle {
         proto::KeyBundle {
             authority: self.authority.clone(),
             site: self.site.to_string(),
@@ -109,7 +110,8 @@ impl KeyFile {
         }
     }
 
-    pub(super) fn from_proto(message: proto::KeyBundle) -> Result<Self, WireError> {
+    /// Reads the message that services carry.
+    pub fn from_proto(message: proto::KeyBundle) -> Result<Self, WireError> {
         let proto::KeyBundle { authority, site, roots, statement, spkis } = message;
         if authority.is_empty() {
             return Err(WireError::NoAuthority);

@@ -48,13 +48,18 @@ impl ExitCode {
         use ErrorReason as R;
         match reason {
             R::ConfigInvalid | R::ConfigUnreadable => Self::CONFIG_INVALID,
-            R::DataDirUnwritable | R::DiskFull | R::DiskFailed => Self::CANNOT_WRITE,
+            R::DataDirUnwritable | R::DiskFull | R::DiskFailed | R::WouldOverwrite => Self::CANNOT_WRITE,
             R::CertificateRequired
             | R::CertificateInvalid
             | R::CertificateRevoked
             | R::RoleNotAllowed
             | R::ModeDowngrade
             | R::PeerUntrusted
+            | R::AddressUnknown
+            | R::EnrollTokenInvalid
+            | R::EnrollTokenExpired
+            | R::EnrollTokenUsed
+            | R::DeviceRevoked
             | R::DeviceMismatch
             | R::SiteMismatch => Self::IDENTITY_REFUSED,
             R::PeerUnreachable | R::KmsUnreachable => Self::PEER_UNAVAILABLE,

@@ -266,6 +266,18 @@ fn todo(reason: ErrorReason) -> &'static str {
         R::ModeDowngrade => {
             "Connect with the device's certificate. If somebody else has come from that address, find out who."
         }
+        R::AddressUnknown => {
+            "Register the device's address (`pithead-gateway device add NAME --mode network`), or find out who comes from there."
+        }
+        R::EnrollTokenInvalid | R::EnrollTokenExpired => {
+            "Compare what was typed; if it is right, ask for another token: `pithead-gateway device add`."
+        }
+        R::EnrollTokenUsed => {
+            "If it was used by the same device after its folder was lost, ask for another token. If it was not, somebody else has \
+             enrolled in its name: `pithead-gateway device revoke`."
+        }
+        R::DeviceUnknown => "See `device list` for the names that are known.",
+        R::DeviceRevoked => "Give the vehicle another name: what was revoked is not given out again.",
         R::PeerUnreachable => "Check the address, that the other end runs, and what lies between.",
         R::PeerUntrusted => {
             "Compare the CA file and the expected name with the other end's certificate. If they should fit: somebody is in \
@@ -303,6 +315,7 @@ fn todo(reason: ErrorReason) -> &'static str {
         R::StateDamaged => {
             "Start the program: it goes on from its last good copy where there is one. Then look at the disk."
         }
+        R::WouldOverwrite => "Choose another folder, or move away what stands there.",
         R::OutboxFull => "Let the device reach its gateway, or raise [outbox] max_bytes.",
         R::SealingFailed => "Look at `pithead-device key`: a session needs a key that may be sealed to.",
     }

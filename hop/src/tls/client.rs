@@ -12,11 +12,12 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme,
     client::{
         Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
+    crypto::WebPkiSupportedAlgorithms,
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -27,6 +28,7 @@ use super::{
     server::{pair_error, roots},
     time::Bound,
 };
+use crate::identity;
 
 /// What the connecting side is built from.
 #[derive(Debug, Clone)]
@@ -77,6 +79,74 @@ impl ClientTls {
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
         Ok(Arc::new(config))
+    }
+}
+
+/// For a server that is known by nothing but its key: the SHA-256 of its SubjectPublicKeyInfo, told by another way. CA,
+/// name and dates say nothing here; that the server holds the key is proven by the handshake. We show no certificate.
+#[must_use]
+pub fn pinned(spki_sha256: [u8; 32]) -> Arc<ClientConfig> {
+    let algorithms = provider().signature_verification_algorithms;
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has suites of TLS 1.3")
+        // "dangerous" because one could skip verification here; this one compares the key itself.
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(PinnedKey { spki_sha256, algorithms }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Arc::new(config)
+}
+
+/// The server's key is not the one with the fingerprint that was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("its key does not have the fingerprint that was given")]
+pub(crate) struct OtherKey;
+
+#[derive(Debug)]
+struct PinnedKey {
+    spki_sha256: [u8; 32],
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for PinnedKey {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match identity::spki_sha256(end_entity) {
+            Ok(found) if found == self.spki_sha256 => Ok(ServerCertVerified::assertion()),
+            Ok(_) => Err(CertificateError::Other(OtherError(Arc::new(OtherKey))).into()),
+            Err(_) => Err(CertificateError::BadEncoding.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
     }
 }
 

@@ -16,9 +16,9 @@ use std::sync::{Arc, LazyLock};
 use pithead_sealing::Site;
 use rustls::crypto::CryptoProvider;
 
-pub use client::{ClientTls, PassedExpiry};
+pub use client::{ClientTls, PassedExpiry, pinned};
 pub use pem::Pem;
-pub use server::{CrlExpiry, ServerTls, SiteTrust};
+pub use server::{CrlExpiry, Denied, Gate, ServerTls, SiteTrust};
 pub use time::{KnownTime, SystemClock, TimeSource};
 
 /// The protocol that both ends have to agree on.

@@ -2,6 +2,7 @@
 
 use std::{fmt, path::Path};
 
+use base64ct::{Base64, Encoding as _};
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
     pem::{self, PemObject as _},
@@ -93,8 +94,42 @@ impl Pem {
     }
 }
 
+/// Certificates in DER, as the text of a PEM file.
+pub fn certificates_to_text<'a>(certificates: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut text = String::new();
+    for der in certificates {
+        text.push_str("-----BEGIN CERTIFICATE-----\n");
+        let mut body = Base64::encode_string(der);
+        while !body.is_empty() {
+            let rest = body.split_off(body.len().min(LINE));
+            text.push_str(&body);
+            text.push('\n');
+            body = rest;
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+    }
+    text
+}
+
+/// Characters of a line of PEM (RFC 7468).
+const LINE: usize = 64;
+
 impl fmt::Debug for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pem({})", self.origin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_that_are_written_read_back() {
+        let ders: Vec<Vec<u8>> = [0, 1, 47, 48, 49, 700].map(|len| vec![7; len]).into();
+        let text = certificates_to_text(ders.iter().map(Vec::as_slice));
+        assert!(text.lines().all(|line| line.len() <= LINE), "{text}");
+        let read = Pem::new("text", text).certificates().expect("just written");
+        assert_eq!(read.iter().map(|der| der.to_vec()).collect::<Vec<_>>(), ders);
     }
 }

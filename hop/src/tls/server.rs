@@ -3,20 +3,25 @@
 //! A client's certificate says which site it is of; it is then verified against that site's CA and no other, with that
 //! site's revocation lists. So a CA that was stolen from one site speaks for that site alone.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use pithead_sealing::Site;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    RootCertStore, ServerConfig, SignatureScheme, WantsVerifier,
     client::danger::HandshakeSignatureValid,
     server::{
-        NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier,
+        NoServerSessionStorage, VerifierBuilderError, WantsServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
 use super::{ALPN_H2, Pem, TlsError, provider};
@@ -47,24 +52,70 @@ pub struct SiteTrust {
 }
 
 /// What a revocation list that is past its `nextUpdate` means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub enum CrlExpiry {
     /// It is used as it is: a WAN outage that keeps lists from being renewed locks nobody out. See
     /// [`ServerTls::warnings`].
     #[default]
+    #[serde(rename = "warn")]
     UseStale,
     /// Nobody of that site is let in until a fresh one is here.
+    #[serde(rename = "refuse")]
     Refuse,
+}
+
+/// Whom a site's own list turns away, whatever the CA says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Denied {
+    /// By name: every certificate of theirs.
+    pub names: BTreeSet<PeerId>,
+    /// By SHA-256 of the certificate.
+    pub certificates: BTreeSet<[u8; 32]>,
+}
+
+/// Who is let in by certificate: for new handshakes as a TLS configuration, and the same judgement of those who are
+/// connected already.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    /// For new handshakes.
+    pub config: Arc<ServerConfig>,
+    verifier: Arc<SiteVerifier>,
+}
+
+impl Gate {
+    /// Whether a handshake with this chain, its holder's certificate first, would end well at `now`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits(&self, chain: &[CertificateDer<'static>], now: UnixTime) -> Result<(), Error> {
+        let (leaf, above) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        self.verifier.verify_client_cert(leaf, above, now).map(drop)
+    }
 }
 
 impl ServerTls {
     /// Checks everything and builds the configuration. Nothing is half built: a reload that fails leaves the old one.
     pub fn build(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let verifier = SiteVerifier::build(&self.sites, self.crl_expiry)?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])
-            .expect("the provider has suites of TLS 1.3")
-            .with_client_cert_verifier(Arc::new(verifier))
+        Ok(self.gate(Denied::default())?.config)
+    }
+
+    /// As [`ServerTls::build`], without those who are denied.
+    pub fn gate(&self, denied: Denied) -> Result<Gate, TlsError> {
+        let verifier = Arc::new(SiteVerifier::build(&self.sites, self.crl_expiry, denied)?);
+        let config = self.finish(builder().with_client_cert_verifier(verifier.clone()))?;
+        Ok(Gate { config, verifier })
+    }
+
+    /// For a listener that asks nobody for a certificate.
+    pub fn build_for_anybody(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        self.finish(builder().with_no_client_auth())
+    }
+
+    fn finish(
+        &self,
+        builder: ConfigBuilder<ServerConfig, WantsServerCert>,
+    ) -> Result<Arc<ServerConfig>, TlsError> {
+        let mut config = builder
             .with_single_cert(self.certificate.certificates()?, self.key.private_key()?)
             .map_err(|error| pair_error(error, &self.certificate, &self.key))?;
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
@@ -103,6 +154,12 @@ impl ServerTls {
         }
         found
     }
+}
+
+fn builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has suites of TLS 1.3")
 }
 
 /// A warning begins this long before the end.
@@ -149,12 +206,13 @@ pub(super) fn roots(ca: &Pem) -> Result<RootCertStore, TlsError> {
 #[derive(Debug)]
 struct SiteVerifier {
     sites: BTreeMap<Site, Arc<dyn ClientCertVerifier>>,
+    denied: Denied,
     hints: Vec<DistinguishedName>,
     algorithms: rustls::crypto::WebPkiSupportedAlgorithms,
 }
 
 impl SiteVerifier {
-    fn build(trusts: &[SiteTrust], crl_expiry: CrlExpiry) -> Result<Self, TlsError> {
+    fn build(trusts: &[SiteTrust], crl_expiry: CrlExpiry, denied: Denied) -> Result<Self, TlsError> {
         let mut sites = BTreeMap::new();
         let mut hints = Vec::new();
         let mut keys: BTreeMap<Vec<u8>, Site> = BTreeMap::new();
@@ -177,7 +235,7 @@ impl SiteVerifier {
         if sites.is_empty() {
             return Err(TlsError::NoSite);
         }
-        Ok(Self { sites, hints, algorithms: provider().signature_verification_algorithms })
+        Ok(Self { sites, denied, hints, algorithms: provider().signature_verification_algorithms })
     }
 }
 
@@ -233,7 +291,15 @@ impl ClientCertVerifier for SiteVerifier {
                 Error::InvalidCertificate(CertificateError::UnknownIssuer)
             }
             other => other,
-        })
+        })?;
+        // Last, so that only a holder of a good certificate learns that its name is on the list.
+        let listed = self.denied.names.contains(&named)
+            || (!self.denied.certificates.is_empty()
+                && self.denied.certificates.contains::<[u8; 32]>(&Sha256::digest(end_entity).into()));
+        if listed {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

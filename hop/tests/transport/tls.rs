@@ -206,8 +206,10 @@ async fn without_http_2_in_alpn_nobody_is_served() {
 async fn a_session_is_never_resumed() {
     let world = World::new();
     let server = world.serve().await;
-    // This client would resume if it were given a ticket.
-    let config = raw(&world.truck("a"), &[&version::TLS13], &[b"h2"]);
+    // This client would resume if it were given a ticket, and would then send before the handshake has ended.
+    let mut config = (*raw(&world.truck("a"), &[&version::TLS13], &[b"h2"])).clone();
+    config.enable_early_data = true;
+    let config = Arc::new(config);
     for _ in 0..2 {
         let mut stream = shake(&server, config.clone()).await.unwrap();
         // The server's SETTINGS come after any ticket.
@@ -216,6 +218,7 @@ async fn a_session_is_never_resumed() {
         assert_eq!(session.handshake_kind(), Some(HandshakeKind::Full));
         assert_eq!(session.protocol_version(), Some(ProtocolVersion::TLSv1_3));
         assert_eq!(session.tls13_tickets_received(), 0);
+        assert!(!session.is_early_data_accepted());
     }
 }
 

@@ -41,8 +41,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes a device in a folder: names, certificate, and the trust root that it believes from now on.
-    Enroll(EnrollArgs),
+    /// Makes a device in a folder: names, certificate, and the trust root that it believes from now on. With a token it gets
+    /// its certificate over the network; otherwise out of files.
+    Enroll(Box<EnrollArgs>),
     /// The key that the device seals to, verified here; asks the gateway for news first.
     Key {
         /// Asks nobody: what is believed now.
@@ -68,28 +69,52 @@ enum Command {
     },
 }
 
+/// A SHA-256, told by another way; with colons if whoever printed it liked them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sha256(pub(crate) [u8; 32]);
+
+impl std::str::FromStr for Sha256 {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let mut bytes = [0; 32];
+        let plain: String = text.chars().filter(|c| *c != ':').collect();
+        hex::decode_to_slice(plain, &mut bytes).map_err(|_| "a SHA-256 has 64 hexadecimal digits")?;
+        Ok(Self(bytes))
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EnrollArgs {
     /// The device's folder; it is made. Its file will be DIR/device.toml.
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: PathBuf,
     /// The site that the device works at.
-    #[arg(long)]
-    pub(crate) site: Site,
+    #[arg(long, required_unless_present = "token")]
+    pub(crate) site: Option<Site>,
     /// The device's name, as its certificate says it.
-    #[arg(long)]
-    pub(crate) device: DeviceId,
+    #[arg(long, required_unless_present = "token")]
+    pub(crate) device: Option<DeviceId>,
     /// The authority whose keys it will believe, such as acme-mining/prod.
-    #[arg(long)]
-    pub(crate) authority: String,
+    #[arg(long, required_unless_present = "token")]
+    pub(crate) authority: Option<String>,
     /// The authority's first trust root: the anchor. Get it from the authority, not from the gateway.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) root: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "token")]
+    pub(crate) root: Option<PathBuf>,
+    /// The one-time token of `pithead-gateway device add`; --gateway is then the enrolment port.
+    #[arg(long, requires_all = ["gateways", "fingerprint"], conflicts_with_all = ["bundle", "ca", "cert", "key", "server_name"])]
+    pub(crate) token: Option<String>,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo) of the enrolment port, as `device add` has printed it.
+    #[arg(long, value_name = "SHA256", requires = "token")]
+    pub(crate) fingerprint: Option<Sha256>,
+    /// The fingerprint of the trust root, or the SHA-256 of its file, instead of the file: the gateway has it. Get it from the authority.
+    #[arg(long, value_name = "SHA256", requires = "token", conflicts_with = "root")]
+    pub(crate) root_fingerprint: Option<Sha256>,
     /// A key bundle to begin with, so that the device can seal before it has met a gateway.
     #[arg(long, value_name = "FILE")]
     pub(crate) bundle: Option<PathBuf>,
     /// A gateway, host:port; several in the order of preference. Without one the device only seals.
-    #[arg(long = "gateway", value_name = "HOST:PORT", requires = "ca")]
+    #[arg(long = "gateway", value_name = "HOST:PORT")]
     pub(crate) gateways: Vec<Endpoint>,
     /// The CA of the gateways' certificates.
     #[arg(long, value_name = "PEM")]
@@ -200,7 +225,9 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
     }
 }
 
-fn in_runtime(work: impl Future<Output = Result<ExitCode, ProgramError>>) -> Result<ExitCode, ProgramError> {
+pub(crate) fn in_runtime(
+    work: impl Future<Output = Result<ExitCode, ProgramError>>,
+) -> Result<ExitCode, ProgramError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

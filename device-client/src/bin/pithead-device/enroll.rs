@@ -1,15 +1,19 @@
-//! `enroll`: a folder with names, certificate and trust.
+//! `enroll`: a folder with names, certificate and trust; out of files, or with a token over the network.
+
+mod online;
 
 use std::{borrow::Cow, fs, io, path::Path};
 
 use bytes::Bytes;
 use pithead_device_client::device::Device;
 use pithead_hop::{
+    connect::Endpoint,
     keys::KeyFile,
     program::{ExitCode, ProgramError, disk},
     tls::Pem,
 };
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::names::{DeviceId, Site};
 use serde_json::json;
 
 use crate::{
@@ -20,12 +24,30 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramError> {
-    let root = read(&arguments.root)?;
+    match &arguments.token {
+        Some(token) => crate::cli::in_runtime(online::run(arguments, token, output)),
+        None => by_files(arguments, output),
+    }
+}
+
+fn by_files(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramError> {
+    let missing = |what: &str| {
+        ProgramError::new(ErrorReason::ConfigInvalid, format!("{what} is missing"))
+            .todo("without --token everything is given by hand")
+            .exit(ExitCode::USAGE)
+    };
+    let site = arguments.site.as_ref().ok_or_else(|| missing("--site"))?;
+    let device = arguments.device.as_ref().ok_or_else(|| missing("--device"))?;
+    let authority = arguments.authority.as_ref().ok_or_else(|| missing("--authority"))?;
+    let root = read(arguments.root.as_ref().ok_or_else(|| missing("--root"))?)?;
+    if !arguments.gateways.is_empty() && arguments.ca.is_none() {
+        return Err(missing("--ca"));
+    }
     let bundle = arguments.bundle.as_deref().map(read_bundle).transpose()?;
     // Everything is looked at before anything is written.
     check_pems(arguments)?;
-    let mut keys = Device::enroll(&arguments.dir, &arguments.authority, &arguments.site, &root)
-        .map_err(|error| failure::open(&error))?;
+    let mut keys =
+        Device::enroll(&arguments.dir, authority, site, &root).map_err(|error| failure::open(&error))?;
     if let Some(bundle) = bundle {
         let held = keys.trust().root_version();
         keys.apply(&bundle.bundle.newer_than(held)).map_err(|error| failure::keys(&error))?;
@@ -33,10 +55,17 @@ pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, Pr
     let copied = copy_pems(arguments)?;
     let signing = signing(arguments, &copied)?;
     let file = arguments.dir.join("device.toml");
-    write(&file, device_toml(arguments, &copied, signing.is_ok()).as_bytes())?;
+    let names = Names { site, device };
+    let way = Way {
+        endpoints: &arguments.gateways,
+        server_name: arguments.server_name.as_deref(),
+        identity: copied.identity,
+    };
+    let way = (copied.ca && !arguments.gateways.is_empty()).then_some(&way);
+    write(&file, device_toml(&names, way, signing.is_ok()).as_bytes())?;
     let mut fields = vec![
-        ("device", json!(arguments.device.to_string())),
-        ("site", json!(arguments.site.to_string())),
+        ("device", json!(device.to_string())),
+        ("site", json!(site.to_string())),
         ("authority", json!(keys.trust().authority())),
         ("file", json!(file.display().to_string())),
     ];
@@ -115,13 +144,27 @@ fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     disk::publish(&part, path)
 }
 
-fn device_toml(arguments: &EnrollArgs, copied: &Copied, signs: bool) -> String {
+/// Who the device is.
+struct Names<'a> {
+    site: &'a Site,
+    device: &'a DeviceId,
+}
+
+/// How it reaches its gateways.
+struct Way<'a> {
+    endpoints: &'a [Endpoint],
+    server_name: Option<&'a str>,
+    /// It has a certificate.
+    identity: bool,
+}
+
+fn device_toml(names: &Names<'_>, way: Option<&Way<'_>>, signs: bool) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let mut text = format!(
         "# A Pithead device. Paths are relative to this file.\n\n[device]\nsite = {}\nid = {}\n# Trust record, \
          sequence state and outbox.\nstate = \".\"\n",
-        quoted(arguments.site.as_str()),
-        quoted(arguments.device.as_str())
+        quoted(names.site.as_str()),
+        quoted(names.device.as_str())
     );
     if signs {
         text.push_str(
@@ -129,17 +172,16 @@ fn device_toml(arguments: &EnrollArgs, copied: &Copied, signs: bool) -> String {
              signature, it takes nothing unsigned from this device.\nsigning_key = \"device.key\"\n",
         );
     }
-    if copied.ca && !arguments.gateways.is_empty() {
-        let endpoints: Vec<_> =
-            arguments.gateways.iter().map(|endpoint| quoted(&endpoint.to_string())).collect();
+    if let Some(way) = way {
+        let endpoints: Vec<_> = way.endpoints.iter().map(|endpoint| quoted(&endpoint.to_string())).collect();
         text.push_str(&format!(
             "\n[gateway]\n# In the order of preference.\nendpoints = [{}]\nca = \"ca.pem\"\n",
             endpoints.join(", ")
         ));
-        if let Some(name) = &arguments.server_name {
+        if let Some(name) = way.server_name {
             text.push_str(&format!("server_name = {}\n", quoted(name)));
         }
-        if copied.identity {
+        if way.identity {
             text.push_str("certificate = \"device.pem\"\nkey = \"device.key\"\n");
         }
     }

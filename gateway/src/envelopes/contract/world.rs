@@ -340,6 +340,7 @@ impl Gateway {
         let numbers = Numbers::open(folder.join("lines"), idle, &spool, 1 << 20, shares(), &uploads).unwrap();
         let (name, metrics) = (GatewayName::new("edge-1").unwrap(), Metrics::new());
         let intake = SpoolIntake::start(Parts {
+            registry: Arc::default(),
             gateway: name,
             history: HISTORY.clone(),
             book: KeyBook::default(),

@@ -81,6 +81,9 @@ fn sender<T>(request: &Request<T>) -> Result<Peer, Refusal> {
         Role::Operator(_) => {
             Err(Refusal::new(ErrorReason::RoleNotAllowed, "an operator's certificate sends no envelopes"))
         }
+        Role::Applicant(_) => {
+            Err(Refusal::new(ErrorReason::RoleNotAllowed, "who is not enrolled sends no envelopes"))
+        }
     }
 }
 

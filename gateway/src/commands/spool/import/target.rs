@@ -32,7 +32,9 @@ impl Target {
         };
         let by = match PeerId::from_certificate(leaf).map_err(|error| wrong(error.to_string()))?.role {
             Role::Gateway(name) => name,
-            Role::Device(_) | Role::Operator(_) => return Err(wrong("it is no gateway's".into())),
+            Role::Device(_) | Role::Operator(_) | Role::Applicant(_) => {
+                return Err(wrong("it is no gateway's".into()));
+            }
         };
         let named = |name: &str| {
             ServerName::try_from(name.to_owned()).map_err(|_| {

@@ -1,0 +1,296 @@
+//! Enrolment over the network: a token for a certificate.
+//!
+//! The key is drawn here and never leaves. In order: the root is at hand, or its fingerprint; the key is on disk; the
+//! server's key has the fingerprint that was told, which the handshake proves before a byte of the token is sent; the answer
+//! names what was asked for; and everything in it that is about trust holds against the root. Only then is there a device.
+//!
+//! ```text
+//! DIR/enroll.key     the key, from before the first attempt until the answer is kept: a lost answer is asked for again with it
+//! DIR/device.key     the same key then, device.pem its certificate, device.pub its public half for the cloud's registry
+//! DIR/ca.pem         the CAs of the gateways
+//! ```
+
+use std::{fs, path::Path, time::Duration};
+
+use bytes::Bytes;
+use pithead_device_client::device::Device;
+use pithead_hop::{
+    connect::{ConnectOptions, Endpoint, connect},
+    identity::{PeerId, Role, spki_sha256},
+    keys::{KeyFile, MESSAGE_MAX},
+    program::{ExitCode, ProgramError},
+    status::Remote,
+    tls::{self, Pem, pem::certificates_to_text},
+};
+use pithead_proto::{
+    enroll::v1::{EnrollRequest, EnrollResponse, enroll_service_client::EnrollServiceClient},
+    errors::v1::ErrorReason,
+};
+use pithead_sealing::{
+    names::{DeviceId, Site},
+    trust::RootFields,
+};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use super::{cannot_write, read, replace_private, write};
+use crate::{cli::EnrollArgs, failure, key, output::Output, signer::Signer};
+
+/// How long the answer may take: the gateway writes to its disk before it gives one.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Certificates above a device's, and CAs of gateways: more than any site has.
+const CERTIFICATES_MAX: usize = 8;
+/// Gateways of one site.
+const ENDPOINTS_MAX: usize = 64;
+
+/// What the root is known by.
+enum Root {
+    /// The object itself.
+    Held(Vec<u8>),
+    /// Its fingerprint, or its file's SHA-256; the object may come from anywhere.
+    Pinned([u8; 32]),
+}
+
+impl Root {
+    fn of(arguments: &EnrollArgs) -> Result<Self, ProgramError> {
+        match (&arguments.root, &arguments.root_fingerprint) {
+            (Some(path), _) => read(path).map(Self::Held),
+            (None, Some(sha256)) => Ok(Self::Pinned(sha256.0)),
+            (None, None) => Err(ProgramError::new(
+                ErrorReason::ConfigInvalid,
+                "neither --root nor --root-fingerprint was given",
+            )
+            .affects("nothing was sent: a gateway cannot say whom a device is to believe, or a stolen one would name its own key")
+            .todo("get the trust root, or its SHA-256, from the authority and not from the gateway")
+            .exit(ExitCode::USAGE)),
+        }
+    }
+
+    /// The root to begin with.
+    fn choose(self, bundle: &KeyFile) -> Result<Bytes, ProgramError> {
+        match self {
+            Self::Held(root) => Ok(root.into()),
+            Self::Pinned(sha256) => {
+                // As `authority export` shows it, or as `sha256sum` of the file: either is of this root and no other.
+                let is_it = |root: &&Bytes| {
+                    let fingerprint = RootFields::read_unverified(root).map(|(_, digest)| *digest.as_bytes());
+                    fingerprint == Ok(sha256) || <[u8; 32]>::from(Sha256::digest(root)) == sha256
+                };
+                bundle.bundle.roots.iter().find(is_it).cloned().ok_or_else(|| {
+                    let what = format!(
+                        "none of the {} roots that the gateway serves has the fingerprint {}",
+                        bundle.bundle.roots.len(),
+                        hex::encode(sha256)
+                    );
+                    ProgramError::new(ErrorReason::PeerUntrusted, what)
+                        .affects("the device is not enrolled, and the token is good for it still")
+                        .todo("compare the fingerprint with what the authority has published; if it is right, the gateway is not")
+                })
+            }
+        }
+    }
+}
+
+pub(super) async fn run(
+    arguments: &EnrollArgs,
+    token: &str,
+    output: Output,
+) -> Result<ExitCode, ProgramError> {
+    // Everything that can be wrong here is found before anything is sent.
+    let root = Root::of(arguments)?;
+    let wrong = |what: &str| ProgramError::new(ErrorReason::ConfigInvalid, what).exit(ExitCode::USAGE);
+    let [gateway] = arguments.gateways.as_slice() else {
+        return Err(wrong("--token takes one --gateway: where the enrolment port is"));
+    };
+    let fingerprint = arguments.fingerprint.as_ref().ok_or_else(|| wrong("--token needs --fingerprint"))?;
+    let dir = &arguments.dir;
+    fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
+    let pair = drawn(dir)?;
+    let answer = ask(gateway, fingerprint.0, token, &pair).await?;
+
+    let answer = Answer::read(answer, arguments, &pair)?;
+    let root = root.choose(&answer.bundle)?;
+    let authority = match &arguments.authority {
+        Some(authority) => authority.clone(),
+        // The root is the owner's choice, so what it calls itself is.
+        None => RootFields::read_unverified(&root).map_err(failure::trust)?.0.authority,
+    };
+    let mut keys =
+        Device::enroll(dir, &authority, &answer.site, &root).map_err(|error| failure::open(&error))?;
+    let held = keys.trust().root_version();
+    keys.apply(&answer.bundle.bundle.clone().newer_than(held)).map_err(|error| failure::keys(&error))?;
+
+    write(&dir.join("device.pem"), answer.certificates.as_bytes())?;
+    write(&dir.join("ca.pem"), answer.gateway_ca.as_bytes())?;
+    let secret = Zeroizing::new(pair.serialize_pem());
+    let path = dir.join("device.key");
+    replace_private(&path, secret.as_bytes()).map_err(|error| cannot_write(&path, &error))?;
+    // It is P-256 by its making, so it can sign; what the file says decides.
+    let signer = Signer::read(&path)?;
+    let file = dir.join("device.toml");
+    let names = super::Names { site: &answer.site, device: &answer.device };
+    let gateway = super::Way {
+        endpoints: &answer.endpoints,
+        server_name: answer.server_name.as_deref(),
+        identity: true,
+    };
+    write(&file, super::device_toml(&names, Some(&gateway), !arguments.no_sign).as_bytes())?;
+    // Last: until here the same command goes on where it was.
+    let drawn = dir.join(DRAWN);
+    fs::remove_file(&drawn).map_err(|error| cannot_write(&drawn, &error))?;
+
+    let mut fields = vec![
+        ("device", json!(answer.device.to_string())),
+        ("site", json!(answer.site.to_string())),
+        ("authority", json!(authority)),
+        ("file", json!(file.display().to_string())),
+    ];
+    fields.extend(signer.facts());
+    fields.extend(key::facts(&keys));
+    output.print(&fields);
+    Ok(ExitCode::OK)
+}
+
+/// The name of a key that is not yet anybody's.
+const DRAWN: &str = "enroll.key";
+
+/// The key of the attempt before, or a new one. It is on disk before it is shown to anybody.
+fn drawn(dir: &Path) -> Result<KeyPair, ProgramError> {
+    let path = dir.join(DRAWN);
+    let unusable = |error: rcgen::Error| {
+        ProgramError::new(ErrorReason::StateDamaged, format!("{}: {error}", path.display()))
+            .todo("remove the file; a token that was used with it is used up")
+    };
+    if path.exists() {
+        let key = Pem::read(&path).and_then(|pem| pem.private_key()).map_err(|error| failure::tls(&error))?;
+        return KeyPair::try_from(&key).map_err(unusable);
+    }
+    let pair = KeyPair::generate().map_err(unusable)?;
+    let text = Zeroizing::new(pair.serialize_pem());
+    replace_private(&path, text.as_bytes()).map_err(|error| cannot_write(&path, &error))?;
+    Ok(pair)
+}
+
+async fn ask(
+    gateway: &Endpoint,
+    fingerprint: [u8; 32],
+    token: &str,
+    pair: &KeyPair,
+) -> Result<EnrollResponse, ProgramError> {
+    let request = CertificateParams::default()
+        .serialize_request(pair)
+        .map_err(|error| ProgramError::new(ErrorReason::Internal, format!("a request: {error}")))?;
+    let options = ConnectOptions::default();
+    // The name says nothing here; the key does.
+    let connection = connect(gateway, &gateway.server_name(), tls::pinned(fingerprint), &options)
+        .await
+        .map_err(|error| {
+            ProgramError::from(error).affects("the token was not shown").todo(
+                "check --gateway and --fingerprint against what `pithead-gateway device add` has printed",
+            )
+        })?;
+    let mut client = EnrollServiceClient::new(connection).max_decoding_message_size(MESSAGE_MAX);
+    let request =
+        EnrollRequest { token: token.to_owned(), certificate_request: request.der().to_vec().into() };
+    let lost = |what: String| {
+        ProgramError::new(ErrorReason::PeerUnreachable, what)
+            .todo("give the same command again: the token is good for this device's key until it expires")
+    };
+    match tokio::time::timeout(ANSWER_LIMIT, client.enroll(request)).await {
+        Err(_) => Err(lost(format!("no answer within {ANSWER_LIMIT:?}"))),
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => {
+            let remote = Remote::from_status(&status);
+            if remote.is_connection() { Err(lost(remote.detail)) } else { Err(remote.into()) }
+        }
+    }
+}
+
+/// An answer that says what was asked for.
+struct Answer {
+    site: Site,
+    device: DeviceId,
+    certificates: String,
+    gateway_ca: String,
+    endpoints: Vec<Endpoint>,
+    server_name: Option<String>,
+    bundle: KeyFile,
+}
+
+impl Answer {
+    fn read(answer: EnrollResponse, arguments: &EnrollArgs, pair: &KeyPair) -> Result<Self, ProgramError> {
+        let wrong = |what: String| {
+            ProgramError::new(ErrorReason::PeerUntrusted, format!("the gateway's answer: {what}"))
+                .affects("the device is not enrolled")
+                .todo("tell the site's operator; with a mistyped --site or --device, give the right one")
+        };
+        let EnrollResponse { site, device, certificates, gateway_ca, endpoints, server_name, bundle } =
+            answer;
+        let site = Site::new(&site).map_err(|_| wrong("no site's name".into()))?;
+        let device = DeviceId::new(&device).map_err(|_| wrong("no device's name".into()))?;
+        if arguments.site.as_ref().is_some_and(|expected| *expected != site)
+            || arguments.device.as_ref().is_some_and(|expected| *expected != device)
+        {
+            return Err(wrong(format!("it is for device {device} of site {site}")));
+        }
+        if certificates.len() > CERTIFICATES_MAX
+            || gateway_ca.len() > CERTIFICATES_MAX
+            || gateway_ca.is_empty()
+        {
+            return Err(wrong("it has no certificates, or too many".into()));
+        }
+        let leaf = certificates.first().ok_or_else(|| wrong("it has no certificate".into()))?;
+        let named = PeerId::from_certificate(leaf).map_err(|error| wrong(error.to_string()))?;
+        if named.site != site || named.role != Role::Device(device.clone()) {
+            return Err(wrong(format!("the certificate is of {named}")));
+        }
+        let own: [u8; 32] = Sha256::digest(pair.subject_public_key_info()).into();
+        if spki_sha256(leaf).ok() != Some(own) {
+            return Err(wrong("the certificate is for another key".into()));
+        }
+        if endpoints.len() > ENDPOINTS_MAX {
+            return Err(wrong("more gateways than a site has".into()));
+        }
+        let endpoints = endpoints.iter().map(|text| text.parse()).collect::<Result<Vec<Endpoint>, _>>();
+        let endpoints = endpoints.map_err(|error| wrong(error.to_string()))?;
+        let server_name = (!server_name.is_empty()).then_some(server_name);
+        let bad_name = |name: &String| rustls_pki_types::ServerName::try_from(name.as_str()).is_err();
+        if endpoints.is_empty() || server_name.as_ref().is_some_and(bad_name) {
+            return Err(wrong("it names no gateway".into()));
+        }
+        let bundle = bundle.ok_or_else(|| wrong("it has no key bundle".into()))?;
+        let bundle = KeyFile::from_proto(bundle).map_err(|error| wrong(error.to_string()))?;
+        let text = |ders: &[Bytes]| certificates_to_text(ders.iter().map(AsRef::as_ref));
+        Ok(Self {
+            certificates: text(&certificates),
+            gateway_ca: text(&gateway_ca),
+            site,
+            device,
+            endpoints,
+            server_name,
+            bundle,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_key_that_was_drawn_is_used_again_and_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = drawn(folder.path()).unwrap();
+        let again = drawn(folder.path()).unwrap();
+        assert_eq!(first.subject_public_key_info(), again.subject_public_key_info());
+        let mode = fs::metadata(folder.path().join(DRAWN)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        // P-256, uncompressed: what envelopes and registries know a key by.
+        assert_eq!(first.subject_public_key_info().len(), 91);
+    }
+}

@@ -1,0 +1,188 @@
+//! The registry on disk: `DATA/devices.toml`, replaced whole, changed by one at a time.
+//!
+//! The command line writes it while the gateway runs, and the gateway writes it when a token is used. Both hold
+//! `DATA/devices.lock` while they read, change and replace; whoever only reads needs no lock, since the file is whole at
+//! every moment.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pithead_hop::program::{ProgramError, disk};
+use pithead_proto::errors::v1::ErrorReason;
+
+use super::registry::{NotARegistry, Registry};
+
+/// Longest registry that is read, in bytes: a hundred thousand devices with two certificates each.
+const FILE_MAX: u64 = 64 << 20;
+
+/// Why the registry cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The disk, or who owns it.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// What stands there is no registry.
+    #[error("{}: {source}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: NotARegistry,
+    },
+}
+
+impl From<FileError> for ProgramError {
+    fn from(error: FileError) -> Self {
+        let what = error.to_string();
+        match error {
+            FileError::Io { .. } => Self::new(ErrorReason::DataDirUnwritable, what)
+                .todo("check the data directory, its disk and its owner; run this as the gateway's user"),
+            FileError::Content { .. } => Self::new(ErrorReason::StateDamaged, what)
+                .affects("nobody can say who was revoked, so nobody is let in by a guess")
+                .todo("mend the file, or put back the last good copy of it"),
+        }
+    }
+}
+
+/// The registry of a data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryFile {
+    path: PathBuf,
+    lock: PathBuf,
+}
+
+impl RegistryFile {
+    /// Below this data directory.
+    #[must_use]
+    pub fn below(data: &Path) -> Self {
+        Self { path: data.join("devices.toml"), lock: data.join("devices.lock") }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its text; none where no device was ever added.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn text(&self) -> Result<Option<String>, FileError> {
+        let failed = |source| FileError::Io { path: self.path.clone(), source };
+        match fs::metadata(&self.path) {
+            Ok(data) if data.len() > FILE_MAX => {
+                Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 64 MiB")))
+            }
+            Ok(_) => fs::read_to_string(&self.path).map(Some).map_err(failed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// What it says; an empty registry where no device was ever added.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn read(&self) -> Result<Registry, FileError> {
+        match self.text()? {
+            None => Ok(Registry::default()),
+            Some(text) => self.parse(&text),
+        }
+    }
+
+    /// Reads a text of it.
+    ///
+    /// # Errors
+    /// [`FileError::Content`].
+    pub fn parse(&self, text: &str) -> Result<Registry, FileError> {
+        Registry::parse(text).map_err(|source| FileError::Content { path: self.path.clone(), source })
+    }
+
+    /// Changes it: reads, has `change` change it, and replaces the file if that went well. Blocks while another does so.
+    ///
+    /// # Errors
+    /// What `change` says, or [`FileError`]; then the file is as it was.
+    pub fn change<T, E: From<FileError>>(
+        &self,
+        change: impl FnOnce(&mut Registry) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| E::from(FileError::Io { path, source })
+        };
+        let held = self.open_lock().map_err(failed(&self.lock))?;
+        held.lock().map_err(failed(&self.lock))?;
+        let before = self.read()?;
+        let mut after = before.clone();
+        let done = change(&mut after)?;
+        if after != before {
+            disk::replace(&self.path, after.to_text().as_bytes()).map_err(failed(&self.path))?;
+        }
+        Ok(done)
+    }
+
+    /// A lock needs no right to write: the command line may run as another user than the gateway.
+    fn open_lock(&self) -> io::Result<File> {
+        match File::open(&self.lock) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                File::options().read(true).write(true).create(true).truncate(false).open(&self.lock)
+            }
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pithead_sealing::DeviceId;
+
+    use super::*;
+    use crate::devices::registry::{Mode, Stamp};
+
+    #[test]
+    fn changes_of_many_at_once_are_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = RegistryFile::below(folder.path());
+        assert_eq!(file.read().unwrap(), Registry::default());
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let file = file.clone();
+                scope.spawn(move || {
+                    let name = DeviceId::new(&format!("truck-{number}")).unwrap();
+                    let add = |registry: &mut Registry| {
+                        registry.add(&name, Mode::Mtls, &[], Stamp(1)).unwrap();
+                        Ok::<_, FileError>(())
+                    };
+                    file.change(add).unwrap();
+                });
+            }
+        });
+        assert_eq!(file.read().unwrap().devices().count(), 8);
+    }
+
+    #[test]
+    fn a_change_that_is_refused_and_a_file_that_is_damaged_leave_it_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = RegistryFile::below(folder.path());
+        let refused: Result<(), FileError> = file.change(|registry| {
+            registry.revoke(&DeviceId::new("truck-1").unwrap(), Stamp(1));
+            Err(FileError::Io { path: "x".into(), source: io::ErrorKind::Other.into() })
+        });
+        assert!(refused.is_err());
+        assert_eq!(file.text().unwrap(), None);
+
+        fs::write(file.path(), "version = 1\n[[device]]\n").unwrap();
+        let error = file.change(|_| Ok::<_, FileError>(())).unwrap_err();
+        assert!(matches!(error, FileError::Content { .. }));
+        assert_eq!(ProgramError::from(error).reason, ErrorReason::StateDamaged);
+        assert_eq!(file.text().unwrap().unwrap(), "version = 1\n[[device]]\n");
+    }
+}
