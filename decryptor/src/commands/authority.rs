@@ -487,7 +487,8 @@ async fn statement(args: &StatementArgs) -> Result<String, ProgramError> {
 async fn rotate(args: &RotateArgs) -> Result<String, ProgramError> {
     let next = args.standby.keys().await?;
     let dir = AuthorityDir::open(&args.dir)?;
-    let (mut activated, retire) = authority::rotation(&dir, &args.sites, args.to.as_ref())?;
+    let (mut activated, before) = authority::rotation(&dir, &args.sites, args.to.as_ref())?;
+    let retire = if args.keep_old { Vec::new() } else { before };
     if args.kms {
         let asked = offered(&[], std::slice::from_ref(&activated.arn), KeyStatus::Active).await?;
         activated.spki = asked.into_iter().next().and_then(|key| key.spki);

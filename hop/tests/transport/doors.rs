@@ -163,6 +163,10 @@ async fn who_is_revoked_in_the_middle_of_its_handshake_is_cut_at_its_end() {
     tcp.write_all(&sent).await.unwrap();
     let closed = async { while tcp.read(&mut heard).await.is_ok_and(|length| length > 0) {} };
     timeout(LONG, closed).await.expect("closed");
-    server.until(|stats| stats.handshakes(Handshake::Ok) == 1 && stats.ended(Ended::Cut) == 1 && stats.open == 0).await;
+    server
+        .until(|stats| {
+            stats.handshakes(Handshake::Ok) == 1 && stats.ended(Ended::Cut) == 1 && stats.open == 0
+        })
+        .await;
     assert!(server.handle.connections().is_empty());
 }
