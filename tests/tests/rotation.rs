@@ -233,6 +233,37 @@ async fn a_truck_that_slept_for_two_hundred_days_wakes_with_its_key_and_follows(
     all_is_delivered(&mut site, &truck, &[0, 1, 2]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truck_that_slept_past_its_statements_end_seals_at_once_if_the_old_key_was_left_beside_the_new_one()
+{
+    let (mut site, truck) = site_with_truck(KeySource::Upstream).await;
+    gateway_operates(&mut site, 60).await;
+    let rotate = ["--site", SITE, "--keep-old", "--no-standby", "--now", &in_days(60)];
+    site.authority.act(&["rotate"], &rotate).await.unwrap().ok().unwrap();
+    has(&mut site, 1, 2).await;
+    // A root of day 190 tells the truck, when it wakes, that its statement of 180 days has ended.
+    let (_, public) = new_key(&site, "carol").await;
+    next_root(&site, &["--add-root-key", &format!("carol={public}")], &in_days(190)).await;
+    let statement = ["--no-standby".into(), "--now".into(), in_days(190)];
+    site.authority.statement(SITE, &statement).await.unwrap().ok().unwrap();
+    has(&mut site, 1, 3).await;
+    truck.send("can", &records(1)).await.unwrap();
+    let woken = truck.key_offline().await.unwrap();
+    assert_eq!((woken.sequence, woken.key.as_deref(), woken.status.as_str()), (3, Some(KEY_ARN), "FRESH"));
+    // A truck that has worked all the time has gone over to the new key.
+    let other = site.enroll("truck-2").await.unwrap();
+    assert_eq!(other.key().await.unwrap().key.as_deref(), Some(NEXT_KEY_ARN));
+
+    // The old key is retired; the sleeper has worked for three days since.
+    operate_device(&truck, DAY * 3).unwrap();
+    let retire = ["--retire", KEY_ARN, "--no-standby", "--now", &in_days(193)].map(str::to_owned);
+    site.authority.statement(SITE, &retire).await.unwrap().ok().unwrap();
+    has(&mut site, 1, 4).await;
+    truck.send("can", &records(2)).await.unwrap();
+    assert_eq!(truck.key().await.unwrap().key.as_deref(), Some(NEXT_KEY_ARN));
+    all_is_delivered(&mut site, &truck, &[0, 1, 2]).await;
+}
+
 /// Carries the authority's bundle in by hand.
 async fn carry_in(site: &Site, bundle: PathBuf) -> Finished {
     site.gateway_command(&["key", "import", bundle.to_str().unwrap()]).await.unwrap()

@@ -261,6 +261,10 @@ pub struct RotateArgs {
     /// Ask KMS first whether that key can still be used
     #[arg(long)]
     pub kms: bool,
+    /// Leave the key before active beside the new one, for vehicles that sleep past the end of their statement; retire it when
+    /// they are awake: statement --retire ARN
+    #[arg(long)]
+    pub keep_old: bool,
     /// What stands by after it
     #[command(flatten)]
     pub standby: StandbyArgs,
