@@ -9,7 +9,7 @@
 //! (a device that follows and falls behind once more is told again), whatever anybody sends: names and digests can be made up, so
 //! logs are bounded by devices and devices by [`DEVICES`]. Envelopes are counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pithead_sealing::trust::UnixTime;
@@ -21,7 +21,8 @@ use crate::metrics::{KeyAlarm, KeyAlarmLabel, Metrics};
 /// A device this far behind is frozen: statements are issued daily, are stale after 30 days, and a device that is told so fetches.
 pub const FREEZE_S: u64 = 45 * 86_400;
 
-/// Devices remembered, some 100 bytes each: more than any site has, and no more memory than that for who makes names up.
+/// Devices of a site that are remembered, some 100 bytes each: more than any site has, and no more memory than that for who makes
+/// names up. Each site has places of its own, so that a hostile gateway blinds no other.
 pub const DEVICES: usize = 65_536;
 
 #[derive(Debug, Default)]
@@ -35,26 +36,24 @@ struct Seen {
 #[derive(Debug, Default)]
 struct Devices {
     by_site: BTreeMap<Site, BTreeMap<DeviceId, Seen>>,
-    count: usize,
-    full: bool,
+    full: BTreeSet<Site>,
 }
 
 impl Devices {
     fn of(&mut self, identity: &Identity) -> Option<&mut Seen> {
         let site = self.by_site.entry(identity.site.clone()).or_default();
         if !site.contains_key(&identity.device) {
-            if self.count >= DEVICES {
-                if !self.full {
-                    self.full = true;
+            if site.len() >= DEVICES {
+                if self.full.insert(identity.site.clone()) {
                     tracing::error!(
                         event = "key.alarms_full",
+                        site = %identity.site,
                         devices = DEVICES,
                         "no more devices are watched one by one"
                     );
                 }
                 return None;
             }
-            self.count += 1;
             site.insert(identity.device.clone(), Seen::default());
         }
         site.get_mut(&identity.device)
@@ -236,7 +235,8 @@ mod tests {
             .filter(|n| alarms.saw(&books, &identity(&format!("d{n}")), Some(&[9; 16]), None).is_some())
             .count();
         let devices = alarms.devices.lock().unwrap();
-        assert_eq!((told, devices.count, devices.full), (DEVICES, DEVICES, true));
+        assert_eq!((told, devices.full.len()), (DEVICES, 1));
+        assert_eq!(devices.by_site.values().map(BTreeMap::len).collect::<Vec<_>>(), [DEVICES]);
         let counted =
             metrics.key_alarms.get_or_create(&KeyAlarmLabel { alarm: KeyAlarm::UnknownStatement }).get();
         assert_eq!(counted, (DEVICES + 10) as u64, "counted all the same");

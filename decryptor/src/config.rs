@@ -231,7 +231,7 @@ const fn every() -> Duration {
 }
 
 /// A statement each second would only fill a disk; one a month would be stale before the next.
-const EVERY_MIN: Duration = Duration::from_secs(60);
+const EVERY_MIN: Duration = Duration::from_secs(3600);
 const EVERY_MAX: Duration = Duration::from_secs(29 * 86_400);
 
 impl Config {
@@ -262,7 +262,7 @@ impl Config {
             }
             if authority.every.get() < EVERY_MIN.get() || authority.every.get() > EVERY_MAX.get() {
                 return Err(
-                    "[authority] `every` is from 1min to 29d: a statement is stale after 30 days".into()
+                    "[authority] `every` is from 1h to 29d: a statement is stale after 30 days".into()
                 );
             }
         }
@@ -397,7 +397,7 @@ mod tests {
         let arn = "arn:aws:kms:eu-central-1:111122223333:key/33333333-3333-4333-8333-333333333333";
         let both = format!("statement_kms_key = \"{arn}\"\nstatement_key = \"key.pem\"");
         assert!(load(&both).unwrap_err().to_string().contains("one key signs"));
-        assert!(load("every = \"30s\"").unwrap_err().to_string().contains("from 1min to 29d"));
+        assert!(load("every = \"30s\"").unwrap_err().to_string().contains("from 1h to 29d"));
         assert!(load("statement_kms_key = \"alias/x\"").is_err());
     }
 }

@@ -58,7 +58,14 @@ impl Rogue {
             crl_expiry: CrlExpiry::UseStale,
         };
         let address: SocketAddr = site.gateway_address();
-        let limits = Limits { requests_per_second: u32::MAX, request_burst: u32::MAX, ..Limits::default() };
+        // A test asks faster than a fleet of one.
+        let limits = Limits {
+            requests_per_second: u32::MAX,
+            request_burst: u32::MAX,
+            connection_burst_per_ip: u32::MAX,
+            connections_per_second_per_ip: u32::MAX,
+            ..Limits::default()
+        };
         let acceptor = Acceptor::bind(address, tls.build()?, limits).await?;
         let (lie, stop) = (Lie::default(), CancellationToken::new());
         let service = KeyServiceServer::new(lie.clone());

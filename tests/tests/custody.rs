@@ -185,7 +185,7 @@ async fn a_site_moves_to_kms_and_goes_on_while_kms_does_not_sign() {
 async fn a_statement_is_issued_again_while_a_gateway_is_connected_and_reaches_it_at_once() {
     let options = SiteOptions { authority_age: Duration::from_secs(40), ..SiteOptions::default() };
     let mut site = Site::create(options).await.unwrap();
-    let section = "[authority]\ndir = \"../authority\"\nevery = \"1min\"\n\n[sink]";
+    let section = "[authority]\ndir = \"../authority\"\nevery = \"1h\"\n\n[sink]";
     // Nobody looks at files in time: what reaches the gateway was pushed.
     for (from, to) in [
         ("[sink]", section),

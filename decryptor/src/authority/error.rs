@@ -91,6 +91,16 @@ pub enum AuthorityError {
         /// With which code.
         error: TrustError,
     },
+    /// A vehicle that has not taken what the root keys signed last would refuse it, and gateways serve nothing else.
+    #[error(
+        "a vehicle of {site} that has missed the last statement of the root keys would refuse this one: {error}"
+    )]
+    LeftBehind {
+        /// Of which site.
+        site: Site,
+        /// With which code.
+        error: TrustError,
+    },
     /// The root in force tells everybody that statement keys are in a cloud HSM.
     #[error("the root says that statements are signed in a cloud HSM, and this statement key is a file")]
     Custody,
@@ -147,9 +157,9 @@ impl AuthorityError {
             | AuthorityError::SitesDiffer(..)
             | AuthorityError::Custody
             | AuthorityError::KeptBack(_) => ErrorReason::RequestInvalid,
-            AuthorityError::Refused { error, .. } | AuthorityError::RootRefused(error) => {
-                reason_of_trust(*error)
-            }
+            AuthorityError::Refused { error, .. }
+            | AuthorityError::LeftBehind { error, .. }
+            | AuthorityError::RootRefused(error) => reason_of_trust(*error),
             AuthorityError::Authoring(AuthoringError::Unreadable(error)) => reason_of_trust(*error),
             AuthorityError::Authoring(_) | AuthorityError::Entropy => ErrorReason::SealingFailed,
             AuthorityError::Kms(error) | AuthorityError::DataKey { error, .. } => error.fault.reason(),
@@ -179,6 +189,10 @@ impl AuthorityError {
             ),
             AuthorityError::Refused { error: TrustError::Threshold, .. } => Some(
                 "sign with a statement key that the root in force lists: --statement-key PEM or --statement-kms-key ARN",
+            ),
+            AuthorityError::LeftBehind { .. } => Some(
+                "have the threshold of root keys sign this one too, --cosign ROOT.pem; or, when every vehicle has followed, say so: \
+                 --cosigned-followed",
             ),
             AuthorityError::Custody => Some(
                 "sign with --statement-kms-key ARN; or make a root that says what is so: authority root draft --custody key-file",

@@ -13,11 +13,15 @@ use super::error::AuthorityError;
 
 /// Everything that a verifier of that site needs, beginning with root 1.
 pub(super) fn bundle(site: &Site, roots: &[Root], statement: &Statement, spkis: &[RsaSpki]) -> Vec<u8> {
-    let named = |spki: &&RsaSpki| statement.key(&spki.fingerprint()).is_some();
+    // In the order of the statement, so that a bundle has one spelling.
+    let named = statement
+        .keys
+        .iter()
+        .filter_map(|key| spkis.iter().find(|spki| spki.fingerprint() == key.fingerprint));
     let bundle = Bundle {
         roots: roots.iter().map(|root| root.object().clone()).collect(),
         statement: Some(statement.object().clone()),
-        spkis: spkis.iter().filter(named).map(|spki| Bytes::copy_from_slice(spki.der())).collect(),
+        spkis: named.map(|spki| Bytes::copy_from_slice(spki.der())).collect(),
     };
     KeyFile { authority: statement.authority.clone(), site: site.clone(), bundle }.encode()
 }

@@ -1,13 +1,16 @@
-//! What a device would say: one that was there from the beginning, and one that is new today.
+//! What a device would say: one that was there from the beginning, one that is new today, and one that has missed what took
+//! effect only because the root keys had signed it.
 //!
 //! The old one takes in every root and every statement at the time at which each was issued, operating all the while, and
-//! then the new statement; the new one is enrolled with the new statement alone. Both are [`Device`], the code that
-//! vehicles run. A device that operates less than all the time may still be waiting for an announcement that this one has
+//! then the new statement; the new one is enrolled with the new statement alone; the third was parked when the root keys signed,
+//! and is offered the new one next, since gateways serve no other. All are [`Device`], the code that vehicles run. A device that operates less than all the time may still be waiting for an announcement that this one has
 //! sat out: it goes on sealing to the key that it has.
 
 use bytes::Bytes;
 use pithead_sealing::Site;
-use pithead_sealing::trust::{Bundle, Clock, Device, Root, Statement, TrustError, UnixTime, VerifiedKey};
+use pithead_sealing::trust::{
+    Bundle, Clock, Device, Root, Statement, StatementFields, TrustError, UnixTime, VerifiedKey, verify,
+};
 
 use super::error::AuthorityError;
 
@@ -20,9 +23,11 @@ pub(super) struct History<'a> {
     pub(super) spkis: &'a [Bytes],
     /// No vehicle is left that has not taken a statement of this epoch, and new ones begin with a root of it.
     pub(super) epoch_followed: bool,
+    /// No vehicle is left that has not taken what the root keys have signed last.
+    pub(super) cosigned_followed: bool,
 }
 
-/// Lets both devices take in `statement` at `now`.
+/// Lets all of them take in `statement` at `now`.
 ///
 /// # Errors
 /// [`AuthorityError::Refused`] with the code that the device answers. Gives the key that the old device then seals to.
@@ -32,9 +37,34 @@ pub(super) fn rehearse(
     now: UnixTime,
 ) -> Result<VerifiedKey, AuthorityError> {
     let refused = |error| AuthorityError::Refused { site: history.site.clone(), error };
-    let key = there_from_the_start(history, statement, now).map_err(refused)?;
+    let key = there_from_the_start(history, history.statements, statement, now).map_err(refused)?;
     enrolled_today(history, statement, now).map_err(refused)?;
+    left_behind(history, statement, now)
+        .map_err(|error| AuthorityError::LeftBehind { site: history.site.clone(), error })?;
     Ok(key)
+}
+
+/// A vehicle that has not taken the statements which the root keys signed as well, the last ones. A raised epoch has a rule of
+/// its own.
+fn left_behind(history: &History<'_>, statement: &Bytes, now: UnixTime) -> Result<(), TrustError> {
+    let cosigned = |version: u64, object: &Bytes| {
+        let root = history.roots.iter().find(|root| root.version == version);
+        root.is_some_and(|root| verify::statement(root, object).is_ok_and(|signed| signed.cosigned))
+    };
+    let (new, _) = StatementFields::read_unverified(statement)?;
+    if history.cosigned_followed || cosigned(new.root_version, statement) {
+        return Ok(());
+    }
+    let missed =
+        history.statements.iter().rev().take_while(|past| cosigned(past.root_version, past.object()));
+    let missed = missed.count();
+    let taken = &history.statements[..history.statements.len() - missed];
+    match taken.last() {
+        Some(last) if missed > 0 && last.epoch == new.epoch => {
+            there_from_the_start(history, taken, statement, now).map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn provision(history: &History<'_>, first: Option<&Root>, clock: Clock) -> Result<Device, TrustError> {
@@ -60,13 +90,14 @@ fn enrolled_today(history: &History<'_>, statement: &Bytes, now: UnixTime) -> Re
 
 fn there_from_the_start(
     history: &History<'_>,
+    taken: &[Statement],
     statement: &Bytes,
     now: UnixTime,
 ) -> Result<VerifiedKey, TrustError> {
     let start = history.roots.first().map_or(now, |root| root.issued_at);
     let at = |time: UnixTime| Clock::trusted(time.since(start), time);
     let mut device = provision(history, history.roots.first(), at(start))?;
-    for past in history.statements {
+    for past in taken {
         let roots = newer_roots(history, &device, past.root_version);
         let bundle = Bundle { roots, statement: Some(past.object().clone()), spkis: history.spkis.to_vec() };
         device.apply(&bundle, at(past.issued_at))?;

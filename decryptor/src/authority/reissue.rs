@@ -5,6 +5,8 @@
 //! - **The folder is locked while something is signed, and not before**: KMS is asked first, so that one which hangs keeps nobody
 //!   out. Under the lock the folder is read again: a person may have signed meanwhile.
 //! - **A failure changes nothing**: what was signed last goes on being served, and the next try comes by the backoff.
+//! - **What has expired stays so until a person looks**: nobody was here for half a year, or this clock is wrong, and vehicles would
+//!   take its time from a signature.
 //! - **When it is due is read from the statements**, so that a restart issues nothing early, and a statement that a person has signed
 //!   counts as well.
 //!
@@ -31,14 +33,21 @@ use super::statement::{
     DEFAULT_VALIDITY_S, Ground, Issued, Judged, StatementRequest, finish, next, sign_as_statement_key,
 };
 use crate::kms::{Kms, KmsError, KmsFault};
+use tokio_util::sync::CancellationToken;
 
 /// Delays after failures: soon at first, since a lock and a throttled KMS pass, and then no more than once an hour.
 const RETRY: Policy = Policy { first: Duration::from_secs(60), max: Duration::from_secs(3600) };
 /// No try comes sooner after a failed one.
 const RETRY_FLOOR: Duration = Duration::from_secs(5);
 
+/// Nothing is issued more often, however short its life.
+const DUE_FLOOR_S: u64 = 3600;
+
 /// How long the folder goes unread: its owner signs on the command line as well, and clocks are set.
 const LOOK_EVERY_S: u64 = 60;
+
+const EXPIRED: &str =
+    "the last statement has expired: if this machine's clock is right, issue the next one by hand";
 
 /// The keys of statements, asked of KMS before they are listed again.
 #[derive(Debug, Clone)]
@@ -130,6 +139,8 @@ pub struct Reissuer {
     tries: BTreeMap<Option<Site>, (Backoff, UnixTime)>,
     /// As it was seen last.
     standing: Vec<SiteStanding>,
+    /// Nothing more is begun.
+    stop: CancellationToken,
 }
 
 /// What came of one group's turn.
@@ -158,7 +169,22 @@ impl Reissuer {
     /// Re-issues what is in the folder, `every` so often. Looks at nothing yet.
     #[must_use]
     pub fn new(folder: PathBuf, every: Duration, key: KeyPlace, check: Option<DataKeyCheck>) -> Self {
-        Self { folder, every_s: every.as_secs(), key, check, tries: BTreeMap::new(), standing: Vec::new() }
+        let stop = CancellationToken::new();
+        Self {
+            folder,
+            every_s: every.as_secs(),
+            key,
+            check,
+            tries: BTreeMap::new(),
+            standing: Vec::new(),
+            stop,
+        }
+    }
+
+    /// Begins nothing more once `stop` is cancelled, and waits for no answer of KMS about data keys.
+    #[must_use]
+    pub fn until(self, stop: CancellationToken) -> Self {
+        Self { stop, ..self }
     }
 
     /// One look: what is due is issued again. `random` spreads the retries.
@@ -204,7 +230,7 @@ impl Reissuer {
         for group in &groups {
             let name = group.name();
             let mut last = group.last.clone();
-            if !self.waits(&name, now) {
+            if !self.waits(&name, now) && !self.stop.is_cancelled() {
                 match self.attend(&folder, &roots, group, &mut signer, now).await {
                     Ok(Attended::Nothing) => drop(self.tries.remove(&name)),
                     Ok(Attended::Mended) => {
@@ -250,8 +276,10 @@ impl Reissuer {
         }
     }
 
+    /// A short-lived one before it is stale.
     fn due_at(&self, last: &Statement) -> UnixTime {
-        last.issued_at.plus(self.every_s)
+        let fresh_s = last.refresh_by.since(last.issued_at);
+        last.issued_at.plus(self.every_s.min(fresh_s).max(DUE_FLOOR_S))
     }
 
     fn waits(&self, name: &Option<Site>, now: UnixTime) -> bool {
@@ -270,12 +298,18 @@ impl Reissuer {
         signer: &mut Option<Box<dyn StatementSigner>>,
         now: UnixTime,
     ) -> Result<Attended, AuthorityError> {
+        if now >= group.last.expires_at {
+            return Err(AuthorityError::Request(EXPIRED));
+        }
         let signer = match signer {
             Some(signer) => signer,
             None => signer.insert(self.key.open().await?),
         };
         if let Some(check) = &self.check {
-            check.ask(&group.last).await?;
+            match self.stop.run_until_cancelled(check.ask(&group.last)).await {
+                Some(asked) => asked?,
+                None => return Ok(Attended::Nothing),
+            }
         }
         let dir = AuthorityDir::open(&self.folder)?;
         let ground = Ground::read(&dir, &group.sites)?;

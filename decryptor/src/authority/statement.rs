@@ -53,6 +53,8 @@ pub struct StatementRequest {
     /// Every vehicle has taken a statement of this epoch, and new ones are provisioned with a root of it: only then is one
     /// without the root keys enough.
     pub epoch_followed: bool,
+    /// Every vehicle has taken the last statement that the root keys signed as well: only then is one without them enough.
+    pub cosigned_followed: bool,
     /// How long retired keys stay able to decrypt; the earliest that the rules allow if it is not given.
     pub decrypt_until: Option<UnixTime>,
     /// The change request behind it.
@@ -71,6 +73,7 @@ impl StatementRequest {
             validity: None,
             no_standby: false,
             epoch_followed: false,
+            cosigned_followed: false,
             decrypt_until: None,
             ticket: None,
         }
@@ -114,6 +117,7 @@ impl Ground {
     pub(super) fn read(dir: &AuthorityDir, sites: &[Site]) -> Result<Ground, AuthorityError> {
         let roots = dir.roots()?;
         let root = roots.last().cloned().ok_or_else(|| AuthorityError::Missing(dir.path().into()))?;
+        complete(dir, &roots)?;
         let histories = histories(dir, &roots, sites)?;
         Ok(Ground { roots, root, histories })
     }
@@ -126,6 +130,24 @@ impl Ground {
     pub(super) fn refused(&self, error: TrustError) -> AuthorityError {
         AuthorityError::Refused { site: self.histories[0].site.clone(), error }
     }
+}
+
+/// A statement for several sites is written one after the other. A kill or a full disk between two of them would have its number
+/// given again at a site that it is for, and that is two truths: what is missing is written first.
+fn complete(dir: &AuthorityDir, roots: &[Root]) -> Result<(), AuthorityError> {
+    let mut lasts = Vec::new();
+    for site in dir.sites()? {
+        lasts.extend(dir.last_statement(&site, roots)?);
+    }
+    for statement in &lasts {
+        for site in &statement.sites {
+            let there = dir.last_statement(site, roots)?;
+            if there.is_none_or(|there| there.sequence < statement.sequence) {
+                dir.keep_statement(site, statement)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// How a statement is judged before it leaves.
@@ -213,6 +235,7 @@ pub(super) fn finish(
             statements: &history.statements,
             spkis: &ders,
             epoch_followed: judged.request.epoch_followed,
+            cosigned_followed: judged.request.cosigned_followed,
         };
         let key = rehearse(&seen, &object, now)?;
         in_force.get_or_insert(key);
@@ -522,5 +545,6 @@ fn facts(statement: &Statement, signed_by: &[String], request: &StatementRequest
         "statement": statement.digest().to_string(), "signed_by": signed_by,
         "keys": keys.collect::<Vec<_>>(), "ticket": statement.ticket,
         "no_standby": request.no_standby, "epoch_followed": request.epoch_followed,
+        "cosigned_followed": request.cosigned_followed,
     })
 }

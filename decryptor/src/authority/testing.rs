@@ -96,6 +96,16 @@ impl TestAuthority {
         issue(&self.dir(), &self.signer, &[], request, now).await
     }
 
+    /// The same, with the root keys' signatures beside.
+    pub(crate) async fn issue_cosigned(
+        &self,
+        request: &StatementRequest,
+        now: UnixTime,
+    ) -> Result<Issued, AuthorityError> {
+        let root_keys = ["root-1", "root-2"].map(|name| self.role_key(name));
+        issue(&self.dir(), &self.signer, &root_keys, request, now).await
+    }
+
     /// A statement for `pit-7` with these keys, and no rule about a standby.
     pub(crate) async fn list(&self, keys: &[OfferedKey], now: UnixTime) -> Result<Issued, AuthorityError> {
         self.issue(&request(keys), now).await

@@ -176,7 +176,7 @@ pub struct SigningArgs {
     #[command(flatten)]
     pub key: StatementKeyArgs,
     /// Sign nothing: write a draft here, which root keys sign on machines of their own (`authority cosign`) before it is accepted
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "cosign", "epoch_followed", "statement_key", "statement_kms_key"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "cosign", "epoch_followed", "cosigned_followed", "statement_key", "statement_kms_key"])]
     pub draft: Option<PathBuf>,
     /// A root key that signs as well; may be given several times. After a raised epoch a device believes no statement without the
     /// threshold of them until it has taken one with it; and one that has it needs no announcement
@@ -186,6 +186,9 @@ pub struct SigningArgs {
     /// are needed no more
     #[arg(long)]
     pub epoch_followed: bool,
+    /// Every vehicle has taken the last statement that the root keys signed as well: sign this one without them
+    #[arg(long)]
+    pub cosigned_followed: bool,
     /// The time at which it is signed: seconds since 1970 or RFC 3339
     #[arg(long, hide = true)]
     pub now: Option<Moment>,
@@ -544,6 +547,7 @@ async fn issue(
     }
     request.ticket.clone_from(&signing.ticket);
     request.epoch_followed = signing.epoch_followed;
+    request.cosigned_followed = signing.cosigned_followed;
     request.validity = signing.validity.map(units::Duration::get);
     if let Some(out) = &signing.draft {
         return cosign::draft(dir, &request, out, now_or(signing.now));

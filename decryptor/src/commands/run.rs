@@ -428,8 +428,8 @@ impl Bundles {
                     }
                 }
                 Err(error) => {
-                    // Said once for each state of the file; a file that is away is asked for again.
-                    *seen = stamp;
+                    // Said once for each state of the file. What a disk did is tried again: it may pass.
+                    *seen = if matches!(error, BooksError::Io { .. }) { None } else { stamp };
                     log_refused(&error);
                 }
             }

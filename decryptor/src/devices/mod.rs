@@ -17,6 +17,8 @@ mod file;
 mod origin;
 mod watch;
 
+#[cfg(test)]
+pub(crate) use file::testing;
 pub use file::{Change, DevicesError, FILE, Listed, ListedKey, add, list, read_public_key, remove, revoke};
 pub use origin::{Barred, Origin, prove};
 pub use watch::Watch;

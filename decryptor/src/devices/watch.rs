@@ -64,7 +64,12 @@ impl Watch {
             return if self.existed { Err(DevicesError::Gone { path: self.path.clone() }) } else { Ok(None) };
         }
         self.existed = true;
-        let mut devices = file::load(&self.path)?;
+        let mut devices = file::load(&self.path).inspect_err(|error| {
+            // What passes by itself, such as too many open files, is tried again: a revocation may be waiting there.
+            if matches!(error, DevicesError::Io { .. }) {
+                self.seen = None;
+            }
+        })?;
         self.generation += 1;
         devices.generation = self.generation;
         Ok(Some(devices))

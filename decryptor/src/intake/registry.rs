@@ -52,6 +52,9 @@ pub struct Registry {
     /// Device keys that have signed something that was applied, and since when. As many as the cloud ever registered: no other key
     /// signs anything that is applied as signed.
     latches: BTreeMap<DeviceName, BTreeMap<Kid, u64>>,
+    /// A damaged checkpoint has taken latches with it: whoever has a registered key counts as one that has signed. A hostile gateway
+    /// that waits for such an accident gains nothing by it.
+    latches_lost: bool,
     /// The latest time seen: lines want time that never runs backwards.
     latest: Duration,
 }
@@ -125,7 +128,12 @@ impl Registry {
     /// What a start reads back.
     pub fn replay(&mut self, replay: Replay) {
         match replay {
-            Replay::Checkpoint(checkpoint) => self.restore(*checkpoint),
+            Replay::Checkpoint(checkpoint) => {
+                let lost = self.latches_lost;
+                self.restore(*checkpoint);
+                self.latches_lost |= lost;
+            }
+            Replay::Lost => self.latches_lost = true,
             Replay::Entry(entry) => {
                 let who = match &*entry {
                     Entry::Applied { applied, .. } => applied.who.as_ref(),
@@ -159,7 +167,8 @@ impl Registry {
     pub fn bar(&self, devices: &Devices, identity: &Identity, origin: &Origin) -> Option<Barred> {
         let name = DeviceName { site: identity.site.clone(), device: identity.device.clone() };
         let signed = self.latches.get(&name);
-        devices.bar(identity, origin, |kid| signed.is_some_and(|kids| kids.contains_key(kid)))
+        let has_signed = |kid: &Kid| self.latches_lost || signed.is_some_and(|kids| kids.contains_key(kid));
+        devices.bar(identity, origin, has_signed)
     }
 
     /// The device keys that have signed something that was applied, and since when.
@@ -313,13 +322,19 @@ impl Registry {
             ..facts.clone()
         });
         let latches = self.latches().map(|(name, kid, since)| Latch::of(name, kid, since)).collect();
-        Checkpoint { sites: sites.collect(), facts: facts.collect(), mark: bytes::Bytes::new(), latches }
+        Checkpoint {
+            sites: sites.collect(),
+            facts: facts.collect(),
+            mark: bytes::Bytes::new(),
+            latches,
+            latches_lost: self.latches_lost,
+        }
     }
 
     fn restore(&mut self, checkpoint: Checkpoint) {
         // Times in it count from the same 1970 as ours.
         let now = self.latest.max(Duration::from_micros(clock::wall_us()));
-        *self = Self { latest: now, ..Self::default() };
+        *self = Self { latest: now, latches_lost: checkpoint.latches_lost, ..Self::default() };
         for site in checkpoint.sites {
             match (Site::new(&site.site), Lines::decode(&site.lines, Unseen::Missing, now)) {
                 (Ok(name), Ok(lines)) => {
@@ -405,6 +420,28 @@ mod tests {
     use crate::ledger::record::SaidLine;
     use crate::sink::testing::{batch, identity};
     use pithead_hop::ingest::lines::RUNS_BURST;
+
+    #[test]
+    fn a_checkpoint_that_was_lost_has_every_registered_device_count_as_one_that_signs() {
+        use crate::devices::{Watch, add, testing::key_file};
+        let data = tempfile::tempdir().unwrap();
+        let (key, _) = key_file(data.path(), "one");
+        let own = identity("t", 1);
+        let name = DeviceName { site: own.site.clone(), device: own.device.clone() };
+        add(data.path(), &name, Some(&key), None).unwrap();
+        let (_, devices) = Watch::open(data.path()).unwrap();
+        let mut registry = Registry::default();
+        assert_eq!(registry.bar(&devices, &own, &Origin::Unsigned), None, "it has not signed yet");
+        registry.replay(Replay::Lost);
+        assert_eq!(registry.bar(&devices, &own, &Origin::Unsigned), Some(Barred::Unsigned));
+        // The next checkpoint carries it on, and nobody else is touched by it.
+        let mut again = Registry::default();
+        again.replay(Replay::Checkpoint(Box::new(registry.checkpoint())));
+        assert_eq!(again.bar(&devices, &own, &Origin::Unsigned), Some(Barred::Unsigned));
+        let mut stranger = own.clone();
+        stranger.device = pithead_sealing::DeviceId::new("truck-of-nobody").unwrap();
+        assert_eq!(again.bar(&devices, &stranger, &Origin::Unsigned), None);
+    }
 
     #[test]
     fn lines_that_a_device_only_speaks_of_are_bounded_and_its_own_are_noted() {

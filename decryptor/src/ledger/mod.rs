@@ -129,6 +129,8 @@ pub enum Replay {
     Checkpoint(Box<Checkpoint>),
     /// One entry more.
     Entry(Box<Entry>),
+    /// A checkpoint that cannot be read: what it stood for is not known any more.
+    Lost,
 }
 
 /// The open ledger. One owner; its methods block for as long as the disk takes.
@@ -245,8 +247,10 @@ impl Known {
             CHECKPOINT if body.is_empty() => {
                 tracing::error!(
                     event = "ledger.checkpoint_damaged",
-                    "what it stood for is not known any more; what comes again of that is applied a second time"
+                    "what it stood for is not known any more; what comes again of that is applied a second time, and every \
+                     registered device counts as one that signs"
                 );
+                replay(Replay::Lost);
                 return;
             }
             CHECKPOINT => {
@@ -460,7 +464,7 @@ mod tests {
                 Entry::Applied { applied, .. } => applied.who.as_ref().map(|who| who.seq),
                 Entry::SetAside(_) => None,
             },
-            Replay::Checkpoint(_) => None,
+            Replay::Checkpoint(_) | Replay::Lost => None,
         };
         all.iter().filter_map(seq).collect()
     }
@@ -500,6 +504,7 @@ mod tests {
         assert_eq!(hit, 1);
         let (_, all) = read(&dir);
         assert!(!all.iter().any(|replay| matches!(replay, Replay::Checkpoint(_))), "{all:?}");
+        assert!(all.iter().any(|replay| matches!(replay, Replay::Lost)), "it is said: {all:?}");
         assert_eq!(seqs(&all), [2]);
     }
 

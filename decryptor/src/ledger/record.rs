@@ -295,6 +295,9 @@ pub struct Checkpoint {
     /// The device keys that have signed something that was applied.
     #[prost(message, repeated, tag = "4")]
     pub latches: Vec<Latch>,
+    /// Such keys are not known any more: an earlier checkpoint was damaged.
+    #[prost(bool, tag = "5")]
+    pub latches_lost: bool,
 }
 
 /// A device key that has signed something that was applied.

@@ -151,9 +151,9 @@ fn todo(reason: ErrorReason) -> &'static str {
             "Ask the authority for a statement with an active key; after a revocation it names a successor."
         }
         R::TrustUnannounced => {
-            "Wait, if the authority has rotated: the key is used when it was announced for as long as the root says, and a \
-             vehicle that slept counts from its waking. If the authority knows nothing of the key: alarm, its statement key is \
-             stolen."
+            "Wait, if the authority has rotated: the key is used when it was announced for as long as the root says, counted from \
+             the first statement with it that was accepted here. If the authority has announced nothing: have its root keys sign \
+             the statement as well. If it knows nothing of the key: alarm, its statement key is stolen."
         }
         R::TrustSpkiMissing | R::TrustSpkiParse => {
             "Give the authority's bundle unchanged: the public key in this one is not the one that was stated."

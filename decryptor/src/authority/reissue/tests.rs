@@ -271,11 +271,91 @@ async fn a_site_keeps_its_term_and_the_end_of_a_root_cuts_it_for_that_root_alone
     };
     assert_eq!(term(&world.turn(24).await), 400);
     // The root lives for 730 days.
+    assert_eq!(term(&world.turn(390 * 24).await), 340);
     let late = world.turn(700 * 24).await;
     assert_eq!(term(&late), 30);
     assert_eq!(term(&world.turn(701 * 24).await), 29);
     accept_root(&world.authority, &RootChange::default(), START.plus(701 * DAY));
     assert_eq!(term(&world.turn(702 * 24).await), 400);
+}
+
+#[tokio::test]
+async fn what_has_expired_is_left_to_a_person() {
+    let mut world = world().await;
+    let turn = world.turn(180 * 24).await;
+    assert_eq!((reasons(&turn), turn.issued.len()), (vec![ErrorReason::RequestInvalid], 0));
+    world.authority.list(&[], START.plus(180 * DAY)).await.unwrap();
+    assert_eq!(world.turn(181 * 24).await.issued.len(), 1);
+}
+
+#[tokio::test]
+async fn a_statement_that_lives_for_hours_is_issued_again_before_it_is_stale() {
+    let mut world = world().await;
+    let short = StatementRequest { validity: Some(Duration::from_secs(12 * HOUR)), ..request(&[]) };
+    world.authority.issue(&short, START.plus(HOUR)).await.unwrap();
+    let last = world.last("pit-7");
+    let turn = world.turn(2).await;
+    assert!(turn.standing[0].due_at <= last.refresh_by && last.refresh_by < last.expires_at.plus(1));
+    assert!(turn.standing[0].due_at >= last.issued_at.plus(HOUR));
+}
+
+#[tokio::test]
+async fn what_the_root_keys_have_signed_is_not_replaced_before_a_person_says_that_all_have_followed() {
+    let mut world = world().await;
+    let second = world.authority.key(2);
+    let revoke = StatementRequest {
+        keys: vec![second.offered(KeyStatus::Active)],
+        revoke: vec![(world.key.arn.clone(), Some("stolen".into()))],
+        ..request(&[])
+    };
+    world.authority.issue_cosigned(&revoke, START.plus(HOUR)).await.unwrap();
+    // A vehicle that was parked meanwhile knows nothing of the second key, and would be left without any.
+    let turn = world.turn(30).await;
+    assert_eq!((reasons(&turn), turn.issued.len()), (vec![ErrorReason::TrustUnannounced], 0));
+    let by_hand = world.authority.issue(&request(&[]), START.plus(31 * HOUR)).await;
+    assert!(matches!(by_hand, Err(AuthorityError::LeftBehind { .. })), "{by_hand:?}");
+    let followed = StatementRequest { cosigned_followed: true, ..request(&[]) };
+    world.authority.issue(&followed, START.plus(32 * HOUR)).await.unwrap();
+    assert_eq!(world.turn(60).await.issued.len(), 1);
+}
+
+#[tokio::test]
+async fn a_statement_for_two_sites_that_was_cut_between_them_gives_its_number_once() {
+    let mut world = world().await;
+    let both = StatementRequest { sites: vec![site("pit-7"), site("pit-8")], ..request(&[]) };
+    world
+        .authority
+        .issue(
+            &StatementRequest {
+                sites: vec![site("pit-8")],
+                ..request(&[world.key.offered(KeyStatus::Active)])
+            },
+            START,
+        )
+        .await
+        .unwrap();
+    world.authority.issue(&both, START.plus(HOUR)).await.unwrap();
+    let (seven, eight) = (world.last("pit-7"), world.last("pit-8"));
+    assert_eq!(seven.digest(), eight.digest());
+    std::fs::remove_file(world.authority.path().join(format!("statements/pit-8/{}.cose", eight.sequence)))
+        .unwrap();
+    assert_ne!(world.last("pit-8").digest(), seven.digest());
+    for hours in [30, 31] {
+        let turn = world.turn(hours).await;
+        assert!(turn.failures.is_empty(), "{:?}", turn.failures);
+    }
+    let (seven_again, eight_again) = (world.last("pit-7"), world.last("pit-8"));
+    assert!(seven_again.sequence > seven.sequence && eight_again.sequence > eight.sequence);
+    let folder = Folder::open(&world.authority.path()).unwrap();
+    let roots = folder.roots().unwrap();
+    let at_eight = folder.statements(&site("pit-8"), &roots).unwrap();
+    // Whatever was signed for pit-8, under whichever folder it lies, has its number alone.
+    for statement in folder.statements(&site("pit-7"), &roots).unwrap() {
+        if statement.sites.contains(&site("pit-8")) {
+            let twin = at_eight.iter().find(|other| other.sequence == statement.sequence);
+            assert_eq!(twin.map(Statement::digest), Some(statement.digest()), "{}", statement.sequence);
+        }
+    }
 }
 
 #[tokio::test]

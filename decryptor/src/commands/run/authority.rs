@@ -89,7 +89,8 @@ impl Authority {
         };
         let elsewhere = config.unwrap.local.iter().map(|key| key.arn.clone()).collect();
         let check = kms.filter(|_| check).map(|kms| DataKeyCheck { kms, elsewhere });
-        let reissuer = Reissuer::new(authority.dir.clone(), authority.every.get(), key, check);
+        let reissuer =
+            Reissuer::new(authority.dir.clone(), authority.every.get(), key, check).until(stop.clone());
         let standing = Arc::new(ArcSwap::from_pointee(Vec::new()));
         status.show_authority(Arc::clone(&standing));
         Some(tokio::spawn(work(reissuer, metrics, standing, Arc::clone(&self.issued), stop)))

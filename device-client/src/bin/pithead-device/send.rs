@@ -49,10 +49,11 @@ use crate::{
 /// Lines that were read and wait for their batch: enough to fill one while the one before is sealed.
 const LINES_WAITING: usize = 1_024;
 
-/// Between two questions about keys: a gateway that says something new every millisecond is asked once a second, and one
-/// whose statement we have refused is asked about it once a minute.
+/// Between two questions about keys on a hint of the gateway's; and after one that brought nothing of what was hinted at. How long an
+/// answer may take: nothing is read and sealed meanwhile. A gateway that lies as fast as it can holds up 2 s of every minute.
 const HINT_PAUSE: Duration = Duration::from_secs(1);
-const SAME_HINT_PAUSE: Duration = Duration::from_secs(60);
+const VAIN_HINT_PAUSE: Duration = Duration::from_secs(60);
+const HINT_LIMIT: Duration = Duration::from_secs(2);
 
 struct Line {
     at_us: i64,
@@ -89,7 +90,7 @@ pub(crate) async fn run(file: &Path, arguments: &SendArgs, output: Output) -> Re
         uplink,
         watched,
         sealed: Sealed::default(),
-        asked: None,
+        not_before: None,
         began_runs: BTreeSet::new(),
         told_to_stop: signals.stop.clone(),
         bar: envelope_bar("sending"),
@@ -169,8 +170,8 @@ struct Sending {
     uplink: Uplink,
     watched: watch::Receiver<Progress>,
     sealed: Sealed,
-    /// What the gateway said it has when we asked last, and when that was.
-    asked: Option<((u64, u64), Instant)>,
+    /// No hint of the gateway's is followed before.
+    not_before: Option<Instant>,
     /// Streams that have begun a new run after a conflict; one is enough for all conflicts with the old.
     began_runs: BTreeSet<StreamName>,
     told_to_stop: CancellationToken,
@@ -343,15 +344,15 @@ impl Sending {
         if theirs <= self.device.sealer().keys().trust().version() {
             return Ok(());
         }
-        let pause = match &self.asked {
-            Some((hint, _)) if *hint == theirs => SAME_HINT_PAUSE,
-            _ => HINT_PAUSE,
-        };
-        if self.asked.as_ref().is_some_and(|(_, at)| at.elapsed() < pause) {
+        if self.not_before.is_some_and(|then| Instant::now() < then) {
             return Ok(());
         }
-        self.asked = Some((theirs, Instant::now()));
-        refresh(&self.uplink, &mut self.device).await
+        let asked = tokio::time::timeout(HINT_LIMIT, refresh(&self.uplink, &mut self.device)).await;
+        let followed = self.device.sealer().keys().trust().version() >= theirs;
+        let pause = if followed { HINT_PAUSE } else { VAIN_HINT_PAUSE };
+        self.not_before = Some(Instant::now() + pause);
+        // A gateway that does not answer has its limit, and the next hint comes.
+        asked.unwrap_or(Ok(()))
     }
 
     /// Waits until everything in the outbox is settled: at most `limit`, and not at all where no retry helps.
