@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use pithead_hop::backoff::{self, Backoff, Policy};
 use pithead_hop::connect::{ConnectError, ConnectOptions, Endpoint, connect};
 use pithead_hop::keys::{FetchError, KeyClient, KeyFile, WireError};
 use pithead_proto::errors::v1::ErrorReason;
@@ -22,6 +23,9 @@ pub use pithead_hop::keys::Held;
 
 /// An upstream answers from memory; what takes longer is not coming.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two attempts to be told of news: a WAN that is down for days costs one connection a minute.
+const WATCH_AGAIN: Policy = Policy { first: Duration::from_secs(1), max: Duration::from_secs(60) };
 
 /// Why there is no bundle.
 #[derive(Debug, thiserror::Error)]
@@ -104,14 +108,17 @@ impl StatementSource for Upstream {
 
     fn changed<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let told = async {
-                let mut watch = self.client().await?.watch(held).await?;
-                watch.next().await?;
-                Ok::<(), SourceError>(())
-            };
-            if told.await.is_err() {
-                // A watch is a courtesy. When it breaks, the next visit comes by the interval.
-                std::future::pending::<()>().await;
+            let mut backoff = Backoff::new(WATCH_AGAIN);
+            loop {
+                let told = async {
+                    let mut watch = self.client().await?.watch(held).await?;
+                    watch.next().await?;
+                    Ok::<(), SourceError>(())
+                };
+                let Err(error) = told.await else { return };
+                // An upstream that was restarted has news soon, and the next visit may be a quarter of an hour away.
+                tracing::debug!(event = "key.watch_ended", %error);
+                tokio::time::sleep(backoff.next_delay(backoff::random(), None)).await;
             }
         })
     }
