@@ -181,7 +181,7 @@ impl AuthorityError {
             ),
             AuthorityError::Refused { error: TrustError::Unannounced, .. } => Some(
                 "announce the key as next first, and activate it when the hold-down is over; or have the threshold of root \
-                 keys sign as well: --cosign ROOT.pem",
+                 keys sign as well: --cosign ROOT.pem=PASSPHRASE-FILE, once for each",
             ),
             AuthorityError::Refused { error: TrustError::NoActive, .. } => Some(
                 "name the key that takes its place with --to ARN; if none stands by, give a new one with its public key, --to \

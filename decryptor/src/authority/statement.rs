@@ -226,6 +226,12 @@ pub(super) fn finish(
 ) -> Result<Issued, AuthorityError> {
     let Ground { roots, root, histories } = ground;
     let object = draft.finish()?;
+    let signed = verify::statement(root, &object).map_err(|error| ground.refused(error))?;
+    if judged.cosigned && !signed.cosigned {
+        return Err(AuthorityError::Request(
+            "the root keys that have signed do not meet the threshold of the root: --cosign PEM=PASSPHRASE-FILE, once for each",
+        ));
+    }
     let ders: Vec<Bytes> = spkis.values().map(|spki| Bytes::copy_from_slice(spki.der())).collect();
     let mut in_force = None;
     for history in histories {
@@ -239,12 +245,6 @@ pub(super) fn finish(
         };
         let key = rehearse(&seen, &object, now)?;
         in_force.get_or_insert(key);
-    }
-    let signed = verify::statement(root, &object).map_err(|error| ground.refused(error))?;
-    if judged.cosigned && !signed.cosigned {
-        return Err(AuthorityError::Request(
-            "the root keys that have signed do not meet the threshold of the root",
-        ));
     }
     let in_force = in_force.ok_or(AuthorityError::Request("a statement is for at least one site"))?;
     let statement = signed.statement;

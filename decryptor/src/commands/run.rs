@@ -145,7 +145,7 @@ pub async fn serve(
 
     let mut publisher = Publisher::new(stop.child_token());
     publisher.publish(&books);
-    show_statement(&metrics, &books);
+    show_statement(&metrics, &books, &data_keys);
     let books = Arc::new(ArcSwap::from_pointee(books));
     let pipeline = Pipeline::new(Parts {
         books: Arc::clone(&books),
@@ -189,15 +189,15 @@ pub async fn serve(
                 tokio::task::spawn_blocking(move || uploads.expire(clock::since_boot()));
             }
             _ = poll.tick() => {
-                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics);
+                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
                 look_at_devices(&mut watch, &devices, &uploads, &metrics);
             }
             () = authority.issued() => {
-                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics);
+                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
             }
             () = next(&mut reloads) => {
                 bundles.forget();
-                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics);
+                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
                 watch.forget();
                 look_at_devices(&mut watch, &devices, &uploads, &metrics);
                 reload(path, &handle);
@@ -450,12 +450,13 @@ fn take_in(
     books: &ArcSwap<Books>,
     publisher: &mut Publisher,
     metrics: &Metrics,
+    data_keys: &DataKeys,
 ) {
     let mut fresh = Books::clone(&books.load());
     if bundles.look(data_dir, &mut fresh) {
         authority.learn(&mut fresh);
         publisher.publish(&fresh);
-        show_statement(metrics, &fresh);
+        show_statement(metrics, &fresh, data_keys);
         books.store(Arc::new(fresh));
     }
 }
@@ -494,7 +495,17 @@ fn show_devices(metrics: &Metrics, devices: &Devices) {
     metrics.device_registry_refused.set(0);
 }
 
-fn show_statement(metrics: &Metrics, books: &Books) {
+/// Tells of what gateways are given, and of keys in it that nobody here can unwrap: what devices seal to them would wait.
+fn show_statement(metrics: &Metrics, books: &Books, data_keys: &DataKeys) {
+    let listed = books.served().iter().flat_map(|(site, published)| {
+        published.statement.keys.iter().filter(|key| key.status.is_listed()).map(move |key| (site, key))
+    });
+    for (site, key) in listed.filter(|(_, key)| !data_keys.may_unwrap(&key.arn)) {
+        tracing::warn!(
+            event = "keys.nobody_unwraps", %site, arn = %key.arn,
+            "devices seal to this key, or are to: [unwrap] kms is off, and no [[unwrap.local]] names it"
+        );
+    }
     let newest = books.served().values().map(|published| published.statement.sequence).max().unwrap_or(0);
     metrics.statement_sequence.set(i64::try_from(newest).unwrap_or(i64::MAX));
 }

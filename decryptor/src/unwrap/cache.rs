@@ -155,6 +155,12 @@ impl DataKeys {
         }
     }
 
+    /// Whether anybody here may hold the private half of this key.
+    #[must_use]
+    pub fn may_unwrap(&self, arn: &KeyArn) -> bool {
+        self.unwrapper.may_hold(arn)
+    }
+
     /// The data key of the EDK that was chosen for an envelope. Version, suite and policy have been judged: only then
     /// is there a [`Chosen`].
     ///

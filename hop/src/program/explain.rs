@@ -221,7 +221,11 @@ fn todo(reason: ErrorReason) -> &'static str {
         R::Throttled => {
             "Nothing, if it is rare. If one device is meant to be so fast, raise [ingest.per_device]."
         }
-        R::Draining | R::NotReady => "Wait. If it stays so, see `status` on that machine.",
+        R::Draining => "Wait. If it stays so, see `status` on that machine.",
+        R::NotReady => {
+            "Wait. If the message names a second code, that is what is waited for: explain it. If it stays so, see `status` on that \
+             machine."
+        }
         R::NotDurable => {
             "See the gateway's disk (`status`, the system's log). The device sends again by itself."
         }
@@ -291,7 +295,8 @@ fn todo(reason: ErrorReason) -> &'static str {
             "Cancel the deletion now (`aws kms cancel-key-deletion`): with the key everything sealed to it is gone."
         }
         R::KmsKeyNotFound => {
-            "Compare the ARN with the account and region; a key that was deleted does not come back."
+            "Compare the ARN with the account and region; a key that was deleted does not come back. Where private keys are files: \
+             an [[unwrap.local]] for this ARN is missing, and the decryptor reads it at its start."
         }
         R::KmsKeyUnsuitable => "Make an RSA key with ENCRYPT_DECRYPT; its use cannot be changed later.",
         R::KmsInvalidCiphertext => {
