@@ -133,7 +133,7 @@ impl AcceptHandle {
 
     /// Cuts the live connections of whoever is unwanted, revoked ones say; returns how many.
     pub fn cut(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
-        self.0.roster.cut(unwanted)
+        self.0.live.cut(unwanted)
     }
 
     /// Who is connected, once per connection.
