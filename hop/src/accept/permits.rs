@@ -17,7 +17,7 @@ use super::{asking::Unfinished, stats::Ended};
 use crate::identity::{Peer, PeerId};
 
 /// The address that a host is counted by: one host of IPv6 has a whole /64.
-fn host_of(ip: IpAddr) -> IpAddr {
+pub fn host_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
         ip @ IpAddr::V4(_) => ip,
