@@ -125,7 +125,8 @@ pub enum DeviceCommand {
         #[command(flatten)]
         output: OutputArg,
     },
-    /// Turns a device away for good, or one certificate of it; its connections are closed within 5 s.
+    /// Turns a device away at this gateway for good, or one certificate of it; its connections are closed within 5 s. Other
+    /// gateways do not know of it: give the command at each, or use a revocation list.
     Revoke {
         /// The device's name.
         #[arg(required_unless_present = "certificate", conflicts_with = "certificate")]

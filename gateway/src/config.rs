@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use pithead_hop::accept::Limits;
+use pithead_hop::accept::{Limits, limits::fit_files};
 use pithead_hop::connect::Endpoint;
 use pithead_hop::ingest::{IngestLimits, UploadLimits};
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
@@ -16,6 +16,7 @@ use pithead_hop::tls::CrlExpiry;
 use pithead_sealing::{Site, StreamName};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use crate::devices::enroll;
 use crate::envelopes::budgets::Allowance;
 
 /// The prefix of environment variables that stand for keys of the file.
@@ -390,9 +391,14 @@ impl Config {
             );
         }
         self.ingest.envelopes.check().map_err(|error| format!("[ingest.envelopes] {error}"))?;
-        self.ingest.limits.check().map_err(|error| format!("[ingest.limits] {error}"))?;
-        if self.ingest.limits.unfinished < self.ingest.envelopes.request {
-            return Err("[ingest.limits] `unfinished` has to be at least [ingest.envelopes] `request`".into());
+        let network = self.network.as_ref().map(|network| ("[network.limits]", &network.limits));
+        for (section, limits) in [("[ingest.limits]", &self.ingest.limits)].into_iter().chain(network) {
+            limits.check().map_err(|error| format!("{section} {error}"))?;
+            if limits.unfinished < self.ingest.envelopes.request {
+                return Err(format!(
+                    "{section} `unfinished` has to be at least [ingest.envelopes] `request`"
+                ));
+            }
         }
         if let Some(relay) = &self.relay {
             if relay.rate.is_some_and(|rate| rate.get() == 0) {
@@ -412,6 +418,26 @@ impl Config {
             return Err("[trust] `authority` is empty".into());
         }
         Ok(())
+    }
+
+    /// The limits of the port for devices with a certificate, and of the one for devices without, as many connections as file
+    /// descriptors allow; and for how many those are, if it is fewer than were asked for.
+    #[must_use]
+    pub fn fitted(&self, open_files: u64) -> (Limits, Option<Limits>, Option<usize>) {
+        let mut certificate = self.ingest.limits.clone();
+        let mut network = self.network.as_ref().map(|network| network.limits.clone());
+        let enrols = self.enroll.as_ref().is_some_and(|enroll| enroll.listen.is_some());
+        let reserved = if enrols { enroll::limits().connections } else { 0 };
+        let mut ports: Vec<&mut Limits> = std::iter::once(&mut certificate).chain(&mut network).collect();
+        let room = fit_files(&mut ports, reserved, open_files);
+        (certificate, network, room)
+    }
+
+    /// Connections that both ports for devices may take together.
+    #[must_use]
+    pub fn asked_connections(&self) -> usize {
+        let network = self.network.as_ref().map_or(0, |network| network.limits.connections);
+        self.ingest.limits.connections.saturating_add(network)
     }
 
     fn resolve(&mut self, base: &Path) {
@@ -486,7 +512,9 @@ mod tests {
     #[test]
     fn every_limit_of_the_port_is_in_the_template_with_its_default() {
         // `stop_grace` is [stop] intake here.
-        let section = TEMPLATE.split("\n[ingest.limits]\n").nth(1).unwrap().split("\n[").next().unwrap();
+        let rest = TEMPLATE.split("\n[ingest.limits]\n").nth(1).unwrap();
+        // The next section may be one that is off.
+        let section = rest.split("\n[").next().unwrap().split("\n#[").next().unwrap();
         let settings: String = section
             .lines()
             .filter_map(|line| line.strip_prefix('#'))
@@ -514,6 +542,15 @@ mod tests {
             let error =
                 load(&TEMPLATE.replace(commented, &format!("{key} = {value}"))).unwrap_err().to_string();
             assert!(error.contains(&format!("[ingest.limits] `{key}`")), "{error}");
+        }
+        let network = |line: &str| {
+            let template = TEMPLATE.replace("#request = \"4MiB\"", "request = \"5MiB\"");
+            load(&format!("{template}\n[network]\nlisten = \"0.0.0.0:7445\"\n[network.limits]\n{line}\n"))
+        };
+        network("connections = 8").unwrap();
+        for (key, value) in [("frame", "\"1KiB\""), ("connections", "0"), ("unfinished", "\"4MiB\"")] {
+            let error = network(&format!("{key} = {value}")).unwrap_err().to_string();
+            assert!(error.contains(&format!("[network.limits] `{key}`")), "{error}");
         }
         let error =
             load(&TEMPLATE.replace("#window = \"8MiB\"", "window = \"1KiB\"")).unwrap_err().to_string();
@@ -555,6 +592,27 @@ mod tests {
         assert!(enroll.listen.is_some() && enroll.address.is_some() && !enroll.endpoints.is_empty());
         assert_eq!(enroll.validity, validity());
         assert_eq!(config.network.unwrap().limits, Limits::default());
+    }
+
+    #[test]
+    fn all_ports_together_fit_into_the_file_descriptors() {
+        let alone = load(TEMPLATE).unwrap();
+        let (certificate, network, room) = alone.fitted(1024);
+        assert_eq!((certificate.connections, network, room), (1024 - 128, None, Some(1024 - 128)));
+        assert_eq!(alone.fitted(20_000).2, None);
+
+        let on: String = uncommented()
+            .lines()
+            .filter(|line| !line.starts_with("bundle"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let all = load(&on).unwrap();
+        assert_eq!(all.asked_connections(), 2 * Limits::default().connections);
+        let (certificate, network, room) = all.fitted(1024);
+        let left = 1024 - 128 - enroll::limits().connections;
+        assert_eq!(room, Some(left));
+        assert_eq!((certificate.connections, network.unwrap().connections), (left / 2, left / 2));
+        assert_eq!(all.fitted(20_000).2, None);
     }
 
     #[test]

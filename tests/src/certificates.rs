@@ -61,6 +61,11 @@ impl Ca {
     /// A revocation list, PEM, of the certificates in these files. It is long past its `nextUpdate`, as at a site that was cut
     /// off for months.
     pub fn crl(&self, revoked: &[&Certificate]) -> anyhow::Result<String> {
+        self.crl_until(revoked, 2022)
+    }
+
+    /// The same with its `nextUpdate` at the beginning of `year`.
+    pub fn crl_until(&self, revoked: &[&Certificate], year: i32) -> anyhow::Result<String> {
         let revoked_certs = revoked.iter().map(|files| {
             let leaf = Pem::read(&files.certificate)?.certificates()?;
             let (_, serial) = end_and_serial(leaf.first().context("a certificate")?)?;
@@ -73,7 +78,7 @@ impl Ca {
         });
         let params = CertificateRevocationListParams {
             this_update: date_time_ymd(2021, 1, 1),
-            next_update: date_time_ymd(2022, 1, 1),
+            next_update: date_time_ymd(year, 1, 1),
             crl_number: SerialNumber::from_slice(&[1]),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect::<anyhow::Result<_>>()?,

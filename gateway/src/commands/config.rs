@@ -25,18 +25,17 @@ pub fn check(path: &Path, out: &mut dyn Write) -> Result<ExitCode, ProgramError>
     for warning in material.warnings() {
         text += &format!("  warning: {warning}\n");
     }
-    let asked = &config.ingest.limits;
-    let mut limits = asked.clone();
-    if let Some(room) = limits.fit_files(files::raise_limit()) {
+    if let (.., Some(room)) = config.fitted(files::raise_limit()) {
         text += &format!(
-            "  warning: [ingest.limits] connections is {}, and there are file descriptors for {room}: raise their hard limit\n",
-            asked.connections
+            "  warning: [ingest.limits] and [network.limits] connections are {} together, and there are file descriptors for \
+             {room}: raise their hard limit\n",
+            config.asked_connections()
         );
     }
     // Whether there is a NAT, nobody here can know.
     text += &format!(
         "  note: at most {} devices at a time from one address ([ingest.limits] connections_per_ip); raise it for a NAT\n",
-        asked.connections_per_ip
+        config.ingest.limits.connections_per_ip
     );
     super::done(out, &text)
 }

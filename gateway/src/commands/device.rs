@@ -317,7 +317,8 @@ pub fn revoke(
         }
         (None, Some(certificate)) => match registry.revoke_certificate(certificate, now) {
             Some(Some(device)) => Ok(format!(
-                "that certificate of {device} is revoked; the device may enrol again, or be revoked by its name\n"
+                "that certificate of {device} is revoked, and its token with it; the device may enrol again with another \
+                 one, or be revoked by its name\n"
             )),
             Some(None) => Ok("that certificate is revoked\n".to_owned()),
             None => {
@@ -331,7 +332,10 @@ pub fn revoke(
     })?;
     super::done(
         out,
-        &format!("{said}A gateway that runs turns it away and closes its connections within 5 s.\n"),
+        &format!(
+            "{said}This gateway, if it runs, turns it away and closes its connections within 5 s. Other gateways do not know of \
+             it: give the command at each, or use a revocation list of the CA.\n"
+        ),
     )
 }
 
@@ -379,7 +383,7 @@ fn named(rows: BTreeMap<String, Value>) -> Vec<Value> {
 fn row(record: &Record) -> Value {
     let live = record.certificates.iter().filter(|one| one.revoked_at.is_none());
     let until = live.map(|one| one.not_after).max();
-    let waiting = record.token.as_ref().filter(|token| token.key.is_none());
+    let waiting = record.token.as_ref().filter(|token| token.key.is_none() && record.revoked_at.is_none());
     let state = match (record.revoked_at, until, waiting) {
         (Some(_), _, _) => "revoked",
         (None, _, _) if record.mode == Mode::Network => "known by address",

@@ -212,10 +212,14 @@ impl Doors {
                 () = stop.cancelled() => return,
             }
             let (doors, file) = (self.clone(), file.clone());
-            let Ok(looked) = tokio::task::spawn_blocking(move || doors.look(&file, last)).await else {
-                return;
+            last = match tokio::task::spawn_blocking(move || doors.look(&file, last)).await {
+                Ok(looked) => looked,
+                // A look that panicked is not the last one: who is revoked next is to be turned away.
+                Err(error) => {
+                    refused(&error);
+                    Looked { text: None, good: false }
+                }
             };
-            last = looked;
             metrics.registry_good(last.good);
         }
     }
@@ -228,7 +232,8 @@ impl Doors {
                 if last.good {
                     refused(&error);
                 }
-                return Looked { good: false, ..last };
+                // What stood there before is read again when it can be.
+                return Looked { text: None, good: false };
             }
         };
         let seen = text.as_deref().map(|text| Sha::of(text.as_bytes()));

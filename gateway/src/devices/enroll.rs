@@ -5,7 +5,7 @@
 //! the same key is answered again.
 //!
 //! A token has 128 bits, so nobody guesses one; what is bounded here is the noise ([`WRONG_MAX`] wrong attempts an hour and
-//! address), and what a signature costs, by the port's own limits ([`limits`]).
+//! host), and what a signature costs, by the port's own limits ([`limits`]).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use moka::sync::Cache;
-use pithead_hop::accept::{Limits, RemoteAddress};
+use pithead_hop::accept::{Limits, REFUSED_LOG_INTERVAL, RemoteAddress, Seldom, host_of};
 use pithead_hop::backoff::{random, spread};
 use pithead_hop::connect::Endpoint;
 use pithead_hop::keys::MESSAGE_MAX;
@@ -87,7 +87,9 @@ pub struct Enrolment {
     book: Book,
     metrics: Metrics,
     wall_s: fn() -> u64,
+    /// By host: with IPv6, one has a whole /64.
     wrong: Cache<IpAddr, u32>,
+    log_next: Seldom,
 }
 
 /// Why there is no certificate.
@@ -144,7 +146,7 @@ impl Enrolment {
         wall_s: fn() -> u64,
     ) -> Self {
         let wrong = Cache::builder().max_capacity(ADDRESSES_MAX).time_to_live(WRONG_FOR).build();
-        Self { file, ca, told, book, metrics, wall_s, wrong }
+        Self { file, ca, told, book, metrics, wall_s, wrong, log_next: Seldom::new(REFUSED_LOG_INTERVAL) }
     }
 
     /// As tonic's routes take it.
@@ -156,7 +158,7 @@ impl Enrolment {
     }
 
     fn wrong_attempts(&self, address: IpAddr) -> u32 {
-        self.wrong.get(&address).unwrap_or(0)
+        self.wrong.get(&host_of(address)).unwrap_or(0)
     }
 
     async fn answer(&self, address: IpAddr, request: EnrollRequest) -> Result<EnrollResponse, Refusal> {
@@ -188,7 +190,7 @@ impl Enrolment {
         let (device, signed) = made.map_err(|error| {
             if error.is_a_guess() {
                 // Two at once may count as one; the port lets four through at once, so at most 13 are wrong.
-                self.wrong.insert(address, self.wrong_attempts(address) + 1);
+                self.wrong.insert(host_of(address), self.wrong_attempts(address) + 1);
             }
             if !matches!(error, NotEnrolled::Token(_)) {
                 tracing::error!(event = "enroll.failed", %error);
@@ -236,7 +238,12 @@ impl EnrollService for Enrolment {
         match answer {
             Ok(response) => Ok(Response::new(response)),
             Err(refusal) => {
-                tracing::warn!(event = "enroll.refused", %address, reason = refusal.reason.name());
+                let reason = refusal.reason.name();
+                if self.log_next.is_time() {
+                    tracing::warn!(event = "enroll.refused", %address, reason);
+                } else {
+                    tracing::debug!(event = "enroll.refused", %address, reason);
+                }
                 Err(refusal.into())
             }
         }

@@ -3,9 +3,12 @@
 //! The command line writes it while the gateway runs, and the gateway writes it when a token is used. Both hold
 //! `DATA/devices.lock` while they read, change and replace; whoever only reads needs no lock, since the file is whole at
 //! every moment.
+//!
+//! The lock is a witness as well: since the first change there is something in it. A registry that is missing beside such a
+//! lock was lost, and is not taken for an empty one, which would forgive everybody who was revoked.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use pithead_hop::program::{ProgramError, disk};
@@ -15,6 +18,10 @@ use super::registry::{NotARegistry, Registry};
 
 /// Longest registry that is read, in bytes: a hundred thousand devices with two certificates each.
 const FILE_MAX: u64 = 64 << 20;
+
+/// What stands in the lock once there has been a registry.
+const WITNESS: &[u8] =
+    b"devices.toml was written here. If it is gone, put it back: without it nobody is revoked.\n";
 
 /// Why the registry cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +43,22 @@ pub enum FileError {
         /// What is wrong with it.
         source: NotARegistry,
     },
+    /// It was there, and is not any more.
+    #[error("{} is gone, and there was one: {} says so", path.display(), lock.display())]
+    Gone {
+        /// The file.
+        path: PathBuf,
+        /// The witness.
+        lock: PathBuf,
+    },
+    /// What would be written could not be read again.
+    #[error("{}: the change would not read back: {source}", path.display())]
+    NotReadBack {
+        /// The file.
+        path: PathBuf,
+        /// What would be wrong with it.
+        source: NotARegistry,
+    },
 }
 
 impl From<FileError> for ProgramError {
@@ -47,6 +70,12 @@ impl From<FileError> for ProgramError {
             FileError::Content { .. } => Self::new(ErrorReason::StateDamaged, what)
                 .affects("nobody can say who was revoked, so nobody is let in by a guess")
                 .todo("mend the file, or put back the last good copy of it"),
+            FileError::Gone { .. } => Self::new(ErrorReason::StateDamaged, what)
+                .affects("nobody can say who was revoked, so nobody is let in by a guess")
+                .todo("put back the last good copy of it; or remove the lock as well, and everybody who was revoked is forgiven"),
+            FileError::NotReadBack { .. } => {
+                Self::new(ErrorReason::Internal, what).affects("nothing has changed")
+            }
         }
     }
 }
@@ -92,9 +121,21 @@ impl RegistryFile {
     /// # Errors
     /// [`FileError`].
     pub fn read(&self) -> Result<Registry, FileError> {
+        // In this order: the file is written before its witness, so a witness that was seen has had a file.
+        let witnessed = self.is_witnessed()?;
         match self.text()? {
+            None if witnessed => Err(FileError::Gone { path: self.path.clone(), lock: self.lock.clone() }),
             None => Ok(Registry::default()),
             Some(text) => self.parse(&text),
+        }
+    }
+
+    /// Whether there has been a registry.
+    fn is_witnessed(&self) -> Result<bool, FileError> {
+        match fs::metadata(&self.lock) {
+            Ok(data) => Ok(data.len() > 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(FileError::Io { path: self.lock.clone(), source }),
         }
     }
 
@@ -124,9 +165,23 @@ impl RegistryFile {
         let mut after = before.clone();
         let done = change(&mut after)?;
         if after != before {
-            disk::replace(&self.path, after.to_text().as_bytes()).map_err(failed(&self.path))?;
+            let text = after.to_text();
+            // What cannot be read again would stop the gateway for good.
+            Registry::parse(&text)
+                .map_err(|source| FileError::NotReadBack { path: self.path.clone(), source })?;
+            let witness = if self.is_witnessed()? { None } else { Some(self.open_witness()) };
+            let witness = witness.transpose().map_err(failed(&self.lock))?;
+            disk::replace(&self.path, text.as_bytes()).map_err(failed(&self.path))?;
+            if let Some(mut witness) = witness {
+                witness.write_all(WITNESS).and_then(|()| witness.sync_all()).map_err(failed(&self.lock))?;
+            }
         }
         Ok(done)
+    }
+
+    /// Opened before the registry is replaced: whoever may not write it changes nothing.
+    fn open_witness(&self) -> io::Result<File> {
+        File::options().write(true).open(&self.lock)
     }
 
     /// A lock needs no right to write: the command line may run as another user than the gateway.
@@ -179,10 +234,42 @@ mod tests {
         assert!(refused.is_err());
         assert_eq!(file.text().unwrap(), None);
 
+        // A time that no text can say.
+        let unreadable = file.change(|registry| {
+            registry.revoke(&DeviceId::new("truck-1").unwrap(), Stamp(u64::MAX));
+            Ok::<_, FileError>(())
+        });
+        assert!(matches!(unreadable, Err(FileError::NotReadBack { .. })), "{unreadable:?}");
+        assert_eq!(file.text().unwrap(), None);
+
         fs::write(file.path(), "version = 1\n[[device]]\n").unwrap();
         let error = file.change(|_| Ok::<_, FileError>(())).unwrap_err();
         assert!(matches!(error, FileError::Content { .. }));
         assert_eq!(ProgramError::from(error).reason, ErrorReason::StateDamaged);
         assert_eq!(file.text().unwrap().unwrap(), "version = 1\n[[device]]\n");
+    }
+
+    #[test]
+    fn a_registry_that_has_gone_is_no_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = RegistryFile::below(folder.path());
+        let revoke = |name: &str| {
+            file.change(|registry| {
+                Ok::<_, FileError>(registry.revoke(&DeviceId::new(name).unwrap(), Stamp(1)))
+            })
+        };
+        file.change(|_| Ok::<_, FileError>(())).unwrap();
+        assert_eq!(file.read().unwrap(), Registry::default(), "a lock alone says nothing");
+        revoke("truck-1").unwrap();
+        let kept = fs::read(file.path()).unwrap();
+        fs::remove_file(file.path()).unwrap();
+        for error in [file.read().map(drop).unwrap_err(), revoke("truck-2").map(drop).unwrap_err()] {
+            assert!(matches!(error, FileError::Gone { .. }), "{error}");
+            assert_eq!(ProgramError::from(error).reason, ErrorReason::StateDamaged);
+        }
+        assert_eq!(file.text().unwrap(), None, "nothing was put in its place");
+        fs::write(file.path(), &kept).unwrap();
+        assert!(revoke("truck-2").unwrap());
+        assert_eq!(file.read().unwrap().devices().count(), 2);
     }
 }

@@ -28,7 +28,7 @@
 //! about. Nothing a stranger does makes it grow: tokens and names come from the operator, and one token gets at most
 //! [`ISSUES_MAX`] certificates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -431,7 +431,9 @@ impl Registry {
             (Mode::Network, Mode::Mtls) => return Err(AddError::OtherMode(device.clone())),
             (Mode::Mtls, Mode::Mtls) => {}
             (Mode::Network, Mode::Network) => {
-                record.addresses = addresses.iter().map(IpAddr::to_canonical).collect();
+                // An address that is given in two spellings is one.
+                let each: BTreeSet<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
+                record.addresses = each.into_iter().collect();
             }
         }
         Ok(())
@@ -485,8 +487,9 @@ impl Registry {
         }
     }
 
-    /// Turns a device away for good, and its token with it. A device that is only known by its certificate is entered for
-    /// that. True if it was not so already.
+    /// Turns a device away for good. A device that is only known by its certificate is entered for that. Its addresses may be
+    /// another's from now on; its token stays, so that whoever shows it is told why it gets nothing. True if it was not so
+    /// already.
     pub fn revoke(&mut self, device: &DeviceId, now: Stamp) -> bool {
         let record = self.devices.entry(device.clone()).or_insert_with(|| Record {
             mode: Mode::Mtls,
@@ -496,7 +499,7 @@ impl Registry {
             token: None,
             certificates: Vec::new(),
         });
-        record.token = None;
+        record.addresses.clear();
         if record.revoked_at.is_some() {
             return false;
         }
@@ -504,7 +507,8 @@ impl Registry {
         true
     }
 
-    /// Turns one certificate away. By its number only if it was made here; then the answer says whose it is.
+    /// Turns one certificate away. By its number only if it was made here; then the answer says whose it is, and its token is
+    /// gone: with that and the key, whoever has stolen them could get another certificate.
     pub fn revoke_certificate(&mut self, named: &CertificateName, now: Stamp) -> Option<Option<DeviceId>> {
         for (name, record) in &mut self.devices {
             let is_meant = |one: &&mut Issued| match named {
@@ -513,6 +517,7 @@ impl Registry {
             };
             if let Some(one) = record.certificates.iter_mut().find(is_meant) {
                 one.revoked_at.get_or_insert(now);
+                record.token = None;
                 return Some(Some(name.clone()));
             }
         }
@@ -639,7 +644,7 @@ mod tests {
         assert_eq!(registry.redeem("secret", sha(1), NOW), Err(TokenError::Unknown), "the older one is gone");
         assert_eq!(registry.redeem("newer", sha(2), NOW), Ok(id("truck-1")));
         registry.revoke(&id("truck-1"), NOW);
-        assert_eq!(registry.redeem("newer", sha(2), NOW), Err(TokenError::Unknown));
+        assert_eq!(registry.redeem("newer", sha(2), NOW), Err(TokenError::Revoked));
     }
 
     #[test]
@@ -661,6 +666,18 @@ mod tests {
         assert!(registry.addresses(&site()).devices.is_empty());
         let refused = registry.add(&id("pump-3"), Mode::Network, &address, NOW);
         assert_eq!(refused, Err(AddError::Revoked(id("pump-3"))));
+        registry.add(&id("pump-4"), Mode::Network, &address, NOW).expect("the replacement has its address");
+        assert_eq!(registry.addresses(&site()).devices.get(&address[0]), Some(&id("pump-4")));
+        assert_eq!(Registry::parse(&registry.to_text()).as_ref(), Ok(&registry));
+    }
+
+    #[test]
+    fn an_address_in_three_spellings_is_one_and_reads_back() {
+        let mut registry = Registry::default();
+        let spellings = ["10.7.0.3", "::ffff:10.7.0.3", "10.7.0.3"].map(|text| text.parse().unwrap());
+        registry.add(&id("pump-3"), Mode::Network, &spellings, NOW).unwrap();
+        assert_eq!(registry.get(&id("pump-3")).unwrap().addresses, [spellings[0]]);
+        assert_eq!(Registry::parse(&registry.to_text()).as_ref(), Ok(&registry));
     }
 
     #[test]
@@ -672,7 +689,13 @@ mod tests {
         assert_eq!(registry.denied(&site()), Denied::default());
         let named = |text: &str| text.parse::<CertificateName>().unwrap();
         assert_eq!(registry.revoke_certificate(&named("0B"), NOW), None, "no such number");
+        assert_eq!(registry.redeem("secret", sha(1), NOW), Ok(id("truck-1")));
         assert_eq!(registry.revoke_certificate(&named("A:1B"), NOW), Some(Some(id("truck-1"))));
+        assert_eq!(
+            registry.redeem("secret", sha(1), NOW),
+            Err(TokenError::Unknown),
+            "its token is gone with it"
+        );
         assert_eq!(registry.revoke_certificate(&named(&sha(7).to_string()), NOW), Some(None));
         registry.revoke(&id("truck-9"), NOW);
         let denied = registry.denied(&site());

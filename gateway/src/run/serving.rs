@@ -88,25 +88,24 @@ impl Serving {
         let health = Health::new(metrics.clone(), started);
 
         // Both ports first: nothing on disk is touched by a second gateway that was started by mistake.
-        let mut limits = config.ingest.limits.clone();
-        limits.stop_grace = config.stop.intake;
         let files = files::raise_limit();
-        if let Some(room) = limits.fit_files(files) {
+        let (mut limits, network_limits, room) = config.fitted(files);
+        limits.stop_grace = config.stop.intake;
+        if let Some(room) = room {
             tracing::warn!(
                 event = "accept.few_files",
                 files,
                 connections = room,
-                asked = config.ingest.limits.connections,
-                "raise the hard limit of open files (LimitNOFILE), or lower [ingest.limits] connections"
+                asked = config.asked_connections(),
+                "raise the hard limit of open files (LimitNOFILE), or lower `connections` in [ingest.limits] and [network.limits]"
             );
         }
         let registry = data.devices().read()?;
         let built = Built::new(material.server.clone(), &config.gateway.site, &registry)?;
         let registry = Arc::new(ArcSwap::from_pointee(registry));
         let acceptor = Acceptor::bind(config.ingest.listen, built.certificate.clone(), limits).await?;
-        let network = match &config.network {
-            Some(network) => {
-                let mut limits = network.limits.clone();
+        let network = match config.network.iter().zip(network_limits).next() {
+            Some((network, mut limits)) => {
                 limits.stop_grace = config.stop.intake;
                 Some(Acceptor::bind(network.listen, built.network.clone(), limits).await?)
             }

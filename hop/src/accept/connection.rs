@@ -261,6 +261,8 @@ async fn serve(
     stop: CancellationToken,
 ) -> Ended {
     let limits = &shared.limits;
+    // Who is let in only to be told so has nothing to stay for.
+    let idle = if turned_away.is_some() { limits.first_request.min(limits.idle) } else { limits.idle };
     let activity = Activity::new();
     let notes = Notes::default();
     let (calls, noise, all) = (activity.clone(), notes.clone(), shared.clone());
@@ -320,7 +322,7 @@ async fn serve(
                 (Ended::Aged, Some(limits.age_grace.get()))
             }
             () = activity.stalled(limits.write_stall.get()) => (Ended::Stalled, None),
-            quiet = activity.quiet(limits.first_request.get(), limits.idle.get()) => match quiet {
+            quiet = activity.quiet(limits.first_request.get(), idle.get()) => match quiet {
                 Quiet::NoFirstRequest => (Ended::NoFirstRequest, None),
                 Quiet::Idle => (Ended::Idle, Some(limits.age_grace.get())),
             },

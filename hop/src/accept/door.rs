@@ -15,6 +15,7 @@ use pithead_sealing::{DeviceId, Site};
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use super::permits::host_of;
 use crate::{identity::Peer, status::Refusal, tls::Gate};
 
 /// How a listener knows who connects, and the TLS that it speaks.
@@ -85,7 +86,7 @@ impl Door {
                 }
                 // It is let in far enough to be told so.
                 None => Guest {
-                    peer: Peer::applicant(book.site.clone(), address),
+                    peer: Peer::applicant(book.site.clone(), host_of(address)),
                     refusal: Some(Refusal::new(
                         ErrorReason::AddressUnknown,
                         format!("no device is registered at the address {address}"),
@@ -93,7 +94,7 @@ impl Door {
                 },
             }),
             Who::Applicants(site) => {
-                Ok(Guest { peer: Peer::applicant(site.clone(), address), refusal: None })
+                Ok(Guest { peer: Peer::applicant(site.clone(), host_of(address)), refusal: None })
             }
         }
     }
@@ -174,11 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn an_applicant_is_nobody_and_shares_its_address() {
+    fn an_applicant_is_nobody_and_one_with_all_of_its_host() {
         let door = Door::for_applicants(tls(), Site::new("pit-7").expect("a site"));
         let one = door.identify(&[], from("10.0.0.8")).expect("let in");
         let two = door.identify(&[], from("::ffff:10.0.0.8")).expect("let in");
         assert_eq!(one.peer, two.peer);
         assert_eq!(one.peer.device(), None);
+        let of = |address: &str| door.identify(&[], from(address)).expect("let in").peer;
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"), "one host has a whole /64");
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
     }
 }

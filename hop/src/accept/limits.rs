@@ -211,14 +211,26 @@ impl Limits {
     /// Takes no more connections than a process with so many file descriptors can hold beside its own files; says how many, if
     /// those are fewer than were asked for.
     pub fn fit_files(&mut self, open_files: u64) -> Option<usize> {
-        // With very few, half of them: something has to be served.
-        let room = open_files.saturating_sub(FILES_KEPT).max(open_files / 2).max(1);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        (room < self.connections).then(|| {
-            self.connections = room;
-            room
-        })
+        fit_files(&mut [self], 0, open_files)
     }
+}
+
+/// The same for all ports of one process, each by its share of what is asked for; `reserved` connections are a port's that is
+/// not among them.
+pub fn fit_files(ports: &mut [&mut Limits], reserved: usize, open_files: u64) -> Option<usize> {
+    // With very few, half of them: something has to be served.
+    let kept = FILES_KEPT.saturating_add(reserved as u64);
+    let room = open_files.saturating_sub(kept).max(open_files / 2).max(1);
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    let asked: u128 = ports.iter().map(|port| port.connections as u128).sum();
+    if asked <= room as u128 {
+        return None;
+    }
+    for port in ports {
+        let share = port.connections as u128 * room as u128 / asked;
+        port.connections = usize::try_from(share).unwrap_or(usize::MAX).max(1);
+    }
+    Some(room)
 }
 
 #[cfg(test)]
@@ -265,6 +277,11 @@ mod tests {
         assert_eq!(limits.fit_files(100), Some(50));
         assert_eq!(limits.connections, 50);
         assert_eq!(limits.fit_files(100), None, "it fits already");
+
+        let (mut large, mut small) = (Limits::default(), Limits { connections: 1024, ..Limits::default() });
+        assert_eq!(fit_files(&mut [&mut large, &mut small], 64, 20_000), None);
+        assert_eq!(fit_files(&mut [&mut large, &mut small], 64, 1024), Some(832));
+        assert_eq!((large.connections, small.connections), (665, 166));
     }
 
     #[test]

@@ -82,6 +82,13 @@ impl Live {
         unwanted.map(|entry| entry.cut.now(Ended::Cut)).count()
     }
 
+    /// Cuts everybody whose peer is `unwanted`; says how many. Whoever is not in here yet is judged by the door when it is.
+    pub(super) fn cut(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
+        let entries: Vec<Entry> = self.lock().all.values().cloned().collect();
+        let found = entries.iter().filter(|entry| unwanted(&entry.connected.peer));
+        found.map(|entry| entry.cut.now(Ended::Cut)).count()
+    }
+
     pub(super) fn list(&self) -> Vec<Connected> {
         self.lock().all.values().map(|entry| entry.connected.clone()).collect()
     }
@@ -113,5 +120,31 @@ impl Drop for LivePlace {
         if let Some(entry) = entries.all.remove(&self.number) {
             entries.see(&entry.connected.peer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_in_is_cut_by_name_and_nobody_else() {
+        let live = Arc::new(Live::default());
+        let enter = |name: &str| {
+            let id = PeerId::from_uri(&format!("spiffe://pit/device/{name}")).expect("good");
+            let peer = Peer { id, certificate_sha256: None, assurance: crate::identity::Assurance::Vouched };
+            let from = SocketAddr::from(([10, 0, 0, 1], 40_000));
+            let cut = Cut::default();
+            // Alone: with no place in the roster yet, as in the moment between its handshake and its first call.
+            let place =
+                live.enter(Connected { peer, from, since: Instant::now() }, Arc::from([]), cut.clone());
+            (place, cut)
+        };
+        let (stolen, honest) = (enter("stolen"), enter("honest"));
+        assert_eq!(live.cut(|peer| peer.id.to_string().ends_with("/stolen")), 1);
+        assert_eq!(stolen.1.why(), Some(Ended::Cut));
+        assert_eq!(honest.1.why(), None);
+        drop(stolen.0);
+        assert_eq!(live.cut(|_| true), 1, "who has gone is not counted");
     }
 }

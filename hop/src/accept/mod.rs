@@ -22,19 +22,11 @@ pub mod limits;
 mod live;
 mod noise;
 mod permits;
+mod seldom;
 mod stall;
 mod stats;
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use pithead_proto::errors::v1::ErrorReason;
@@ -51,6 +43,8 @@ pub use connection::RemoteAddress;
 pub use door::{AddressBook, Door};
 pub use limits::{Limits, LimitsError};
 pub use live::Connected;
+pub use permits::host_of;
+pub use seldom::Seldom;
 pub use stats::{AcceptStats, Ended, Handshake, Refused};
 
 use crate::{
@@ -133,7 +127,7 @@ impl AcceptHandle {
 
     /// Cuts the live connections of whoever is unwanted, revoked ones say; returns how many.
     pub fn cut(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
-        self.0.roster.cut(unwanted)
+        self.0.live.cut(unwanted)
     }
 
     /// Who is connected, once per connection.
@@ -159,12 +153,11 @@ struct Shared {
     handshakes: Arc<Semaphore>,
     roster: Arc<Roster>,
     counters: Counters,
-    log_next_ms: AtomicU64,
-    began: Instant,
+    log_next: Seldom,
 }
 
 /// At most one line per this long about strangers that were refused: noise from outside must not fill the disk.
-const REFUSED_LOG_INTERVAL_MS: u64 = 1000;
+pub const REFUSED_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the listener waits after an error such as too many open files, first and at most.
 const LISTENER_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -174,14 +167,7 @@ const ROOM_WITHIN: Duration = Duration::from_millis(500);
 
 impl Shared {
     fn log_refused(&self, from: SocketAddr, why: &str) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let next = self.log_next_ms.load(Ordering::Relaxed);
-        let ours = now >= next
-            && self
-                .log_next_ms
-                .compare_exchange(next, now + REFUSED_LOG_INTERVAL_MS, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
-        if ours {
+        if self.log_next.is_time() {
             tracing::info!(event = "accept.refused", %from, why);
         } else {
             tracing::debug!(event = "accept.refused", %from, why);
@@ -215,8 +201,7 @@ impl Acceptor {
             handshakes: Arc::new(Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS))),
             roster: Roster::new(limits.connections_per_identity, requests, limits.unfinished.get_usize()),
             counters: Counters::default(),
-            log_next_ms: AtomicU64::new(0),
-            began: Instant::now(),
+            log_next: Seldom::new(REFUSED_LOG_INTERVAL),
             limits,
         });
         Ok(Self { listener, address, shared })

@@ -17,7 +17,7 @@ use super::{asking::Unfinished, stats::Ended};
 use crate::identity::{Peer, PeerId};
 
 /// The address that a host is counted by: one host of IPv6 has a whole /64.
-fn host_of(ip: IpAddr) -> IpAddr {
+pub fn host_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
         ip @ IpAddr::V4(_) => ip,
@@ -176,6 +176,12 @@ impl Cut {
         self.0.0.cancel();
     }
 
+    /// Why it was asked for, if it was.
+    #[cfg(test)]
+    pub(super) fn why(&self) -> Option<Ended> {
+        self.0.1.get().copied()
+    }
+
     /// Resolves when it is asked for.
     pub(super) async fn asked(&self) -> Ended {
         self.0.0.cancelled().await;
@@ -183,7 +189,7 @@ impl Cut {
     }
 }
 
-/// The live connections by identity: counted, found and cut by it.
+/// The live connections by identity: counted by it, and the oldest cut when they are too many.
 #[derive(Debug)]
 pub(super) struct Roster {
     limit: usize,
@@ -245,17 +251,6 @@ impl Roster {
             unfinished: holder.unfinished.clone(),
         };
         (place, replaced)
-    }
-
-    /// Cuts every connection whose peer is `unwanted`; says how many.
-    pub(super) fn cut(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
-        let holders = lock(&self.holders);
-        let found = holders
-            .by_id
-            .values()
-            .flat_map(|holder| &holder.connections)
-            .filter(|entry| unwanted(&entry.peer));
-        found.map(|entry| entry.cut.now(Ended::Cut)).count()
     }
 
     /// Everybody who is connected, each once per connection.
@@ -395,10 +390,8 @@ mod tests {
         assert_eq!(all.peers().len(), 3);
         drop(places);
         assert_eq!(all.peers(), [peer("b")]);
-        assert_eq!(all.cut(|peer| peer.id.to_string().ends_with("/b")), 1);
-        assert!(asked(&cuts[3]));
+        assert!(!asked(&cuts[3]));
         assert_eq!(cuts[0].0.1.get(), Some(&Ended::Replaced));
-        assert_eq!(cuts[3].0.1.get(), Some(&Ended::Cut));
     }
 
     #[test]

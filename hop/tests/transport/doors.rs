@@ -7,6 +7,7 @@ use pithead_hop::{
     connect::{CertificateRefused, ConnectError, Connection, Endpoint, Untrusted, connect},
     identity::{PeerId, spki_sha256},
     keys::{FetchError, Held, KeyClient},
+    program::units,
     tls::{Denied, pinned},
 };
 use pithead_proto::errors::v1::ErrorReason;
@@ -129,6 +130,23 @@ async fn an_address_that_names_nobody_is_told_so_on_every_call_and_one_that_is_t
     server.handle.swap_tls(door(&[("127.0.0.1", "pump-2")]));
     assert_eq!(server.handle.cut_who_is_not_admitted(), 1);
     timeout(LONG, pump.ended()).await.expect("it is not pump-1 any more");
+}
+
+#[tokio::test]
+async fn an_address_that_was_told_that_it_names_nobody_does_not_stay() {
+    let world = World::new();
+    let tls = world.server_tls();
+    let own = spki_sha256(&tls.certificate.certificates().unwrap()[0]).unwrap();
+    let limits = Limits { first_request: units::Duration::from_secs(1), ..Limits::default() };
+    let server = world.serve_with(&tls, limits).await;
+    let book = AddressBook { site: site("pit-7"), devices: BTreeMap::new() };
+    server.handle.swap_tls(Door::by_address(tls.build_for_anybody().unwrap(), Arc::new(book)));
+    let stranger = without_certificate(&server, own).await.unwrap();
+    assert_eq!(answer(&stranger).await, Some(ErrorReason::AddressUnknown));
+    timeout(LONG, stranger.ended())
+        .await
+        .expect("it goes, though it may idle for a quarter of an hour elsewhere");
+    server.until(|stats| stats.ended(Ended::Idle) == 1 && stats.open == 0).await;
 }
 
 #[tokio::test]

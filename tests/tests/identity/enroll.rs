@@ -1,6 +1,12 @@
 //! A certificate for a token.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use pithead_hop::{
     connect::{ConnectError, ConnectOptions, Endpoint, connect},
@@ -12,7 +18,15 @@ use pithead_proto::{
     enroll::v1::{EnrollRequest, EnrollResponse, enroll_service_client::EnrollServiceClient},
     errors::v1::ErrorReason,
 };
-use pithead_tests::{certificates::Ca, client::Client, program::PATIENCE, site::SITE};
+use pithead_tests::{
+    authority::{AUTHORITY, Authority, now},
+    certificates::Ca,
+    client::Client,
+    command,
+    device::Device,
+    program::PATIENCE,
+    site::SITE,
+};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use sha2::{Digest as _, Sha256};
 
@@ -131,6 +145,79 @@ async fn without_a_root_from_elsewhere_nothing_is_sent_and_a_gateway_cannot_choo
     let root = hex::encode(Sha256::digest(fs::read(site.authority.root()).unwrap()));
     pinned.and("--root-fingerprint", root).run(&site).await.ok().unwrap();
     assert_eq!(site.device("truck-1").key().await.unwrap().status, "FRESH");
+}
+
+/// What a device's folder says about it, byte for byte, but for the key of an attempt that goes on.
+fn contents(device: &Device) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = fs::read_dir(device.folder()).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.is_file() && path.file_name().unwrap() != "enroll.key");
+    files.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_enrols_again_goes_on_with_what_it_believes() {
+    let (mut site, _) = made_by_init().await;
+    let truck = site.device("truck-1");
+    Printed::of(&site, "truck-1").await.run(&site).await.ok().unwrap();
+    truck.send("can", &["one".into()]).await.unwrap();
+    let trust =
+        |device: &Device| ["trust.a", "trust.b"].map(|file| fs::read(device.folder().join(file)).ok());
+    let (before, key) = (trust(&truck), fs::read(truck.folder().join("device.key")).unwrap());
+    Printed::of(&site, "truck-1").await.run(&site).await.ok().unwrap();
+    assert_ne!(fs::read(truck.folder().join("device.key")).unwrap(), key, "another key");
+    assert_eq!(trust(&truck), before, "and the same trust, operating time and all");
+    truck.send("can", &["two".into()]).await.unwrap();
+
+    // It has heard of more than the gateway has: that is not forgotten by enrolling.
+    site.link.cut();
+    site.authority.statement(SITE, &["--no-standby".into()]).await.unwrap().ok().unwrap();
+    let bundle = site.authority.bundle(SITE).display().to_string();
+    truck.run(&["key", "--bundle", &bundle]).await.unwrap().ok().unwrap();
+    assert_eq!(truck.key_offline().await.unwrap().sequence, 2);
+    let before = contents(&truck);
+    let older = Printed::of(&site, "truck-1").await.run(&site).await;
+    assert!(older.refused_with("PH-1014", "TRUST_ROLLBACK"), "{}", older.stderr);
+    assert_eq!(truck.key_offline().await.unwrap().sequence, 2);
+    assert_eq!(contents(&truck), before);
+    site.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_believes_another_root_is_left_as_it_is_until_its_owner_says_otherwise() {
+    let (site, _) = made_by_init().await;
+    let other = Authority::init(site.programs(), &site.folder().join("other-authority"), 2048, "3d", now())
+        .await
+        .unwrap();
+    let other_root = other.root().display().to_string();
+
+    // The gateway's bundle is not of the root that was given: nothing is believed, and nothing has changed.
+    let truck = site.device("truck-1");
+    Printed::of(&site, "truck-1").await.run(&site).await.ok().unwrap();
+    let before = contents(&truck);
+    let refused = Printed::of(&site, "truck-1").await.with("--root", &other_root).run(&site).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("TRUST_"), "{}", refused.stderr);
+    assert_eq!(contents(&truck), before);
+    let new = Printed::of(&site, "truck-3").await.with("--root", &other_root).run(&site).await;
+    assert!(new.stderr.contains("TRUST_"), "{}", new.stderr);
+    assert!(contents(&site.device("truck-3")).is_empty(), "nor is there a device");
+
+    // The bundle is, and the folder believes another.
+    let printed = Printed::of(&site, "truck-2").await;
+    let truck = site.device("truck-2");
+    let folder = truck.folder().display().to_string();
+    let by_hand = ["enroll", "--dir", &folder, "--site", SITE, "--device", "truck-2"];
+    let by_hand = by_hand.into_iter().chain(["--authority", AUTHORITY, "--root", &other_root]);
+    command::run(&site.programs().device(), by_hand, &[]).await.unwrap().ok().unwrap();
+    let before = contents(&truck);
+    let refused = printed.run(&site).await;
+    assert!(refused.refused_with("PH-6011", "WOULD_OVERWRITE"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("remove trust.a and trust.b"), "{}", refused.stderr);
+    assert_eq!(contents(&truck), before);
+    for file in ["trust.a", "trust.b"] {
+        let _ = fs::remove_file(truck.folder().join(file));
+    }
+    printed.run(&site).await.ok().unwrap();
+    assert_eq!(truck.key().await.unwrap().status, "FRESH");
 }
 
 #[tokio::test(flavor = "multi_thread")]

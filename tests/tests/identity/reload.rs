@@ -107,10 +107,18 @@ async fn certificate_ca_and_lists_are_replaced_under_load_and_no_call_fails() {
 async fn a_list_that_is_past_its_time_locks_out_where_the_operator_says_so() {
     let lines = vec![("ingest", "crls = [\"site.crl\"]\ncrl_expiry = \"refuse\"".to_owned())];
     let mut site = Site::create(SiteOptions { gateway_lines: lines, ..Default::default() }).await.unwrap();
-    fs::write(site.folder().join("gateway/site.crl"), site.ca.crl(&[]).unwrap()).unwrap();
+    let crl = site.folder().join("gateway/site.crl");
+    fs::write(&crl, site.ca.crl_until(&[], 2100).unwrap()).unwrap();
     site.start_decryptor().await.unwrap();
     site.start_gateway().await.unwrap();
+    let (to, ca) = (site.gateway_address(), site.ca.path().to_owned());
     let honest = site.identity_of("honest").unwrap();
-    let refused = Client::connect(site.gateway_address(), site.ca.path(), Some(&honest)).await.unwrap();
-    assert!(matches!(refused.unwrap_err(), ConnectError::CertificateRefused(_)));
+    let live = Client::connect(to, &ca, Some(&honest)).await.unwrap().expect("a fresh list lets it in");
+    fs::write(&crl, site.ca.crl(&[]).unwrap()).unwrap();
+    reload(&mut site, "tls.reloaded").await;
+    in_time("who would not be let in now is cut", live.connection().ended()).await;
+    let refused = Client::connect(to, &ca, Some(&honest)).await.unwrap().unwrap_err();
+    assert_eq!(refused, ConnectError::CertificateRefused(CertificateRefused::Authority));
+    let log = site.gateway().unwrap().log_text();
+    assert!(log.contains("revocation list expired"), "{log}");
 }

@@ -24,8 +24,11 @@ use pithead_sealing::{
 use prost::Message as _;
 use rustls_pki_types::CertificateDer;
 
+/// A parser that is given any bytes.
+pub(crate) type Target = fn(&[u8]);
+
 /// All of them, by the name of their fuzz target.
-pub(crate) const ALL: [(&str, fn(&[u8])); 6] = [
+pub(crate) const ALL: [(&str, Target); 6] = [
     ("key_file", key_file),
     ("ingest_request", ingest_request),
     ("certificate", certificate),

@@ -1,6 +1,6 @@
 //! The command line: parsed here, done in the module of each command.
 
-use std::{path::PathBuf, process, time::Duration};
+use std::{fmt, io::BufRead, path::PathBuf, process, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use pithead_hop::{
@@ -12,6 +12,7 @@ use pithead_sealing::{
     envelope::ContentType,
     names::{DeviceId, Site, StreamName},
 };
+use zeroize::Zeroizing;
 
 use crate::{
     enroll, key, outbox,
@@ -84,6 +85,46 @@ impl std::str::FromStr for Sha256 {
     }
 }
 
+/// A token that was given on the command line, or `-` for one that comes on standard input. Never shown.
+#[derive(Clone)]
+pub(crate) struct Token(Zeroizing<String>);
+
+/// Longest line that is taken for a token, in bytes; far above any that is given out.
+const TOKEN_LINE_MAX: u64 = 1024;
+
+impl Token {
+    /// The token itself; the first line of `input` if that is where it is.
+    pub(crate) fn get(&self, input: impl BufRead) -> Result<Zeroizing<String>, ProgramError> {
+        if self.0.as_str() != "-" {
+            return Ok(self.0.clone());
+        }
+        let mut line = Zeroizing::new(String::with_capacity(TOKEN_LINE_MAX as usize));
+        let read = input.take(TOKEN_LINE_MAX).read_line(&mut line);
+        let token = Zeroizing::new(line.trim().to_owned());
+        let missing =
+            |what: String| ProgramError::new(ErrorReason::ConfigInvalid, what).exit(ExitCode::USAGE);
+        match read {
+            Err(error) => Err(missing(format!("--token -: standard input: {error}"))),
+            Ok(_) if token.is_empty() => Err(missing("--token -: no token on standard input".into())),
+            Ok(_) => Ok(token),
+        }
+    }
+}
+
+impl std::str::FromStr for Token {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EnrollArgs {
     /// The device's folder; it is made. Its file will be DIR/device.toml.
@@ -101,9 +142,10 @@ pub(crate) struct EnrollArgs {
     /// The authority's first trust root: the anchor. Get it from the authority, not from the gateway.
     #[arg(long, value_name = "FILE", required_unless_present = "token")]
     pub(crate) root: Option<PathBuf>,
-    /// The one-time token of `pithead-gateway device add`; --gateway is then the enrolment port.
+    /// The one-time token of `pithead-gateway device add`, or - to read it from standard input, where no list of processes shows
+    /// it; --gateway is then the enrolment port.
     #[arg(long, requires_all = ["gateways", "fingerprint"], conflicts_with_all = ["bundle", "ca", "cert", "key", "server_name"])]
-    pub(crate) token: Option<String>,
+    pub(crate) token: Option<Token>,
     /// SHA-256 of the public key (SubjectPublicKeyInfo) of the enrolment port, as `device add` has printed it.
     #[arg(long, value_name = "SHA256", requires = "token")]
     pub(crate) fingerprint: Option<Sha256>,
@@ -237,4 +279,25 @@ pub(crate) fn in_runtime(
     // A blocking read of standard input cannot be cancelled and must not hold the process.
     runtime.shutdown_timeout(Duration::ZERO);
     done
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_token_is_never_shown_and_may_come_on_standard_input() {
+        let arguments = |token| {
+            let sha = "ab".repeat(32);
+            let words = ["pithead-device", "enroll", "--dir", "d", "--gateway", "h:1", "--fingerprint", &sha];
+            let cli = Cli::try_parse_from(words.into_iter().chain(["--token", token])).unwrap();
+            assert!(!format!("{cli:?}").contains("secret"), "{cli:?}");
+            let Command::Enroll(arguments) = cli.command else { panic!("another command") };
+            arguments.token.unwrap()
+        };
+        assert_eq!(arguments("secret-1").get(&b"other\n"[..]).unwrap().as_str(), "secret-1");
+        assert_eq!(arguments("-").get(&b"secret-2\r\nmore\n"[..]).unwrap().as_str(), "secret-2");
+        arguments("-").get(&b"\n"[..]).unwrap_err();
+    }
 }

@@ -25,7 +25,10 @@ use crate::{
 
 pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramError> {
     match &arguments.token {
-        Some(token) => crate::cli::in_runtime(online::run(arguments, token, output)),
+        Some(token) => {
+            let token = token.get(io::stdin().lock())?;
+            crate::cli::in_runtime(online::run(arguments, &token, output))
+        }
         None => by_files(arguments, output),
     }
 }

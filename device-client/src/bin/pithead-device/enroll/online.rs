@@ -2,7 +2,9 @@
 //!
 //! The key is drawn here and never leaves. In order: the root is at hand, or its fingerprint; the key is on disk; the
 //! server's key has the fingerprint that was told, which the handshake proves before a byte of the token is sent; the answer
-//! names what was asked for; and everything in it that is about trust holds against the root. Only then is there a device.
+//! names what was asked for; and everything in it that is about trust holds against the root, in memory. Only then is there a
+//! device. A folder that believes that root already goes on with what it believes ([`believe`]); one that believes another is
+//! left as it is.
 //!
 //! ```text
 //! DIR/enroll.key     the key, from before the first attempt until the answer is kept: a lost answer is asked for again with it
@@ -10,10 +12,15 @@
 //! DIR/ca.pem         the CAs of the gateways
 //! ```
 
-use std::{fs, path::Path, time::Duration};
+use std::{fmt, fs, path::Path, time::Duration};
 
 use bytes::Bytes;
-use pithead_device_client::device::Device;
+use pithead_device_client::{
+    clock::DeviceClock,
+    device::{Device, OpenError},
+    keys::{Keys, KeysError},
+    state::{MemoryStore, StateError},
+};
 use pithead_hop::{
     connect::{ConnectOptions, Endpoint, connect},
     identity::{PeerId, Role, spki_sha256},
@@ -28,7 +35,7 @@ use pithead_proto::{
 };
 use pithead_sealing::{
     names::{DeviceId, Site},
-    trust::RootFields,
+    trust::{Bundle, RootFields, Sha256Digest},
 };
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use serde_json::json;
@@ -117,10 +124,7 @@ pub(super) async fn run(
         // The root is the owner's choice, so what it calls itself is.
         None => RootFields::read_unverified(&root).map_err(failure::trust)?.0.authority,
     };
-    let mut keys =
-        Device::enroll(dir, &authority, &answer.site, &root).map_err(|error| failure::open(&error))?;
-    let held = keys.trust().root_version();
-    keys.apply(&answer.bundle.bundle.clone().newer_than(held)).map_err(|error| failure::keys(&error))?;
+    let keys = believe(dir, &authority, &answer.site, &root, &answer.bundle.bundle)?;
 
     write(&dir.join("device.pem"), answer.certificates.as_bytes())?;
     write(&dir.join("ca.pem"), answer.gateway_ca.as_bytes())?;
@@ -151,6 +155,67 @@ pub(super) async fn run(
     fields.extend(key::facts(&keys));
     output.print(&fields);
     Ok(ExitCode::OK)
+}
+
+/// What the device believes from now on. Everything is verified in memory first: a bundle that is refused changes nothing on
+/// disk. What the folder believes already is kept if it is this root or one that follows on it, and the bundle is applied to
+/// that, so that no sequence, floor, announcement or second of operating time is forgotten.
+fn believe(
+    dir: &Path,
+    authority: &str,
+    site: &Site,
+    root: &[u8],
+    bundle: &Bundle,
+) -> Result<Keys, ProgramError> {
+    let memory = Box::new(MemoryStore::default());
+    let mut new = Keys::enroll(authority, site, root, memory, DeviceClock::start())
+        .map_err(|error| failure::keys(&error))?;
+    apply(&mut new, bundle)?;
+    let given = RootFields::read_unverified(root).map_err(failure::trust)?;
+    let mut kept = match Device::open_keys(dir, site, DeviceClock::start()) {
+        Ok(kept) => kept,
+        Err(OpenError::Keys(KeysError::NotEnrolled)) => {
+            let mut keys =
+                Device::enroll(dir, authority, site, root).map_err(|error| failure::open(&error))?;
+            apply(&mut keys, bundle)?;
+            return Ok(keys);
+        }
+        Err(OpenError::Keys(error @ KeysError::OtherSite { .. })) => return Err(another(dir, &error)),
+        Err(OpenError::Keys(KeysError::State(error @ StateError::Damaged { .. }))) => {
+            return Err(another(dir, &error));
+        }
+        Err(error) => return Err(failure::open(&error)),
+    };
+    let trust = kept.trust();
+    if trust.authority() != authority {
+        return Err(another(dir, &format!("it believes the authority {}", trust.authority())));
+    }
+    let (version, digest) = (trust.root_version(), *trust.root().digest());
+    let offered = bundle.roots.iter().filter_map(|root| RootFields::read_unverified(root).ok());
+    let is_held = |(fields, of): &(RootFields, Sha256Digest)| fields.version == version && *of == digest;
+    if !offered.chain([given]).any(|root| is_held(&root)) {
+        return Err(another(dir, &format!("it believes another root of version {version}")));
+    }
+    // Both ways have to end at one root: the bundle's could be signed by keys that the given one has taken away.
+    let mut after = trust.clone();
+    after.apply(&bundle.clone().newer_than(version), kept.clock().now()).map_err(failure::trust)?;
+    if after.root().digest() != new.trust().root().digest() {
+        return Err(another(dir, &"what it believes does not lead to the root that was given"));
+    }
+    apply(&mut kept, bundle)?;
+    Ok(kept)
+}
+
+fn apply(keys: &mut Keys, bundle: &Bundle) -> Result<(), ProgramError> {
+    let held = keys.trust().root_version();
+    keys.apply(&bundle.clone().newer_than(held)).map(drop).map_err(|error| failure::keys(&error))
+}
+
+/// A folder that does not believe what the owner says now: which of them is right, only the owner knows.
+fn another(dir: &Path, why: &dyn fmt::Display) -> ProgramError {
+    ProgramError::new(ErrorReason::WouldOverwrite, format!("{} holds a trust record: {why}", dir.display()))
+        .affects("nothing has changed: the device goes on with what it believes")
+        .todo("to believe the root that was given, and forget what was believed, remove trust.a and trust.b there; or give another --dir")
 }
 
 /// The name of a key that is not yet anybody's.
