@@ -173,6 +173,10 @@ async fn noise_instead_of_tls_is_refused_and_counted() {
         };
         let mut stranger = TcpStream::connect(to).await.unwrap();
         let _ = stranger.write_all(noise).await;
+        // Until it is let go: the rate of new connections is open here, and whoever comes faster than he is refused fills the port.
+        let _ = stranger.shutdown().await;
+        let mut alert = [0; 64];
+        while stranger.read(&mut alert).await.is_ok_and(|read| read > 0) {}
     }
     arena.until_shaken("failed", count).await;
     arena.closes(&format!("noise x {count}"), STRANGERS_MIB).await;
