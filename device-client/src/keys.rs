@@ -4,6 +4,11 @@
 //! on it, an accepted root in front of a refused statement included. Operating time is written every 10 minutes
 //! ([`Keys::tick`]): what a power cut loses of it errs on the safe side.
 
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
 use pithead_sealing::{
     names::Site,
     trust::{Applied, Bundle, Device, Status, TrustError, VerifiedKey},
@@ -11,11 +16,14 @@ use pithead_sealing::{
 
 use crate::{
     clock::DeviceClock,
-    state::{StateError, StateStore},
+    state::{FileStore, StateError, StateStore},
 };
 
 /// How often operating time is written down: what a cut may cost, against the wear of a flash cell.
 pub const UPTIME_SAVED_EVERY_S: u64 = 600;
+
+/// The record's name in a device's folder.
+const STORE: &str = "trust";
 
 /// Why trust could not be opened or moved.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +32,14 @@ pub enum KeysError {
     /// Never enrolled: there is no trust record.
     #[error("this device is not enrolled: it holds no trust root")]
     NotEnrolled,
+    /// The folder cannot be made.
+    #[error("{}: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The record's storage failed. What stood before stands.
     #[error("the trust record: {0}")]
     State(#[from] StateError),
@@ -64,6 +80,40 @@ impl Keys {
         let mut keys = Self { device, store, clock, saved_revision: None, saved_uptime_s: 0 };
         keys.save()?;
         Ok(keys)
+    }
+
+    /// The same in a folder, which is made if it is missing.
+    ///
+    /// # Errors
+    /// As [`Keys::enroll`], and [`KeysError::Folder`].
+    pub fn enroll_in(
+        folder: &Path,
+        authority: &str,
+        site: &Site,
+        root: &[u8],
+        clock: DeviceClock,
+    ) -> Result<Self, KeysError> {
+        fs::create_dir_all(folder).map_err(|source| KeysError::Folder { path: folder.to_owned(), source })?;
+        Self::enroll(authority, site, root, Box::new(FileStore::new(folder, STORE)), clock)
+    }
+
+    /// Opens the record in a folder for one who only asks. While a client or a sealer is open on the folder, what would move
+    /// the record is refused with [`StateError::Locked`].
+    ///
+    /// # Errors
+    /// As [`Keys::open`].
+    pub fn open_in(folder: &Path, site: &Site, clock: DeviceClock) -> Result<Self, KeysError> {
+        Self::open(site, Box::new(FileStore::new(folder, STORE)), clock)
+    }
+
+    /// The same for one who is going to move it, and who is then the only one.
+    pub(crate) fn open_to_move(folder: &Path, site: &Site, clock: DeviceClock) -> Result<Self, KeysError> {
+        let mut store = FileStore::new(folder, STORE);
+        // A folder that nobody enrolled has no place for a lock either, and that is told by the loading.
+        if folder.is_dir() {
+            store.lock()?;
+        }
+        Self::open(site, Box::new(store), clock)
     }
 
     /// Opens the record of an enrolled device.

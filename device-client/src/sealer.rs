@@ -10,13 +10,14 @@
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
+    path::Path,
     sync::{Arc, Mutex},
 };
 
 use pithead_sealing::{
     envelope::{
         ContentType, DeviceSigningKey, Encoding, FileName, KernelEntropy, SealedEnvelope, SealedStream,
-        Session, SessionClock, SessionContext,
+        Session, SessionClock, SessionContext, StreamSealer,
     },
     names::{DeviceId, Identity, Run, Site, StreamName},
     trust::{Kid, TrustError, VerifiedKey},
@@ -25,9 +26,9 @@ use pithead_sealing::{
 use crate::{
     batch::LineMark,
     clock::DeviceClock,
-    keys::Keys,
-    outbox::lock,
+    keys::{Keys, KeysError},
     sequence::{Sequence, SequenceError},
+    state::{FileStore, StateError, lock},
 };
 
 /// What an envelope's plaintext is, as its context says in clear text. No secret belongs here.
@@ -96,6 +97,16 @@ impl Sealer {
         Self::sharing(device, keys, Arc::new(Mutex::new(sequence)))
     }
 
+    /// Opens the trust and the numbers that are kept in `folder`, for one who carries the bytes: no outbox, no network.
+    ///
+    /// # Errors
+    /// [`OpenError`]; locked while a client or another sealer is open on the folder.
+    pub fn open(folder: &Path, site: &Site, device: DeviceId, clock: DeviceClock) -> Result<Self, OpenError> {
+        let keys = Keys::open_to_move(folder, site, clock)?;
+        let sequence = Sequence::open(Box::new(FileStore::new(folder, "sequence")), [], &mut KernelEntropy)?;
+        Ok(Self::new(device, keys, sequence))
+    }
+
     /// A sealer whose numbers the outbox writes down too, before it forgets.
     pub(crate) fn sharing(device: DeviceId, keys: Keys, sequence: Arc<Mutex<Sequence>>) -> Self {
         let site = keys.trust().site().clone();
@@ -141,21 +152,15 @@ impl Sealer {
         &mut self.keys
     }
 
-    /// Run and last number of every stream since this opening: a heartbeat.
+    /// Run and last held number of every stream since this opening: a heartbeat.
     #[must_use]
     pub fn marks(&self) -> Vec<LineMark> {
         lock(&self.sequence).marks()
     }
 
-    /// The same with `stream` as it will stand when its next envelope is sealed: what that envelope itself may claim.
+    /// The same with `stream` as it will stand when its next envelope is there: what that envelope itself may claim.
     pub fn marks_with_next(&mut self, stream: &StreamName) -> Vec<LineMark> {
-        let mut sequence = lock(&self.sequence);
-        let mut marks = sequence.marks();
-        if let Ok((run, seq)) = sequence.next(stream) {
-            marks.retain(|mark| mark.stream != *stream);
-            marks.push(LineMark { stream: stream.clone(), run, last_seq: seq.get() });
-        }
-        marks
+        lock(&self.sequence).marks_with_next(stream)
     }
 
     /// Sessions so far: each is one public-key operation here and one KMS call in the cloud.
@@ -173,13 +178,13 @@ impl Sealer {
         content: &Content,
         plaintext: &[u8],
     ) -> Result<SealedEnvelope, SealError> {
-        let envelope = self.prepare(stream, content, plaintext)?;
-        self.commit(envelope.identity());
+        let envelope = self.seal_next(stream, content, plaintext)?;
+        self.held(envelope.identity());
         Ok(envelope)
     }
 
-    /// Seals without using the number up: [`Sealer::commit`] does, once the bytes are safe.
-    pub(crate) fn prepare(
+    /// Seals under the next number and uses it up. It is claimed to nobody before [`Sealer::held`].
+    pub(crate) fn seal_next(
         &mut self,
         stream: &StreamName,
         content: &Content,
@@ -188,11 +193,14 @@ impl Sealer {
         let (run, seq) = lock(&self.sequence).next(stream)?;
         let boot = DeviceClock::since_boot();
         let session = self.session(stream, content, run)?;
-        Ok(session.seal(seq, plaintext, boot, &mut KernelEntropy)?)
+        let envelope = session.seal(seq, plaintext, boot, &mut KernelEntropy)?;
+        lock(&self.sequence).commit(stream, seq);
+        Ok(envelope)
     }
 
-    pub(crate) fn commit(&mut self, identity: &Identity) {
-        lock(&self.sequence).commit(&identity.stream, identity.seq);
+    /// The envelope is durable.
+    pub(crate) fn held(&mut self, identity: &Identity) {
+        lock(&self.sequence).held(&identity.stream, identity.run, identity.seq);
     }
 
     /// How many bytes an envelope of `plaintext_len` bytes will have.
@@ -215,6 +223,20 @@ impl Sealer {
         plaintext: &mut impl Read,
         sealed: &mut impl Write,
     ) -> Result<(Identity, SealedStream), SealError> {
+        let (identity, message) = self.begin_stream(stream, content)?;
+        let lengths = message.seal_all(plaintext, sealed)?;
+        self.used(&identity);
+        self.held(&identity);
+        Ok((identity, lengths))
+    }
+
+    /// Begins a file as the next number, which is used once [`Sealer::used`] says so. Nothing else may be sealed on the
+    /// stream meanwhile.
+    pub(crate) fn begin_stream(
+        &mut self,
+        stream: &StreamName,
+        content: &Content,
+    ) -> Result<(Identity, StreamSealer), SealError> {
         let (run, seq) = lock(&self.sequence).next(stream)?;
         let key = self.keys.verified_key()?;
         let context = self.context(stream, content);
@@ -223,10 +245,12 @@ impl Sealer {
             Session::start_file(&key, &context, run, self.signer.as_ref(), clock, &mut KernelEntropy)?;
         self.sessions_started += 1;
         let message = session.seal_stream(seq, clock.boot, &mut KernelEntropy)?;
-        let identity = message.identity().clone();
-        let lengths = message.seal_all(plaintext, sealed)?;
-        self.commit(&identity);
-        Ok((identity, lengths))
+        Ok((message.identity().clone(), message))
+    }
+
+    /// The file of that number was sealed.
+    pub(crate) fn used(&mut self, identity: &Identity) {
+        lock(&self.sequence).commit(&identity.stream, identity.seq);
     }
 
     /// What the first batch of a run tells of the run before it.
@@ -297,6 +321,18 @@ impl Sealer {
     }
 }
 
+/// Why a sealer could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Its trust.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// Its numbers.
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+}
+
 /// What could not be written down at shutdown. Nothing sealed is lost by it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -306,5 +342,5 @@ pub enum CloseError {
     Sequence(#[from] SequenceError),
     /// The trust record with its operating time.
     #[error("the trust record: {0}")]
-    Keys(#[from] crate::state::StateError),
+    Keys(#[from] StateError),
 }

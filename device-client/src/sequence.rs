@@ -4,8 +4,10 @@
 //! that only rises, and 32 random bits, so that neither a restored image nor a cloned disk repeats a number. The counter
 //! is on disk before the first number of its run is given out.
 //!
-//! Numbers are dense from 1 within (stream, run). A number is given for good only when the sealed bytes are in the
-//! outbox ([`Sequence::commit`]), so that a seal that failed leaves no hole.
+//! Numbers are dense from 1 within (stream, run). A number is given for good only when something was sealed under it
+//! ([`Sequence::commit`]), so that a seal that failed leaves no hole; and it is *held* when the sealed bytes are durable
+//! ([`Sequence::held`]). What is claimed to anybody, in a heartbeat or of the run before, is what is held: a number that a
+//! power cut has taken out of the memory was never promised, and must not look like a loss.
 //!
 //! The state also remembers the newest line of each stream, because the first batch of a run names the run before it and
 //! the last number that the device holds of it. Bytes (all integers big-endian):
@@ -59,15 +61,25 @@ pub struct Sequence {
     counter: u32,
     run: Run,
     streams: BTreeMap<StreamName, Standing>,
+    saved: Vec<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Standing {
     run: Run,
-    /// 0 if nothing was sealed on it yet.
-    last_seq: u64,
+    /// The last number that was given for good; 0 if nothing was sealed on it yet.
+    given: u64,
+    /// The last one that is durable, and all before it.
+    held: u64,
     /// The line before this run's, if any.
     previous: Option<(Run, u64)>,
+}
+
+impl Standing {
+    /// The newest line of which something is held.
+    fn newest_line(&self) -> Option<(Run, u64)> {
+        (self.held > 0).then_some((self.run, self.held)).or(self.previous)
+    }
 }
 
 impl Sequence {
@@ -92,9 +104,9 @@ impl Sequence {
         let run = draw(counter, entropy)?;
         let streams = known
             .into_iter()
-            .map(|(stream, previous)| (stream, Standing { run, last_seq: 0, previous: Some(previous) }))
+            .map(|(stream, previous)| (stream, Standing { run, given: 0, held: 0, previous: Some(previous) }))
             .collect();
-        let mut sequence = Self { store, counter, run, streams };
+        let mut sequence = Self { store, counter, run, streams, saved: Vec::new() };
         sequence.save()?;
         Ok(sequence)
     }
@@ -104,20 +116,28 @@ impl Sequence {
         if !self.streams.contains_key(stream) && self.streams.len() >= STREAMS_PER_DEVICE {
             return Err(SequenceError::TooManyStreams);
         }
-        let fresh = Standing { run: self.run, last_seq: 0, previous: None };
+        let fresh = Standing { run: self.run, given: 0, held: 0, previous: None };
         let standing = self.streams.entry(stream.clone()).or_insert(fresh);
-        let seq = standing.last_seq.checked_add(1).and_then(|next| Seq::new(next).ok());
+        let seq = standing.given.checked_add(1).and_then(|next| Seq::new(next).ok());
         Ok((standing.run, seq.ok_or(SequenceError::UsedUp)?))
     }
 
-    /// The envelope with that number is in the outbox: the number is used.
+    /// An envelope was sealed under that number and is going to be kept: the number is used.
     pub fn commit(&mut self, stream: &StreamName, seq: Seq) {
         if let Some(standing) = self.streams.get_mut(stream) {
-            standing.last_seq = standing.last_seq.max(seq.get());
+            standing.given = standing.given.max(seq.get());
         }
     }
 
-    /// Begins a new run for one stream: after a conflict, or when its outbox was cut or repaired.
+    /// Everything up to that number of the run is durable, here or with whoever took it.
+    pub fn held(&mut self, stream: &StreamName, run: Run, seq: Seq) {
+        if let Some(standing) = self.streams.get_mut(stream).filter(|standing| standing.run == run) {
+            standing.held = standing.held.max(seq.get());
+        }
+    }
+
+    /// Begins a new run for one stream: after a conflict, or when its outbox was cut or repaired. To be called when all
+    /// that was sealed on the run before is held: the rest is not spoken of any more.
     pub fn begin_run(
         &mut self,
         stream: &StreamName,
@@ -126,9 +146,8 @@ impl Sequence {
         self.counter = self.counter.checked_add(1).ok_or(SequenceError::UsedUp)?;
         let run = draw(self.counter, entropy)?;
         if let Some(standing) = self.streams.get_mut(stream) {
-            let previous = if standing.last_seq > 0 { Some((standing.run, standing.last_seq)) } else { None };
-            let previous = previous.or(standing.previous);
-            *standing = Standing { run, last_seq: 0, previous };
+            let previous = standing.newest_line();
+            *standing = Standing { run, given: 0, held: 0, previous };
         }
         self.run = run;
         self.save()?;
@@ -138,37 +157,52 @@ impl Sequence {
     /// What the first batch of a run tells of the run before it: nothing once something was sealed on the new one.
     #[must_use]
     pub fn previous(&self, stream: &StreamName) -> Option<LineMark> {
-        let standing = self.streams.get(stream).filter(|standing| standing.last_seq == 0)?;
+        let standing = self.streams.get(stream).filter(|standing| standing.given == 0)?;
         let (run, last_seq) = standing.previous?;
         Some(LineMark { stream: stream.clone(), run, last_seq })
     }
 
-    /// Run and last number of every stream of this opening: a heartbeat.
+    /// Run and last held number of every stream of this opening: a heartbeat.
     #[must_use]
     pub fn marks(&self) -> Vec<LineMark> {
-        let sealed = self.streams.iter().filter(|(_, standing)| standing.last_seq > 0);
+        let sealed = self.streams.iter().filter(|(_, standing)| standing.held > 0);
         sealed
             .map(|(stream, standing)| LineMark {
                 stream: stream.clone(),
                 run: standing.run,
-                last_seq: standing.last_seq,
+                last_seq: standing.held,
             })
             .collect()
     }
 
-    /// Writes down where the lines stand: before the outbox forgets what it held, and at shutdown.
+    /// The same with `stream` as it stands once its next envelope is there: what that envelope itself may claim, if all
+    /// before it is held.
+    pub fn marks_with_next(&mut self, stream: &StreamName) -> Vec<LineMark> {
+        let mut marks = self.marks();
+        let complete = self.streams.get(stream).is_none_or(|standing| standing.given == standing.held);
+        if complete && let Ok((run, seq)) = self.next(stream) {
+            marks.retain(|mark| mark.stream != *stream);
+            marks.push(LineMark { stream: stream.clone(), run, last_seq: seq.get() });
+        }
+        marks
+    }
+
+    /// Writes down where the lines stand, if that has changed: now and then, and at shutdown. What a cut loses of it makes the
+    /// next run claim less of the one before than it could, never more.
     pub fn save(&mut self) -> Result<(), SequenceError> {
-        Ok(self.store.save(&self.encode())?)
+        let state = self.encode();
+        if state != self.saved {
+            self.store.save(&state)?;
+            self.saved = state;
+        }
+        Ok(())
     }
 
     fn encode(&self) -> Vec<u8> {
         let lines: Vec<_> = self
             .streams
             .iter()
-            .filter_map(|(stream, standing)| {
-                let own = (standing.last_seq > 0).then_some((standing.run, standing.last_seq));
-                own.or(standing.previous).map(|(run, last)| (stream, run, last))
-            })
+            .filter_map(|(stream, standing)| standing.newest_line().map(|(run, last)| (stream, run, last)))
             .collect();
         let mut bytes = vec![VERSION];
         bytes.extend_from_slice(&self.counter.to_be_bytes());
@@ -229,6 +263,7 @@ mod tests {
     fn take(sequence: &mut Sequence, name: &str) -> (Run, u64) {
         let (run, seq) = sequence.next(&stream(name)).expect("a number");
         sequence.commit(&stream(name), seq);
+        sequence.held(&stream(name), run, seq);
         (run, seq.get())
     }
 
@@ -289,6 +324,22 @@ mod tests {
         assert_ne!(old, new);
         assert_eq!(sequence.previous(&stream("can")).map(|mark| (mark.run, mark.last_seq)), Some((old, 1)));
         assert_eq!(take(&mut sequence, "can"), (new, 1));
+    }
+
+    #[test]
+    fn what_is_claimed_is_what_is_held_and_not_what_was_given_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sequence = reopen(&folder);
+        let (run, _) = take(&mut sequence, "can");
+        let (_, second) = sequence.next(&stream("can")).unwrap();
+        sequence.commit(&stream("can"), second);
+        assert_eq!(sequence.marks().iter().map(|mark| mark.last_seq).collect::<Vec<_>>(), [1]);
+        assert_eq!(sequence.marks_with_next(&stream("can")), sequence.marks(), "the one before is not held");
+        sequence.save().unwrap();
+        drop(sequence);
+        let sequence = reopen(&folder);
+        let previous = sequence.previous(&stream("can")).unwrap();
+        assert_eq!((previous.run, previous.last_seq), (run, 1), "the second went with the power");
     }
 
     #[test]

@@ -8,7 +8,11 @@
 
 mod file;
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 pub use file::FileStore;
 
@@ -78,4 +82,9 @@ impl StateStore for MemoryStore {
         self.0 = Some(state.to_vec());
         Ok(())
     }
+}
+
+/// A lock whose holder panicked is taken all the same: what it guards is valid after every statement.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,22 +1,19 @@
 //! The way to the gateway: keys come down, sealed envelopes go up.
 //!
 //! An [`Uplink`] knows the gateways in the order of the owner's preference and how to prove who we are. It holds no
-//! connection of its own: [`Uplink::refresh`] asks for keys on one, [`Uplink::deliver`] keeps one for as long as there
-//! is something to deliver and tells through [`Progress`] how it stands, [`Uplink::submit`] sends one envelope,
-//! [`Uplink::upload`] one of any size.
+//! connection of its own: [`Uplink::refresh`] asks for keys on one, [`Uplink::submit`] sends one envelope,
+//! [`Uplink::upload`] one of any size. A [`crate::client::Client`] keeps one for as long as it is open.
 //!
 //! Needs a tokio runtime, starts no thread, installs no logger and reads no environment variable.
 
 mod deliver;
+mod follow;
 mod order;
 mod refused;
+mod submit;
 mod upload;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use pithead_hop::{
     backoff::Policy,
@@ -32,8 +29,10 @@ use crate::{
     keys::{Keys, KeysError},
 };
 
-pub use deliver::{DeliverError, Progress, Receipt, SubmitError, Trouble};
+pub use deliver::{ClockOffset, Settled, Trouble};
+pub(crate) use deliver::{Delivery, Progress};
 pub use refused::{RefusedArea, RefusedError};
+pub use submit::{Receipt, SubmitError};
 pub use upload::UploadFailed;
 
 /// How long a gateway may take to answer a question about keys.
@@ -114,10 +113,9 @@ pub struct Uplink {
     tls: Arc<rustls::ClientConfig>,
     /// For keys: roots and statements carry their own signatures, and a poisoned floor must be curable.
     keys_tls: Arc<rustls::ClientConfig>,
-    /// Whose keys, and what we have of them since the last refresh: what a watch of the gateway begins with.
+    /// Whose keys.
     authority: Arc<str>,
     site: Site,
-    held: Arc<Mutex<Held>>,
 }
 
 impl Uplink {
@@ -137,7 +135,6 @@ impl Uplink {
             keys_tls,
             authority: keys.trust().authority().into(),
             site: keys.trust().site().clone(),
-            held: Arc::new(Mutex::new(held(keys))),
         })
     }
 
@@ -145,17 +142,14 @@ impl Uplink {
     ///
     /// Cancel safe: what was accepted is kept.
     pub async fn refresh(&self, keys: &mut Keys) -> Result<Applied, RefreshError> {
-        let connection = self.connect(&self.keys_tls).await?;
+        let (connection, _) = self.connect(&self.keys_tls, 0).await?;
         let mut client = self.key_client(connection);
         let mut all = Applied::default();
         for _ in 0..ANSWERS_PER_REFRESH {
             let before = held(keys);
             let Some(bundle) = client.fetch(&before, KEY_ANSWER_LIMIT).await?.bundle else { break };
-            let applied = keys.apply(&bundle.newer_than(before.root_version));
-            // Roots that verified stand, also in front of a statement that was refused.
-            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held(keys);
-            let applied = applied?;
-            let moved = applied.roots > 0 || applied.statement.as_ref().is_some_and(|accepted| accepted.new);
+            let applied = keys.apply(&bundle.newer_than(before.root_version))?;
+            let moved = has_moved(&applied);
             all.roots += applied.roots;
             all.statement = applied.statement.or(all.statement);
             if !moved {
@@ -169,13 +163,20 @@ impl Uplink {
         KeyClient::new(connection, &*self.authority, self.site.clone())
     }
 
-    /// A connection to the first gateway that takes us; the last one's reason if none does.
-    async fn connect(&self, tls: &Arc<rustls::ClientConfig>) -> Result<Connection, ConnectError> {
+    /// A connection to the first gateway that takes us, beginning with that one, and which it is; the last one's reason if
+    /// none does.
+    async fn connect(
+        &self,
+        tls: &Arc<rustls::ClientConfig>,
+        first: usize,
+    ) -> Result<(Connection, usize), ConnectError> {
         let mut last = ConnectError::Unreachable(std::io::ErrorKind::NotFound);
-        for endpoint in &self.gateways.endpoints {
+        let endpoints = &self.gateways.endpoints;
+        for index in (0..endpoints.len()).map(|step| (first + step) % endpoints.len()) {
+            let endpoint = &endpoints[index];
             let name = self.gateways.server_name.clone().unwrap_or_else(|| endpoint.server_name());
             match connect::connect(endpoint, &name, Arc::clone(tls), &self.gateways.options).await {
-                Ok(connection) => return Ok(connection),
+                Ok(connection) => return Ok((connection, index)),
                 Err(error) => {
                     tracing::debug!(event = "uplink.no_connection", %endpoint, %error);
                     last = error;
@@ -184,4 +185,8 @@ impl Uplink {
         }
         Err(last)
     }
+}
+
+fn has_moved(applied: &Applied) -> bool {
+    applied.roots > 0 || applied.statement.as_ref().is_some_and(|accepted| accepted.new)
 }

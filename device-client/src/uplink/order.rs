@@ -19,6 +19,13 @@ impl Order {
         self.under_way.push_back((position, false));
     }
 
+    /// `position` was taken last, and is not under way after all.
+    pub(super) fn give_back(&mut self, position: Position) {
+        if self.under_way.back().is_some_and(|(last, _)| *last == position) {
+            self.under_way.pop_back();
+        }
+    }
+
     /// `position` is answered for good.
     pub(super) fn settled(&mut self, position: Position) {
         if let Ok(index) = self.under_way.binary_search_by_key(&position, |(position, _)| *position) {

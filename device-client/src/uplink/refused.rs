@@ -76,17 +76,41 @@ impl RefusedArea {
         reason: &str,
         detail: &str,
     ) -> Result<(), RefusedError> {
+        let write = |file: &Path| disk::replace(file, envelope);
+        self.keep_as(identity, envelope.len() as u64, write, reason, detail)
+    }
+
+    /// The same for an envelope in a file, which stays where it is: the area has another link to it.
+    pub(super) fn keep_file(
+        &self,
+        identity: &Identity,
+        path: &Path,
+        reason: &str,
+        detail: &str,
+    ) -> Result<(), RefusedError> {
+        let io = |source| RefusedError::Io { folder: self.folder.clone(), source };
+        let bytes = fs::metadata(path).map_err(io)?.len();
+        let write = |file: &Path| match fs::hard_link(path, file) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            Ok(()) | Err(_) => disk::sync_folder(&self.folder),
+        };
+        self.keep_as(identity, bytes, write, reason, detail)
+    }
+
+    fn keep_as(
+        &self,
+        identity: &Identity,
+        bytes: u64,
+        write: impl FnOnce(&Path) -> io::Result<()>,
+        reason: &str,
+        detail: &str,
+    ) -> Result<(), RefusedError> {
         let io = |source| RefusedError::Io { folder: self.folder.clone(), source };
         disk::create_folder(&self.folder).map_err(io)?;
         // Validated names of letters, digits and dashes: nothing in them leads out of the folder.
         let name = format!("{}-{}-{}", identity.stream, identity.run, identity.seq);
         let file = self.folder.join(format!("{name}.envelope"));
-        let (envelopes, bytes) = self.held().map_err(io)?;
-        let full = envelopes >= MAX_ENVELOPES || bytes.saturating_add(envelope.len() as u64) > MAX_BYTES;
-        // One that a cut kept the outbox from forgetting is refused again, and takes no more room than it has.
-        if full && !file.exists() {
-            return Err(RefusedError::Full { folder: self.folder.clone(), envelopes, bytes });
-        }
+        self.admit(&file, bytes)?;
         let why = format!(
             "{{\"identity\":{},\"reason\":{},\"detail\":{}}}\n",
             json_text(&identity.to_string()),
@@ -94,7 +118,18 @@ impl RefusedArea {
             json_text(detail)
         );
         disk::replace(&self.folder.join(format!("{name}.json")), why.as_bytes()).map_err(io)?;
-        disk::replace(&file, envelope).map_err(io)
+        write(&file).map_err(io)
+    }
+
+    fn admit(&self, file: &Path, more: u64) -> Result<(), RefusedError> {
+        let io = |source| RefusedError::Io { folder: self.folder.clone(), source };
+        let (envelopes, bytes) = self.held().map_err(io)?;
+        let full = envelopes >= MAX_ENVELOPES || bytes.saturating_add(more) > MAX_BYTES;
+        // One that a cut kept the outbox from forgetting is refused again, and takes no more room than it has.
+        if full && !file.exists() {
+            return Err(RefusedError::Full { folder: self.folder.clone(), envelopes, bytes });
+        }
+        Ok(())
     }
 
     fn held(&self) -> io::Result<(usize, u64)> {

@@ -10,8 +10,8 @@ use pithead_hop::ingest::send::{UploadError, UploadProgress, UploadSource, send_
 use pithead_proto::errors::v1::ErrorReason;
 use tokio_util::sync::CancellationToken;
 
+use super::Trouble;
 use super::Uplink;
-use super::deliver::Trouble;
 
 /// Why a large envelope was not brought to an answer. What a gateway has on its disk of it stays there for a day, and the
 /// next attempt goes on from it.
@@ -64,7 +64,7 @@ impl Uplink {
         let mut last = None;
         loop {
             let attempt = async {
-                let connection = self.connect(&self.tls).await?;
+                let (connection, _) = self.connect(&self.tls, 0).await?;
                 let progress = |progress: UploadProgress| {
                     if progress.persisted > persisted {
                         // An attempt that brought something forward was a good one.
@@ -95,5 +95,5 @@ impl Uplink {
 }
 
 fn trouble(reason: Option<ErrorReason>, error: &dyn std::error::Error) -> Trouble {
-    Trouble { reason, detail: error.to_string(), retryable: true }
+    Trouble { reason, detail: error.to_string(), retryable: true, retry_after: None }
 }

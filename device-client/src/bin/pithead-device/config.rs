@@ -9,9 +9,10 @@ use std::{
 };
 
 use pithead_device_client::{
+    client::{Client, ClientBuilder, StreamOptions},
     clock::DeviceClock,
-    device::Device,
     keys::Keys,
+    sealer::Sealer,
     uplink::{Gateways, RefusedArea, Uplink},
 };
 use pithead_hop::{
@@ -25,7 +26,6 @@ use pithead_sealing::{
     names::{DeviceId, Site},
     trust::UnixTime,
 };
-use pithead_spool::Options;
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -112,7 +112,7 @@ impl Config {
         &self.file.device.site
     }
 
-    fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.folder.join(&self.file.device.state)
     }
 
@@ -127,20 +127,30 @@ impl Config {
     }
 
     pub(crate) fn open_keys(&self) -> Result<Keys, ProgramError> {
-        Device::open_keys(&self.state(), self.site(), self.clock()).map_err(|error| failure::open(&error))
+        Keys::open_in(&self.state(), self.site(), self.clock()).map_err(|error| failure::keys(&error))
     }
 
-    pub(crate) fn open(&self) -> Result<Device, ProgramError> {
-        let mut options = Options::outbox();
-        options.max_bytes = self.file.outbox.max_bytes.get();
-        let id = self.file.device.id.clone();
+    /// Trust and numbers, for one who carries the bytes.
+    pub(crate) fn open_sealer(&self) -> Result<Sealer, ProgramError> {
         let signer = self.signer()?;
-        let mut device = Device::open(&self.state(), self.site(), id, options, self.clock())
-            .map_err(|error| failure::open(&error))?;
+        let mut sealer = Sealer::open(&self.state(), self.site(), self.file.device.id.clone(), self.clock())
+            .map_err(|error| failure::open_sealer(&error))?;
         if let Some(signer) = signer {
-            device.sealer_mut().sign_with(signer.key);
+            sealer.sign_with(signer.key);
         }
-        Ok(device)
+        Ok(sealer)
+    }
+
+    /// The client, with a stream whose budget is the file's.
+    pub(crate) fn client(&self, stream: StreamOptions) -> Result<ClientBuilder, ProgramError> {
+        let gateways = self.gateways()?.ok_or_else(no_gateway)?;
+        let stream = stream.budget_bytes(self.file.outbox.max_bytes.get());
+        let (site, id) = (self.site().clone(), self.file.device.id.clone());
+        let client = Client::enrolled(self.state(), site, id, gateways).clock(self.clock()).stream(stream);
+        Ok(match self.signer()? {
+            Some(signer) => client.sign_with(signer.key),
+            None => client,
+        })
     }
 
     /// The identity key that signs the sessions, if the file names one.
@@ -154,6 +164,11 @@ impl Config {
 
     /// The way to the gateways, or nothing if the device has none.
     pub(crate) fn uplink(&self, keys: &Keys) -> Result<Option<Uplink>, ProgramError> {
+        let Some(gateways) = self.gateways()? else { return Ok(None) };
+        Uplink::new(gateways, keys).map(Some).map_err(|error| failure::tls(&error))
+    }
+
+    fn gateways(&self) -> Result<Option<Gateways>, ProgramError> {
         let Some(section) = &self.file.gateway else { return Ok(None) };
         let tls = |error: TlsError| failure::tls(&error);
         let read = |path: &PathBuf| Pem::read(&self.folder.join(path)).map_err(tls);
@@ -169,16 +184,20 @@ impl Config {
                 ServerName::try_from(name).map_err(|_| invalid("gateway.server_name is no host name"))
             })
             .transpose()?;
-        let gateways = Gateways {
+        Ok(Some(Gateways {
             endpoints: section.endpoints.clone(),
             server_name,
             ca: read(&section.ca)?,
             identity,
             options: ConnectOptions::default(),
             retry: Policy::default(),
-        };
-        Uplink::new(gateways, keys).map(Some).map_err(tls)
+        }))
     }
+}
+
+pub(crate) fn no_gateway() -> ProgramError {
+    ProgramError::new(ErrorReason::ConfigInvalid, "the device has no [gateway]")
+        .todo("enrol it with --gateway and --ca, or seal to a file with `seal`")
 }
 
 fn invalid(what: &str) -> ProgramError {

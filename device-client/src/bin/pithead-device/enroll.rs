@@ -5,7 +5,7 @@ mod online;
 use std::{borrow::Cow, fs, io, path::Path};
 
 use bytes::Bytes;
-use pithead_device_client::device::Device;
+use pithead_device_client::{clock::DeviceClock, keys::Keys};
 use pithead_hop::{
     connect::Endpoint,
     keys::KeyFile,
@@ -49,8 +49,8 @@ fn by_files(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramE
     let bundle = arguments.bundle.as_deref().map(read_bundle).transpose()?;
     // Everything is looked at before anything is written.
     check_pems(arguments)?;
-    let mut keys =
-        Device::enroll(&arguments.dir, authority, site, &root).map_err(|error| failure::open(&error))?;
+    let mut keys = Keys::enroll_in(&arguments.dir, authority, site, &root, DeviceClock::start())
+        .map_err(|error| failure::keys(&error))?;
     if let Some(bundle) = bundle {
         let held = keys.trust().root_version();
         keys.apply(&bundle.bundle.newer_than(held)).map_err(|error| failure::keys(&error))?;

@@ -3,12 +3,14 @@
 use std::error::Error;
 
 use pithead_device_client::{
-    device::{AppendRefused, OpenError},
+    OutboxError, SurveyError,
+    client::{CloseError, FileError, OpenError, RecordError},
     keys::KeysError,
-    sealer::SealError,
+    sealer::{self, SealError},
     sequence::SequenceError,
+    spool,
     state::StateError,
-    uplink::{DeliverError, RefreshError},
+    uplink::RefreshError,
 };
 use pithead_hop::{
     program::{ProgramError, config::ConfigError},
@@ -17,7 +19,6 @@ use pithead_hop::{
 };
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::TrustError;
-use pithead_spool::AppendError;
 
 pub(crate) fn trust(error: TrustError) -> ProgramError {
     ProgramError::new(reason_of_trust(error), error.to_string())
@@ -38,22 +39,51 @@ pub(crate) fn tls(error: &TlsError) -> ProgramError {
 pub(crate) fn open(error: &OpenError) -> ProgramError {
     let program = |reason| ProgramError::new(reason, chain(error));
     match error {
-        OpenError::Keys(KeysError::NotEnrolled) => {
-            program(ErrorReason::NoKey).todo("enrol the device: pithead-device enroll")
-        }
-        OpenError::Keys(KeysError::Trust(refused)) => trust(*refused),
-        OpenError::Keys(KeysError::State(refused)) | OpenError::Sequence(SequenceError::State(refused)) => {
-            state(refused)
-        }
-        OpenError::Keys(KeysError::OtherSite { .. }) => program(ErrorReason::ConfigInvalid)
-            .todo("correct device.site in the device's file, or enrol the device for that site"),
-        OpenError::Outbox(pithead_spool::OpenError::Locked { .. }) => {
+        OpenError::Keys(refused) => keys(refused),
+        OpenError::Outbox(OutboxError::Sequence(refused)) => sequence(refused),
+        OpenError::Outbox(OutboxError::Gaps(refused)) => state(refused),
+        OpenError::Outbox(OutboxError::Log { source: spool::OpenError::Locked { .. }, .. }) => {
             program(ErrorReason::DataDirLocked).todo("stop the other process, or wait for it")
         }
-        OpenError::Outbox(pithead_spool::OpenError::Full { .. }) => program(ErrorReason::DiskFull),
-        OpenError::Folder { .. } | OpenError::Outbox(_) => program(ErrorReason::DataDirUnwritable),
-        _ => program(ErrorReason::StateDamaged),
+        OpenError::Outbox(OutboxError::Log { source: spool::OpenError::Full { .. }, .. }) => {
+            program(ErrorReason::DiskFull)
+        }
+        OpenError::Outbox(_) => program(ErrorReason::DataDirUnwritable),
+        OpenError::Tls(refused) => tls(refused),
+        OpenError::OtherAuthority { .. } | OpenError::StreamTwice(_) | OpenError::TooManyStreams => {
+            program(ErrorReason::ConfigInvalid).todo("correct the device's file")
+        }
+        _ => program(ErrorReason::Internal),
     }
+}
+
+pub(crate) fn open_sealer(error: &sealer::OpenError) -> ProgramError {
+    match error {
+        sealer::OpenError::Keys(refused) => keys(refused),
+        sealer::OpenError::Sequence(refused) => sequence(refused),
+        other => ProgramError::new(ErrorReason::StateDamaged, chain(other)),
+    }
+}
+
+fn sequence(error: &SequenceError) -> ProgramError {
+    match error {
+        SequenceError::State(refused) => state(refused),
+        other => ProgramError::new(ErrorReason::StateDamaged, chain(other)),
+    }
+}
+
+pub(crate) fn close(error: &CloseError) -> ProgramError {
+    ProgramError::new(ErrorReason::DiskFailed, chain(error))
+        .affects("what was on the disk is; what a gateway acknowledged may be sent again, which is harmless")
+}
+
+pub(crate) fn survey(error: &SurveyError) -> ProgramError {
+    let reason = match error {
+        SurveyError::Folder { .. } => ErrorReason::ConfigUnreadable,
+        SurveyError::Log { source: spool::OpenError::Locked { .. }, .. } => ErrorReason::DataDirLocked,
+        _ => ErrorReason::DiskFailed,
+    };
+    ProgramError::new(reason, chain(error)).todo("look at state in the device's file, and at the disk")
 }
 
 /// What the storage of trust or numbers said.
@@ -70,24 +100,40 @@ pub(crate) fn state(error: &StateError) -> ProgramError {
 }
 
 pub(crate) fn keys(error: &KeysError) -> ProgramError {
+    let program = |reason| ProgramError::new(reason, chain(error));
     match error {
+        KeysError::NotEnrolled => program(ErrorReason::NoKey).todo("enrol the device: pithead-device enroll"),
+        KeysError::OtherSite { .. } => program(ErrorReason::ConfigInvalid)
+            .todo("correct device.site in the device's file, or enrol the device for that site"),
+        KeysError::Folder { .. } => program(ErrorReason::DataDirUnwritable),
         KeysError::Trust(refused) => trust(*refused),
         KeysError::State(refused) => state(refused),
         other => ProgramError::new(ErrorReason::StateDamaged, chain(other)),
     }
 }
 
-pub(crate) fn append(error: &AppendRefused) -> ProgramError {
-    let program = |reason| ProgramError::new(reason, chain(error)).affects("nothing of it was stored");
+pub(crate) fn record(error: &RecordError) -> ProgramError {
+    let program = |reason| ProgramError::new(reason, chain(error)).affects("the record was not taken");
     match error {
-        AppendRefused::Seal(refused) => seal(refused),
-        AppendRefused::TooLarge { .. } => program(ErrorReason::EnvelopeTooLarge)
-            .todo("seal it to a file with `pithead-device seal`, and send that with `pithead-device upload`"),
-        AppendRefused::Outbox(AppendError::Full { .. } | AppendError::QueueFull { .. }) => {
-            program(ErrorReason::OutboxFull)
-                .todo("let the device reach its gateway, or raise outbox.max_bytes")
-        }
+        RecordError::NoKey(refused) => trust(*refused),
+        RecordError::Seal(refused) => seal(refused),
+        RecordError::TooLarge { .. } => program(ErrorReason::EnvelopeTooLarge)
+            .todo("send it as a file of its own, or raise outbox.max_bytes"),
+        RecordError::Full | RecordError::Behind => program(ErrorReason::OutboxFull)
+            .todo("let the device reach its gateway, or raise outbox.max_bytes"),
         _ => program(ErrorReason::DiskFailed).todo("look at the disk, then open the device again"),
+    }
+}
+
+pub(crate) fn file(error: &FileError) -> ProgramError {
+    let program = |reason| ProgramError::new(reason, chain(error)).affects("the file was not taken");
+    match error {
+        FileError::Source { .. } => program(ErrorReason::ConfigUnreadable),
+        FileError::Full { .. } => program(ErrorReason::OutboxFull)
+            .todo("let the device reach its gateway, or raise outbox.max_bytes"),
+        FileError::Seal(refused) => seal(refused),
+        FileError::Disk(_) => program(ErrorReason::DiskFailed).todo("look at the disk"),
+        _ => program(ErrorReason::Internal),
     }
 }
 
@@ -108,14 +154,6 @@ pub(crate) fn refresh(error: &RefreshError) -> ProgramError {
         RefreshError::Keys(refused) => keys(refused),
         other => ProgramError::new(ErrorReason::StateDamaged, chain(other)),
     }
-}
-
-pub(crate) fn deliver(error: &DeliverError) -> ProgramError {
-    let reason = match error {
-        DeliverError::Refused(_) => ErrorReason::DataDirUnwritable,
-        _ => ErrorReason::DiskFailed,
-    };
-    ProgramError::new(reason, chain(error)).affects("what is not acknowledged stays in the outbox")
 }
 
 /// An error with its causes, in one line, each said once.

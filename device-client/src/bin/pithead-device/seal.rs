@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(crate) fn run(file: &Path, arguments: &SealArgs, output: Output) -> Result<ExitCode, ProgramError> {
-    let mut device = Config::load(file)?.open()?;
+    let mut sealer = Config::load(file)?.open_sealer()?;
     let (input, len, name) = open_input(&arguments.file)?;
     let content = Content::new(arguments.content_type.clone());
     let content = match name {
@@ -29,7 +29,7 @@ pub(crate) fn run(file: &Path, arguments: &SealArgs, output: Output) -> Result<E
     };
     let bar = byte_bar(len, "sealing");
     let part = part_of(&arguments.out);
-    let sealed = seal_to(device.sealer_mut(), arguments, &content, bar.wrap_read(input), &part);
+    let sealed = seal_to(&mut sealer, arguments, &content, bar.wrap_read(input), &part);
     bar.finish_and_clear();
     let (identity, sealed_len, plaintext_len) = match sealed {
         Ok(sealed) => sealed,
@@ -40,7 +40,7 @@ pub(crate) fn run(file: &Path, arguments: &SealArgs, output: Output) -> Result<E
         }
     };
     disk::publish(&part, &arguments.out).map_err(|error| cannot_write(&arguments.out, &error))?;
-    device.close().map_err(|error| ProgramError::new(ErrorReason::DiskFailed, failure::chain(&error)))?;
+    sealer.close().map_err(|error| ProgramError::new(ErrorReason::DiskFailed, failure::chain(&error)))?;
     output.print(&[
         ("identity", json!(identity)),
         ("file", json!(arguments.out.display().to_string())),

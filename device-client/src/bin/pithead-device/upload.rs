@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::{
     cli::UploadArgs,
-    config::Config,
+    config::{Config, no_gateway},
     failure,
     output::{Output, byte_bar},
 };
@@ -27,10 +27,7 @@ pub(crate) async fn run(
     output: Output,
 ) -> Result<ExitCode, ProgramError> {
     let config = Config::load(file)?;
-    let uplink = config.uplink(&config.open_keys()?)?.ok_or_else(|| {
-        ProgramError::new(ErrorReason::ConfigInvalid, "the device has no [gateway]")
-            .todo("enrol it with --gateway and --ca")
-    })?;
+    let uplink = config.uplink(&config.open_keys()?)?.ok_or_else(no_gateway)?;
     let envelope = Arc::new(open(&arguments.file)?);
     let profile = Profile::of(envelope.header()).map_err(|error| {
         let reason = pithead_hop::ingest::admit::reason_of_profile(&error);

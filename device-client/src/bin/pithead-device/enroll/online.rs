@@ -17,7 +17,6 @@ use std::{fmt, fs, path::Path, time::Duration};
 use bytes::Bytes;
 use pithead_device_client::{
     clock::DeviceClock,
-    device::{Device, OpenError},
     keys::{Keys, KeysError},
     state::{MemoryStore, StateError},
 };
@@ -172,19 +171,17 @@ fn believe(
         .map_err(|error| failure::keys(&error))?;
     apply(&mut new, bundle)?;
     let given = RootFields::read_unverified(root).map_err(failure::trust)?;
-    let mut kept = match Device::open_keys(dir, site, DeviceClock::start()) {
+    let mut kept = match Keys::open_in(dir, site, DeviceClock::start()) {
         Ok(kept) => kept,
-        Err(OpenError::Keys(KeysError::NotEnrolled)) => {
-            let mut keys =
-                Device::enroll(dir, authority, site, root).map_err(|error| failure::open(&error))?;
+        Err(KeysError::NotEnrolled) => {
+            let mut keys = Keys::enroll_in(dir, authority, site, root, DeviceClock::start())
+                .map_err(|error| failure::keys(&error))?;
             apply(&mut keys, bundle)?;
             return Ok(keys);
         }
-        Err(OpenError::Keys(error @ KeysError::OtherSite { .. })) => return Err(another(dir, &error)),
-        Err(OpenError::Keys(KeysError::State(error @ StateError::Damaged { .. }))) => {
-            return Err(another(dir, &error));
-        }
-        Err(error) => return Err(failure::open(&error)),
+        Err(error @ KeysError::OtherSite { .. }) => return Err(another(dir, &error)),
+        Err(KeysError::State(error @ StateError::Damaged { .. })) => return Err(another(dir, &error)),
+        Err(error) => return Err(failure::keys(&error)),
     };
     let trust = kept.trust();
     if trust.authority() != authority {

@@ -1,0 +1,269 @@
+//! Sealed envelopes that no gateway has acknowledged yet, on the device's disk.
+//!
+//! # What holds
+//!
+//! 1. Nothing leaves the process before its record here is durable, and what is sent again is the same bytes: sealing
+//!    again under a used number would be another envelope.
+//! 2. After a power cut at any moment the outbox holds every envelope that was durable and is not settled.
+//! 3. An envelope goes only when it is settled, or when its stream's policy gives it up; then its number is in the list of
+//!    gaps, on disk, before it goes, and stays there until a gateway has taken the envelope that declares it.
+//! 4. A stream's budget is a number of bytes on the disk, and a stream that is full takes nothing from another.
+//!
+//! # On disk
+//!
+//! ```text
+//! FOLDER/gaps.a  gaps.b           numbers that will never come (two slots)
+//! FOLDER/<stream>/                a spool of one lane
+//! FOLDER/<stream>/files/          large envelopes, a file each
+//! ```
+//!
+//! Streams that are on disk and not configured any more are still delivered.
+
+mod files;
+mod gaps;
+mod head;
+mod log;
+mod survey;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use pithead_hop::program::disk;
+use pithead_sealing::{
+    envelope::KernelEntropy,
+    names::{Identity, Line, Seq, Site, StreamName},
+};
+use pithead_spool::{AcknowledgeError, Recovery};
+use tokio::sync::Notify;
+
+pub use log::MIN_BUDGET_BYTES;
+pub use survey::{StreamSurvey, SurveyError, survey, verify};
+pub(crate) use {
+    gaps::Gaps,
+    head::Head,
+    log::{Dropped, Log, Read, Waiting, WaitingContent, WaitingReader, inline_bytes},
+};
+
+use crate::{
+    batch::Gap,
+    sequence::{Sequence, SequenceError},
+    state::{FileStore, StateError, lock},
+};
+
+/// Lines that a gateway is told of when a call begins: every stream in the newest runs. Of older runs it learns from the
+/// envelopes themselves.
+const LINES_NAMED: usize = 64;
+
+/// Why an outbox could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutboxError {
+    /// The folder cannot be made or read.
+    #[error("{}: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A stream's log.
+    #[error("the log of stream {stream}: {source}")]
+    Log {
+        /// The stream.
+        stream: StreamName,
+        /// Why.
+        source: pithead_spool::OpenError,
+    },
+    /// The list of what was given up.
+    #[error("the list of gaps: {0}")]
+    Gaps(StateError),
+    /// The numbers.
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+}
+
+/// Why nothing was given up: what is there stays.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GiveUpError {
+    #[error("too many gaps wait to be declared")]
+    TooManyGaps,
+    #[error("the list of gaps: {0}")]
+    Gaps(#[from] StateError),
+    #[error(transparent)]
+    Position(#[from] AcknowledgeError),
+}
+
+/// What opening found.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct OutboxRecovery {
+    /// Stream by stream: a torn tail after a power cut, or damage.
+    pub streams: BTreeMap<StreamName, Recovery>,
+}
+
+/// The outbox of a device.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    logs: BTreeMap<StreamName, Arc<Log>>,
+    gaps: Mutex<Gaps>,
+    sequence: Arc<Mutex<Sequence>>,
+    arrived: Notify,
+}
+
+impl Outbox {
+    /// Opens `folder/outbox`, with the budgets of the streams that are configured, and begins a run.
+    pub(crate) fn open(
+        folder: &Path,
+        site: &Site,
+        budgets: &BTreeMap<StreamName, u64>,
+    ) -> Result<(Self, OutboxRecovery), OutboxError> {
+        let outbox = folder.join("outbox");
+        let error = |source| OutboxError::Folder { path: outbox.clone(), source };
+        disk::create_folder(&outbox).map_err(error)?;
+        let on_disk = fs::read_dir(&outbox).map_err(error)?.filter_map(Result::ok);
+        let on_disk = on_disk.filter_map(|entry| StreamName::new(entry.file_name().to_str()?).ok());
+        let on_disk: Vec<_> = on_disk.filter(|stream| outbox.join(stream.as_str()).is_dir()).collect();
+
+        let mut recovery = OutboxRecovery::default();
+        let mut logs = BTreeMap::new();
+        let mut lines = Vec::new();
+        let configured = budgets.iter().map(|(stream, budget)| (stream.clone(), Some(*budget)));
+        let left =
+            on_disk.into_iter().filter(|stream| !budgets.contains_key(stream)).map(|stream| (stream, None));
+        for (stream, budget) in configured.chain(left) {
+            let path = outbox.join(stream.as_str());
+            let opened = Log::open(site, &stream, &path, budget.unwrap_or(MIN_BUDGET_BYTES));
+            let (log, found) =
+                opened.map_err(|source| OutboxError::Log { stream: stream.clone(), source })?;
+            lines.extend(log.lines().into_iter().map(|head| (head.line, head.seq)));
+            recovery.streams.insert(stream.clone(), found);
+            // Nobody writes into it and nothing waits in it.
+            if budget.is_none() && log.acknowledged_up_to() == log.end() {
+                continue;
+            }
+            logs.insert(stream, Arc::new(log));
+        }
+        let store = Box::new(FileStore::new(folder, "sequence"));
+        let sequence = Sequence::open(store, lines, &mut KernelEntropy)?;
+        let gaps = Gaps::open(Box::new(FileStore::new(&outbox, "gaps"))).map_err(OutboxError::Gaps)?;
+        let sequence = Arc::new(Mutex::new(sequence));
+        Ok((Self { logs, gaps: Mutex::new(gaps), sequence, arrived: Notify::new() }, recovery))
+    }
+
+    pub(crate) fn sequence(&self) -> &Arc<Mutex<Sequence>> {
+        &self.sequence
+    }
+
+    pub(crate) fn log(&self, stream: &StreamName) -> Option<&Arc<Log>> {
+        self.logs.get(stream)
+    }
+
+    pub(crate) fn logs(&self) -> impl Iterator<Item = &Arc<Log>> {
+        self.logs.values()
+    }
+
+    /// Something that waits has become durable.
+    pub(crate) fn rang(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Resolves when something has become durable since the last time. For one listener. Cancel safe.
+    pub(crate) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// The lines that have something waiting, each with its lowest waiting number. Reads record heads.
+    pub(crate) fn lines_waiting(&self) -> BTreeMap<Line, Seq> {
+        let heads = self.logs().flat_map(|log| log.first_unacknowledged());
+        heads.map(|head| (head.line, head.seq)).take(LINES_NAMED).collect()
+    }
+
+    /// What the next envelope should declare.
+    pub(crate) fn undeclared(&self) -> Vec<Gap> {
+        lock(&self.gaps).undeclared()
+    }
+
+    /// Something was given up, and no envelope on its way says so.
+    pub(crate) fn any_undeclared(&self) -> bool {
+        lock(&self.gaps).any_undeclared()
+    }
+
+    /// That envelope declares those gaps.
+    pub(crate) fn carried(&self, gaps: &[Gap], by: &Identity) {
+        if !gaps.is_empty() {
+            lock(&self.gaps).carried(gaps, by);
+        }
+    }
+
+    /// A gateway has that envelope.
+    pub(crate) fn delivered(&self, identity: &Identity) {
+        lock(&self.gaps).delivered(identity);
+    }
+
+    /// Nobody has that envelope, or nobody believes it.
+    pub(crate) fn not_delivered(&self, identity: &Identity) {
+        lock(&self.gaps).lost(identity);
+    }
+
+    /// Numbers that were found to be damaged, or that nobody will take and nobody keeps.
+    pub(crate) fn lose(&self, gaps: &[Gap]) -> Result<(), GiveUpError> {
+        let mut kept = lock(&self.gaps);
+        for gap in gaps {
+            kept.add(gap.clone()).map_err(|_| GiveUpError::TooManyGaps)?;
+        }
+        Ok(kept.save()?)
+    }
+
+    /// Gives up the oldest of a stream, so that `bytes` more have room. The gaps are on disk before the envelopes go.
+    pub(crate) fn drop_oldest(&self, log: &Log, bytes: u64) -> Result<Dropped, GiveUpError> {
+        let dropped = log.oldest(bytes);
+        {
+            let mut gaps = lock(&self.gaps);
+            if !gaps.has_room_for(dropped.gaps.len()) {
+                return Err(GiveUpError::TooManyGaps);
+            }
+            for gap in &dropped.gaps {
+                gaps.add(gap.clone()).map_err(|_| GiveUpError::TooManyGaps)?;
+            }
+            for envelope in &dropped.envelopes {
+                gaps.lost(envelope);
+            }
+            gaps.save()?;
+        }
+        log.give_up(&dropped)?;
+        Ok(dropped)
+    }
+
+    /// Writes down where the lines stand and what is declared, and removes files that are not needed. Now and then.
+    pub(crate) fn save(&self) -> Result<(), OutboxError> {
+        lock(&self.sequence).save()?;
+        lock(&self.gaps).save().map_err(OutboxError::Gaps)?;
+        self.logs().for_each(|log| log.sweep());
+        Ok(())
+    }
+
+    /// Writes everything down and lets go of the folders.
+    pub(crate) fn close(&self) -> Result<(), CloseError> {
+        let saved = self.save().map_err(CloseError::from);
+        let closed: Vec<_> = self.logs().map(|log| log.close()).collect();
+        saved?;
+        Ok(closed.into_iter().collect::<Result<(), _>>()?)
+    }
+}
+
+/// What could not be written down at the end. Everything that was durable stays so; envelopes that were acknowledged may be
+/// sent again, which is harmless.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseError {
+    /// Numbers or gaps.
+    #[error(transparent)]
+    State(#[from] OutboxError),
+    /// A log's closing mark.
+    #[error(transparent)]
+    Log(#[from] pithead_spool::CloseError),
+}
