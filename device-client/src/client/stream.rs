@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use pithead_sealing::{names::StreamName, trust::TrustError};
 use tokio::sync::Notify;
 
@@ -104,20 +103,24 @@ pub(super) struct Ready {
 #[derive(Debug)]
 pub(super) enum Body {
     Batch(Gathered),
-    /// A plaintext that could not be sealed, as it will be.
-    Whole {
-        content: Content,
-        plaintext: Bytes,
-        records: u64,
-        payload_bytes: u64,
-    },
+    /// It could not be sealed, and says what it says.
+    Whole(Whole),
+}
+
+/// A plaintext as it is sealed.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) content: Content,
+    pub(super) plaintext: Vec<u8>,
+    pub(super) records: u64,
+    pub(super) payload_bytes: u64,
 }
 
 impl Ready {
     fn bytes(&self) -> usize {
         match &self.body {
             Body::Batch(gathered) => gathered.encoded_bytes(),
-            Body::Whole { plaintext, .. } => plaintext.len(),
+            Body::Whole(whole) => whole.plaintext.len(),
         }
     }
 }
@@ -299,7 +302,7 @@ impl Intake {
         let gathering = lock(&self.gathering);
         let ready = gathering.ready.iter().map(|ready| match &ready.body {
             Body::Batch(gathered) => gathered.records() as u64,
-            Body::Whole { records, .. } => *records,
+            Body::Whole(whole) => whole.records,
         });
         let records = ready.sum::<u64>() + gathering.builder.len() as u64;
         (records, (gathering.ready_bytes + gathering.builder.encoded_bytes()) as u64)

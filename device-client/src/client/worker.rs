@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 use super::{
     bell::Bell,
     options::{Sync, WhenFull},
-    stream::{Body, Counters, DiskTrouble, Due, Intake, Ready, RecordError},
+    stream::{Body, Counters, DiskTrouble, Due, Intake, Ready, RecordError, Whole},
 };
 use crate::{
     batch::{Gathered, Moment, Notices},
@@ -171,6 +171,12 @@ struct Ahead {
     file: Option<oneshot::Sender<Identity>>,
 }
 
+/// What could not be sealed now, and why. It stays the next.
+struct NotSealed {
+    error: SealError,
+    ready: Ready,
+}
+
 enum Blocked {
     Room(Pin<Box<Room>>),
     Until(Duration),
@@ -228,7 +234,7 @@ impl Worker {
             lanes,
             waker,
             settling: Vec::new(),
-            heartbeat_at: now,
+            heartbeat_at: now + heartbeat_every,
             save_at: now + SAVE_EVERY,
             stopping: false,
             stopped: Vec::new(),
@@ -369,8 +375,8 @@ impl Worker {
         let ready = Ready { ordinal, body: Body::Batch(Gathered::nothing(moment())) };
         match self.seal(index, ready, true) {
             Ok(()) => true,
-            Err((error, _)) => {
-                tracing::warn!(event = "client.no_heartbeat", %error);
+            Err(refused) => {
+                tracing::warn!(event = "client.no_heartbeat", error = %refused.error);
                 false
             }
         }
@@ -488,7 +494,8 @@ impl Worker {
             let lane = &self.lanes[index];
             let Some(ready) = lane.intake.take(now) else { return };
             self.said_goodbye |= last;
-            if let Err((error, ready)) = self.seal(index, ready, last) {
+            if let Err(refused) = self.seal(index, ready, last) {
+                let NotSealed { error, ready } = *refused;
                 let lane = &mut self.lanes[index];
                 lane.held_back = true;
                 lane.intake.put_back(ready);
@@ -507,48 +514,40 @@ impl Worker {
     }
 
     /// Gives it a number, adds what there is to say, and seals. On an error no number is used.
-    fn seal(&mut self, index: usize, ready: Ready, heartbeat: bool) -> Result<(), (SealError, Ready)> {
-        let lane = &self.lanes[index];
-        let stream = lane.log.stream().clone();
+    fn seal(&mut self, index: usize, ready: Ready, heartbeat: bool) -> Result<(), Box<NotSealed>> {
+        // A key that is not there is known before the records are put into their final form.
+        if let Err(error) = self.sealer.keys().verified_key() {
+            return Err(Box::new(NotSealed { error: error.into(), ready }));
+        }
+        let stream = self.lanes[index].log.stream().clone();
         let ordinal = ready.ordinal;
-        let (sealed, records, payload_bytes, gaps) = match ready.body {
+        let mut gaps = Vec::new();
+        let whole = match ready.body {
+            Body::Whole(whole) => whole,
             Body::Batch(gathered) => {
-                let gaps = self.outbox.undeclared();
+                gaps = self.outbox.undeclared();
                 let notices = Notices {
                     previous: self.sealer.previous(&stream),
                     gaps: gaps.clone(),
                     heartbeat: if heartbeat { self.sealer.marks_with_next(&stream) } else { Vec::new() },
                 };
                 let (records, payload_bytes) = (gathered.records() as u64, gathered.payload_bytes());
-                // A key that is not there is known before the records are put into their final form.
-                if let Err(error) = self.sealer.keys().verified_key() {
-                    return Err((error.into(), Ready { ordinal, body: Body::Batch(gathered) }));
-                }
-                let plaintext = gathered.finish(&notices);
-                let (content, plaintext) =
-                    compressed(Content::batch(), plaintext, lane.intake.options.compress);
-                match self.sealer.seal_next(&stream, &content, &plaintext) {
-                    Ok(sealed) => (sealed, records, payload_bytes, gaps),
-                    Err(error) => {
-                        let body =
-                            Body::Whole { content, plaintext: plaintext.into(), records, payload_bytes };
-                        return Err((error, Ready { ordinal, body }));
-                    }
-                }
+                let compress = self.lanes[index].intake.options.compress;
+                let (content, plaintext) = compressed(Content::batch(), gathered.finish(&notices), compress);
+                Whole { content, plaintext, records, payload_bytes }
             }
-            Body::Whole { content, plaintext, records, payload_bytes } => {
-                match self.sealer.seal_next(&stream, &content, &plaintext) {
-                    Ok(sealed) => (sealed, records, payload_bytes, Vec::new()),
-                    Err(error) => {
-                        let body = Body::Whole { content, plaintext, records, payload_bytes };
-                        return Err((error, Ready { ordinal, body }));
-                    }
-                }
+        };
+        let sealed = match self.sealer.seal_next(&stream, &whole.content, &whole.plaintext) {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                let ready = Ready { ordinal, body: Body::Whole(whole) };
+                return Err(Box::new(NotSealed { error, ready }));
             }
         };
         self.outbox.carried(&gaps, sealed.identity());
         self.board.sessions.store(self.sealer.sessions_started(), Ordering::Relaxed);
-        let head = Head::of(sealed.identity(), u32::try_from(records).unwrap_or(u32::MAX), payload_bytes);
+        let records = u32::try_from(whole.records).unwrap_or(u32::MAX);
+        let head = Head::of(sealed.identity(), records, whole.payload_bytes);
         let lane = &mut self.lanes[index];
         Counters::add(&lane.intake.counters.sealed, 1);
         Counters::add(&lane.intake.counters.sealed_bytes, sealed.bytes().len() as u64);
@@ -556,7 +555,7 @@ impl Worker {
             record: Log::record(&sealed, &head, wall_ms()),
             identity: sealed.identity().clone(),
             ordinal,
-            records,
+            records: whole.records,
             ticket: None,
             file: None,
         });
