@@ -267,6 +267,13 @@ impl Client {
         // What is not delivered by then is no error of the closing: it is on the disk.
         let _ = self.blocking(Waiter::of(self).finished(deadline));
         let sealer = threads.sealing.join();
+        for intake in self.intakes.values() {
+            let (records, bytes) = intake.in_memory();
+            if records > 0 {
+                let trouble = intake.trouble().map(|trouble| trouble.to_string());
+                tracing::error!(event = "client.not_kept", stream = %intake.options.name, records, bytes, trouble);
+            }
+        }
         self.stop.cancel();
         let _ = threads.delivering.join();
         let closed = self.outbox.close();

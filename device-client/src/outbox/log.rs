@@ -130,21 +130,30 @@ impl Log {
         budget_bytes: u64,
     ) -> Result<(Self, Recovery), OpenError> {
         let (spool, recovery) = Spool::open(folder, layout(budget_bytes))?;
-        let files = Files::open(folder);
-        let acknowledged = Mutex::new(spool.cursor(LANE));
-        let log = Self {
-            site: site.clone(),
-            stream: stream.clone(),
-            spool,
-            files,
-            budget_bytes,
-            acknowledged,
-            leaving: Mutex::default(),
-        };
+        let log = Self::over(site, stream, folder, budget_bytes, spool);
         let waiting = log.heads(log.acknowledged_up_to());
         let kept = waiting.filter(|(kind, ..)| *kind == FILE).map(|(_, head, _)| log.identity(&head));
         log.files.keep_only(&kept.collect());
         Ok((log, recovery))
+    }
+
+    /// The log in an open spool.
+    pub(super) fn over(
+        site: &Site,
+        stream: &StreamName,
+        folder: &Path,
+        budget_bytes: u64,
+        spool: Spool,
+    ) -> Self {
+        Self {
+            site: site.clone(),
+            stream: stream.clone(),
+            files: Files::open(folder),
+            budget_bytes,
+            acknowledged: Mutex::new(spool.cursor(LANE)),
+            leaving: Mutex::default(),
+            spool,
+        }
     }
 
     pub(crate) fn stream(&self) -> &StreamName {

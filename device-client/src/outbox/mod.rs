@@ -23,6 +23,8 @@ mod files;
 mod gaps;
 mod head;
 mod log;
+#[cfg(test)]
+mod model;
 mod survey;
 
 use std::{
@@ -152,6 +154,13 @@ impl Outbox {
         let gaps = Gaps::open(Box::new(FileStore::new(&outbox, "gaps"))).map_err(OutboxError::Gaps)?;
         let sequence = Arc::new(Mutex::new(sequence));
         Ok((Self { logs, gaps: Mutex::new(gaps), sequence, arrived: Notify::new() }, recovery))
+    }
+
+    #[cfg(test)]
+    fn over(logs: impl IntoIterator<Item = Arc<Log>>, gaps: Gaps, sequence: Sequence) -> Self {
+        let logs = logs.into_iter().map(|log| (log.stream().clone(), log)).collect();
+        let (gaps, sequence) = (Mutex::new(gaps), Arc::new(Mutex::new(sequence)));
+        Self { logs, gaps, sequence, arrived: Notify::new() }
     }
 
     pub(crate) fn sequence(&self) -> &Arc<Mutex<Sequence>> {

@@ -96,13 +96,14 @@ async fn a_data_directory_is_used_by_one_at_a_time() {
     }
     let device = site.enroll("truck-1").await.unwrap();
     let held = device.start_sending("can").unwrap();
-    let opened = device.folder().join("outbox");
+    let opened = device.folder().join("outbox").join("can");
     let began = std::time::Instant::now();
     while !opened.exists() && began.elapsed() < pithead_tests::program::PATIENCE {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    let refused = device.run(&["outbox", "stat"]).await.unwrap();
+    let refused = device.run(&["send", "/dev/null"]).await.unwrap();
     assert!(refused.refused_with("PH-6005", "DATA_DIR_LOCKED"), "{}", refused.stderr);
+    device.run(&["outbox", "stat"]).await.unwrap().ok().expect("who only looks is not in the way");
     held.finish().await.unwrap();
     // The first ones have noticed nothing.
     assert_eq!(site.gateway().unwrap().admin().get("/readyz").await.unwrap().status, 200);

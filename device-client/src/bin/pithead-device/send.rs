@@ -101,6 +101,15 @@ pub(crate) async fn run(file: &Path, arguments: &SendArgs, output: Output) -> Re
         ("waiting", json!(told.waiting)),
     ]);
     taken?;
+    // What waits in memory when everything ends was never sealed.
+    if let Some(trouble) = status
+        .streams
+        .values()
+        .filter(|stream| stream.in_memory > 0)
+        .find_map(|stream| stream.trouble.as_ref())
+    {
+        return Err(failure::record(trouble));
+    }
     if told.waiting > 0 {
         return Err(waits(told.waiting, trouble));
     }
@@ -238,6 +247,8 @@ async fn record(
     loop {
         let error = match stream.record_at(line.at_us, "", &line.data) {
             Ok(()) => return Ok(()),
+            // News about keys was asked for before; what has no key now gets none by waiting.
+            Err(error @ RecordError::NoKey(_)) => return Err(failure::record(&error)),
             Err(error) if !error.is_retryable() => return Err(failure::record(&error)),
             Err(error) => error,
         };
