@@ -15,7 +15,7 @@ from pithead_device import Client, Device as PythonDevice, SigningKey, __main__ 
 
 import stock
 from parties import AUTHORITY, SITE, Authority, Device
-from programs import program, run, succeed
+from programs import WORKSPACE, program, run, succeed
 from whole_site import Site
 
 
@@ -105,6 +105,24 @@ def test_an_envelope_of_the_python_package_arrives_with_its_identity(site, tmp_p
     assert "FRESH" in status and re.search(r"waiting +0", status)
 
 
+def test_the_page_of_code_in_the_readme_does_what_it_says(site, tmp_path):
+    readme = (WORKSPACE / "device-client" / "python" / "README.md").read_text()
+    [page] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    certificate, key = site.device("truck-0042")
+    files = {"root.cose": site.authority.root, "ca.pem": site.ca.path, "device.pem": certificate, "device.key": key}
+    for name, path in files.items():
+        (tmp_path / name).write_bytes(path.read_bytes())
+    (tmp_path / "shift.csv").write_bytes(b"hour,tonnes\n7,912\n")
+    assert f'"{AUTHORITY}", "{SITE}", "truck-0042"' in page and page.count('"gateway:7443"') == 1
+    (tmp_path / "page.py").write_text(page.replace("gateway:7443", site.address))
+
+    succeed(sys.executable, "page.py", cwd=tmp_path)
+
+    site.decryptor.until("delivers both", lambda: len(site.delivered("truck-0042")) == 2)
+    delivered = {record["stream"]: record["data"] for record in site.delivered("truck-0042")}
+    assert delivered == {"can": b"\x01\x02", "files": b"hour,tonnes\n7,912\n"}
+
+
 def test_records_of_one_session_cost_one_call_to_kms_and_are_proven_to_be_all(site, tmp_path):
     before = site.decryptor.metric("pithead_kms_decrypt_calls_total")
     folder = enrolled(tmp_path / "device", site.authority, "python-10")
@@ -169,6 +187,7 @@ def test_a_signed_session_is_known_to_the_cloud_by_the_devices_key(site, tmp_pat
     decryptor = program("pithead-decryptor"), "device"
     config = "-c", site.folder / "decryptor.toml"
     succeed(*decryptor, "add", f"{SITE}/python-12", "--key", tmp_path / "device.pub", "--required", *config)
+    site.decryptor.until("has read the registry", lambda: site.decryptor.metric("pithead_decryptor_device_keys") == 1)
 
     # The certificate's key is drawn anew by every call of site.device: this one is kept.
     certificate = key.with_suffix(".pem")
