@@ -199,6 +199,17 @@ def test_records_of_a_batch_that_found_no_room_stay_until_there_is_some(folder, 
         assert len(batches(device)[0].records) == 1
 
 
+def test_a_forked_child_uses_no_device_of_its_parents(device):
+    child = os.fork()
+    if child == 0:
+        try:
+            device.waiting()
+        except pithead_device.SealingFailed:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 def test_one_program_works_in_a_folder(device, folder, authority):
     for act in (
         lambda: Device(folder),
@@ -248,6 +259,16 @@ def test_a_new_key_ends_the_session_at_once_and_survives_a_restart(folder, autho
         assert edk(first) == edk(same) != edk(other)
         assert edk(other).provider_info.decode() == ARN[:-1] + "c"
     with Device(folder, clocks=turned.clocks) as device:
+        assert device.trust.version == (1, 2)
+
+
+def test_what_was_accepted_is_durable_before_anybody_acts_on_it(folder, authority):
+    with Device(folder) as device:
+        previous = device.trust.stored.statement.digest
+    device = Device(folder)
+    device.apply(authority.bundle(2, rsa_key(1), ARN[:-1] + "c", previous=previous))
+    device._open.close()  # as a kill would
+    with Device(folder) as device:
         assert device.trust.version == (1, 2)
 
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from authority import ARN, DEVICE, SITE, rsa_key, spki, unwrap
 from pithead_device import EnvelopeRefused, ProfileRefused, SealingFailed, SigningKey
-from pithead_device.envelope import Facts, Session, context, opening, reading, session as sessions
+from pithead_device.envelope import Facts, Session, context, opening, reading, session as sessions, signature
 from pithead_device.trust import VerifiedKey
 from pithead_device.trust.keys import RsaKey
 
@@ -123,6 +123,7 @@ def test_a_signed_session_names_its_device_and_its_run():
     rest = sorted((k.encode(), v.encode()) for k, v in head.context.items() if k != "pithead:sig")
     unsigned = len(rest).to_bytes(2, "big") + b"".join(counted(part) for pair in rest for part in pair)
     message = b"pithead-session-v1\0" + counted(b"aws-kms-rsa") + counted(ARN.encode()) + hashlib.sha384(unsigned).digest()
+    assert signature.signed_bytes(ARN, head.context) == message, "a verifier has the signature in the context"
     halves = said["pithead:sig"][:32], said["pithead:sig"][32:]
     der = utils.encode_dss_signature(*(int.from_bytes(half, "big") for half in halves))
     private.public_key().verify(der, message, ec.ECDSA(hashes.SHA256()))
