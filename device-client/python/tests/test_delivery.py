@@ -115,7 +115,7 @@ def test_a_status_is_read_with_its_reason_and_its_wait():
     foreign = status_pb2.ErrorInfo(reason="SOMETHING", domain="example.com")
     retry = status_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=9_000))
     pack = lambda kind, message: any_pb2.Any(type_url=f"type.googleapis.com/google.rpc.{kind}", value=message.SerializeToString())
-    details = [pack("ErrorInfo", foreign), pack("ErrorInfo", info), pack("RetryInfo", retry), pack("Help", info)]
+    details = [pack("ErrorInfo", info), pack("RetryInfo", retry), pack("Help", info), pack("ErrorInfo", foreign)]
     encoded = status_pb2.Status(code=8, details=details).SerializeToString()
     refused = Refused.of(Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("grpc-status-details-bin", encoded),)))
     assert (refused.reason, refused.code, refused.metadata, refused.retry_after_s) == ("SPOOL_FULL", "PH-3003", {"held": "3"}, 3_600)
