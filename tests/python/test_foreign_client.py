@@ -1,6 +1,6 @@
-"""A device in another language (docs/examples/python) at a whole site, whose certificates come from Python too."""
+"""A device in another language (device-client/python) at a whole site, whose certificates come from Python too."""
 
-import importlib.util
+import json
 import pathlib
 import re
 import secrets
@@ -9,45 +9,49 @@ import sys
 
 import grpc
 import pytest
+from pithead.ingest.v1 import ingest_pb2 as ingest, ingest_pb2_grpc as ingest_grpc
+from pithead.keys.v1 import keys_pb2 as keys, keys_pb2_grpc as keys_grpc
+from pithead_device import Client, Device as PythonDevice, SigningKey, __main__ as command_line, deliver, enroll, refresh
 
 import stock
 from parties import AUTHORITY, SITE, Authority, Device
-from programs import WORKSPACE, run
+from programs import WORKSPACE, program, run, succeed
 from whole_site import Site
 
-EXAMPLE = WORKSPACE / "docs" / "examples" / "python" / "submit.py"
+
+def command_of_the_docstring(act, values):
+    """The command line that stands in the program's docstring, with these values in place of those that it shows."""
+    shown = re.search(rf"^ +python -m pithead_device ({act} .*)$", command_line.__doc__, re.MULTILINE).group(1)
+    words = shlex.split(shown)[1:]
+    command = [sys.executable, "-m", "pithead_device", act]
+    while words:
+        name = words.pop(0)
+        if name.startswith("--"):
+            assert not words.pop(0).startswith("--")
+            command.append(name)
+        command.append(values[name])
+    return command
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("submit", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load_example()
-keys, keys_grpc, ingest, ingest_grpc = example.stubs()
-
-
-def command_of_the_docstring(values):
-    """The command line that stands in the example, with these values in place of those that it shows."""
-    shown = re.search(r"^ +python (submit\.py .*?)\n\n", example.__doc__, re.DOTALL | re.MULTILINE).group(1)
-    words = shlex.split(shown.replace("\\\n", " "))
-    command = [sys.executable, EXAMPLE]
-    for option, value in zip(words[1:-1:2], words[2:-1:2], strict=True):
-        assert option.startswith("--") and not value.startswith("--")
-        command += [option, values[option]]
-    assert words[-1] == "FILE"
-    return [*command, values["FILE"]]
-
-
-def run_example(site, payload, device, arn, fingerprint, certificate_of=None):
-    """Runs it as its docstring says, as a program of its own."""
-    certificate, key = site.device(certificate_of or device)
-    return run(*command_of_the_docstring({
-        "--gateway": site.address, "--ca": site.ca.path, "--cert": certificate, "--key": key, "--authority": AUTHORITY,
-        "--site": SITE, "--device": device, "--arn": arn, "--fingerprint": fingerprint, "FILE": payload,
+def enrolled(folder, authority, device):
+    """A folder that the package's own command has enrolled; the root came by hand, and no key yet."""
+    succeed(*command_of_the_docstring("enroll", {
+        "--dir": folder, "--authority": AUTHORITY, "--site": SITE, "--device": device, "--root": authority.root,
     }))
+    return folder
+
+
+def run_submit(site, folder, payload, device, *more):
+    """Runs it as its docstring says, as a program of its own."""
+    certificate, key = site.device(device)
+    return run(*command_of_the_docstring("submit", {
+        "--dir": folder, "--gateway": site.address, "--ca": site.ca.path, "--cert": certificate, "--key": key, "FILE": payload,
+    }), *more)
+
+
+def client_of(site, name):
+    certificate, key = site.device(name)
+    return Client(site.address, site.ca.path.read_bytes(), certificate.read_bytes(), key.read_bytes())
 
 
 class Connection:
@@ -82,21 +86,118 @@ def refusal(error):
     return error.code(), found.group(1).decode() if found else None
 
 
-def test_an_envelope_of_the_python_example_arrives_with_its_identity(site, kms, tmp_path):
+def test_an_envelope_of_the_python_package_arrives_with_its_identity(site, tmp_path):
     payload = secrets.token_bytes(100_000)
     (tmp_path / "payload").write_bytes(payload)
+    folder = enrolled(tmp_path / "device", site.authority, "python-1")
 
-    finished = run_example(site, tmp_path / "payload", "python-1", kms.key(4096).arn, kms.key(4096).fingerprint)
+    finished = run_submit(site, folder, tmp_path / "payload", "python-1")
 
     assert finished.returncode == 0, finished.stderr.decode()
-    identity, sealed_bytes, _, durability = finished.stdout.decode().split()
-    assert durability == "DURABILITY_DISK" and int(sealed_bytes) > len(payload)
+    identity, durability = finished.stdout.decode().split()
+    assert durability == "DISK"
     [record] = site.decryptor.until("delivers it", lambda: site.delivered("python-1"))
     named = "/".join(str(record[part]) for part in ("site", "device", "stream", "run", "seq"))
     assert named == identity
     assert record["data"] == payload
     assert record["assurance"] == "vouched"
-    assert site.decryptor.metric("pithead_kms_decrypt_calls_total") >= 1
+    status = succeed(*command_of_the_docstring("status", {"--dir": folder})).decode()
+    assert "FRESH" in status and re.search(r"waiting +0", status)
+
+
+def test_the_page_of_code_in_the_readme_does_what_it_says(site, tmp_path):
+    readme = (WORKSPACE / "device-client" / "python" / "README.md").read_text()
+    [page] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    certificate, key = site.device("truck-0042")
+    files = {"root.cose": site.authority.root, "ca.pem": site.ca.path, "device.pem": certificate, "device.key": key}
+    for name, path in files.items():
+        (tmp_path / name).write_bytes(path.read_bytes())
+    (tmp_path / "shift.csv").write_bytes(b"hour,tonnes\n7,912\n")
+    assert f'"{AUTHORITY}", "{SITE}", "truck-0042"' in page and page.count('"gateway:7443"') == 1
+    (tmp_path / "page.py").write_text(page.replace("gateway:7443", site.address))
+
+    succeed(sys.executable, "page.py", cwd=tmp_path)
+
+    site.decryptor.until("delivers both", lambda: len(site.delivered("truck-0042")) == 2)
+    delivered = {record["stream"]: record["data"] for record in site.delivered("truck-0042")}
+    assert delivered == {"can": b"\x01\x02", "files": b"hour,tonnes\n7,912\n"}
+
+
+def test_records_of_one_session_cost_one_call_to_kms_and_are_proven_to_be_all(site, tmp_path):
+    before = site.decryptor.metric("pithead_kms_decrypt_calls_total")
+    folder = enrolled(tmp_path / "device", site.authority, "python-10")
+    with PythonDevice(folder) as device, client_of(site, "python-10") as client:
+        assert refresh(device, client) and not refresh(device, client)
+        for number in range(2_500):
+            device.record("can", b"load %d" % number, "tonnes", at_us=1_790_000_000_000_000 + number)
+        device.heartbeat()
+        done = deliver(device, client)
+        assert [accepted.durability for _, accepted in done.accepted] == ["DISK"] * 4 and not done.newer_statement
+        assert device.waiting() == []
+
+    site.decryptor.until("delivers them", lambda: len(site.delivered("python-10")) == 2_500)
+    records = site.delivered("python-10")
+    assert [record["data"] for record in records] == [b"load %d" % number for number in range(2_500)]
+    assert site.decryptor.metric("pithead_kms_decrypt_calls_total") == before + 1
+    line, _ = site.decryptor.until("has the heartbeat", lambda: complete(site, "python-10", envelopes=4))
+    assert line["MISSING"] == "0"
+    # The heartbeat rides in number 4 and speaks of what was there before it.
+    assert line["PROVEN TO"].endswith("/3")
+
+
+def books(site, device):
+    """What the decryptor's books say of a device's streams, by column. That nothing is missing without a reason, it demands."""
+    command = program("pithead-decryptor"), "verify", "-c", site.folder / "decryptor.toml", "--device", device
+    columns, *rows = (re.split(r"  +", line) for line in succeed(*command).decode().splitlines())
+    return [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)], rows
+
+
+def complete(site, device, envelopes):
+    """The books, once they have so many envelopes of the device's one stream."""
+    [line], rows = books(site, device)
+    return (line, rows) if line["ENVELOPES"] == str(envelopes) else None
+
+
+def test_what_a_disk_has_damaged_is_declared_and_is_no_hole(site, tmp_path):
+    folder = enrolled(tmp_path / "device", site.authority, "python-11")
+    with PythonDevice(folder) as device, client_of(site, "python-11") as client:
+        refresh(device, client)
+        for text in (b"first", b"lost", b"last"):
+            device.record("can", text), device.flush()
+        [path] = (folder / "outbox").glob("can-*-2-*.envelope")
+        run_before = path.name.split("-")[1]
+        path.write_bytes(path.read_bytes()[:-1])
+        assert len(deliver(device, client).accepted) == 2
+        device.heartbeat()
+        assert len(deliver(device, client).accepted) == 1
+
+    site.decryptor.until("delivers them", lambda: len(site.delivered("python-11")) == 2)
+    assert [record["data"] for record in site.delivered("python-11")] == [b"first", b"last"]
+    line, rows = site.decryptor.until("has the heartbeat", lambda: complete(site, "python-11", envelopes=3))
+    # Up to number 3 it is proven: number 2 was declared, and its hole has its reason.
+    assert (line["MISSING"], line["PROVEN TO"]) == ("0", f"{run_before}/3")
+    assert ["", "declared", f"{run_before}/2"] in rows
+
+
+def test_a_signed_session_is_known_to_the_cloud_by_the_devices_key(site, tmp_path):
+    (tmp_path / "payload").write_bytes(b"signed")
+    folder = enrolled(tmp_path / "device", site.authority, "python-12")
+    _, key = site.device("python-12")
+    (tmp_path / "device.pub").write_bytes(succeed(sys.executable, "-m", "pithead_device", "public-key", "--key", key))
+    decryptor = program("pithead-decryptor"), "device"
+    config = "-c", site.folder / "decryptor.toml"
+    succeed(*decryptor, "add", f"{SITE}/python-12", "--key", tmp_path / "device.pub", "--required", *config)
+    site.decryptor.until("has read the registry", lambda: site.decryptor.metric("pithead_decryptor_device_keys") == 1)
+
+    # The certificate's key is drawn anew by every call of site.device: this one is kept.
+    certificate = key.with_suffix(".pem")
+    options = {"--dir": folder, "--gateway": site.address, "--ca": site.ca.path, "--cert": certificate, "--key": key}
+    finished = run(*command_of_the_docstring("submit", options | {"FILE": tmp_path / "payload"}), "--sign")
+
+    assert finished.returncode == 0, finished.stderr.decode()
+    [record] = site.decryptor.until("delivers it", lambda: site.delivered("python-12"))
+    assert (record["data"], record["verdict"], record["assurance"]) == (b"signed", "signed", "signed"), record
+    assert record["kid"] == SigningKey.from_pem(key.read_bytes()).kid.hex()
 
 
 def test_other_bytes_under_a_used_identity_are_refused_and_the_first_stay(site, kms):
@@ -179,28 +280,52 @@ def test_without_a_certificate_of_the_sites_ca_nobody_is_answered(site):
             assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
 
 
-def test_the_example_seals_nothing_when_the_gateway_serves_another_key(site, kms, tmp_path):
+def test_the_package_seals_nothing_when_another_authority_has_signed_the_key(site, tmp_path):
     (tmp_path / "payload").write_bytes(b"never to be seen")
     with Connection(site, "python-6") as device:
         context = stock.context(SITE, "python-6", stock.new_run())
-        device.submit(stock.seal(kms.client, kms.key(4096), b"so that there is a number to compare", context))
+        device.submit(stock.seal(site.kms.client, site.kms.key(4096), b"so that there is a number to compare", context))
     before = site.gateway.metric("pithead_ingest_envelopes_total")
+    # Of the same name, and with keys of its own: so a stolen gateway would have it.
+    other = Authority(tmp_path / "authority")
+    folder = enrolled(tmp_path / "device", other, "python-6")
 
-    finished = run_example(site, tmp_path / "payload", "python-6", kms.key(4096).arn, kms.key(2048).fingerprint)
+    finished = run_submit(site, folder, tmp_path / "payload", "python-6")
 
     assert finished.returncode == 1
-    assert "do not seal" in finished.stderr.decode()
+    assert "TRUST_THRESHOLD" in finished.stderr.decode() and "NO_KEY" in finished.stderr.decode()
+    assert not list((folder / "outbox").iterdir())
     assert site.gateway.metric("pithead_ingest_envelopes_total") == before > 0
 
 
-def test_the_example_shows_the_reason_of_a_refusal(site, kms, tmp_path):
+def test_the_package_keeps_aside_what_is_refused_with_its_reason(site, tmp_path):
     (tmp_path / "payload").write_bytes(b"never to be seen")
-    key = kms.key(4096)
+    folder = enrolled(tmp_path / "device", site.authority, "python-8")
 
-    finished = run_example(site, tmp_path / "payload", "python-8", key.arn, key.fingerprint, certificate_of="python-7")
+    finished = run_submit(site, folder, tmp_path / "payload", "python-7")
 
     assert finished.returncode == 1
-    assert finished.stderr.decode().startswith("PERMISSION_DENIED: ")
+    assert "DEVICE_MISMATCH (PH-2105)" in finished.stderr.decode()
+    [why] = (folder / "outbox" / "refused").glob("*.json")
+    assert json.loads(why.read_text())["reason"] == "DEVICE_MISMATCH"
+
+
+def test_what_the_package_sealed_while_the_gateway_was_away_waits_for_it(site, tmp_path):
+    (tmp_path / "payload").write_bytes(b"kept")
+    folder = tmp_path / "device"
+    enroll(folder, AUTHORITY, SITE, "python-13", site.authority.root.read_bytes())
+    with PythonDevice(folder) as device, client_of(site, "python-13") as client:
+        refresh(device, client)
+    certificate, key = site.device("python-13")
+    options = {"--dir": folder, "--ca": site.ca.path, "--cert": certificate, "--key": key}
+
+    away = run(*command_of_the_docstring("submit", options | {"--gateway": "127.0.0.1:9", "FILE": tmp_path / "payload"}))
+    assert (away.returncode, b"PEER_UNREACHABLE" in away.stderr) == (75, True), away.stderr
+    assert not site.delivered("python-13")
+
+    succeed(*command_of_the_docstring("deliver", options | {"--gateway": site.address}))
+    [record] = site.decryptor.until("delivers it", lambda: site.delivered("python-13"))
+    assert record["data"] == b"kept"
 
 
 def test_our_own_device_is_at_home_under_the_same_certificates(site, tmp_path):
