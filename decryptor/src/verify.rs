@@ -387,6 +387,27 @@ mod tests {
         Said { gaps: Vec::new(), previous, heartbeat: Vec::new() }
     }
 
+    /// Numbers that a batch declares: run, first, last, and why.
+    fn gone(gaps: &[(u64, u64, u64, u32)]) -> Vec<SaidGap> {
+        let gap = |&(run, from, to, reason)| SaidGap { stream: "can".into(), run, from, to, reason };
+        gaps.iter().map(gap).collect()
+    }
+
+    const POLICY: u32 = 1;
+    const DAMAGED: u32 = 2;
+
+    /// What `verify` answers 0 for, and says so; and the same when the books come out of a checkpoint.
+    fn assert_proof(registry: &Registry) -> Report {
+        let mut again = Registry::default();
+        again.replay(Replay::Checkpoint(Box::new(registry.checkpoint())));
+        let report = Report::of(registry, &Filter::default());
+        assert_eq!(report.as_text(), Report::of(&again, &Filter::default()).as_text());
+        assert!(report.is_proof(), "{}", report.as_text());
+        assert!(report.as_text().ends_with("no unexplained hole\n"), "{}", report.as_text());
+        assert_eq!(report.as_json()["missing"], 0);
+        report
+    }
+
     fn holes(registry: &Registry) -> Vec<(u64, u64, u64)> {
         let report = Report::of(registry, &Filter::default());
         let runs = report.streams.iter().flat_map(|stream| &stream.runs);
@@ -438,5 +459,111 @@ mod tests {
         assert_eq!(report.streams[0].runs_without_an_end(), 1, "nobody has told where run 8 ended");
         let device = Some(DeviceId::new("somebody-else").unwrap());
         assert_eq!(Report::of(&registry, &Filter { device, ..Filter::default() }).streams.len(), 0);
+    }
+
+    #[test]
+    fn what_a_policy_dropped_in_several_runs_is_no_hole_in_any_of_them() {
+        let mut registry = Registry::default();
+        apply(&mut registry, 7, 1, None);
+        apply(&mut registry, 7, 2, Some(beat(7, 6)));
+        assert_eq!(holes(&registry), [(7, 3, 6)], "told of, and nobody has explained it yet");
+        let said = Said { gaps: gone(&[(7, 3, 6, POLICY)]), ..after(7, 6) };
+        apply(&mut registry, 8, 1, Some(said));
+        // The later run speaks for both, and a number of its own that is above all that is here.
+        apply(&mut registry, 8, 4, Some(Said { gaps: gone(&[(8, 2, 3, POLICY)]), ..beat(8, 4) }));
+        let said = Said { gaps: gone(&[(8, 5, 9, POLICY), (9, 2, 2, POLICY)]), ..after(8, 9) };
+        apply(&mut registry, 9, 1, Some(said));
+        apply(&mut registry, 9, 3, Some(beat(9, 3)));
+        let report = assert_proof(&registry);
+        let runs = &report.streams[0].runs;
+        let dropped: Vec<u64> = runs.iter().map(RunReport::dropped_by_policy).collect();
+        assert_eq!((dropped, report.streams[0].runs_without_an_end()), (vec![4, 7, 1], 0));
+        assert_eq!(runs[1].to, 9, "what was dropped off the end of a run is of the run");
+    }
+
+    #[test]
+    fn a_run_whose_first_batch_was_dropped_leaves_no_hole_and_the_end_before_it_untold() {
+        let mut registry = Registry::default();
+        apply(&mut registry, 7, 1, None);
+        // Number 1 of run 8 said where run 7 had ended, and was dropped.
+        apply(&mut registry, 8, 2, Some(Said { gaps: gone(&[(8, 1, 1, POLICY)]), ..beat(8, 2) }));
+        let report = assert_proof(&registry);
+        assert_eq!(report.streams[0].runs_without_an_end(), 1);
+        assert!(report.as_text().contains("1 earlier runs without a told end"), "{}", report.as_text());
+        // A device that says it again beside the gap has lost nothing by it: it counts in any batch of the run.
+        apply(&mut registry, 8, 3, Some(after(7, 1)));
+        let report = assert_proof(&registry);
+        assert_eq!(report.streams[0].runs_without_an_end(), 0);
+        apply(&mut registry, 8, 4, Some(after(7, 2)));
+        assert_eq!(holes(&registry), [(7, 2, 2)]);
+    }
+
+    #[test]
+    fn a_run_that_was_dropped_whole_is_explained_whole() {
+        let mut registry = Registry::default();
+        apply(&mut registry, 7, 1, None);
+        // Run 8 named run 7 as the one before. Nothing of it came.
+        let said = Said { gaps: gone(&[(7, 2, 3, POLICY), (8, 1, 4, POLICY)]), ..after(8, 4) };
+        apply(&mut registry, 9, 1, Some(said));
+        let report = assert_proof(&registry);
+        let runs: Vec<_> = report.streams[0].runs.iter().map(|run| (run.run.get(), run.to)).collect();
+        assert_eq!(runs, [(7, 3), (8, 4), (9, 1)]);
+        // One number more than was declared is a hole, also of a run of which nothing is here.
+        apply(&mut registry, 9, 2, Some(after(8, 5)));
+        assert_eq!(holes(&registry), [(8, 5, 5)]);
+    }
+
+    #[test]
+    fn a_device_that_restarted_fifty_times_and_explained_each_time_what_it_dropped_has_lost_nothing() {
+        const RUNS: u64 = 50;
+        let mut registry = Registry::default();
+        for run in 1..=RUNS {
+            // Of each run one batch was sent and two were dropped, which the next run says; every fifth run was dropped whole.
+            let whole = |run: u64| run.is_multiple_of(5);
+            if whole(run) {
+                continue;
+            }
+            let mut gaps = Vec::new();
+            if run > 1 {
+                gaps.push((run - 1, if whole(run - 1) { 1 } else { 2 }, 3, POLICY));
+            }
+            if run > 2 && whole(run - 1) {
+                gaps.push((run - 2, 2, 3, POLICY));
+            }
+            apply(
+                &mut registry,
+                run,
+                1,
+                Some(Said { gaps: gone(&gaps), ..after(run - 1, 3 * run.min(2) - 3) }),
+            );
+        }
+        // The last run was one of those that were dropped; it is as if it never was until somebody names it.
+        let report = assert_proof(&registry);
+        assert_eq!(report.streams[0].runs.len(), RUNS as usize - 1);
+        let dropped: u64 = report.streams[0].runs.iter().map(RunReport::dropped_by_policy).sum();
+        // 39 runs with two each (the 49th says nothing of itself yet), 9 with three.
+        assert_eq!(dropped, 39 * 2 + 9 * 3);
+        let last = Said { gaps: gone(&[(49, 2, 3, POLICY), (50, 1, 3, POLICY)]), ..after(50, 3) };
+        apply(&mut registry, 51, 1, Some(last));
+        let report = assert_proof(&registry);
+        assert_eq!(report.streams[0].runs.len(), RUNS as usize + 1);
+        assert_eq!(report.as_text().matches("declared").count(), RUNS as usize);
+    }
+
+    #[test]
+    fn what_is_declared_again_counts_once_and_damage_does_not_pass_for_policy() {
+        let mut registry = Registry::default();
+        apply(&mut registry, 7, 1, Some(beat(7, 9)));
+        let first = Said { gaps: gone(&[(7, 2, 3, POLICY), (7, 4, 8, DAMAGED)]), ..Said::default() };
+        apply(&mut registry, 7, 9, Some(first));
+        // Killed before it knew that it had said so: the next run says it again, and the damage by another name.
+        let again = Said { gaps: gone(&[(7, 2, 3, POLICY), (7, 4, 8, POLICY)]), ..after(7, 9) };
+        apply(&mut registry, 8, 1, Some(again));
+        let report = assert_proof(&registry);
+        assert_eq!(report.streams[0].runs[0].dropped_by_policy(), 2);
+        // What comes after all is here, and neither dropped nor declared.
+        apply(&mut registry, 7, 2, None);
+        let report = assert_proof(&registry);
+        assert_eq!(report.streams[0].runs[0].declared.count(), 6);
     }
 }

@@ -183,7 +183,7 @@ proptest! {
     }
 
     #[test]
-    fn a_stream_is_sealed_as_the_whole_is(len in prop::sample::select(vec![0usize, 1, 65_535, 65_536, 65_537, 131_072, 200_000]), chunk in 1usize..100_000) {
+    fn a_stream_is_sealed_as_the_whole_is(len in prop::sample::select(vec![0usize, 1, 65_535, 65_536, 65_537, 131_072, 200_000]), chunk in 1usize..150_000) {
         let text = plaintext(len);
         let whole = session(1).seal(seq(7), &text, CLOCK.boot, &mut Counter(50)).unwrap();
         prop_assert_eq!(session(1).sealed_len(len as u64), Some(whole.bytes().len() as u64));

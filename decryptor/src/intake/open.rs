@@ -290,9 +290,38 @@ impl<R: Read> Read for Hashing<R> {
 /// Uploads up to this size are opened in memory, like inline envelopes.
 pub const MEMORY_BYTES: u64 = 16 << 20;
 
+/// Whether an upload is opened in memory: by its size, and by what may come out of it. A batch always is; one that is too large is
+/// refused when its file is opened.
+pub fn fits_memory(is_batch: bool, compressed: bool, total: u64) -> bool {
+    let plain = if compressed { inflate::limit(is_batch, total) } else { total };
+    total <= MEMORY_BYTES && plain <= inflate::BATCH_LIMIT_BYTES
+}
+
 /// After a disk failed: time for somebody to look.
 const DISK_RETRY: Duration = Duration::from_secs(15);
 
 /// Sealed bytes that are opened where they are: some 50 us of work. Above, and for anything compressed, a blocking thread
 /// takes it.
 pub const INLINE_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_that_may_inflate_beyond_a_batch_is_opened_from_its_file() {
+        let (batch, file, packed, plain) = (true, false, true, false);
+        for (is_batch, compressed, total, fits) in [
+            (file, plain, MEMORY_BYTES, true),
+            (file, plain, MEMORY_BYTES + 1, false),
+            // 100 times 671,088 is just under 64 MiB.
+            (file, packed, 671_088, true),
+            (file, packed, 671_089, false),
+            (file, packed, u64::MAX, false),
+            (batch, packed, MEMORY_BYTES, true),
+            (batch, packed, MEMORY_BYTES + 1, false),
+        ] {
+            assert_eq!(fits_memory(is_batch, compressed, total), fits, "{is_batch} {compressed} {total}");
+        }
+    }
+}

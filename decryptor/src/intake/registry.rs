@@ -239,13 +239,18 @@ impl Registry {
         let line = line_of(identity, &gap.stream, gap.run);
         let (Some(line), Ok(from), Ok(to)) = (line, Seq::new(gap.from), Seq::new(gap.to)) else { return };
         let now = self.latest;
-        if !self.site(&identity.site).declare(&line, from, to, now) {
+        let lines = self.site(&identity.site);
+        let before = declared(lines, &line);
+        if !lines.declare(&line, from, to, now) {
             tracing::warn!(event = "gap.unnoted", %line, from = gap.from, to = gap.to, "no room to note a declared gap");
         }
+        // A device that was killed says again what it may not have said. The first word counts, or what was damaged would pass
+        // for what was dropped.
+        let added = declared(lines, &line).saturating_sub(before);
         if gap.reason == BY_POLICY
             && let Some(facts) = self.facts_spoken_of(&identity.site, &line)
         {
-            facts.dropped_by_policy = facts.dropped_by_policy.saturating_add(gap.to - gap.from + 1);
+            facts.dropped_by_policy = facts.dropped_by_policy.saturating_add(added);
         }
     }
 
@@ -364,6 +369,11 @@ impl Registry {
             self.facts.insert((identity.site.clone(), identity.line()), facts);
         }
     }
+}
+
+/// How many numbers of a line are declared, and not held.
+fn declared(lines: &Lines<Ticket>, line: &Line) -> u64 {
+    lines.view(line).map_or(0, |view| view.declared.count())
 }
 
 fn line_of(identity: &Identity, stream: &str, run: u64) -> Option<Line> {

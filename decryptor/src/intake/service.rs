@@ -1,7 +1,7 @@
 //! The pipeline as hop's receiving half sees it.
 
 use super::answer::{Again, Done};
-use super::open::{Large, MEMORY_BYTES, Parcel};
+use super::open::{Large, Parcel, fits_memory};
 use super::pipeline::{Offered, Pipeline};
 use crate::books::Books;
 use crate::metrics::{Metrics, Outcome as Counted, ReasonLabel};
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Whole uploads that are read into memory before the pipeline has counted them: 64 MiB at [`MEMORY_BYTES`] each.
+/// Whole uploads that are read into memory before the pipeline has counted them: 64 MiB at [`MEMORY_BYTES`](super::open::MEMORY_BYTES) each.
 const READ_AT_ONCE: usize = 4;
 
 /// What hop's server hands admitted envelopes to.
@@ -85,7 +85,8 @@ impl Front {
         let custody = custody(peer, file.hops());
         let standing = |arn| keys.standing(arn, profile.identity());
         let key_not_active = profile.edks().iter().any(|(arn, _)| standing(arn) == Standing::NotActive);
-        let (sealed, envelope_sha256, large) = if whole.total <= MEMORY_BYTES {
+        let (is_batch, compressed) = (profile.content_type().is_batch(), profile.encoding().is_some());
+        let (sealed, envelope_sha256, large) = if fits_memory(is_batch, compressed, whole.total) {
             let mut sealed = Vec::with_capacity(usize::try_from(whole.total).unwrap_or_default());
             file.read_to_end(&mut sealed)?;
             let sha256 = Sha256::digest(&sealed).into();

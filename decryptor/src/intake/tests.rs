@@ -9,6 +9,8 @@ use super::service::Front;
 use crate::aside::Area;
 use crate::authority::testing::{START, TestAuthority, TestKey, seal, session};
 use crate::books::Books;
+use crate::commands::authority::Output;
+use crate::commands::verify;
 use crate::devices::{Barred, Devices, Origin, Watch};
 use crate::kms::{KmsError, KmsFault};
 use crate::ledger::record::Checkpoint;
@@ -20,6 +22,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use pithead_hop::identity::{Assurance, GatewayName, Peer, PeerId, Role};
 use pithead_hop::ingest::{Intake as _, Outcome, Pending, UploadLimits, UploadStore, admit};
+use pithead_hop::program::ExitCode;
 use pithead_hop::status::Refusal;
 use pithead_proto::batch::v1 as wire;
 use pithead_proto::errors::v1::ErrorReason;
@@ -471,10 +474,13 @@ async fn a_content_that_does_not_keep_its_word_is_poison() {
     let mut packed = world.batches(Some(Encoding::Zstd));
     let bomb = zstd::encode_all(&vec![0_u8; 70 << 20][..], 3).unwrap();
     let good = zstd::encode_all(&batch(2).encode_to_vec()[..], 3).unwrap();
+    // Three bytes behind a header that asks for a window of 1 GiB.
+    let wide = b"\x28\xb5\x2f\xfd\x80\xa0\x03\0\0\0\x19\0\0abc";
     for (envelope, reason) in [
         (seal(&mut plain, 1, b"\xff\xff\xff"), Some(ErrorReason::ContentMalformed)),
         (seal(&mut packed, 2, b"not zstd"), Some(ErrorReason::ContentMalformed)),
         (seal(&mut packed, 3, &bomb), Some(ErrorReason::InflateLimit)),
+        (seal(&mut packed, 5, wide), Some(ErrorReason::ContentMalformed)),
         (seal(&mut packed, 4, &good), None),
     ] {
         match (rig.give(&envelope).await.unwrap(), reason) {
@@ -484,8 +490,40 @@ async fn a_content_that_does_not_keep_its_word_is_poison() {
         }
     }
     rig.stop().await;
+    assert_eq!(world.files("refused").len(), 4, "each of them is kept beside");
     let path = world.out().join("pit-7/truck-1/can/0000000000000007/00000000000000000004.batch.pb");
     assert_eq!(fs::read(path).unwrap(), batch(2).encode_to_vec(), "inflated");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verify_ends_with_0_where_the_device_has_said_what_it_dropped_and_with_1_where_it_has_not() {
+    let world = world().await;
+    let door = Door::of(&world);
+    let mut session = world.batches(None);
+    let data = world.dir.path().to_owned();
+    let verify = || {
+        let (config, data_dir) = (data.join("no.toml"), Some(data.clone()));
+        let (site, device, stream) = (None, None, None);
+        verify::run(verify::Args { config, data_dir, site, device, stream, output: Output::Json }).unwrap()
+    };
+    let gap = |run, from, to| {
+        let reason = wire::GapReason::DroppedByPolicy.into();
+        wire::Gap { stream: "can".into(), run, from, to, reason }
+    };
+    // Of run 6 nothing came: all of it was dropped, as were two numbers of this run.
+    let previous = Some(wire::Line { stream: "can".into(), run: 6, last_seq: 40 });
+    let heartbeat = vec![wire::Line { stream: "can".into(), run: 7, last_seq: 4 }];
+    let first = wire::Batch { previous, gaps: vec![gap(6, 1, 40)], ..batch(1) };
+    let fourth = wire::Batch { heartbeat, gaps: vec![gap(7, 2, 3)], ..batch(1) };
+    let rig = Rig::start(&world, &door, Kind::Folder);
+    for (seq, batch) in [(1, first), (4, fourth)] {
+        let envelope = seal(&mut session, seq, &batch.encode_to_vec());
+        assert_eq!(rig.give(&envelope).await.unwrap(), Outcome::Stored);
+    }
+    assert_eq!(verify(), ExitCode::OK);
+    assert_eq!(rig.give(&seal(&mut session, 6, &batch(1).encode_to_vec())).await.unwrap(), Outcome::Stored);
+    assert_eq!(verify(), ExitCode::FAILED, "nobody has said what became of 5");
+    rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

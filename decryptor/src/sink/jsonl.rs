@@ -9,6 +9,9 @@
 //! A large content is no line: it is a file below `<file>.large/`, and its line has `"file"`, relative to that folder, in
 //! place of `"data"`. The file has its name before the line is written.
 //!
+//! `"time_us"` is by the device's wall clock. Where a batch says where the device's monotonic clock stood, its lines have
+//! `"monotonic_us"` too: within a run it orders what a wall clock that was set has put out of order.
+//!
 //! `"verdict"` is what the session signature says: `signed`, `unsigned`, or `unknown-key` where nobody registered the key.
 //! `"kid"` names the key, which is proven only where the verdict is `signed`.
 //!
@@ -92,6 +95,8 @@ struct JsonLine<'a> {
     of: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     time_us: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    monotonic_us: Option<u64>,
     #[serde(skip_serializing_if = "str::is_empty")]
     name: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -227,6 +232,7 @@ fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, file: Option<&str>, skip:
         index: 0,
         of: 1,
         time_us: None,
+        monotonic_us: None,
         name: "",
         content_type: None,
         data: None,
@@ -256,6 +262,7 @@ fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, file: Option<&str>, skip:
     for (index, record) in (0_u32..).zip(&batch.records).skip(skip as usize) {
         line.index = index;
         line.time_us = Some(record.time_us);
+        line.monotonic_us = record.monotonic_us;
         line.name = &record.name;
         line.data = Some(Base64::encode_string(&record.data));
         serde_json::to_writer(&mut *out, &line)?;
@@ -326,7 +333,7 @@ impl Sink for JsonLinesSink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::testing::{batch, delivery};
+    use crate::sink::testing::{batch, batch_at, delivery};
     use std::fs;
 
     fn keys(path: &Path) -> Vec<(String, u64, u64)> {
@@ -369,6 +376,28 @@ mod tests {
             (line["verdict"].as_str(), line["kid"].as_str()),
             (Some("signed"), Some(&"5a".repeat(16)[..]))
         );
+    }
+
+    #[test]
+    fn a_record_has_its_monotonic_time_where_its_batch_says_it() {
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join("records.jsonl");
+        let mut sink = JsonLinesSink::open(&path, &[]).unwrap();
+        sink.commit(&[
+            batch("t", 1, 1),
+            batch_at("t", 2, 2, Some(700)),
+            delivery("t", 3, "text/csv", b"a,b"),
+        ])
+        .unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let times = text.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            (line["time_us"].as_i64(), line["monotonic_us"].as_u64())
+        });
+        let expected =
+            [(Some(1_010), None), (Some(1_010), Some(710)), (Some(1_020), Some(720)), (None, None)];
+        assert_eq!(times.collect::<Vec<_>>(), expected);
+        assert_eq!(text.matches("monotonic_us").count(), 2, "left out where it is not known");
     }
 
     #[test]

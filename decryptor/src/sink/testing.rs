@@ -30,10 +30,15 @@ pub(crate) fn delivery(device: &str, seq: u64, content_type: &str, plaintext: &'
 }
 
 pub(crate) fn batch(device: &str, seq: u64, records: u32) -> Delivery {
+    batch_at(device, seq, records, None)
+}
+
+pub(crate) fn batch_at(device: &str, seq: u64, records: u32, monotonic_us: Option<u64>) -> Delivery {
     use pithead_proto::batch::v1 as wire;
     let records =
         (0..records).map(|i| wire::Record { dt_us: 10, data: vec![i as u8; 3].into(), name: "n".into() });
-    let message = wire::Batch { base_us: 1_000, records: records.collect(), ..Default::default() };
+    let message =
+        wire::Batch { base_us: 1_000, monotonic_us, records: records.collect(), ..Default::default() };
     let plaintext = Bytes::from(message.encode_to_vec());
     Delivery {
         identity: identity(device, seq),

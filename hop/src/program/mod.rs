@@ -20,3 +20,11 @@ pub fn install_crypto() {
     // An error says that there is one already, and no crate here brings another than this one.
     let _ = rustls::crypto::CryptoProvider::install_default((*crate::tls::provider()).clone());
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_tls_brings_ciphers_envelopes_too() {
+        assert_eq!(pithead_sealing::envelope::AEAD, "aws-lc-rs");
+    }
+}

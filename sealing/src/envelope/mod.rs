@@ -31,6 +31,7 @@ pub mod dangerous;
 #[cfg(feature = "open")]
 pub mod open;
 
+pub use aead::AEAD;
 pub use context::{Context, ContextDigest, ContextError};
 pub use edk::{Edk, EdkHash, WrapError};
 pub use format_error::{EdkFault, FormatError, HeaderFault};

@@ -1,4 +1,4 @@
-//! Sealing: header, then frames, each ciphered where it lies.
+//! Sealing: header, then frames, each ciphered on its way to where it goes: no plaintext is copied.
 
 use super::aead::{MessageCipher, TAG_LEN};
 use super::context::Context;
@@ -89,10 +89,10 @@ fn append(
     let head_len = if is_final { FINAL_HEAD } else { REGULAR_HEAD };
     let head = FrameHead { number, is_final, content_len: content.len() as u32 };
     let start = out.len();
-    out.resize(start + head_len, 0);
-    head.write(&mut out[start..]);
-    out.extend_from_slice(content);
-    let tag = cipher.seal(&head.iv(), head.aad(message_id).as_bytes(), &mut out[start + head_len..]);
+    out.resize(start + head_len + content.len(), 0);
+    let (head_out, sealed) = out[start..].split_at_mut(head_len);
+    head.write(head_out);
+    let tag = cipher.seal_into(&head.iv(), head.aad(message_id).as_bytes(), content, sealed);
     out.extend_from_slice(&tag);
 }
 
@@ -117,12 +117,34 @@ impl FrameBuffer {
         self.filled += bytes;
     }
 
+    /// Bytes of content in a full frame.
+    pub(super) fn frame_length(&self) -> usize {
+        self.bytes.len() - TAG_LEN - FINAL_HEAD
+    }
+
     pub(super) fn is_full(&self) -> bool {
         FINAL_HEAD + self.filled + TAG_LEN == self.bytes.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.filled == 0
+    }
+
+    /// Seals as regular frame `number` what lies elsewhere, of exactly the frame length, through the empty buffer, and gives
+    /// the frame's bytes.
+    pub(super) fn seal_full(
+        &mut self,
+        cipher: &MessageCipher,
+        message_id: &MessageId,
+        number: u32,
+        content: &[u8],
+    ) -> &[u8] {
+        let head = FrameHead { number, is_final: false, content_len: content.len() as u32 };
+        let start = FINAL_HEAD - REGULAR_HEAD;
+        head.write(&mut self.bytes[start..FINAL_HEAD]);
+        let (sealed, tag) = self.bytes[FINAL_HEAD..].split_at_mut(content.len());
+        tag.copy_from_slice(&cipher.seal_into(&head.iv(), head.aad(message_id).as_bytes(), content, sealed));
+        &self.bytes[start..]
     }
 
     /// Seals the content as frame `number`, empties the buffer and gives the frame's bytes.

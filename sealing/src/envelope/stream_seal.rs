@@ -1,7 +1,8 @@
 //! Sealing in constant memory: two frame buffers, whatever the length.
 //!
 //! A frame is written once it is known whether it is the last: the second buffer is filled before the first is sealed,
-//! so that a plaintext which fills its frames exactly ends in a full final frame.
+//! so that a plaintext which fills its frames exactly ends in a full final frame. Of a piece that is longer than a frame, whole
+//! frames are sealed from where they lie, and only the rest is copied.
 //!
 //! A sealer is not resumed. What was sealed is sent again as the bytes it is; sealing again from some offset would use
 //! a nonce twice, and there is no way to ask for it.
@@ -73,6 +74,14 @@ impl StreamSealer {
     /// [`SealError::TooLong`] past 1 TiB; the envelope cannot be finished.
     pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<&[u8]>, SealError> {
         while !input.is_empty() {
+            if self.filling.is_empty() && input.len() > self.filling.frame_length() {
+                // More follows, so neither the frame aside nor the next one is the last.
+                return if self.held.is_empty() {
+                    self.seal_from(input).map(Some)
+                } else {
+                    Ok(Some(self.seal_held()))
+                };
+            }
             let spare = self.filling.spare();
             let (now, later) = input.split_at(spare.len().min(input.len()));
             spare[..now.len()].copy_from_slice(now);
@@ -130,8 +139,23 @@ impl StreamSealer {
 
     fn filled(&mut self, bytes: usize) -> Result<(), SealError> {
         self.filling.advance(bytes);
+        self.count(bytes)
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<(), SealError> {
         self.plaintext_len += bytes as u64;
         if self.plaintext_len > FILE_LEN_MAX { Err(SealError::TooLong) } else { Ok(()) }
+    }
+
+    /// Seals the frame at the front of `input` as a regular one; nothing else waits.
+    fn seal_from(&mut self, input: &mut &[u8]) -> Result<&[u8], SealError> {
+        let (content, later) = input.split_at(self.filling.frame_length());
+        *input = later;
+        self.count(content.len())?;
+        let frame = self.filling.seal_full(&self.cipher, &self.message_id, self.number, content);
+        self.number += 1;
+        self.sealed_len += frame.len() as u64;
+        Ok(frame)
     }
 
     /// Puts the full frame aside. True if another was aside already: that one is not the last and is sealed next,

@@ -12,6 +12,7 @@ mod kms_calls;
 mod latency;
 mod process;
 mod report;
+mod seal;
 mod site;
 mod spool;
 mod upload;
@@ -32,6 +33,8 @@ struct Arguments {
 enum Command {
     /// Durable appends by group size, beside raw writes and syncs of the same disk.
     Spool(spool::Arguments),
+    /// Sealing on one core, beside the AES-256-GCM of openssl.
+    Seal(seal::Arguments),
     /// Durable envelopes a second at the gateway, beside NATS JetStream, RabbitMQ and Redis at their most durable.
     Ingest(ingest::Arguments),
     /// Acknowledgements at 10, 50 and 90 % of the full rate.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         runtime.block_on(async {
             match arguments.command {
                 Command::Spool(arguments) => spool::measure(&arguments),
+                Command::Seal(arguments) => seal::measure(&arguments),
                 Command::Ingest(arguments) => ingest::measure(&arguments).await,
                 Command::Latency(arguments) => latency::measure(&arguments).await,
                 Command::Drain(arguments) => backlog::drain(&arguments).await,
