@@ -23,3 +23,4 @@ pub mod rehearsal;
 pub mod rogue;
 pub mod site;
 pub mod telemetry;
+pub mod vehicle;

@@ -4,6 +4,7 @@
 //! With `--json` a row is one object on one line: `name`, `value`, `unit`, `baseline`, `baseline_value`, `ratio`, then
 //! what it was measured on.
 
+mod air;
 mod backlog;
 mod disk;
 mod handshakes;
@@ -11,6 +12,7 @@ mod ingest;
 mod kms_calls;
 mod latency;
 mod process;
+mod record;
 mod report;
 mod seal;
 mod site;
@@ -49,6 +51,13 @@ enum Command {
     Memory(backlog::MemoryArguments),
     /// From kill -9 to ready with a large backlog, which then drains in order.
     Restart(backlog::RestartArguments),
+    /// What a record costs a vehicle: rate, processor, memory, and writes on its flash.
+    Record(record::Arguments),
+    /// The process that `record` measures.
+    #[command(hide = true)]
+    Vehicle(record::VehicleArguments),
+    /// Bytes that cross the radio for each byte recorded.
+    Air(air::Arguments),
     /// KMS Decrypt calls for many small records of several devices.
     KmsCalls(kms_calls::Arguments),
 }
@@ -68,6 +77,11 @@ fn main() -> ExitCode {
                 Command::Handshakes(arguments) => handshakes::measure(&arguments).await,
                 Command::Memory(arguments) => backlog::memory(&arguments).await,
                 Command::Restart(arguments) => backlog::restart(&arguments).await,
+                Command::Record(arguments) => record::measure(&arguments),
+                Command::Vehicle(arguments) => {
+                    tokio::task::spawn_blocking(move || record::vehicle(&arguments)).await?
+                }
+                Command::Air(arguments) => air::measure(&arguments).await,
                 Command::KmsCalls(arguments) => kms_calls::measure(&arguments).await,
             }
         })
