@@ -608,6 +608,9 @@ impl Worker {
         let (blocked, trouble) = match error {
             // What failed is appended again first, and its ticket rings.
             AppendError::Overtakes => return,
+            // The queue holds this stream's own, and each rings when it is written. Room would be waited for in vain: there may
+            // be none on the disk by then, and that is another answer.
+            AppendError::QueueFull { .. } if self.lanes[index].is_being_written() => return,
             AppendError::QueueFull { .. } => (room(), None),
             AppendError::Full { .. } if self.lanes[index].intake.options.when_full == WhenFull::Reject => {
                 (room(), Some(RecordError::Full))

@@ -18,7 +18,7 @@ fn small(name: &str) -> StreamOptions {
     records(name).budget_bytes(MIN_BUDGET_BYTES).batch(limits)
 }
 
-/// Records until the policy says no, and gives how many were taken.
+/// Records as fast as it can until the policy says no, and gives how many were taken.
 fn fill(client: &Client, name: &str) -> (u64, RecordError) {
     let stream = client.stream(name).unwrap();
     for taken in 0..1_000_000 {
