@@ -16,7 +16,7 @@ use pithead_tests::{
     binaries::{cargo, workspace},
     command::{self, Finished},
     program::free_address,
-    site::{SITE, Site, SiteOptions},
+    site::{SITE, SinkKind, Site, SiteOptions},
 };
 use tokio::io::AsyncWriteExt as _;
 
@@ -101,6 +101,11 @@ fn arguments(site: &Site, device: &str) -> Vec<String> {
     ]
 }
 
+/// A folder shows envelopes without records too: a heartbeat is no hole.
+fn options() -> SiteOptions {
+    SiteOptions { sink: SinkKind::Folder, ..SiteOptions::default() }
+}
+
 async fn run(program: &Path, arguments: &[String]) -> Finished {
     command::run(program, arguments, &[]).await.unwrap()
 }
@@ -110,7 +115,7 @@ async fn what_the_page_of_c_records_and_sends_arrives_once() {
     if !has("cc") {
         return;
     }
-    let mut site = Site::start(SiteOptions::default()).await.unwrap();
+    let mut site = Site::start(options()).await.unwrap();
     let program = site.folder().join("quick");
     compile("examples/quick.c", &program);
     // Larger than an envelope that goes in one piece: it is uploaded.
@@ -119,7 +124,7 @@ async fn what_the_page_of_c_records_and_sends_arrives_once() {
     fs::write(&log, &lines).unwrap();
 
     let mut arguments = arguments(&site, "truck-c");
-    arguments.push(text(&log));
+    arguments.extend([text(&site.authority.bundle(SITE)), text(&log)]);
     let finished = run(&program, &arguments).await.ok().unwrap();
     assert_eq!(finished.stdout, "recorded 1000, dropped 0, waiting 0\n", "{}", finished.stderr);
     assert_eq!(finished.stderr, "", "nothing is logged");
@@ -141,7 +146,7 @@ async fn a_process_with_the_default_signals_outlives_its_gateway_and_its_records
     if !has("cc") {
         return;
     }
-    let mut site = Site::start(SiteOptions::default()).await.unwrap();
+    let mut site = Site::start(options()).await.unwrap();
     let program = site.folder().join("steady");
     compile("tests/steady.c", &program);
     let mut running = command::start(&program, arguments(&site, "truck-c"), &[], true).unwrap();

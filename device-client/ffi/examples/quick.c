@@ -13,8 +13,8 @@ static void must(pithead_result result, const pithead_error *error) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 11) {
-        fprintf(stderr, "usage: %s FOLDER SITE DEVICE GATEWAY CA CERTIFICATE KEY AUTHORITY ROOT FILE\n", argv[0]);
+    if (argc != 12) {
+        fprintf(stderr, "usage: %s FOLDER SITE DEVICE GATEWAY CA CERTIFICATE KEY AUTHORITY ROOT BUNDLE FILE\n", argv[0]);
         return 2;
     }
     pithead_error error;
@@ -26,6 +26,7 @@ int main(int argc, char **argv) {
     must(pithead_options_ca_file(options, argv[5], &error), &error);
     must(pithead_options_certificate_files(options, argv[6], argv[7], &error), &error);
     must(pithead_options_anchor_file(options, argv[8], argv[9], &error), &error);
+    must(pithead_options_bundle_file(options, argv[10], &error), &error);
 
     /* What it sends: the newest readings matter most, and files go when nothing else has to. */
     must(pithead_options_records(options, "engine", &error), &error);
@@ -50,7 +51,7 @@ int main(int argc, char **argv) {
 
     /* A file is sealed on a thread of its own; whoever wants to know asks. */
     pithead_file *file;
-    must(pithead_send_file(logs, argv[10], "text/plain", "engine.log", &file, &error), &error);
+    must(pithead_send_file(logs, argv[11], "text/plain", "engine.log", &file, &error), &error);
     pithead_file_info info;
     do {
         nanosleep(&(struct timespec){.tv_nsec = 20 * 1000 * 1000}, NULL);

@@ -374,7 +374,8 @@ impl From<&FileError> for Failure {
             FileError::Full { needed, budget, .. } => (PITHEAD_OUTBOX_FULL, needed <= budget),
             FileError::Disk(error) if error.kind() == io::ErrorKind::StorageFull => (PITHEAD_DISK_FULL, true),
             FileError::Disk(_) => (PITHEAD_DISK_FAILED, true),
-            FileError::Seal(error) => (seal_reason(error) as i32, false),
+            // A key may come from the gateway.
+            FileError::Seal(error) => (seal_reason(error) as i32, matches!(error, SealError::Key(_))),
             FileError::Busy => (PITHEAD_BUSY, true),
             FileError::Closed => (PITHEAD_CLOSED, false),
             _ => (PITHEAD_INTERNAL, false),

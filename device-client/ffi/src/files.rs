@@ -64,7 +64,7 @@ pub unsafe extern "C" fn pithead_files_free(files: *mut pithead_files) {
 ///
 /// `content_type` is its media type, at most 64 bytes; NULL is application/octet-stream. `name` is its name, without any folder;
 /// NULL is none. Both stand in clear text beside the sealed bytes. PITHEAD_BUSY while 16 files wait to be sealed; that the file
-/// cannot be read or does not fit is said by its state.
+/// cannot be read or does not fit, or that there is no key yet, is said by its state: send it again when that has changed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pithead_send_file(
     files: *const pithead_files,

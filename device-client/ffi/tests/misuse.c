@@ -168,15 +168,15 @@ int main(int argc, char **argv) {
 
     /* The budget runs out: records are refused, and what is kept stays. */
     pithead_result result = PITHEAD_OK;
-    unsigned long taken = 0, tries = 0;
-    while (result != PITHEAD_OUTBOX_FULL && tries++ < 10 * 1000 * 1000) {
+    unsigned long taken = 0;
+    while (result == PITHEAD_OK && taken < 100000) {
         result = pithead_record(can, DATA, sizeof DATA, &error);
         if (result == PITHEAD_OK) taken++;
-        else if (result == PITHEAD_BUSY) pithead_sync(client, 1000, NULL);
-        else if (result != PITHEAD_OUTBOX_FULL) break;
+        /* Not faster than the disk. */
+        pithead_sync(client, 1000, NULL);
     }
     CHECK(result == PITHEAD_OUTBOX_FULL && error.code == PITHEAD_OUTBOX_FULL && error.retryable);
-    CHECK(taken > 500);
+    CHECK(taken > 100);
     EXPECT(PITHEAD_OUTBOX_FULL, pithead_sync(client, 50, &error));
     EXPECT(PITHEAD_OK, pithead_stream_status(client, "can", &stream, sizeof stream, &error));
     CHECK(stream.recorded == taken + 2 && stream.refused >= 1 && stream.trouble == PITHEAD_OUTBOX_FULL);
