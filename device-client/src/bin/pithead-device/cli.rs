@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     enroll, key, outbox,
     output::{Output, print_text},
-    seal, send, upload,
+    seal, send, status, upload,
 };
 
 /// A device: verifies keys, seals, keeps what it sealed, and sends it to the gateway.
@@ -60,6 +60,8 @@ enum Command {
     Send(SendArgs),
     /// Sends a file that `seal` has made, of any size; cut off, the same command goes on where it was.
     Upload(UploadArgs),
+    /// How the device stands: keys, certificates, what waits, what was refused. Asks nobody, and disturbs no client that runs.
+    Status,
     /// What waits to be sent.
     #[command(subcommand)]
     Outbox(OutboxCommand),
@@ -200,9 +202,12 @@ pub(crate) struct SendArgs {
     /// What a file is; lines travel as batches.
     #[arg(long, default_value = "application/octet-stream", value_parser = ContentType::new)]
     pub(crate) content_type: ContentType,
-    /// How long a record may wait for others to share its seal.
-    #[arg(long, default_value = "200ms")]
-    pub(crate) linger: units::Duration,
+    /// How long a record may wait for others to share its seal, whatever the stream's section says; 200ms if neither says.
+    #[arg(long)]
+    pub(crate) linger: Option<units::Duration>,
+    /// Compresses with zstd before sealing, whatever the stream's section says.
+    #[arg(long)]
+    pub(crate) compress: bool,
     /// How long to wait for the gateway once everything is in the outbox; what it does not have by then stays there.
     #[arg(long, default_value = "60s")]
     pub(crate) timeout: units::Duration,
@@ -219,8 +224,16 @@ pub(crate) struct UploadArgs {
 
 #[derive(Debug, Subcommand)]
 enum OutboxCommand {
-    /// How much waits, and the room there is.
+    /// How much waits, stream by stream, and the room there is.
     Stat,
+    /// Reads every byte: checksums, and the structure of each envelope. Ends with 1 if something is damaged.
+    Verify,
+    /// Sends what waits until nothing does, and records nothing.
+    Drain {
+        /// How long to try; for ever if it is not given.
+        #[arg(long)]
+        timeout: Option<units::Duration>,
+    },
 }
 
 pub(crate) fn main() -> process::ExitCode {
@@ -259,7 +272,13 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
         Command::Seal(arguments) => seal::run(&cli.config, arguments, cli.output),
         Command::Send(arguments) => in_runtime(send::run(&cli.config, arguments, cli.output)),
         Command::Upload(arguments) => in_runtime(upload::run(&cli.config, arguments, cli.output)),
+        Command::Status => status::run(&cli.config, cli.output),
         Command::Outbox(OutboxCommand::Stat) => outbox::stat(&cli.config, cli.output),
+        Command::Outbox(OutboxCommand::Verify) => outbox::verify(&cli.config, cli.output),
+        Command::Outbox(OutboxCommand::Drain { timeout }) => {
+            let limit = timeout.map(units::Duration::get);
+            in_runtime(outbox::drain(&cli.config, limit, cli.output))
+        }
         Command::Explain { code } => {
             print_text(&explain::answer(code.as_deref())?);
             Ok(ExitCode::OK)

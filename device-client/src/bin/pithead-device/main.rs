@@ -2,14 +2,17 @@
 
 mod cli;
 mod config;
+mod delivery;
 mod enroll;
 mod failure;
 mod key;
+mod moment;
 mod outbox;
 mod output;
 mod seal;
 mod send;
 mod signer;
+mod status;
 mod upload;
 
 use std::process::ExitCode;
