@@ -2,7 +2,7 @@
 
 use std::{fmt, io::BufRead, path::PathBuf, process, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use pithead_hop::{
     connect::Endpoint,
     program::{self, ExitCode, ProgramError, explain, log, units},
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     enroll, key, outbox,
     output::{Output, print_text},
-    seal, send, status, upload,
+    seal, send, status, upload, watch,
 };
 
 /// A device: verifies keys, seals, keeps what it sealed, and sends it to the gateway.
@@ -60,6 +60,8 @@ enum Command {
     Send(SendArgs),
     /// Sends a file that `seal` has made, of any size; cut off, the same command goes on where it was.
     Upload(UploadArgs),
+    /// Sends each file that appears in a folder, until it is told to stop (SIGTERM, SIGINT).
+    Watch(WatchArgs),
     /// How the device stands: keys, certificates, what waits, what was refused. Asks nobody, and disturbs no client that runs.
     Status,
     /// What waits to be sent.
@@ -213,6 +215,35 @@ pub(crate) struct SendArgs {
     pub(crate) timeout: units::Duration,
 }
 
+/// What becomes of a file that was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum After {
+    /// It stays, and is remembered.
+    Keep,
+    /// It is removed.
+    Delete,
+    /// It goes to DIR/sent.
+    Move,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// The folder. Names that begin with a dot or end with .part are left alone, and so are folders in it.
+    pub(crate) dir: PathBuf,
+    /// The stream.
+    #[arg(long, default_value = "files")]
+    pub(crate) stream: StreamName,
+    /// What the files are.
+    #[arg(long, default_value = "application/octet-stream", value_parser = ContentType::new)]
+    pub(crate) content_type: ContentType,
+    /// A file that did not change for so long is whole. One that is renamed into the folder need not wait.
+    #[arg(long, default_value = "2s")]
+    pub(crate) settle: units::Duration,
+    /// What becomes of a file once it is sealed and durable in the outbox.
+    #[arg(long, value_enum, default_value_t = After::Move)]
+    pub(crate) after: After,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct UploadArgs {
     /// The sealed envelope.
@@ -272,6 +303,7 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
         Command::Seal(arguments) => seal::run(&cli.config, arguments, cli.output),
         Command::Send(arguments) => in_runtime(send::run(&cli.config, arguments, cli.output)),
         Command::Upload(arguments) => in_runtime(upload::run(&cli.config, arguments, cli.output)),
+        Command::Watch(arguments) => in_runtime(watch::run(&cli.config, arguments, cli.output)),
         Command::Status => status::run(&cli.config, cli.output),
         Command::Outbox(OutboxCommand::Stat) => outbox::stat(&cli.config, cli.output),
         Command::Outbox(OutboxCommand::Verify) => outbox::verify(&cli.config, cli.output),

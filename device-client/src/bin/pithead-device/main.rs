@@ -14,6 +14,7 @@ mod send;
 mod signer;
 mod status;
 mod upload;
+mod watch;
 
 use std::process::ExitCode;
 
