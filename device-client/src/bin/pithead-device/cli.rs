@@ -15,7 +15,7 @@ use pithead_sealing::{
 use zeroize::Zeroizing;
 
 use crate::{
-    enroll, key, outbox,
+    enroll, key, netcheck, outbox,
     output::{Output, print_text},
     seal, send, status, upload, watch,
 };
@@ -64,6 +64,12 @@ enum Command {
     Watch(WatchArgs),
     /// How the device stands: keys, certificates, what waits, what was refused. Asks nobody, and disturbs no client that runs.
     Status,
+    /// Whether each gateway can be reached, trusts us, is trusted, and takes envelopes; and if not, what to do. Ends with 69 or 77.
+    Netcheck {
+        /// How long each step may take.
+        #[arg(long, default_value = "5s")]
+        timeout: units::Duration,
+    },
     /// What waits to be sent.
     #[command(subcommand)]
     Outbox(OutboxCommand),
@@ -305,6 +311,7 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
         Command::Upload(arguments) => in_runtime(upload::run(&cli.config, arguments, cli.output)),
         Command::Watch(arguments) => in_runtime(watch::run(&cli.config, arguments, cli.output)),
         Command::Status => status::run(&cli.config, cli.output),
+        Command::Netcheck { timeout } => in_runtime(netcheck::run(&cli.config, timeout.get(), cli.output)),
         Command::Outbox(OutboxCommand::Stat) => outbox::stat(&cli.config, cli.output),
         Command::Outbox(OutboxCommand::Verify) => outbox::verify(&cli.config, cli.output),
         Command::Outbox(OutboxCommand::Drain { timeout }) => {

@@ -7,6 +7,7 @@ mod enroll;
 mod failure;
 mod key;
 mod moment;
+mod netcheck;
 mod outbox;
 mod output;
 mod seal;
