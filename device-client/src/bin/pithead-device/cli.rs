@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     enroll, key, netcheck, outbox,
     output::{Output, print_text},
-    seal, send, status, upload, watch,
+    seal, send, simulate, status, upload, watch,
 };
 
 /// A device: verifies keys, seals, keeps what it sealed, and sends it to the gateway.
@@ -73,6 +73,8 @@ enum Command {
     /// What waits to be sent.
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// A fleet out of this one process, over links that come and go: load for a gateway, and the books of every vehicle.
+    Simulate(Box<SimulateArgs>),
     /// What a code such as PH-1014 means and what to do about it; without one, all of them.
     Explain {
         /// PH-1014, 1014 or TRUST_ROLLBACK.
@@ -259,6 +261,74 @@ pub(crate) struct UploadArgs {
     pub(crate) timeout: Option<units::Duration>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// The vehicles' identities: a folder with one of `enroll` for each of them.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) devices: PathBuf,
+    /// How many of them drive; all if it is not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) vehicles: Option<u32>,
+    /// Where the vehicles' outboxes are, to go on with the next time; a temporary folder if it is not given.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Records a second of each vehicle.
+    #[arg(long, default_value_t = 10.0, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Bytes of a record, its name included.
+    #[arg(long, default_value = "100B")]
+    pub(crate) size: units::ByteSize,
+    /// Bytes of a file that each vehicle sends now and then.
+    #[arg(long, value_name = "SIZE", requires = "file_every")]
+    pub(crate) file_size: Option<units::ByteSize>,
+    /// How often it does.
+    #[arg(long, value_name = "TIME", requires = "file_size")]
+    pub(crate) file_every: Option<units::Duration>,
+    /// Where there is coverage and where not: lines such as `on 20s` and `off 60s jitter 30%`, driven through again and again.
+    /// Without it there is coverage everywhere.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) coverage: Option<PathBuf>,
+    /// How long they record. Clocks are real.
+    #[arg(long, default_value = "60s")]
+    pub(crate) duration: units::Duration,
+    /// How long a gateway has at the end, with coverage, to take what waits.
+    #[arg(long, default_value = "2min")]
+    pub(crate) drain: units::Duration,
+    /// Bytes on the disk of each vehicle's records.
+    #[arg(long, default_value = "4MiB")]
+    pub(crate) budget: units::ByteSize,
+    /// What happens when they are used up.
+    #[arg(long, value_enum, default_value_t = WhenFull::Reject)]
+    pub(crate) when_full: WhenFull,
+    /// Time between two writes of each vehicle's disk; at once if it is not given.
+    #[arg(long)]
+    pub(crate) sync: Option<units::Duration>,
+    /// How long a record may wait for others to share its seal.
+    #[arg(long, default_value = "200ms")]
+    pub(crate) linger: units::Duration,
+    /// Compresses with zstd before sealing.
+    #[arg(long)]
+    pub(crate) compress: bool,
+    /// Draws the same roads and shifts again; one of its own if it is not given.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+/// What a stream does whose budget is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WhenFull {
+    /// It takes no more.
+    Reject,
+    /// It gives up the oldest, and says so.
+    DropOldest,
+}
+
+/// Slower, a vehicle says nothing in a run; faster, one bus does not.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "a number of records a second".to_owned())?;
+    if (0.01..=100_000.0).contains(&rate) { Ok(rate) } else { Err("0.01 to 100000 records a second".into()) }
+}
+
 #[derive(Debug, Subcommand)]
 enum OutboxCommand {
     /// How much waits, stream by stream, and the room there is.
@@ -318,6 +388,7 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
             let limit = timeout.map(units::Duration::get);
             in_runtime(outbox::drain(&cli.config, limit, cli.output))
         }
+        Command::Simulate(arguments) => in_runtime(simulate::run(arguments, cli.output)),
         Command::Explain { code } => {
             print_text(&explain::answer(code.as_deref())?);
             Ok(ExitCode::OK)

@@ -13,6 +13,7 @@ mod output;
 mod seal;
 mod send;
 mod signer;
+mod simulate;
 mod status;
 mod upload;
 mod watch;

@@ -114,6 +114,17 @@ pub(crate) fn envelope_bar(what: &'static str) -> ProgressBar {
     bar.with_message(what)
 }
 
+/// A line on standard error that says that something goes on, drawn if that is a terminal; what is printed through it stands
+/// above.
+pub(crate) fn watch_bar() -> ProgressBar {
+    let bar = ProgressBar::no_length();
+    bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(2));
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
