@@ -69,8 +69,9 @@ pub(super) enum Command {
     EndFile { file: EndedFile, reply: oneshot::Sender<Identity> },
     /// Give up the oldest of a stream for a file of so many bytes.
     MakeRoom { stream: StreamName, bytes: u64, reply: oneshot::Sender<bool> },
-    /// Take no more, seal everything, say goodbye, and end. Answered when what could be written is durable.
-    Stop { reply: oneshot::Sender<()> },
+    /// Take no more, seal everything, say goodbye, and end. What the disk, its budget or a missing key holds up is waited for
+    /// until then, by the monotonic clock. Answered when what could be written is durable.
+    Stop { until: Duration, reply: oneshot::Sender<()> },
 }
 
 #[derive(Debug)]
@@ -137,7 +138,8 @@ pub(super) struct Worker {
     settling: Vec<Settling>,
     heartbeat_at: Duration,
     save_at: Duration,
-    stopping: bool,
+    /// Until when what is held up is waited for.
+    stopping: Option<Duration>,
     stopped: Vec<oneshot::Sender<()>>,
     /// The last batch has said goodbye already.
     said_goodbye: bool,
@@ -236,7 +238,7 @@ impl Worker {
             settling: Vec::new(),
             heartbeat_at: now + heartbeat_every,
             save_at: now + SAVE_EVERY,
-            stopping: false,
+            stopping: None,
             stopped: Vec::new(),
             said_goodbye: false,
         }
@@ -253,8 +255,11 @@ impl Worker {
                 next = next.min(self.work(index, now));
             }
             self.answer_settled();
-            if self.stopping && self.is_done() {
-                break;
+            if let Some(until) = self.stopping {
+                if self.is_done(now >= until) {
+                    break;
+                }
+                next = next.min(until.max(now + Duration::from_millis(1)));
             }
             self.bell.wait(Some(next.saturating_sub(DeviceClock::since_boot())));
         }
@@ -293,18 +298,19 @@ impl Worker {
                     let made = made.is_some_and(|log| self.give_up(&log, bytes));
                     let _ = reply.send(made);
                 }
-                Ok(Command::Stop { reply }) => {
+                Ok(Command::Stop { until, reply }) => {
                     self.stopped.push(reply);
-                    self.stop();
+                    self.stop(until);
                 }
-                Err(mpsc::TryRecvError::Disconnected) => return self.stop(),
+                Err(mpsc::TryRecvError::Disconnected) => return self.stop(Duration::ZERO),
                 Err(mpsc::TryRecvError::Empty) => return,
             }
         }
     }
 
-    fn stop(&mut self) {
-        self.stopping = true;
+    /// The earliest of those that were asked for counts.
+    fn stop(&mut self, until: Duration) {
+        self.stopping = Some(self.stopping.map_or(until, |before| before.min(until)));
         for lane in &mut self.lanes {
             lane.intake.close();
             lane.intake.close_batch();
@@ -422,7 +428,10 @@ impl Worker {
                     if let Some(reply) = durable.file {
                         let _ = reply.send(durable.identity);
                     }
-                    lane.intake.set_trouble(None);
+                    // What was on its way before the log refused says nothing of whether it takes again.
+                    if lane.blocked.is_none() {
+                        lane.intake.set_trouble(None);
+                    }
                 }
                 Poll::Ready(Err(error)) => {
                     // The rest of them failed with it, or would overtake it. All are written again, as they are.
@@ -487,8 +496,11 @@ impl Worker {
                 return;
             }
             // The very last batch says goodbye as well, once all that it speaks of is durable.
-            let last = self.stopping && *lane.log.stream() == self.heartbeat_stream && lane.intake.is_last();
-            if last && !self.is_all_but_done(index) {
+            let last = self.stopping.is_some()
+                && *lane.log.stream() == self.heartbeat_stream
+                && lane.intake.is_last();
+            let late = self.stopping.is_some_and(|until| until <= now);
+            if last && !self.is_all_but_done(index, late) {
                 return;
             }
             let lane = &self.lanes[index];
@@ -570,7 +582,7 @@ impl Worker {
         }
         if let Sync::Interval(interval) = lane.intake.options.sync {
             let due = lane.written_at + interval;
-            if now < due && lane.ahead_bytes < INTERVAL_BYTES && !self.stopping {
+            if now < due && lane.ahead_bytes < INTERVAL_BYTES && self.stopping.is_none() {
                 return due;
             }
         }
@@ -697,21 +709,15 @@ impl Worker {
         }
     }
 
-    /// Nothing is left to be sealed or written that could be.
-    fn is_done(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.has_nothing() || lane.is_blocked() || lane.held_back)
+    /// Nothing is left to be sealed or written; or nothing that could be, if it is `late`.
+    fn is_done(&self, late: bool) -> bool {
+        self.lanes.iter().all(|lane| lane.is_done(late))
     }
 
     /// The same for all but the last batch of a stream.
-    fn is_all_but_done(&self, but: usize) -> bool {
-        let lanes = self.lanes.iter().enumerate();
-        lanes.clone().all(|(index, lane)| {
-            if index == but {
-                lane.ahead.is_empty()
-            } else {
-                lane.has_nothing() || lane.is_blocked() || lane.held_back
-            }
-        })
+    fn is_all_but_done(&self, but: usize, late: bool) -> bool {
+        let mut lanes = self.lanes.iter().enumerate();
+        lanes.all(|(index, lane)| if index == but { lane.ahead.is_empty() } else { lane.is_done(late) })
     }
 
     /// The last heartbeat, and everything on disk. What cannot be written now is lost, and was never said to be kept.
@@ -749,6 +755,10 @@ impl Lane {
 
     fn has_nothing(&self) -> bool {
         self.ahead.is_empty() && self.intake.in_memory().0 == 0
+    }
+
+    fn is_done(&self, late: bool) -> bool {
+        self.has_nothing() || (late && (self.is_blocked() || self.held_back))
     }
 
     fn is_being_written(&self) -> bool {

@@ -80,6 +80,7 @@ fn who_asks_for_keys_beside_an_open_client_moves_nothing_under_it() {
         matches!(refused, KeysError::State(StateError::Moved { .. })),
         "it wrote its hours down: {refused}"
     );
+    drop(beside);
     let mut beside = Keys::open_in(&world.folder(), &world.trust.site, DeviceClock::start()).unwrap();
     beside.apply(&world.trust.bundle).unwrap();
     assert!(world.client(&[World::nowhere()]).open().is_err(), "and it is the one that writes now");
