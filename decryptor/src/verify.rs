@@ -387,9 +387,10 @@ fn ranges(set: &IntervalSet) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::record::{Applied, Said, SaidGap, SaidLine};
+    use crate::ledger::record::{Applied, Said, SaidGap, SaidLine, SetAside};
     use crate::ledger::{Entry, Replay};
     use crate::sink::testing::batch;
+    use pithead_proto::errors::v1::ErrorReason;
 
     /// Number `seq` of a run is applied, and its batch says this.
     fn apply(registry: &mut Registry, run: u64, seq: u64, said: Option<Said>) {
@@ -575,6 +576,35 @@ mod tests {
         apply(&mut registry, 7, hole, None);
         let report = assert_proof(&registry);
         assert_eq!(report.streams[0].runs[0].came(), CYCLES * 10 + 1);
+    }
+
+    #[test]
+    fn what_was_on_its_way_while_its_range_was_settled_is_counted_by_a_start_as_what_it_became() {
+        const CYCLES: u64 = 600;
+        let mut registry = Registry::default();
+        // The ledger has it in the order in which it ended: 1 and 2 were offered first, declared, and opened last.
+        for cycle in 1..=CYCLES {
+            let first = 4 * cycle;
+            let said = Said { gaps: gone(&[(7, first - 3, first - 1, POLICY)]), ..beat(7, first) };
+            apply(&mut registry, 7, first, Some(said));
+        }
+        apply(&mut registry, 7, 1, None);
+        let Some(mut who) = Applied::of(&batch("t", 2, 1), 100, false, None).who else {
+            panic!("it has a name")
+        };
+        who.run = 7;
+        let poison = SetAside {
+            who: Some(who),
+            reason: ErrorReason::ContentMalformed as i32,
+            kept: true,
+            ..SetAside::default()
+        };
+        registry.replay(Replay::Entry(Box::new(Entry::SetAside(poison))));
+        let report = assert_proof(&registry);
+        let run = &report.streams[0].runs[0];
+        assert!(run.settled > 0);
+        let counts = (run.came(), run.declared_in_all(), run.refused.count());
+        assert_eq!(counts, (CYCLES + 1, 3 * CYCLES - 2, 1));
     }
 
     #[test]
