@@ -389,12 +389,7 @@ async fn a_simulated_fleet_in_and_out_of_coverage_has_books_that_balance_at_both
     } else {
         (10, 10, 50, "# in sight of the mast, and behind the hill\non 2s\noff 1500ms jitter 30%\n")
     };
-    let options = SiteOptions {
-        // All of them come from one address.
-        gateway_lines: vec![("ingest.limits", "connections_per_ip = 1000".into())],
-        ..SiteOptions::default()
-    };
-    let mut site = Site::start(options).await.unwrap();
+    let mut site = Site::start(SiteOptions::default()).await.unwrap();
     for number in 0..vehicles {
         // As vehicles are put into service: with the keys to begin with.
         let bundle = site.authority.bundle(SITE).display().to_string();
