@@ -194,7 +194,7 @@ impl Sealer {
         let boot = DeviceClock::since_boot();
         let session = self.session(stream, content, run)?;
         let envelope = session.seal(seq, plaintext, boot, &mut KernelEntropy)?;
-        lock(&self.sequence).commit(stream, seq);
+        lock(&self.sequence).commit(stream, run, seq);
         Ok(envelope)
     }
 
@@ -250,7 +250,7 @@ impl Sealer {
 
     /// The file of that number was sealed.
     pub(crate) fn used(&mut self, identity: &Identity) {
-        lock(&self.sequence).commit(&identity.stream, identity.seq);
+        lock(&self.sequence).commit(&identity.stream, identity.run, identity.seq);
     }
 
     /// What the first batch of a run tells of the run before it.

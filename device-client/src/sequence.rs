@@ -123,8 +123,8 @@ impl Sequence {
     }
 
     /// An envelope was sealed under that number and is going to be kept: the number is used.
-    pub fn commit(&mut self, stream: &StreamName, seq: Seq) {
-        if let Some(standing) = self.streams.get_mut(stream) {
+    pub fn commit(&mut self, stream: &StreamName, run: Run, seq: Seq) {
+        if let Some(standing) = self.streams.get_mut(stream).filter(|standing| standing.run == run) {
             standing.given = standing.given.max(seq.get());
         }
     }
@@ -262,7 +262,7 @@ mod tests {
 
     fn take(sequence: &mut Sequence, name: &str) -> (Run, u64) {
         let (run, seq) = sequence.next(&stream(name)).expect("a number");
-        sequence.commit(&stream(name), seq);
+        sequence.commit(&stream(name), run, seq);
         sequence.held(&stream(name), run, seq);
         (run, seq.get())
     }
@@ -332,7 +332,7 @@ mod tests {
         let mut sequence = reopen(&folder);
         let (run, _) = take(&mut sequence, "can");
         let (_, second) = sequence.next(&stream("can")).unwrap();
-        sequence.commit(&stream("can"), second);
+        sequence.commit(&stream("can"), run, second);
         assert_eq!(sequence.marks().iter().map(|mark| mark.last_seq).collect::<Vec<_>>(), [1]);
         assert_eq!(sequence.marks_with_next(&stream("can")), sequence.marks(), "the one before is not held");
         sequence.save().unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pithead_sealing::{
-    names::{DeviceId, Identity, StreamName},
+    names::{DeviceId, Identity, Run, StreamName},
     trust::{Applied, Bundle},
 };
 
@@ -45,8 +45,8 @@ impl Desk {
     }
 
     /// A conflict was met on a stream. If it cannot be said now, the next conflict says it.
-    pub(crate) fn new_run(&self, stream: &StreamName) {
-        let _ = self.handle.try_send(Command::NewRun { stream: stream.clone() });
+    pub(crate) fn new_run(&self, stream: &StreamName, run: Run) {
+        let _ = self.handle.try_send(Command::NewRun { stream: stream.clone(), run });
     }
 
     /// How a file stands.

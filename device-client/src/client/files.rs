@@ -139,11 +139,11 @@ impl FileTicket {
         self.state.borrow().clone()
     }
 
-    /// Resolves when it stands otherwise than when this was asked last. Cancel safe, on any executor.
-    pub async fn changed(&mut self) -> FileState {
-        // The sender goes with the client, and the last state stands.
-        let _ = self.state.changed().await;
-        self.state.borrow_and_update().clone()
+    /// Resolves when it stands otherwise than when this was asked last; with nothing once the client is closed and the last
+    /// state stands. Cancel safe, on any executor.
+    pub async fn changed(&mut self) -> Option<FileState> {
+        self.state.changed().await.ok()?;
+        Some(self.state.borrow_and_update().clone())
     }
 
     /// Resolves when the file is sealed and survives a power cut: the source may go. Cancel safe.
@@ -245,7 +245,9 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn run(self) {
         while let Ok(Some(job)) = self.jobs.recv() {
-            match self.take(&job) {
+            let taken =
+                if self.closing.load(Ordering::Relaxed) { Err(FileError::Closed) } else { self.take(&job) };
+            match taken {
                 Ok(identity) => {
                     // It may have been delivered already.
                     job.told.send_if_modified(|state| {
@@ -277,7 +279,12 @@ impl Files {
             self.handle.ask(|reply| Command::BeginFile { stream: stream.clone(), content, reply })??;
         let identity = begun.identity.clone();
         lock(&self.watches).insert(identity.clone(), job.told.clone());
-        let kept = self.seal(begun, log, &mut source, room).and_then(|sealed| {
+        let sealed = self.seal(begun, log, &mut source, room);
+        if sealed.is_err() {
+            // A client that has ended needs no telling.
+            let _ = self.handle.send(Command::AbandonFile { stream: stream.clone() });
+        }
+        let kept = sealed.and_then(|sealed| {
             let file = EndedFile { identity: identity.clone(), payload_bytes: source.read, sealed };
             Ok(self.handle.ask(|reply| Command::EndFile { file, reply })?)
         });
@@ -305,15 +312,20 @@ impl Files {
         let budget = log.budget_bytes();
         let needed = length.saturating_add(length / 1_000).saturating_add(AROUND_BYTES);
         loop {
-            let held = log.files().bytes();
-            if needed <= budget.saturating_sub(held) {
+            // What has left needs no room, though it may lie here until its record is gone for good.
+            log.sweep();
+            let held = log.files().bytes().saturating_sub(log.leaving_bytes());
+            // The log beside the files has a place for the record, or for the whole of it if it is small.
+            let in_log = if needed <= inline_bytes(budget) { needed } else { AROUND_BYTES };
+            if needed <= budget.saturating_sub(held) && log.admits(in_log) {
                 return Ok(budget - held);
             }
             let full = FileError::Full { needed, held, budget };
             if job.intake.options.when_full == WhenFull::Reject || needed > budget {
                 return Err(full);
             }
-            let (stream, bytes) = (job.intake.options.name.clone(), needed - (budget - held.min(budget)));
+            let short = needed.saturating_sub(budget.saturating_sub(held)).max(in_log);
+            let (stream, bytes) = (job.intake.options.name.clone(), short);
             if !self.handle.ask(|reply| Command::MakeRoom { stream, bytes, reply })? {
                 return Err(full);
             }

@@ -52,13 +52,22 @@ impl Handle {
         answer.blocking_recv().map_err(|_| Ended)
     }
 
-    /// Asks and waits for the answer. Cancel safe: what was asked is done all the same.
+    /// Asks and waits for the answer. Cancel safe: what was asked is done all the same. Needs a tokio runtime, for when there
+    /// is no room to ask.
     pub(super) async fn ask_async<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, Ended> {
         let (reply, answer) = oneshot::channel();
-        self.try_send(command(reply))?;
+        match self.commands.try_send(command(reply)) {
+            Ok(()) => self.bell.ring(),
+            Err(TrySendError::Disconnected(_)) => return Err(Ended),
+            Err(TrySendError::Full(command)) => {
+                let handle = self.clone();
+                let asked = tokio::task::spawn_blocking(move || handle.send(command));
+                asked.await.map_err(|_| Ended)??;
+            }
+        }
         answer.await.map_err(|_| Ended)
     }
 

@@ -45,7 +45,7 @@ use std::{
 
 use pithead_sealing::names::StreamName;
 use pithead_spool::Position;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use builder::{ClientBuilder, OpenError, TrustAnchor};
@@ -103,6 +103,9 @@ pub enum CloseError {
     /// The outbox.
     #[error(transparent)]
     Outbox(#[from] outbox::CloseError),
+    /// The thread that seals has met a defect of this library, which a log line names. What was durable stays so.
+    #[error("the thread that seals has panicked")]
+    Panicked,
 }
 
 /// A device's client, open. One at a time on a folder.
@@ -259,15 +262,19 @@ impl Client {
         let Some(threads) = self.threads.take() else { return Ok(()) };
         // A file that is being sealed is left, those that wait are not begun; what was kept is kept.
         self.closing.store(true, Ordering::Relaxed);
+        // What is not delivered by then is no error of the closing: it is on the disk.
+        let _ = self.blocking(Waiter::of(self).finished(deadline));
+        // Whatever became of that, the thread is told: nobody else would.
+        let (reply, _) = oneshot::channel();
+        let _ = self.handle.send(Command::Stop { until: Duration::ZERO, reply });
+        let sealer = threads.sealing.join();
+        // The files' thread may have been waiting for the one that has ended.
         if let Some(jobs) = self.jobs.take() {
             let _ = jobs.send(None);
         }
         if let Some(files) = threads.files {
             let _ = files.join();
         }
-        // What is not delivered by then is no error of the closing: it is on the disk.
-        let _ = self.blocking(Waiter::of(self).finished(deadline));
-        let sealer = threads.sealing.join();
         for intake in self.intakes.values() {
             let (records, bytes) = intake.in_memory();
             if records > 0 {
@@ -278,9 +285,7 @@ impl Client {
         self.stop.cancel();
         let _ = threads.delivering.join();
         let closed = self.outbox.close();
-        if let Ok(sealer) = sealer {
-            sealer.close()?;
-        }
+        sealer.map_err(|_| CloseError::Panicked)?.close()?;
         Ok(closed?)
     }
 }
@@ -344,7 +349,7 @@ impl Waiter {
     }
 
     async fn settled(self, deadline: Duration) -> Result<(), FlushError> {
-        let until = tokio::time::Instant::now() + deadline;
+        let until = after(deadline);
         let (outbox, progress) = (Arc::clone(&self.outbox), self.progress.clone());
         let ends = self.held(deadline).await?;
         wait(&outbox, progress, &ends, until).await
@@ -352,11 +357,17 @@ impl Waiter {
 
     /// Everything that there is, once nothing more comes.
     async fn finished(mut self, deadline: Duration) -> Result<(), FlushError> {
-        let until = tokio::time::Instant::now() + deadline;
-        self.ended(DeviceClock::since_boot() + deadline).await;
+        let until = after(deadline);
+        self.ended(DeviceClock::since_boot().saturating_add(deadline)).await;
         let ends: Vec<_> = self.outbox.logs().map(|log| (log.stream().clone(), log.end())).collect();
         wait(&self.outbox, self.progress, &ends, until).await
     }
+}
+
+/// A deadline that no clock holds is none.
+fn after(deadline: Duration) -> tokio::time::Instant {
+    const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
+    tokio::time::Instant::now() + deadline.min(FOREVER)
 }
 
 impl Waiter {

@@ -224,7 +224,7 @@ impl Intake {
             gathering.builder.push(at, name, data).expect("an empty batch takes any record");
         }
         if gathering.due.is_none() {
-            gathering.due = Some(now + self.options.linger);
+            gathering.due = Some(now.saturating_add(self.options.linger));
             wake = true;
         }
         drop(gathering);

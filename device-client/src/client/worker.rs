@@ -23,7 +23,7 @@ use std::{
 
 use pithead_sealing::{
     envelope::{SealedEnvelope, StreamSealer},
-    names::{Identity, StreamName},
+    names::{Identity, Run, StreamName},
     trust::{Applied, Bundle, Sha256Digest},
 };
 use pithead_spool::{AppendError, NotDurable, Position, Record, Room, Ticket};
@@ -49,6 +49,10 @@ const WRITE_AHEAD_BYTES: usize = 4 * 1024 * 1024;
 const INTERVAL_BYTES: usize = WRITE_AHEAD_BYTES / 2;
 /// How often a disk that failed or has no space is tried again: nobody tells when it can be.
 const DISK_RETRY: Duration = Duration::from_secs(1);
+/// When more is given up, if what was given up has not made room by then.
+const DROP_RETRY: Duration = Duration::from_millis(100);
+/// When a heartbeat that could not be sealed is tried again.
+const HEARTBEAT_RETRY: Duration = Duration::from_secs(1);
 /// How often numbers, gaps and operating time are written down while something changes.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
 /// Commands that wait for the thread: the uplink has one at a time, a flush and a file each one of theirs.
@@ -60,11 +64,13 @@ pub(super) enum Command {
     /// Verify a bundle and take it in.
     Apply { bundle: Bundle, reply: oneshot::Sender<Result<(Applied, Arc<KeyView>), KeysError>> },
     /// A conflict was met on the stream.
-    NewRun { stream: StreamName },
+    NewRun { stream: StreamName, run: Run },
     /// Seal what was gathered up to now. Answered when it is durable: where each log ends then.
     Settle { reply: oneshot::Sender<Vec<(StreamName, Position)>> },
     /// A large file is going to be sealed.
     BeginFile { stream: StreamName, content: Content, reply: oneshot::Sender<Result<BegunFile, SealError>> },
+    /// It was not sealed after all.
+    AbandonFile { stream: StreamName },
     /// It is sealed and durable under its name. Answered when its record is.
     EndFile { file: EndedFile, reply: oneshot::Sender<Identity> },
     /// Give up the oldest of a stream for a file of so many bytes.
@@ -154,12 +160,17 @@ pub(super) struct Lane {
     ahead_bytes: usize,
     /// [`Log::failures`] when the oldest of `ahead` was appended.
     failures: u64,
-    /// Up to which ordinal everything is durable.
+    /// The last ordinal that was taken out of the memory, and up to which everything is durable.
+    taken: u64,
     durable: u64,
     written_at: Duration,
+    /// Somebody waits for it: the interval does not count.
+    urgent: bool,
     /// Where the log refuses: what tells that it may not any more.
     blocked: Option<Blocked>,
     wants_new_run: bool,
+    /// A file is being sealed under the next number: no run begins meanwhile.
+    open_file: bool,
     /// There is no key, or no number: it is tried again when keys move, and now and then.
     held_back: bool,
 }
@@ -180,7 +191,8 @@ struct NotSealed {
 }
 
 enum Blocked {
-    Room(Pin<Box<Room>>),
+    /// For room, and, where room may have been made too small, until then.
+    Room(Pin<Box<Room>>, Duration),
     Until(Duration),
 }
 
@@ -198,10 +210,13 @@ impl Lane {
             ahead: VecDeque::new(),
             ahead_bytes: 0,
             failures,
+            taken: 0,
             durable: 0,
             written_at: Duration::ZERO,
+            urgent: false,
             blocked: None,
             wants_new_run: false,
+            open_file: false,
             held_back: false,
         }
     }
@@ -236,7 +251,7 @@ impl Worker {
             lanes,
             waker,
             settling: Vec::new(),
-            heartbeat_at: now + heartbeat_every,
+            heartbeat_at: now.saturating_add(heartbeat_every),
             save_at: now + SAVE_EVERY,
             stopping: None,
             stopped: Vec::new(),
@@ -259,7 +274,10 @@ impl Worker {
                 if self.is_done(now >= until) {
                     break;
                 }
-                next = next.min(until.max(now + Duration::from_millis(1)));
+                // Past it, only what is on its way to the disk is waited for, and that rings.
+                if now < until {
+                    next = next.min(until);
+                }
             }
             self.bell.wait(Some(next.saturating_sub(DeviceClock::since_boot())));
         }
@@ -276,8 +294,11 @@ impl Worker {
                     // Whoever asked may have given up; what was taken in stands.
                     let _ = reply.send(applied);
                 }
-                Ok(Command::NewRun { stream }) => {
-                    if let Some(lane) = self.lane(&stream) {
+                Ok(Command::NewRun { stream, run }) => {
+                    // One is enough for all conflicts with a run, and a run that is over needs none.
+                    let in_force =
+                        lock(self.outbox.sequence()).next(&stream).is_ok_and(|(now, _)| now == run);
+                    if let Some(lane) = self.lane(&stream).filter(|_| in_force) {
                         lane.wants_new_run = true;
                     }
                 }
@@ -285,12 +306,17 @@ impl Worker {
                     let closed = |lane: &Lane| (lane.name().clone(), lane.intake.close_batch());
                     self.settling.push(Settling { up_to: self.lanes.iter().map(closed).collect(), reply });
                     for lane in &mut self.lanes {
-                        lane.written_at = Duration::ZERO;
+                        lane.urgent = true;
                     }
                 }
                 Ok(Command::BeginFile { stream, content, reply }) => {
                     let begun = self.begin_file(&stream, &content);
                     let _ = reply.send(begun);
+                }
+                Ok(Command::AbandonFile { stream }) => {
+                    if let Some(lane) = self.lane(&stream) {
+                        lane.open_file = false;
+                    }
                 }
                 Ok(Command::EndFile { file, reply }) => self.end_file(file, reply),
                 Ok(Command::MakeRoom { stream, bytes, reply }) => {
@@ -359,10 +385,14 @@ impl Worker {
         }
         if self.board.connected.load(Ordering::Relaxed) && self.say() {
             self.board.heartbeats.fetch_add(1, Ordering::Relaxed);
-            self.heartbeat_at = now + self.heartbeat_every;
+            self.heartbeat_at = now.saturating_add(self.heartbeat_every);
             return self.heartbeat_at;
         }
-        // The uplink rings when it connects, and the disk when there is something to say.
+        // There is nothing to say yet, or no key to say it under, or nobody to hear it. The uplink rings when it connects.
+        if self.board.connected.load(Ordering::Relaxed) {
+            self.heartbeat_at = now.saturating_add(self.heartbeat_every.min(HEARTBEAT_RETRY));
+            return self.heartbeat_at;
+        }
         Duration::MAX
     }
 
@@ -377,7 +407,8 @@ impl Worker {
         if self.lanes[index].is_blocked() {
             return false;
         }
-        let ordinal = self.lanes[index].intake.skip();
+        // It goes ahead of what still waits in memory, so it speaks for no more than has been sealed.
+        let ordinal = self.lanes[index].taken;
         let ready = Ready { ordinal, body: Body::Batch(Gathered::nothing(moment())) };
         match self.seal(index, ready, true) {
             Ok(()) => true,
@@ -404,7 +435,8 @@ impl Worker {
         };
         let blocked = match &lane.blocked {
             Some(Blocked::Until(until)) => *until,
-            Some(Blocked::Room(_)) | None => Duration::MAX,
+            Some(Blocked::Room(_, until)) => *until,
+            None => Duration::MAX,
         };
         due.min(at).min(blocked)
     }
@@ -447,6 +479,8 @@ impl Worker {
         }
         if arrived {
             self.outbox.rang();
+            // What waited for these may go on, in this stream or in another that was looked at before.
+            self.bell.ring();
         }
         // The disk is full of others' files: what this stream gives up is written over.
         let lane = &self.lanes[index];
@@ -462,7 +496,7 @@ impl Worker {
         let mut context = Context::from_waker(&self.waker);
         let over = match &mut lane.blocked {
             None => false,
-            Some(Blocked::Room(room)) => room.as_mut().poll(&mut context).is_ready(),
+            Some(Blocked::Room(room, until)) => *until <= now || room.as_mut().poll(&mut context).is_ready(),
             Some(Blocked::Until(until)) => *until <= now,
         };
         if over {
@@ -473,7 +507,7 @@ impl Worker {
     /// A conflict is answered by a new run, once nothing of the old one is on its way to the disk.
     fn begin_run_if_wanted(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
-        if !lane.wants_new_run || !lane.ahead.is_empty() || lane.held_back {
+        if !lane.wants_new_run || !lane.ahead.is_empty() || lane.held_back || lane.open_file {
             return;
         }
         match self.sealer.begin_run(lane.log.stream()) {
@@ -505,6 +539,7 @@ impl Worker {
             }
             let lane = &self.lanes[index];
             let Some(ready) = lane.intake.take(now) else { return };
+            self.lanes[index].taken = ready.ordinal;
             self.said_goodbye |= last;
             if let Err(refused) = self.seal(index, ready, last) {
                 let NotSealed { error, ready } = *refused;
@@ -581,8 +616,9 @@ impl Worker {
             return Duration::MAX;
         }
         if let Sync::Interval(interval) = lane.intake.options.sync {
-            let due = lane.written_at + interval;
-            if now < due && lane.ahead_bytes < INTERVAL_BYTES && self.stopping.is_none() {
+            let due = lane.written_at.saturating_add(interval);
+            let urgent = lane.urgent || self.stopping.is_some();
+            if now < due && lane.ahead_bytes < INTERVAL_BYTES && !urgent {
                 return due;
             }
         }
@@ -608,14 +644,15 @@ impl Worker {
         self.collect(index);
         match &self.lanes[index].blocked {
             Some(Blocked::Until(until)) => *until,
-            Some(Blocked::Room(_)) | None => Duration::MAX,
+            Some(Blocked::Room(_, until)) => *until,
+            None => Duration::MAX,
         }
     }
 
     /// The log does not take a record: make room by the stream's policy, or wait for it.
     fn refused(&mut self, index: usize, error: AppendError, bytes: u64, now: Duration) {
         let log = Arc::clone(&self.lanes[index].log);
-        let room = || Blocked::Room(Box::pin(log.room(bytes)));
+        let room = |until| Blocked::Room(Box::pin(log.room(bytes)), until);
         let until_retry = Blocked::Until(now + DISK_RETRY);
         let (blocked, trouble) = match error {
             // What failed is appended again first, and its ticket rings.
@@ -623,12 +660,14 @@ impl Worker {
             // The queue holds this stream's own, and each rings when it is written. Room would be waited for in vain: there may
             // be none on the disk by then, and that is another answer.
             AppendError::QueueFull { .. } if self.lanes[index].is_being_written() => return,
-            AppendError::QueueFull { .. } => (room(), None),
+            AppendError::QueueFull { .. } => (room(Duration::MAX), None),
             AppendError::Full { .. } if self.lanes[index].intake.options.when_full == WhenFull::Reject => {
-                (room(), Some(RecordError::Full))
+                (room(Duration::MAX), Some(RecordError::Full))
             }
-            // Room comes when the segment has been given back, a moment from now.
-            AppendError::Full { .. } if self.give_up(&log, bytes) => (room(), None),
+            // Room comes when the segment has been given back, a moment from now; if it was not all of a segment, by more.
+            AppendError::Full { .. } if self.give_up(&log, bytes) => {
+                (room(now.saturating_add(DROP_RETRY)), None)
+            }
             // What could be given up is on its way to the disk, and rings when it is there.
             AppendError::Full { .. } if self.lanes[index].is_being_written() => return,
             AppendError::Full { .. } => (until_retry, Some(RecordError::Full)),
@@ -671,6 +710,9 @@ impl Worker {
 
     fn begin_file(&mut self, stream: &StreamName, content: &Content) -> Result<BegunFile, SealError> {
         let (identity, sealer) = self.sealer.begin_stream(stream, content)?;
+        if let Some(lane) = self.lane(stream) {
+            lane.open_file = true;
+        }
         self.board.sessions.store(self.sealer.sessions_started(), Ordering::Relaxed);
         Ok(BegunFile { identity, sealer })
     }
@@ -679,6 +721,7 @@ impl Worker {
         let EndedFile { identity, payload_bytes, sealed } = file;
         self.sealer.used(&identity);
         let Some(lane) = self.lane(&identity.stream) else { return };
+        lane.open_file = false;
         let head = Head::of(&identity, 1, payload_bytes);
         let (record, total) = match sealed {
             SealedFile::InOnePiece(envelope) => {
@@ -703,6 +746,9 @@ impl Worker {
         };
         let (done, waiting) = std::mem::take(&mut self.settling).into_iter().partition(settled);
         self.settling = waiting;
+        if self.settling.is_empty() {
+            self.lanes.iter_mut().for_each(|lane| lane.urgent = false);
+        }
         for Settling { reply, .. } in done {
             let ends = self.outbox.logs().map(|log| (log.stream().clone(), log.end()));
             let _ = reply.send(ends.collect());

@@ -78,19 +78,27 @@ impl Files {
         fs::metadata(self.path_of(run, seq)).map_or(0, |metadata| metadata.len())
     }
 
+    /// It is certain that there is none.
+    pub(crate) fn is_missing(&self, identity: &Identity) -> bool {
+        matches!(fs::metadata(self.path(identity)), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Bytes of all files, those that are being sealed among them.
     pub(crate) fn bytes(&self) -> u64 {
         let files = fs::read_dir(&self.folder).into_iter().flatten().filter_map(Result::ok);
         files.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
     }
 
-    /// Removes everything but the files of those envelopes.
-    pub(crate) fn keep_only(&self, kept: &BTreeSet<Identity>) {
+    /// Removes everything but the files of those envelopes; if the log is `damaged`, only what was not finished.
+    pub(crate) fn keep_only(&self, kept: &BTreeSet<Identity>, damaged: bool) {
         let kept: BTreeSet<PathBuf> = kept.iter().map(|identity| self.path(identity)).collect();
         for entry in fs::read_dir(&self.folder).into_iter().flatten().filter_map(Result::ok) {
-            if !kept.contains(&entry.path()) {
-                self.remove_path(&entry.path());
+            let path = entry.path();
+            let finished = path.extension().is_some_and(|ending| ending == "envelope");
+            if kept.contains(&path) || (finished && damaged) {
+                continue;
             }
+            self.remove_path(&path);
         }
     }
 }
@@ -122,7 +130,13 @@ mod tests {
         files.publish(&identity(1)).unwrap();
         files.publish(&identity(2)).unwrap();
         assert_eq!((files.len(&identity(1)), files.len(&identity(3)), files.bytes()), (10, 0, 30));
-        Files::open(folder.path()).keep_only(&BTreeSet::from([identity(2)]));
+        Files::open(folder.path()).keep_only(&BTreeSet::from([identity(2)]), true);
+        assert_eq!(
+            (files.len(&identity(1)), files.bytes()),
+            (10, 20),
+            "a damaged log speaks for nobody's absence"
+        );
+        Files::open(folder.path()).keep_only(&BTreeSet::from([identity(2)]), false);
         assert_eq!((files.len(&identity(1)), files.len(&identity(2)), files.bytes()), (0, 10, 10));
         files.remove(&identity(2));
         files.remove(&identity(2));

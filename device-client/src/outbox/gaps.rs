@@ -10,6 +10,7 @@
 
 use pithead_sealing::names::{Identity, Run, Seq, StreamName};
 
+use super::GiveUpError;
 use crate::{
     batch::{GAPS_PER_BATCH, Gap, GapReason},
     state::{StateError, StateStore},
@@ -58,16 +59,18 @@ impl Gaps {
     }
 
     /// Takes a range. It counts when it is saved.
-    pub(crate) fn add(&mut self, gap: Gap) -> Result<(), TooManyGaps> {
+    fn add(&mut self, gap: Gap) -> Result<(), TooManyGaps> {
         let follows = |range: &&mut Range| {
-            range.carrier.is_none()
-                && range.gap.stream == gap.stream
+            range.gap.stream == gap.stream
                 && range.gap.run == gap.run
                 && range.gap.reason == gap.reason
                 && range.gap.to.next() == Some(gap.from)
         };
         if let Some(range) = self.ranges.iter_mut().rev().find(follows) {
+            // What is on its way says less than this; the whole is declared again, which is harmless. Ranges that were kept apart
+            // would be one for each segment that is given up, and there is a bound.
             range.gap.to = gap.to;
+            range.carrier = None;
         } else if self.ranges.len() < MAX_RANGES {
             self.ranges.push(Range { gap, carrier: None });
         } else {
@@ -77,9 +80,18 @@ impl Gaps {
         Ok(())
     }
 
-    /// Whether so many more ranges fit, whatever they are.
-    pub(crate) fn has_room_for(&self, ranges: usize) -> bool {
-        self.ranges.len() + ranges <= MAX_RANGES
+    /// Takes them all, on disk; or none, if it cannot be written or there are too many.
+    pub(crate) fn add_all(&mut self, gaps: &[Gap]) -> Result<(), GiveUpError> {
+        let before = (self.ranges.clone(), self.changed);
+        let added = gaps
+            .iter()
+            .try_for_each(|gap| self.add(gap.clone()))
+            .map_err(|TooManyGaps| GiveUpError::TooManyGaps);
+        let saved = added.and_then(|()| Ok(self.save()?));
+        if saved.is_err() {
+            (self.ranges, self.changed) = before;
+        }
+        saved
     }
 
     pub(crate) fn save(&mut self) -> Result<(), StateError> {
@@ -204,14 +216,24 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_follow_each_other_are_one_until_they_are_on_their_way() {
+    fn ranges_that_follow_each_other_are_one_also_while_they_are_on_their_way() {
         let mut gaps = Gaps::open(Box::<MemoryStore>::default()).unwrap();
         gaps.add(gap(1, 1, 10)).unwrap();
         gaps.add(gap(1, 11, 12)).unwrap();
         assert_eq!(gaps.undeclared(), [gap(1, 1, 12)]);
         gaps.carried(&gaps.undeclared(), &carrier(1));
         gaps.add(gap(1, 13, 20)).unwrap();
-        assert_eq!(gaps.undeclared(), [gap(1, 13, 20)], "what is sealed says what it says");
+        assert_eq!(
+            gaps.undeclared(),
+            [gap(1, 1, 20)],
+            "what is sealed says less, so the whole is said again"
+        );
+        // An outage of weeks: one drop after the other, each declared in the batch that follows it.
+        for drop in 3..3_000 {
+            gaps.carried(&gaps.undeclared(), &carrier(drop));
+            gaps.add(gap(1, 10 * drop - 9, 10 * drop)).unwrap();
+        }
+        assert_eq!(gaps.undeclared(), [gap(1, 1, 29_990)]);
     }
 
     #[test]

@@ -133,7 +133,10 @@ impl Log {
         let log = Self::over(site, stream, folder, budget_bytes, spool);
         let waiting = log.heads(log.acknowledged_up_to());
         let kept = waiting.filter(|(kind, ..)| *kind == FILE).map(|(_, head, _)| log.identity(&head));
-        log.files.keep_only(&kept.collect());
+        let kept = kept.collect();
+        // A file whose record does not read is an envelope all the same, and may be wanted by whoever looks at the damage.
+        let damaged = recovery.corrupt_records > 0 || recovery.damaged_segments > 0;
+        log.files.keep_only(&kept, damaged);
         Ok((log, recovery))
     }
 
@@ -229,17 +232,38 @@ impl Log {
 
     /// Reads from the first position that is not acknowledged.
     pub(crate) fn waiting(&self) -> WaitingReader {
-        WaitingReader { reader: self.spool.reader(LANE, self.acknowledged_up_to()), newest: None }
+        let from = self.acknowledged_up_to();
+        WaitingReader { reader: self.spool.reader(LANE, from), newest: self.before(from) }
+    }
+
+    /// The number of the record before that position, if it still lies there.
+    fn before(&self, position: Position) -> Option<(Run, Seq)> {
+        let last = Position(position.0.checked_sub(1)?);
+        let (_, head, here) = self.heads(last).next()?;
+        (here == last).then_some((head.line.run, head.seq))
+    }
+
+    /// There is room for a record of so many bytes now.
+    pub(crate) fn admits(&self, bytes: u64) -> bool {
+        self.spool.admit(LANE, 1, bytes).is_ok()
     }
 
     /// What lies behind `reader`, of at most `max_bytes` but at least one if there is one. Reads and checks the bytes.
     pub(crate) fn read(&self, reader: &mut WaitingReader, max_bytes: usize) -> Result<Vec<Read>, ReadError> {
-        let batch = reader.reader.next_batch(max_bytes)?;
-        let mut read: Vec<Read> = batch.corrupt.iter().map(|range| self.lost(range)).collect();
-        for (position, record) in batch.records {
-            read.push(self.waiting_record(position, record));
+        let mut read: Vec<Read> = Vec::new();
+        loop {
+            let batch = reader.reader.next_batch(max_bytes)?;
+            let ended = batch.is_empty();
+            read.extend(batch.corrupt.iter().map(|range| self.lost(range)));
+            for (position, record) in batch.records {
+                read.push(self.waiting_record(position, record));
+            }
+            read.sort_by_key(Read::position);
+            // Who was damaged is told by the one behind them, if there is one.
+            if ended || !matches!(read.last(), Some(Read::Lost { .. })) {
+                break;
+            }
         }
-        read.sort_by_key(Read::position);
         // A head may be damaged beyond reading. Numbers of a line are dense in its log, so its neighbours tell who was there.
         let mut lost = None;
         for index in 0..read.len() {
@@ -278,7 +302,8 @@ impl Log {
         let identity = self.identity(&head);
         let content = match record.kind {
             ENVELOPE => WaitingContent::Envelope(record.body),
-            FILE if self.files.path(&identity).is_file() => WaitingContent::File(self.files.path(&identity)),
+            // Only what is not there is lost: a folder that cannot be read at the moment is another thing.
+            FILE if !self.files.is_missing(&identity) => WaitingContent::File(self.files.path(&identity)),
             _ => return lost(vec![gap_of(&head, head.seq, GapReason::OutboxDamaged)]),
         };
         Read::Waiting(Waiting { position, identity, at_ms: record.at_ms, content })
@@ -314,6 +339,11 @@ impl Log {
     /// The envelope at `position`, which is in a file, is settled: the file goes once no restart looks for it.
     pub(crate) fn leaves(&self, position: Position, identity: &Identity) {
         lock(&self.leaving).push((position, identity.clone()));
+    }
+
+    /// Bytes of files that wait for [`Log::sweep`].
+    pub(crate) fn leaving_bytes(&self) -> u64 {
+        lock(&self.leaving).iter().map(|(_, identity)| self.files.len(identity)).sum()
     }
 
     /// Removes the files of envelopes that no restart will look for any more.
@@ -352,8 +382,14 @@ impl Log {
             dropped.payload_bytes += head.payload_bytes;
             heads.push(head);
         }
-        // What lies between two of them is damaged, and is given up with them.
+        // What lies between two of them, or before the first, is damaged, and is given up with them.
+        let before = self.before(self.acknowledged_up_to());
         dropped.gaps = joined(heads.into_iter(), GapReason::DroppedByPolicy, |last, next| last < next);
+        if let (Some(first), Some((run, seq))) = (dropped.gaps.first_mut(), before)
+            && run == first.run
+        {
+            first.from = first.from.min(seq.next().unwrap_or(first.from));
+        }
         dropped
     }
 

@@ -226,11 +226,7 @@ impl Outbox {
 
     /// Numbers that were found to be damaged, or that nobody will take and nobody keeps.
     pub(crate) fn lose(&self, gaps: &[Gap]) -> Result<(), GiveUpError> {
-        let mut kept = lock(&self.gaps);
-        for gap in gaps {
-            kept.add(gap.clone()).map_err(|_| GiveUpError::TooManyGaps)?;
-        }
-        Ok(kept.save()?)
+        lock(&self.gaps).add_all(gaps)
     }
 
     /// Gives up the oldest of a stream, so that `bytes` more have room. The gaps are on disk before the envelopes go.
@@ -238,16 +234,10 @@ impl Outbox {
         let dropped = log.oldest(bytes);
         {
             let mut gaps = lock(&self.gaps);
-            if !gaps.has_room_for(dropped.gaps.len()) {
-                return Err(GiveUpError::TooManyGaps);
-            }
-            for gap in &dropped.gaps {
-                gaps.add(gap.clone()).map_err(|_| GiveUpError::TooManyGaps)?;
-            }
+            gaps.add_all(&dropped.gaps)?;
             for envelope in &dropped.envelopes {
                 gaps.lost(envelope);
             }
-            gaps.save()?;
         }
         log.give_up(&dropped)?;
         Ok(dropped)

@@ -213,7 +213,7 @@ impl World {
         }
         // Without a place in the queue it was never sealed: the worker keeps it, and the model gives its number again.
         let Ok(ticket) = appended else { return };
-        lock(live.outbox.sequence()).commit(&stream(), seq);
+        lock(live.outbox.sequence()).commit(&stream(), run, seq);
         // What was given up meanwhile is in the next one.
         live.outbox.carried(&says.gaps, &identity);
         live.on_its_way.push_back((identity, ticket));

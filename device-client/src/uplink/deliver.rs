@@ -21,7 +21,7 @@ use pithead_hop::{
     connect::{ConnectError, Connection, Endpoint, Untrusted},
     ingest::{
         Answer, Answered, NotTaken, SendError, SendOptions, Sender,
-        send::{LineToSend, PlainFile, UploadError, UploadProgress, send_upload},
+        send::{LineToSend, PlainFile, PlainFileError, UploadError, UploadProgress, send_upload},
     },
 };
 use pithead_proto::{errors::v1::ErrorReason, ingest::v1 as wire};
@@ -34,13 +34,13 @@ use super::{
     Uplink,
     follow::{self, Version},
     order::Order,
-    refused::{RefusedArea, RefusedError},
+    refused::RefusedArea,
 };
 use crate::{
     batch::{Gap, GapReason},
     client::{Desk, FileState},
     clock::DeviceClock,
-    outbox::{Log, Outbox, Read, Waiting, WaitingContent, WaitingReader},
+    outbox::{GiveUpError, Log, Outbox, Read, Waiting, WaitingContent, WaitingReader},
 };
 
 /// How much is read of a stream at a time: enough for a request, little enough that sixteen streams stay small.
@@ -115,7 +115,8 @@ enum Ended {
         error: SendError,
     },
     Outbox(ReadError),
-    Refused(RefusedError),
+    /// What is lost could not be written down; it is not let go before.
+    GiveUp(GiveUpError),
     /// The runtime is going down.
     Closed,
 }
@@ -194,7 +195,7 @@ impl Delivery {
         });
     }
 
-    async fn attempt(&self, first: usize, sent: &mut HashMap<Line, Seq>) -> Result<Never, Ended> {
+    async fn attempt(&self, first: usize, sent: &mut Sent) -> Result<Never, Ended> {
         let uplink = &self.uplink;
         let (connection, gateway) = uplink.connect(&uplink.tls, first).await.map_err(Ended::Connect)?;
         let outbox = Arc::clone(&self.outbox);
@@ -211,7 +212,7 @@ impl Delivery {
             .map_err(|error| Ended::Call { gateway, error })?;
         sender.declare(self.outbox.hints().iter().map(hint));
         let clock = offset(asked_us, asked.elapsed(), sender.welcomed().time_us);
-        let held = self.held(&sender, sent);
+        let held = self.held(gateway, &sender, sent);
         self.progress.send_modify(|progress| {
             progress.connections += 1;
             progress.clock = Some(clock);
@@ -239,11 +240,11 @@ impl Delivery {
     }
 
     /// Up to where the gateway holds what was sent before, and was not answered.
-    fn held(&self, sender: &Sender<Token>, sent: &HashMap<Line, Seq>) -> HashMap<Line, u64> {
+    fn held(&self, gateway: usize, sender: &Sender<Token>, sent: &Sent) -> HashMap<Line, u64> {
         let lines = sender.welcomed().lines.iter().filter_map(|held| {
             let line =
                 Line { device: self.desk.device().clone(), stream: held.stream.clone(), run: held.run };
-            let sent = sent.get(&line)?.get();
+            let sent = sent.get(&(gateway, line.clone()))?.get();
             Some((line, held.high_water.min(sent)))
         });
         lines.collect()
@@ -269,13 +270,17 @@ fn trouble(ended: &Ended) -> (Trouble, Option<Duration>) {
         Ended::Connect(error) => (say(error, error.is_retryable(), Some(error.reason())), None),
         Ended::Call { error, .. } => (say(error, error.is_retryable(), error.reason()), error.retry_after()),
         Ended::Outbox(error) => (say(error, true, Some(ErrorReason::DiskFailed)), None),
-        Ended::Refused(error) => (say(error, true, Some(ErrorReason::DiskFailed)), None),
+        Ended::GiveUp(error) => (say(error, true, Some(ErrorReason::DiskFailed)), None),
         Ended::Closed => {
             let detail = "the runtime is going down".to_owned();
             (Trouble { reason: None, detail, retryable: true, retry_after: None }, None)
         }
     }
 }
+
+/// The newest number of each line that was ever handed to each gateway, on this call or another: what another gateway was given
+/// says nothing of this one.
+type Sent = HashMap<(usize, Line), Seq>;
 
 /// What an answer is matched by.
 struct Token {
@@ -337,8 +342,7 @@ struct Call<'a> {
     lanes: Vec<Lane>,
     sender: Sender<Token>,
     uploads: FuturesUnordered<BoxFuture<'static, Uploaded>>,
-    /// The newest number of each line that was ever handed over, on this call or another.
-    sent: &'a mut HashMap<Line, Seq>,
+    sent: &'a mut Sent,
     held: HashMap<Line, u64>,
     hint: &'a watch::Sender<Option<Version>>,
 }
@@ -391,6 +395,10 @@ impl Call<'_> {
             let Some((index, _)) = ranked.max_by_key(|(_, rank)| *rank) else { return Ok(false) };
             let lane = &mut self.lanes[index];
             let Some(next) = lane.read.pop_front() else { return Ok(false) };
+            // The stream's policy has given it up meanwhile: it is declared, and may not even be whole any more.
+            if next.position() < lane.log.acknowledged_up_to() {
+                continue;
+            }
             lane.order.taken(next.position());
             match next {
                 Read::Lost { position, gaps } => self.lost(index, position, gaps, None).await?,
@@ -458,7 +466,7 @@ impl Call<'_> {
         };
         match self.sender.room_for(bytes.len()) {
             Ok(()) => {
-                let newest = self.sent.entry(line).or_insert(waiting.identity.seq);
+                let newest = self.sent.entry((self.gateway, line)).or_insert(waiting.identity.seq);
                 *newest = (*newest).max(waiting.identity.seq);
                 let token = Token { lane, waiting };
                 if self.sender.send(token, bytes, Vec::new()).is_err() {
@@ -493,7 +501,7 @@ impl Call<'_> {
             }
             Answer::Conflict { kept } => {
                 tracing::warn!(event = "uplink.conflict", %identity, kept);
-                desk.new_run(&identity.stream);
+                desk.new_run(&identity.stream, identity.run);
                 // What it declares may not be believed beside another of its number.
                 self.delivery.outbox.not_delivered(&identity);
                 let reason = "other bytes stand under this number";
@@ -535,20 +543,20 @@ impl Call<'_> {
         })
         .await?;
         let identity = waiting.identity.clone();
-        self.delivery
-            .desk
-            .tell_file(&identity, FileState::Refused { identity: identity.clone(), reason: told });
         match kept {
             Ok(()) => {
                 self.settled(lane, waiting.position, &waiting, Settled { refused: 1, ..Settled::default() });
-                Ok(())
             }
-            Err(RefusedError::Full { .. }) => {
+            // The area is full, or the disk takes nothing: evidence is not worth the delivery of everything behind it.
+            Err(error) => {
+                tracing::error!(event = "refused.not_kept", %identity, %error);
                 let gaps = vec![gap(&identity, GapReason::Refused)];
-                self.lost(lane, waiting.position, gaps, Some(&identity)).await
+                self.lost(lane, waiting.position, gaps, Some(&identity)).await?;
             }
-            Err(error) => Err(Ended::Refused(error)),
         }
+        let state = FileState::Refused { identity: identity.clone(), reason: told };
+        self.delivery.desk.tell_file(&identity, state);
+        Ok(())
     }
 
     /// It will never arrive anywhere: declared, and settled.
@@ -563,10 +571,7 @@ impl Call<'_> {
         let numbers = gaps.iter().map(|gap| gap.to.get() - gap.from.get() + 1).sum();
         let stream = self.lanes[lane].log.stream().clone();
         tracing::error!(event = "outbox.lost", %stream, numbers);
-        if let Err(error) = blocking(move || outbox.lose(&gaps)).await? {
-            // It shows as a hole that nobody explains: worse told, and still visible.
-            tracing::error!(event = "outbox.not_declared", %stream, %error);
-        }
+        blocking(move || outbox.lose(&gaps)).await?.map_err(Ended::GiveUp)?;
         if let Some(identity) = file {
             self.lanes[lane].log.leaves(position, identity);
         }
@@ -633,7 +638,15 @@ async fn upload(
                 .await;
         let source = match opened {
             Ok(Ok(source)) => Arc::new(source),
-            Ok(Err(error)) => return (lane, waiting, UploadEnd::Damaged(error.to_string())),
+            Ok(Err(error)) if is_damaged(&error) => {
+                return (lane, waiting, UploadEnd::Damaged(error.to_string()));
+            }
+            Ok(Err(error)) => {
+                // No file descriptor, no right, a disk that stutters: the file is there.
+                tracing::warn!(event = "upload.not_opened", identity = %waiting.identity, %error);
+                tokio::time::sleep(backoff.next_delay(backoff::random(), None)).await;
+                continue;
+            }
             Err(_) => return std::future::pending().await,
         };
         let total = pithead_hop::ingest::send::UploadSource::total(&*source);
@@ -654,6 +667,14 @@ async fn upload(
             }
         };
         tokio::time::sleep(backoff.next_delay(backoff::random(), floor)).await;
+    }
+}
+
+fn is_damaged(error: &PlainFileError) -> bool {
+    match error {
+        PlainFileError::Disk(error) => is_damage(error),
+        PlainFileError::Format(_) => true,
+        _ => false,
     }
 }
 

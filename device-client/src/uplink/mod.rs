@@ -179,7 +179,10 @@ impl Uplink {
                 Ok(connection) => return Ok((connection, index)),
                 Err(error) => {
                     tracing::debug!(event = "uplink.no_connection", %endpoint, %error);
-                    last = error;
+                    // One that may be there later is more hope than one that will never take us.
+                    if index == first || error.is_retryable() || !last.is_retryable() {
+                        last = error;
+                    }
                 }
             }
         }

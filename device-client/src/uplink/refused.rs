@@ -5,8 +5,8 @@
 //! FOLDER/<stream>-<run>-<seq>.json       why: {"identity": ..., "reason": ..., "detail": ...}
 //! ```
 //!
-//! Both are durable before the outbox forgets the envelope. When the area is full, delivery stops and says so: a refusal
-//! is a fault that somebody has to look at, and dropping its evidence would hide data that the device promised to keep.
+//! Both are durable before the outbox forgets the envelope. What the area has no room for is declared to the cloud as lost, and
+//! delivery goes on: on a vehicle nobody looks, and evidence of a thousand refusals is enough.
 
 use std::{
     fs, io,
@@ -22,7 +22,10 @@ pub(super) const MAX_ENVELOPES: usize = 1_000;
 /// Bytes of envelopes kept at most.
 pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Why a refused envelope could not be set aside. It stays in the outbox.
+/// Bytes of large files kept at most.
+pub(super) const MAX_FILE_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Why a refused envelope could not be set aside.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RefusedError {
@@ -77,7 +80,7 @@ impl RefusedArea {
         detail: &str,
     ) -> Result<(), RefusedError> {
         let write = |file: &Path| disk::replace(file, envelope);
-        self.keep_as(identity, envelope.len() as u64, write, reason, detail)
+        self.keep_as(identity, envelope.len() as u64, MAX_BYTES, write, reason, detail)
     }
 
     /// The same for an envelope in a file, which stays where it is: the area has another link to it.
@@ -91,16 +94,19 @@ impl RefusedArea {
         let io = |source| RefusedError::Io { folder: self.folder.clone(), source };
         let bytes = fs::metadata(path).map_err(io)?.len();
         let write = |file: &Path| match fs::hard_link(path, file) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            Ok(()) | Err(_) => disk::sync_folder(&self.folder),
+            Ok(()) => disk::sync_folder(&self.folder),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk::sync_folder(&self.folder),
+            // A file system without links: it moves, and nobody misses it where it was.
+            Err(_) => disk::publish(path, file),
         };
-        self.keep_as(identity, bytes, write, reason, detail)
+        self.keep_as(identity, bytes, MAX_FILE_BYTES, write, reason, detail)
     }
 
     fn keep_as(
         &self,
         identity: &Identity,
         bytes: u64,
+        max_bytes: u64,
         write: impl FnOnce(&Path) -> io::Result<()>,
         reason: &str,
         detail: &str,
@@ -110,7 +116,7 @@ impl RefusedArea {
         // Validated names of letters, digits and dashes: nothing in them leads out of the folder.
         let name = format!("{}-{}-{}", identity.stream, identity.run, identity.seq);
         let file = self.folder.join(format!("{name}.envelope"));
-        self.admit(&file, bytes)?;
+        self.admit(&file, bytes, max_bytes)?;
         let why = format!(
             "{{\"identity\":{},\"reason\":{},\"detail\":{}}}\n",
             json_text(&identity.to_string()),
@@ -121,10 +127,10 @@ impl RefusedArea {
         write(&file).map_err(io)
     }
 
-    fn admit(&self, file: &Path, more: u64) -> Result<(), RefusedError> {
+    fn admit(&self, file: &Path, more: u64, max_bytes: u64) -> Result<(), RefusedError> {
         let io = |source| RefusedError::Io { folder: self.folder.clone(), source };
         let (envelopes, bytes) = self.held().map_err(io)?;
-        let full = envelopes >= MAX_ENVELOPES || bytes.saturating_add(more) > MAX_BYTES;
+        let full = envelopes >= MAX_ENVELOPES || bytes.saturating_add(more) > max_bytes;
         // One that a cut kept the outbox from forgetting is refused again, and takes no more room than it has.
         if full && !file.exists() {
             return Err(RefusedError::Full { folder: self.folder.clone(), envelopes, bytes });

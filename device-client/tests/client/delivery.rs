@@ -248,14 +248,33 @@ async fn a_conflict_is_answered_with_a_new_run_and_is_kept_here_if_the_gateway_d
     let settled = stream(&client, "can").settled;
     assert_eq!((settled.conflicts, settled.refused), (1, 1));
     assert_eq!(world.in_the_area("envelope").len(), 1);
-    // The run that met the conflict is over; the next envelope begins another.
+    // Those were of a run that is over: no new one is begun for them.
     keep(&client, "can", b"three").await;
-    keep(&client, "can", b"four").await;
     client.flush(LONG).await.unwrap();
+    // Of the run in force it is.
+    gateway.gate.on(2, Act::Conflict { kept: true });
+    for data in [b"four", b"five"] {
+        keep(&client, "can", data).await;
+        client.flush(LONG).await.unwrap();
+    }
     let offered = gateway.gate.all_offered();
-    let (old, new) = (&offered[0].0, &offered.last().unwrap().0);
-    assert!(new.run > old.run, "{offered:?}");
-    assert_eq!((new.seq.get(), stream(&client, "can").settled.stored), (2, 3), "{offered:?}");
+    let [.., three, four, five] = &offered[..] else { panic!("{offered:?}") };
+    assert_eq!((three.0.seq.get(), four.0.seq.get(), five.0.seq.get()), (1, 2, 1), "{offered:?}");
+    assert!(three.0.run == four.0.run && four.0.run < five.0.run, "{offered:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_smaller_than_an_envelope_sends_it_alone_and_refuses_nothing() {
+    let world = World::new();
+    let gateway = world.gateway().await;
+    let client =
+        world.client(&[gateway.address]).stream(records("can")).window_bytes(4 << 10).open().unwrap();
+    for size in [100_usize, 500_000, 100, 300_000] {
+        keep(&client, "can", &vec![7; size]).await;
+    }
+    client.flush(LONG).await.unwrap();
+    let settled = stream(&client, "can").settled;
+    assert_eq!((settled.stored, settled.refused), (4, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,7 +26,7 @@ async fn a_file_that_fits_an_envelope_is_one_and_a_device_of_files_says_how_far_
     let identity = ticket.kept().await.unwrap();
     fs::remove_file(&path).unwrap();
     while !ticket.state().is_final() {
-        ticket.changed().await;
+        ticket.changed().await.expect("the client is open");
     }
     assert!(matches!(ticket.state(), FileState::Delivered { .. }), "{:?}", ticket.state());
     assert_eq!(identity.seq.get(), 1);
@@ -83,6 +83,26 @@ async fn a_file_that_the_budget_does_not_hold_is_refused_or_makes_the_oldest_go(
     let never = client.files("newest").unwrap().send_file(&path, content(), None).unwrap().kept().await;
     assert!(matches!(*never.unwrap_err(), FileError::Full { .. }), "nothing is dropped for what never fits");
     assert_eq!(stream(&client, "newest").waiting, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_files_fill_the_budget_and_a_full_one_is_said_and_holds_up_no_end() {
+    let world = World::new();
+    let client =
+        world.client(&[World::nowhere()]).stream(files("logs").budget_bytes(1 << 20)).open().unwrap();
+    let path = world.folder().join("log.txt");
+    fs::write(&path, vec![7; 20_000]).unwrap();
+    let logs = client.files("logs").unwrap();
+    let mut kept = 0;
+    let refused = loop {
+        match logs.send_file(&path, content(), None).unwrap().kept().await {
+            Ok(_) => kept += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(*refused, FileError::Full { .. }) && kept > 20, "{refused} after {kept}");
+    assert_eq!(stream(&client, "logs").held, kept);
+    client.close(Duration::ZERO).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -211,6 +211,13 @@ async fn a_closed_client_takes_nothing_and_leaves_no_thread() {
     let client = world.client(&[World::nowhere()]).stream(records("can")).open().unwrap();
     let can = client.stream("can").unwrap();
     can.record(b"in memory").unwrap();
+    let threads = || {
+        let tasks =
+            std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path().join("comm"));
+        let names = tasks.filter_map(|comm| std::fs::read_to_string(comm).ok());
+        names.filter(|name| name.starts_with("pithead-") || name.starts_with("spool-")).count()
+    };
+    let before = threads();
     let changes = client.changes();
     let closed = client.close(Duration::ZERO).unwrap();
     let of_can = &closed.streams[can.name()];
@@ -218,4 +225,57 @@ async fn a_closed_client_takes_nothing_and_leaves_no_thread() {
     assert!(matches!(can.record(b"late"), Err(RecordError::Closed)));
     can.room().await;
     drop(changes);
+    // Tests beside this one, in the same process, have threads of the same names.
+    assert!(threads() < before, "{} of {before}", threads());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_busy_streams_end_at_once_and_with_all_that_was_recorded() {
+    let world = World::new();
+    let gateway = world.gateway().await;
+    let client = world
+        .client(&[gateway.address])
+        .stream(records("can").priority(200))
+        .stream(records("gps"))
+        .open()
+        .unwrap();
+    for name in ["can", "gps"] {
+        client.stream(name).unwrap().record(b"x").unwrap();
+    }
+    // Half of what the deadline allows would be a stall.
+    tokio::time::timeout(LONG / 2, client.finish(LONG)).await.expect("nobody waits for nothing").unwrap();
+    let status = client.status();
+    assert!(status.streams.values().all(|stream| stream.held == 1 && stream.waiting == 0), "{status:?}");
+    client.close(Duration::MAX).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_that_no_clock_holds_are_taken_for_never() {
+    let world = World::new();
+    let gateway = world.gateway().await;
+    let options = StreamOptions::records(StreamName::new("can").unwrap())
+        .linger(Duration::MAX)
+        .sync(Sync::Interval(Duration::MAX));
+    let client =
+        world.client(&[gateway.address]).stream(options).heartbeat_every(Duration::MAX).open().unwrap();
+    keep(&client, "can", b"x").await;
+    client.flush(Duration::MAX).await.unwrap();
+    client.close(Duration::MAX).unwrap();
+}
+
+/// A heartbeat goes ahead of what waits in memory, and must not pass for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_beside_heartbeats_means_what_it_says() {
+    let world = World::new();
+    let gateway = world.gateway().await;
+    let client = world
+        .client(&[gateway.address])
+        .stream(records("can"))
+        .heartbeat_every(Duration::from_millis(1))
+        .open()
+        .unwrap();
+    for number in 1..=200 {
+        keep(&client, "can", b"x").await;
+        assert_eq!(stream(&client, "can").held, number);
+    }
 }

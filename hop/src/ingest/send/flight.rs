@@ -46,7 +46,7 @@ impl Window {
             envelope_bytes: self
                 .envelope_bytes
                 .min(limits.inline_bytes)
-                .min(bytes)
+                .min(welcome.window_bytes)
                 .min(limits.request_bytes.saturating_sub(OVERHEAD)),
         };
         if narrowed.envelopes == 0 || narrowed.envelope_bytes == 0 {
@@ -202,7 +202,10 @@ impl<T> Flight<T> {
     pub fn room_for(&self, bytes: u64) -> Result<(), NotTaken> {
         if bytes > self.window.envelope_bytes {
             Err(NotTaken::TooLarge { max: self.window.envelope_bytes })
-        } else if self.bytes + bytes > self.window.bytes || self.envelopes >= self.window.envelopes {
+        } else if (self.bytes > 0 && self.bytes + bytes > self.window.bytes)
+            || self.envelopes >= self.window.envelopes
+        {
+            // One that is larger than a window of our own choice goes alone: it must not be refused for that.
             Err(NotTaken::Full)
         } else {
             Ok(())
