@@ -422,7 +422,10 @@ impl Worker {
                     if let Some(reply) = durable.file {
                         let _ = reply.send(durable.identity);
                     }
-                    lane.intake.set_trouble(None);
+                    // What was written before the trouble began says nothing about it.
+                    if lane.blocked.is_none() && !lane.held_back {
+                        lane.intake.set_trouble(None);
+                    }
                 }
                 Poll::Ready(Err(error)) => {
                     // The rest of them failed with it, or would overtake it. All are written again, as they are.
@@ -438,6 +441,11 @@ impl Worker {
         }
         if arrived {
             self.outbox.rang();
+            // Whoever waits for the queue may have come to wait for the budget, for which nobody makes room unless asked.
+            if matches!(self.lanes[index].blocked, Some(Blocked::Room(_))) {
+                self.lanes[index].blocked = None;
+                self.bell.ring();
+            }
         }
         // The disk is full of others' files: what this stream gives up is written over.
         let lane = &self.lanes[index];
@@ -694,9 +702,10 @@ impl Worker {
         }
     }
 
-    /// Nothing is left to be sealed or written that could be.
+    /// Nothing is left to be sealed or written that could be, and the disk has answered.
     fn is_done(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.has_nothing() || lane.is_blocked() || lane.held_back)
+        let stuck = |lane: &Lane| (lane.is_blocked() || lane.held_back) && !lane.is_being_written();
+        self.lanes.iter().all(|lane| lane.has_nothing() || stuck(lane))
     }
 
     /// The same for all but the last batch of a stream.
