@@ -44,10 +44,12 @@ pub struct RunReport {
     /// The number up to which the device has said that there is something: up to here, what is not a hole is no loss. 0 if
     /// it has not said.
     pub told_to: u64,
-    /// Applied.
+    /// Applied, or settled.
     pub held: IntervalSet,
     /// Declared by the device as never to come, and not here.
     pub declared: IntervalSet,
+    /// How many more it has declared that are not here, so long ago that they are counted and no longer told apart from `held`.
+    pub settled: u64,
     /// Refused for good, and not here.
     pub refused: IntervalSet,
     /// None of these.
@@ -57,10 +59,22 @@ pub struct RunReport {
 }
 
 impl RunReport {
+    /// How many numbers were applied.
+    #[must_use]
+    pub fn came(&self) -> u64 {
+        self.held.count().saturating_sub(self.settled)
+    }
+
+    /// Numbers that the device has declared, and that are not here.
+    #[must_use]
+    pub fn declared_in_all(&self) -> u64 {
+        self.declared.count().saturating_add(self.settled)
+    }
+
     /// Numbers that a policy of the device's has dropped, as far as they have not come after all.
     #[must_use]
     pub fn dropped_by_policy(&self) -> u64 {
-        self.facts.dropped_by_policy.min(self.declared.count())
+        self.facts.dropped_by_policy.min(self.declared_in_all())
     }
 }
 
@@ -118,6 +132,7 @@ impl Report {
             told_to: 0,
             held: IntervalSet::new(),
             declared: IntervalSet::new(),
+            settled: 0,
             refused: IntervalSet::new(),
             holes: IntervalSet::new(),
             facts: LineFacts::default(),
@@ -127,6 +142,7 @@ impl Report {
                 let mut run = run_of(&line);
                 run.to = view.newest;
                 (run.held, run.declared, run.refused) = (view.held, view.declared, view.refused);
+                run.settled = view.settled;
                 runs.insert((site.clone(), line), run);
             }
         }
@@ -148,7 +164,7 @@ impl Report {
         }
         let mut streams: Vec<StreamReport> = Vec::new();
         for ((site, line), mut run) in runs {
-            let spoken_of = [run.declared.last(), run.refused.last(), Some(run.told_to)];
+            let spoken_of = [run.held.last(), run.declared.last(), run.refused.last(), Some(run.told_to)];
             run.to = spoken_of.into_iter().flatten().fold(run.to, u64::max);
             let known: IntervalSet =
                 run.held.iter().chain(run.declared.iter()).chain(run.refused.iter()).collect();
@@ -196,9 +212,10 @@ impl Report {
                 "run": run.run.to_string(),
                 "to": run.to,
                 "told_to": run.told_to,
-                "held": run.held.count(),
+                "held": run.came(),
                 "holes": ranges(&run.holes),
                 "declared": ranges(&run.declared),
+                "declared_in_all": run.declared_in_all(),
                 "dropped_by_policy": run.dropped_by_policy(),
                 "refused": ranges(&run.refused),
                 "envelopes": run.facts.envelopes,
@@ -283,6 +300,12 @@ impl Report {
                         text += &format!("  {what}  {}/{}\n", run.run, of_range(range));
                     }
                 }
+                if run.settled > 0 {
+                    text += &format!(
+                        "  declared  {}: {} numbers more, earlier, that are not listed any longer\n",
+                        run.run, run.settled
+                    );
+                }
             }
             for (count, what) in [
                 (
@@ -364,9 +387,10 @@ fn ranges(set: &IntervalSet) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::record::{Applied, Said, SaidGap, SaidLine};
+    use crate::ledger::record::{Applied, Said, SaidGap, SaidLine, SetAside};
     use crate::ledger::{Entry, Replay};
     use crate::sink::testing::batch;
+    use pithead_proto::errors::v1::ErrorReason;
 
     /// Number `seq` of a run is applied, and its batch says this.
     fn apply(registry: &mut Registry, run: u64, seq: u64, said: Option<Said>) {
@@ -496,6 +520,101 @@ mod tests {
         assert_eq!(report.streams[0].runs_without_an_end(), 0);
         apply(&mut registry, 8, 4, Some(after(7, 2)));
         assert_eq!(holes(&registry), [(7, 2, 2)]);
+    }
+
+    #[test]
+    fn the_end_of_the_run_before_is_taken_from_any_batch_and_what_an_older_one_says_takes_nothing_back() {
+        let mut registry = Registry::default();
+        apply(&mut registry, 7, 1, None);
+        apply(&mut registry, 8, 3, Some(Said { gaps: gone(&[(8, 1, 2, POLICY)]), ..after(7, 3) }));
+        assert_eq!(holes(&registry), [(7, 2, 3)]);
+        // It was sealed before, and comes later; and one that says nothing leaves it.
+        apply(&mut registry, 8, 2, Some(after(7, 1)));
+        apply(&mut registry, 8, 4, Some(beat(8, 4)));
+        assert_eq!(holes(&registry), [(7, 2, 3)]);
+    }
+
+    #[test]
+    fn a_line_that_lost_something_and_said_so_three_thousand_times_is_explained_and_its_hole_is_named() {
+        const CYCLES: u64 = 3_000;
+        let mut registry = Registry::default();
+        for cycle in 0..CYCLES {
+            // Ten come and ten were dropped; of cycle 20 one number is lost beside.
+            let first = cycle * 20 + 1;
+            let gaps = match cycle {
+                0 => Vec::new(),
+                21 => gone(&[(7, first - 10, first - 6, POLICY), (7, first - 4, first - 1, POLICY)]),
+                _ => gone(&[(7, first - 10, first - 1, POLICY)]),
+            };
+            apply(&mut registry, 7, first, Some(Said { gaps, ..beat(7, first) }));
+            (first + 1..first + 10).for_each(|seq| apply(&mut registry, 7, seq, None));
+            if cycle == CYCLES / 2 {
+                let mut again = Registry::default();
+                again.replay(Replay::Checkpoint(Box::new(registry.checkpoint())));
+                registry = again;
+            }
+        }
+        let hole = 20 * 20 + 16;
+        assert_eq!(holes(&registry), [(7, hole, hole)]);
+        let report = Report::of(&registry, &Filter::default());
+        let run = &report.streams[0].runs[0];
+        let declared = (CYCLES - 1) * 10 - 1;
+        assert_eq!(
+            (run.came(), run.declared_in_all(), run.dropped_by_policy()),
+            (CYCLES * 10, declared, declared)
+        );
+        assert_eq!(run.facts.envelopes, CYCLES * 10);
+        let (json, text) = (report.as_json(), report.as_text());
+        let listed = json["streams"][0]["runs"][0]["declared"].as_array().unwrap().len() as u64;
+        assert!(listed < CYCLES / 2, "{listed}");
+        assert_eq!(json["streams"][0]["runs"][0]["declared_in_all"], declared);
+        assert_eq!(json["streams"][0]["runs"][0]["held"], CYCLES * 10);
+        let not_listed = format!(": {} numbers more, earlier, that are not listed any longer", run.settled);
+        assert!(run.settled > 0 && text.contains(&not_listed), "{text}");
+        assert!(text.ends_with("1 number is missing\n"), "{text}");
+        // It comes after all, and nothing is left to explain.
+        apply(&mut registry, 7, hole, None);
+        let report = assert_proof(&registry);
+        assert_eq!(report.streams[0].runs[0].came(), CYCLES * 10 + 1);
+    }
+
+    #[test]
+    fn what_was_on_its_way_while_its_range_was_settled_is_counted_by_a_start_as_what_it_became() {
+        const CYCLES: u64 = 600;
+        let mut registry = Registry::default();
+        // The ledger has it in the order in which it ended: 1 and 2 were offered first, declared, and opened last.
+        for cycle in 1..=CYCLES {
+            let first = 4 * cycle;
+            let said = Said { gaps: gone(&[(7, first - 3, first - 1, POLICY)]), ..beat(7, first) };
+            apply(&mut registry, 7, first, Some(said));
+        }
+        apply(&mut registry, 7, 1, None);
+        let Some(mut who) = Applied::of(&batch("t", 2, 1), 100, false, None).who else {
+            panic!("it has a name")
+        };
+        who.run = 7;
+        let poison = SetAside {
+            who: Some(who),
+            reason: ErrorReason::ContentMalformed as i32,
+            kept: true,
+            ..SetAside::default()
+        };
+        registry.replay(Replay::Entry(Box::new(Entry::SetAside(poison))));
+        let report = assert_proof(&registry);
+        let run = &report.streams[0].runs[0];
+        assert!(run.settled > 0);
+        let counts = (run.came(), run.declared_in_all(), run.refused.count());
+        assert_eq!(counts, (CYCLES + 1, 3 * CYCLES - 2, 1));
+    }
+
+    #[test]
+    fn a_device_that_restarted_a_thousand_times_without_a_word_explains_all_of_it_at_once() {
+        let mut registry = Registry::default();
+        let gaps: Vec<_> = (1..=1_000).map(|run| (run, 1, 3, POLICY)).collect();
+        apply(&mut registry, 1_001, 1, Some(Said { gaps: gone(&gaps), ..after(1_000, 3) }));
+        let report = assert_proof(&registry);
+        let dropped: u64 = report.streams[0].runs.iter().map(RunReport::dropped_by_policy).sum();
+        assert_eq!((report.streams[0].runs.len(), dropped), (1_001, 3_000));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pithead_proto::errors::v1::ErrorReason;
 use rustls::{AlertDescription, CertificateError, ClientConfig, OtherError};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -321,6 +321,7 @@ async fn establish(
         return Err(ConnectError::Protocol);
     }
     let key_exchange = session.negotiated_key_exchange_group().map(|group| group.name());
+    let certificate = session.peer_certificates().and_then(|chain| chain.first()).cloned();
 
     let end = Arc::new(End { cause: OnceLock::new(), over: CancellationToken::new() });
     let (heard, first_frame) = oneshot::channel();
@@ -348,8 +349,8 @@ async fn establish(
             end.over.cancel();
         })
     };
-    let connection =
-        Connection { send, authority, end, local, remote, key_exchange, abort: task.abort_handle() };
+    let abort = task.abort_handle();
+    let connection = Connection { send, authority, end, local, remote, key_exchange, certificate, abort };
     if first_frame.await.is_err() {
         connection.ended().await;
         return Err(connection
@@ -405,6 +406,7 @@ pub struct Connection {
     local: SocketAddr,
     remote: SocketAddr,
     key_exchange: Option<rustls::NamedGroup>,
+    certificate: Option<CertificateDer<'static>>,
     abort: tokio::task::AbortHandle,
 }
 
@@ -443,6 +445,11 @@ impl Connection {
     /// The key exchange that both ends chose.
     pub fn key_exchange(&self) -> Option<rustls::NamedGroup> {
         self.key_exchange
+    }
+
+    /// The other end's own certificate, as the handshake has verified it.
+    pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.certificate.as_ref()
     }
 }
 

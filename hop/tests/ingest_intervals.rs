@@ -60,6 +60,8 @@ proptest! {
                     prop_assert_eq!(set.insert(base + n), model.insert(base + n));
                 }
                 Op::InsertRange(a, b) => {
+                    let with = model.iter().copied().chain((a..=b).map(|n| base + n)).collect::<BTreeSet<_>>();
+                    prop_assert_eq!(set.intervals_with_range(base + a, base + b), runs(with).len());
                     set.insert_range(base + a, base + b);
                     model.extend((a..=b).map(|n| base + n));
                 }
@@ -87,6 +89,7 @@ proptest! {
             prop_assert_eq!(set.contains(n), model.contains(&n));
             let end = model.contains(&n).then(|| (n..=base + (UNIVERSE - 1)).take_while(|n| model.contains(n)).last().unwrap());
             prop_assert_eq!(set.end_of_run(n), end);
+            prop_assert_eq!(set.around(n), runs(model.iter().copied()).into_iter().find(|run| run.first <= n && n <= run.last));
         }
         let (first, last) = (base + probe.0, base + probe.1);
         let gaps = if first > last { Vec::new() } else { runs((first..=last).filter(|n| !model.contains(n))) };

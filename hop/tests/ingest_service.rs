@@ -158,6 +158,21 @@ async fn a_device_writes_no_custody_and_a_relay_does() {
 }
 
 #[tokio::test]
+async fn a_batch_hints_at_1024_gaps_at_most() {
+    let disk = Disk::at_once();
+    let gap = |from| wire::Gap { stream: "telemetry".to_owned(), run: RUN, from, to: from };
+    let hints = |number, count| {
+        Ask::Batch(wire::Batch { number, items: Vec::new(), gaps: (1..=count).map(gap).collect() })
+    };
+    let mut raw = Raw::welcomed(&channel(&disk, truck()).await).await;
+    raw.say(hints(1, 1_024)).await;
+    raw.say(hints(2, 1_025)).await;
+    assert_eq!(raw.ack().await.through, 1);
+    is(&raw.refusal().await, Code::InvalidArgument, ErrorReason::RequestInvalid);
+    assert_eq!(disk.declared().len(), 1_024);
+}
+
+#[tokio::test]
 async fn more_than_the_window_ends_the_call() {
     let disk = Disk::when_told();
     let limits = IngestLimits { window_envelopes: 3, ..IngestLimits::default() };

@@ -61,6 +61,7 @@ use self::{
     worker::{Board, Command},
 };
 use crate::{
+    clock::DeviceClock,
     outbox::{self, Outbox, OutboxRecovery},
     sealer::{self, Sealer},
     state::lock,
@@ -350,12 +351,33 @@ impl Waiter {
     }
 
     /// Everything that there is, once nothing more comes.
-    async fn finished(self, deadline: Duration) -> Result<(), FlushError> {
+    async fn finished(mut self, deadline: Duration) -> Result<(), FlushError> {
         let until = tokio::time::Instant::now() + deadline;
-        // Asked before: nothing is left to be sealed. The disk has its own time, whatever the deadline.
-        let _ = self.handle.ask_async(|reply| Command::Stop { reply }).await;
+        self.ended(DeviceClock::since_boot() + deadline).await;
         let ends: Vec<_> = self.outbox.logs().map(|log| (log.stream().clone(), log.end())).collect();
         wait(&self.outbox, self.progress, &ends, until).await
+    }
+}
+
+impl Waiter {
+    /// Nothing is left to be sealed. What a full outbox holds up is waited for as long as somebody may make room in it.
+    async fn ended(&mut self, until: Duration) {
+        let stop = async |until| {
+            // A client that has ended needs no more telling.
+            let _ = self.handle.ask_async(|reply| Command::Stop { until, reply }).await;
+        };
+        let mut progress = self.progress.clone();
+        let hopeless = async {
+            while progress.borrow_and_update().trouble.as_ref().is_none_or(|trouble| trouble.retryable) {
+                if progress.changed().await.is_err() {
+                    std::future::pending().await
+                }
+            }
+        };
+        tokio::select! {
+            () = stop(until) => {}
+            () = hopeless => stop(Duration::ZERO).await,
+        }
     }
 }
 

@@ -79,6 +79,11 @@ pub struct StreamStatus {
     pub dropped_bytes: u64,
     /// Envelopes that need not be kept any more, and why.
     pub settled: Settled,
+    /// How many envelopes this log has ever taken, and how many of them, from the oldest on, are settled: an envelope that was
+    /// the last when `end` was read needs no longer be kept when `settled_up_to` has reached it. They go on over restarts.
+    pub end: u64,
+    /// See `end`.
+    pub settled_up_to: u64,
     /// Envelopes on the disk that wait.
     pub waiting: u64,
     /// Bytes on the disk that they take, files included.
@@ -94,9 +99,12 @@ impl StreamStatus {
         let stats = log.stats();
         let now_ms = u64::try_from(DeviceClock::wall_us() / 1_000).unwrap_or(0);
         let settled = progress.streams.get(log.stream()).copied().unwrap_or_default();
+        let (end, settled_up_to) = (log.end().0, log.acknowledged_up_to().0);
         let mut status = Self {
             settled,
-            waiting: log.end().0.saturating_sub(log.acknowledged_up_to().0),
+            end,
+            settled_up_to,
+            waiting: end.saturating_sub(settled_up_to),
             waiting_bytes: stats.bytes + log.files().bytes(),
             oldest: stats.oldest_ms.map(|oldest| Duration::from_millis(now_ms.saturating_sub(oldest))),
             budget_bytes: log.budget_bytes(),

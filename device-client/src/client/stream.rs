@@ -383,22 +383,22 @@ impl Stream {
         self.intake.record(at, DeviceClock::since_boot(), name, data)
     }
 
-    /// Resolves when a record that was refused is worth another try. For those who read from somewhere that can wait; a
-    /// control loop does not. Cancel safe, on any executor.
+    /// Resolves when a record that was refused is worth another try, or would be refused for another reason. For those who read
+    /// from somewhere that can wait; a control loop does not. Cancel safe, on any executor.
     pub async fn room(&self) {
+        let troubled = self.intake.trouble().is_some();
         loop {
-            let notified = self.intake.room.notified();
-            let mut notified = std::pin::pin!(notified);
+            let mut notified = std::pin::pin!(self.intake.room.notified());
             notified.as_mut().enable();
             let admitted = lock(&self.intake.gathering).admit(self.intake.options.memory_bytes);
-            if admitted.is_ok_and(|()| true) || self.is_closed() {
-                return;
+            match admitted {
+                // Nothing will come, and asking again says so.
+                Ok(()) | Err(RecordError::Closed) => return,
+                Err(RecordError::Behind) => {}
+                Err(_) if !troubled => return,
+                Err(_) => {}
             }
             notified.await;
         }
-    }
-
-    fn is_closed(&self) -> bool {
-        lock(&self.intake.gathering).closed
     }
 }

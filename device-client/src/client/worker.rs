@@ -69,8 +69,9 @@ pub(super) enum Command {
     EndFile { file: EndedFile, reply: oneshot::Sender<Identity> },
     /// Give up the oldest of a stream for a file of so many bytes.
     MakeRoom { stream: StreamName, bytes: u64, reply: oneshot::Sender<bool> },
-    /// Take no more, seal everything, say goodbye, and end. Answered when what could be written is durable.
-    Stop { reply: oneshot::Sender<()> },
+    /// Take no more, seal everything, say goodbye, and end. What the disk, its budget or a missing key holds up is waited for
+    /// until then, by the monotonic clock. Answered when what could be written is durable.
+    Stop { until: Duration, reply: oneshot::Sender<()> },
 }
 
 #[derive(Debug)]
@@ -137,7 +138,8 @@ pub(super) struct Worker {
     settling: Vec<Settling>,
     heartbeat_at: Duration,
     save_at: Duration,
-    stopping: bool,
+    /// Until when what is held up is waited for.
+    stopping: Option<Duration>,
     stopped: Vec<oneshot::Sender<()>>,
     /// The last batch has said goodbye already.
     said_goodbye: bool,
@@ -236,7 +238,7 @@ impl Worker {
             settling: Vec::new(),
             heartbeat_at: now + heartbeat_every,
             save_at: now + SAVE_EVERY,
-            stopping: false,
+            stopping: None,
             stopped: Vec::new(),
             said_goodbye: false,
         }
@@ -253,8 +255,11 @@ impl Worker {
                 next = next.min(self.work(index, now));
             }
             self.answer_settled();
-            if self.stopping && self.is_done() {
-                break;
+            if let Some(until) = self.stopping {
+                if self.is_done(now >= until) {
+                    break;
+                }
+                next = next.min(until.max(now + Duration::from_millis(1)));
             }
             self.bell.wait(Some(next.saturating_sub(DeviceClock::since_boot())));
         }
@@ -293,18 +298,19 @@ impl Worker {
                     let made = made.is_some_and(|log| self.give_up(&log, bytes));
                     let _ = reply.send(made);
                 }
-                Ok(Command::Stop { reply }) => {
+                Ok(Command::Stop { until, reply }) => {
                     self.stopped.push(reply);
-                    self.stop();
+                    self.stop(until);
                 }
-                Err(mpsc::TryRecvError::Disconnected) => return self.stop(),
+                Err(mpsc::TryRecvError::Disconnected) => return self.stop(Duration::ZERO),
                 Err(mpsc::TryRecvError::Empty) => return,
             }
         }
     }
 
-    fn stop(&mut self) {
-        self.stopping = true;
+    /// The earliest of those that were asked for counts.
+    fn stop(&mut self, until: Duration) {
+        self.stopping = Some(self.stopping.map_or(until, |before| before.min(until)));
         for lane in &mut self.lanes {
             lane.intake.close();
             lane.intake.close_batch();
@@ -422,8 +428,8 @@ impl Worker {
                     if let Some(reply) = durable.file {
                         let _ = reply.send(durable.identity);
                     }
-                    // What was written before the trouble began says nothing about it.
-                    if lane.blocked.is_none() && !lane.held_back {
+                    // What was on its way before the log refused says nothing of whether it takes again.
+                    if lane.blocked.is_none() {
                         lane.intake.set_trouble(None);
                     }
                 }
@@ -441,11 +447,6 @@ impl Worker {
         }
         if arrived {
             self.outbox.rang();
-            // Whoever waits for the queue may have come to wait for the budget, for which nobody makes room unless asked.
-            if matches!(self.lanes[index].blocked, Some(Blocked::Room(_))) {
-                self.lanes[index].blocked = None;
-                self.bell.ring();
-            }
         }
         // The disk is full of others' files: what this stream gives up is written over.
         let lane = &self.lanes[index];
@@ -495,8 +496,11 @@ impl Worker {
                 return;
             }
             // The very last batch says goodbye as well, once all that it speaks of is durable.
-            let last = self.stopping && *lane.log.stream() == self.heartbeat_stream && lane.intake.is_last();
-            if last && !self.is_all_but_done(index) {
+            let last = self.stopping.is_some()
+                && *lane.log.stream() == self.heartbeat_stream
+                && lane.intake.is_last();
+            let late = self.stopping.is_some_and(|until| until <= now);
+            if last && !self.is_all_but_done(index, late) {
                 return;
             }
             let lane = &self.lanes[index];
@@ -578,7 +582,7 @@ impl Worker {
         }
         if let Sync::Interval(interval) = lane.intake.options.sync {
             let due = lane.written_at + interval;
-            if now < due && lane.ahead_bytes < INTERVAL_BYTES && !self.stopping {
+            if now < due && lane.ahead_bytes < INTERVAL_BYTES && self.stopping.is_none() {
                 return due;
             }
         }
@@ -616,6 +620,9 @@ impl Worker {
         let (blocked, trouble) = match error {
             // What failed is appended again first, and its ticket rings.
             AppendError::Overtakes => return,
+            // The queue holds this stream's own, and each rings when it is written. Room would be waited for in vain: there may
+            // be none on the disk by then, and that is another answer.
+            AppendError::QueueFull { .. } if self.lanes[index].is_being_written() => return,
             AppendError::QueueFull { .. } => (room(), None),
             AppendError::Full { .. } if self.lanes[index].intake.options.when_full == WhenFull::Reject => {
                 (room(), Some(RecordError::Full))
@@ -702,22 +709,15 @@ impl Worker {
         }
     }
 
-    /// Nothing is left to be sealed or written that could be, and the disk has answered.
-    fn is_done(&self) -> bool {
-        let stuck = |lane: &Lane| (lane.is_blocked() || lane.held_back) && !lane.is_being_written();
-        self.lanes.iter().all(|lane| lane.has_nothing() || stuck(lane))
+    /// Nothing is left to be sealed or written; or nothing that could be, if it is `late`.
+    fn is_done(&self, late: bool) -> bool {
+        self.lanes.iter().all(|lane| lane.is_done(late))
     }
 
     /// The same for all but the last batch of a stream.
-    fn is_all_but_done(&self, but: usize) -> bool {
-        let lanes = self.lanes.iter().enumerate();
-        lanes.clone().all(|(index, lane)| {
-            if index == but {
-                lane.ahead.is_empty()
-            } else {
-                lane.has_nothing() || lane.is_blocked() || lane.held_back
-            }
-        })
+    fn is_all_but_done(&self, but: usize, late: bool) -> bool {
+        let mut lanes = self.lanes.iter().enumerate();
+        lanes.all(|(index, lane)| if index == but { lane.ahead.is_empty() } else { lane.is_done(late) })
     }
 
     /// The last heartbeat, and everything on disk. What cannot be written now is lost, and was never said to be kept.
@@ -755,6 +755,11 @@ impl Lane {
 
     fn has_nothing(&self) -> bool {
         self.ahead.is_empty() && self.intake.in_memory().0 == 0
+    }
+
+    fn is_done(&self, late: bool) -> bool {
+        // What is on its way to the disk is waited for all the same: it may be held, and then it is said to be.
+        self.has_nothing() || (late && (self.is_blocked() || self.held_back) && !self.is_being_written())
     }
 
     fn is_being_written(&self) -> bool {

@@ -96,6 +96,11 @@ impl Gaps {
         open.take(GAPS_PER_BATCH).map(|range| range.gap.clone()).collect()
     }
 
+    /// All that is not declared for good, for the gateway's own books.
+    pub(crate) fn all(&self) -> Vec<Gap> {
+        self.ranges.iter().take(GAPS_PER_BATCH).map(|range| range.gap.clone()).collect()
+    }
+
     /// There is something that no envelope on its way declares.
     pub(crate) fn any_undeclared(&self) -> bool {
         self.ranges.iter().any(|range| range.carrier.is_none())

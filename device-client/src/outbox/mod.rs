@@ -196,6 +196,12 @@ impl Outbox {
         lock(&self.gaps).undeclared()
     }
 
+    /// What was given up and is not declared for good, at most as many as a batch holds: a hint for the gateway's books, which
+    /// cannot read what is sealed.
+    pub(crate) fn hints(&self) -> Vec<Gap> {
+        lock(&self.gaps).all()
+    }
+
     /// Something was given up, and no envelope on its way says so.
     pub(crate) fn any_undeclared(&self) -> bool {
         lock(&self.gaps).any_undeclared()

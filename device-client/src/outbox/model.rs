@@ -67,9 +67,9 @@ struct Says {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// An envelope of so many KiB; the oldest goes if there is no room and it may.
+    /// An envelope of so many quarters of a KiB; the oldest goes if there is no room and it may.
     Seal {
-        kib: u16,
+        quarters: u16,
         may_drop: bool,
     },
     Heartbeat,
@@ -93,10 +93,11 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        8 => (1_u16..200, any::<bool>()).prop_map(|(kib, may_drop)| Step::Seal { kib, may_drop }),
+        16 => (1_u16..230, prop::bool::weighted(0.8))
+            .prop_map(|(quarters, may_drop)| Step::Seal { quarters, may_drop }),
         1 => Just(Step::Heartbeat),
-        6 => Just(Step::Commit),
-        4 => (1_u8..6, prop::bool::weighted(0.3)).prop_map(|(envelopes, lost)| Step::Deliver { envelopes, lost }),
+        4 => Just(Step::Commit),
+        2 => (1_u8..6, prop::bool::weighted(0.3)).prop_map(|(envelopes, lost)| Step::Deliver { envelopes, lost }),
         1 => Just(Step::Reconnect),
         1 => Just(Step::Save),
         2 => Just(Step::SaveCursors),
@@ -104,7 +105,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Kill),
         1 => Just(Step::Close),
     ];
-    prop::collection::vec(step, 1..80)
+    prop::collection::vec(step, 1..200)
 }
 
 /// An open outbox.
@@ -183,20 +184,20 @@ impl World {
     fn seal(&mut self, bytes: usize, may_drop: bool, heartbeat: bool) {
         let live = self.live();
         let (run, seq) = lock(live.outbox.sequence()).next(&stream()).unwrap();
-        let says = Says {
-            gaps: live.outbox.undeclared(),
-            previous: lock(live.outbox.sequence()).previous(&stream()),
-            heartbeat: if heartbeat {
-                lock(live.outbox.sequence()).marks_with_next(&stream())
-            } else {
-                Vec::new()
-            },
-        };
+        let previous = lock(live.outbox.sequence()).previous(&stream());
+        let heartbeat =
+            if heartbeat { lock(live.outbox.sequence()).marks_with_next(&stream()) } else { Vec::new() };
+        let says = Says { gaps: live.outbox.undeclared(), previous, heartbeat };
         let identity = identity(run, seq);
         let head = Head::of(&identity, 1, bytes as u64);
         let record = Record::new(ENVELOPE, 0, head.encode(), Bytes::from(vec![seq.get() as u8; bytes]));
         let failures = live.log.failures();
         let mut appended = live.log.append(record.clone(), failures);
+        if let Err(AppendError::QueueFull { .. }) = appended {
+            live.steps.prepare();
+            live.steps.commit();
+            appended = live.log.append(record.clone(), failures);
+        }
         for _ in 0..4 {
             let Err(AppendError::Full { .. }) = appended else { break };
             if !may_drop
@@ -270,7 +271,7 @@ impl World {
 
     fn take(&mut self, step: &Step) {
         match step {
-            Step::Seal { kib, may_drop } => self.seal(usize::from(*kib) * 256, *may_drop, false),
+            Step::Seal { quarters, may_drop } => self.seal(usize::from(*quarters) * 256, *may_drop, false),
             Step::Heartbeat => self.seal(100, true, true),
             Step::Commit => {
                 let live = self.live();
@@ -289,6 +290,7 @@ impl World {
             }
             Step::SaveCursors => self.live().steps.save_cursors(),
             Step::PowerCut { after } => {
+                self.live();
                 self.disk.cut_power_after(u64::from(*after));
                 self.take(&Step::Commit);
                 self.end();
@@ -310,11 +312,15 @@ impl World {
 
     /// The radio is back for good: everything leaves, and the last word is a heartbeat.
     fn settle(&mut self) {
-        self.take(&Step::Kill);
+        self.take(&Step::Reconnect);
         for _ in 0..3 {
             self.deliver(10_000, false);
             self.seal(100, true, true);
-            self.take(&Step::Commit);
+            // As many groups as wait.
+            while self.live().steps.commit() {
+                self.live().steps.prepare();
+                self.collect();
+            }
             self.take(&Step::SaveCursors);
         }
         self.deliver(10_000, false);

@@ -24,7 +24,7 @@ use pithead_hop::{
         send::{LineToSend, PlainFile, UploadError, UploadProgress, send_upload},
     },
 };
-use pithead_proto::errors::v1::ErrorReason;
+use pithead_proto::{errors::v1::ErrorReason, ingest::v1 as wire};
 use pithead_sealing::names::{Identity, Line, Seq, StreamName};
 use pithead_spool::{Position, ReadError};
 use tokio::sync::watch;
@@ -206,9 +206,10 @@ impl Delivery {
         let mut options = SendOptions::new(concat!("pithead-device/", env!("CARGO_PKG_VERSION")));
         options.window.bytes = self.window_bytes;
         let (asked_us, asked) = (DeviceClock::wall_us(), Instant::now());
-        let sender = Sender::open(connection.clone(), &options, lines)
+        let mut sender = Sender::open(connection.clone(), &options, lines)
             .await
             .map_err(|error| Ended::Call { gateway, error })?;
+        sender.declare(self.outbox.hints().iter().map(hint));
         let clock = offset(asked_us, asked.elapsed(), sender.welcomed().time_us);
         let held = self.held(&sender, sent);
         self.progress.send_modify(|progress| {
@@ -605,6 +606,11 @@ impl Call<'_> {
             settled.lost += seen.lost;
         });
     }
+}
+
+/// In clear text: the gateway's screens and sets, and nobody's proof.
+fn hint(gap: &Gap) -> wire::Gap {
+    wire::Gap { stream: gap.stream.to_string(), run: gap.run.get(), from: gap.from.get(), to: gap.to.get() }
 }
 
 fn gap(identity: &Identity, reason: GapReason) -> Gap {

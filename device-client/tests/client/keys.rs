@@ -75,6 +75,13 @@ fn who_asks_for_keys_beside_an_open_client_moves_nothing_under_it() {
     assert!(matches!(refused, KeysError::State(StateError::Locked { .. })), "{refused}");
     assert_eq!(beside.verified_key().err(), Some(TrustError::NoKey));
     drop(client);
+    let refused = beside.apply(&world.trust.bundle).unwrap_err();
+    assert!(
+        matches!(refused, KeysError::State(StateError::Moved { .. })),
+        "it wrote its hours down: {refused}"
+    );
+    drop(beside);
+    let mut beside = Keys::open_in(&world.folder(), &world.trust.site, DeviceClock::start()).unwrap();
     beside.apply(&world.trust.bundle).unwrap();
     assert!(world.client(&[World::nowhere()]).open().is_err(), "and it is the one that writes now");
 }

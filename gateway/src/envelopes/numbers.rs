@@ -542,7 +542,8 @@ impl Numbers {
         self.0.lock_with(line, now).lines.hello(line, first_unacked, now)
     }
 
-    /// The device dropped a range by its own policy.
+    /// The device dropped a range by its own policy. Its word in the clear is a hint, and one that does not fit costs it nothing: a
+    /// gateway makes room for holes by letting go of what it has delivered.
     pub fn declare(&self, line: &Line, from: Seq, to: Seq, now: Duration) {
         let now = line_time(now);
         self.0.lock_with(line, now).lines.declare(line, from, to, now);

@@ -45,6 +45,15 @@ impl IntervalSet {
         }
     }
 
+    /// How many it would take with all of `first..=last` in it.
+    pub fn intervals_with_range(&self, first: u64, last: u64) -> usize {
+        if first > last {
+            return self.ranges.len();
+        }
+        let (low, high) = self.touched(first, last);
+        self.ranges.len() + 1 - (high - low)
+    }
+
     /// The intervals in ascending order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = Interval> + '_ {
         self.ranges.iter().copied()
@@ -74,8 +83,13 @@ impl IntervalSet {
 
     /// The last number of the unbroken run that `number` is part of.
     pub fn end_of_run(&self, number: u64) -> Option<u64> {
+        self.around(number).map(|range| range.last)
+    }
+
+    /// The interval that `number` is part of.
+    pub fn around(&self, number: u64) -> Option<Interval> {
         let at = self.ranges.partition_point(|range| range.last < number);
-        self.ranges.get(at).filter(|range| range.first <= number).map(|range| range.last)
+        self.ranges.get(at).copied().filter(|range| range.first <= number)
     }
 
     /// Puts one number in; false if it was there.
@@ -99,9 +113,8 @@ impl IntervalSet {
         if first > last {
             return;
         }
-        let low = self.ranges.partition_point(|range| range.last.saturating_add(1) < first);
-        let high = self.ranges.partition_point(|range| range.first <= last.saturating_add(1));
-        if low >= high {
+        let (low, high) = self.touched(first, last);
+        if low == high {
             self.ranges.insert(low, Interval { first, last });
             return;
         }
@@ -109,6 +122,14 @@ impl IntervalSet {
             Interval { first: first.min(self.ranges[low].first), last: last.max(self.ranges[high - 1].last) };
         self.ranges[low] = merged;
         self.ranges.drain(low + 1..high);
+    }
+
+    /// The intervals that would become one with `first..=last`: from the first of the two up to the second. Equal if there is
+    /// none, and then its place.
+    fn touched(&self, first: u64, last: u64) -> (usize, usize) {
+        let low = self.ranges.partition_point(|range| range.last.saturating_add(1) < first);
+        let high = self.ranges.partition_point(|range| range.first <= last.saturating_add(1));
+        (low, high)
     }
 
     /// Takes one number out; false if it was not there.

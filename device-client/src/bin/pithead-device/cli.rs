@@ -2,7 +2,7 @@
 
 use std::{fmt, io::BufRead, path::PathBuf, process, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use pithead_hop::{
     connect::Endpoint,
     program::{self, ExitCode, ProgramError, explain, log, units},
@@ -15,9 +15,9 @@ use pithead_sealing::{
 use zeroize::Zeroizing;
 
 use crate::{
-    enroll, key, outbox,
+    enroll, key, netcheck, outbox,
     output::{Output, print_text},
-    seal, send, upload,
+    seal, send, simulate, status, upload, watch,
 };
 
 /// A device: verifies keys, seals, keeps what it sealed, and sends it to the gateway.
@@ -60,9 +60,21 @@ enum Command {
     Send(SendArgs),
     /// Sends a file that `seal` has made, of any size; cut off, the same command goes on where it was.
     Upload(UploadArgs),
+    /// Sends each file that appears in a folder, until it is told to stop (SIGTERM, SIGINT).
+    Watch(WatchArgs),
+    /// How the device stands: keys, certificates, what waits, what was refused. Asks nobody, and disturbs no client that runs.
+    Status,
+    /// Whether each gateway can be reached, trusts us, is trusted, and takes envelopes; and if not, what to do. Ends with 69 or 77.
+    Netcheck {
+        /// How long each step may take.
+        #[arg(long, default_value = "5s")]
+        timeout: units::Duration,
+    },
     /// What waits to be sent.
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// A fleet out of this one process, over links that come and go: load for a gateway, and the books of every vehicle.
+    Simulate(Box<SimulateArgs>),
     /// What a code such as PH-1014 means and what to do about it; without one, all of them.
     Explain {
         /// PH-1014, 1014 or TRUST_ROLLBACK.
@@ -200,12 +212,44 @@ pub(crate) struct SendArgs {
     /// What a file is; lines travel as batches.
     #[arg(long, default_value = "application/octet-stream", value_parser = ContentType::new)]
     pub(crate) content_type: ContentType,
-    /// How long a record may wait for others to share its seal.
-    #[arg(long, default_value = "200ms")]
-    pub(crate) linger: units::Duration,
+    /// How long a record may wait for others to share its seal, whatever the stream's section says; 200ms if neither says.
+    #[arg(long)]
+    pub(crate) linger: Option<units::Duration>,
+    /// Compresses with zstd before sealing, whatever the stream's section says.
+    #[arg(long)]
+    pub(crate) compress: bool,
     /// How long to wait for the gateway once everything is in the outbox; what it does not have by then stays there.
     #[arg(long, default_value = "60s")]
     pub(crate) timeout: units::Duration,
+}
+
+/// What becomes of a file that was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum After {
+    /// It stays, and is remembered.
+    Keep,
+    /// It is removed.
+    Delete,
+    /// It goes to DIR/sent.
+    Move,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// The folder. Names that begin with a dot or end with .part are left alone, and so are folders in it.
+    pub(crate) dir: PathBuf,
+    /// The stream.
+    #[arg(long, default_value = "files")]
+    pub(crate) stream: StreamName,
+    /// What the files are.
+    #[arg(long, default_value = "application/octet-stream", value_parser = ContentType::new)]
+    pub(crate) content_type: ContentType,
+    /// A file that did not change for so long is whole. One that is renamed into the folder need not wait.
+    #[arg(long, default_value = "2s")]
+    pub(crate) settle: units::Duration,
+    /// What becomes of a file once it is sealed and durable in the outbox.
+    #[arg(long, value_enum, default_value_t = After::Move)]
+    pub(crate) after: After,
 }
 
 #[derive(Debug, Args)]
@@ -217,10 +261,86 @@ pub(crate) struct UploadArgs {
     pub(crate) timeout: Option<units::Duration>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// The vehicles' identities: a folder with one of `enroll` for each of them.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) devices: PathBuf,
+    /// How many of them drive; all if it is not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) vehicles: Option<u32>,
+    /// Where the vehicles' outboxes are, to go on with the next time; a temporary folder if it is not given.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Records a second of each vehicle.
+    #[arg(long, default_value_t = 10.0, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Bytes of a record, its name included.
+    #[arg(long, default_value = "100B")]
+    pub(crate) size: units::ByteSize,
+    /// Bytes of a file that each vehicle sends now and then.
+    #[arg(long, value_name = "SIZE", requires = "file_every")]
+    pub(crate) file_size: Option<units::ByteSize>,
+    /// How often it does.
+    #[arg(long, value_name = "TIME", requires = "file_size")]
+    pub(crate) file_every: Option<units::Duration>,
+    /// Where there is coverage and where not: lines such as `on 20s` and `off 60s jitter 30%`, driven through again and again.
+    /// Without it there is coverage everywhere.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) coverage: Option<PathBuf>,
+    /// How long they record. Clocks are real.
+    #[arg(long, default_value = "60s")]
+    pub(crate) duration: units::Duration,
+    /// How long a gateway has at the end, with coverage, to take what waits.
+    #[arg(long, default_value = "2min")]
+    pub(crate) drain: units::Duration,
+    /// Bytes on the disk of each vehicle's records.
+    #[arg(long, default_value = "4MiB")]
+    pub(crate) budget: units::ByteSize,
+    /// What happens when they are used up.
+    #[arg(long, value_enum, default_value_t = WhenFull::Reject)]
+    pub(crate) when_full: WhenFull,
+    /// Time between two writes of each vehicle's disk; at once if it is not given.
+    #[arg(long)]
+    pub(crate) sync: Option<units::Duration>,
+    /// How long a record may wait for others to share its seal.
+    #[arg(long, default_value = "200ms")]
+    pub(crate) linger: units::Duration,
+    /// Compresses with zstd before sealing.
+    #[arg(long)]
+    pub(crate) compress: bool,
+    /// Draws the same roads and shifts again; one of its own if it is not given.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+/// What a stream does whose budget is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WhenFull {
+    /// It takes no more.
+    Reject,
+    /// It gives up the oldest, and says so.
+    DropOldest,
+}
+
+/// Slower, a vehicle says nothing in a run; faster, one bus does not.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "a number of records a second".to_owned())?;
+    if (0.01..=100_000.0).contains(&rate) { Ok(rate) } else { Err("0.01 to 100000 records a second".into()) }
+}
+
 #[derive(Debug, Subcommand)]
 enum OutboxCommand {
-    /// How much waits, and the room there is.
+    /// How much waits, stream by stream, and the room there is.
     Stat,
+    /// Reads every byte: checksums, and the structure of each envelope. Ends with 1 if something is damaged.
+    Verify,
+    /// Sends what waits until nothing does, and records nothing.
+    Drain {
+        /// How long to try; for ever if it is not given.
+        #[arg(long)]
+        timeout: Option<units::Duration>,
+    },
 }
 
 pub(crate) fn main() -> process::ExitCode {
@@ -259,7 +379,16 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
         Command::Seal(arguments) => seal::run(&cli.config, arguments, cli.output),
         Command::Send(arguments) => in_runtime(send::run(&cli.config, arguments, cli.output)),
         Command::Upload(arguments) => in_runtime(upload::run(&cli.config, arguments, cli.output)),
+        Command::Watch(arguments) => in_runtime(watch::run(&cli.config, arguments, cli.output)),
+        Command::Status => status::run(&cli.config, cli.output),
+        Command::Netcheck { timeout } => in_runtime(netcheck::run(&cli.config, timeout.get(), cli.output)),
         Command::Outbox(OutboxCommand::Stat) => outbox::stat(&cli.config, cli.output),
+        Command::Outbox(OutboxCommand::Verify) => outbox::verify(&cli.config, cli.output),
+        Command::Outbox(OutboxCommand::Drain { timeout }) => {
+            let limit = timeout.map(units::Duration::get);
+            in_runtime(outbox::drain(&cli.config, limit, cli.output))
+        }
+        Command::Simulate(arguments) => in_runtime(simulate::run(arguments, cli.output)),
         Command::Explain { code } => {
             print_text(&explain::answer(code.as_deref())?);
             Ok(ExitCode::OK)

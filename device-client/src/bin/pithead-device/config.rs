@@ -3,6 +3,8 @@
 //! Paths are relative to the file's folder. Everything here may be read by anybody but the certificate's key, which is the
 //! key that signs the sessions as well if it can.
 
+mod streams;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,17 +20,23 @@ use pithead_device_client::{
 use pithead_hop::{
     backoff::Policy,
     connect::{ConnectOptions, Endpoint},
-    program::{ProgramError, config, units::ByteSize},
+    program::{
+        ProgramError,
+        config::{self, ConfigError},
+        units::ByteSize,
+    },
     tls::{Pem, TlsError},
 };
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{
-    names::{DeviceId, Site},
+    names::{DeviceId, Site, StreamName},
     trust::UnixTime,
 };
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+pub(crate) use self::streams::Kind;
+use self::streams::StreamSection;
 use crate::{failure, signer::Signer};
 
 #[derive(Debug, Deserialize)]
@@ -39,6 +47,8 @@ struct File {
     gateway: Option<GatewaySection>,
     #[serde(default)]
     outbox: OutboxSection,
+    #[serde(default, rename = "stream")]
+    streams: Vec<StreamSection>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -104,12 +114,32 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) fn load(path: &Path) -> Result<Self, ProgramError> {
         let file: File = config::load(path, "PITHEAD").map_err(|error| failure::config(&error))?;
+        streams::check(&file.streams).map_err(|what| failure::config(&ConfigError::invalid(path, what)))?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         Ok(Self { folder: folder.unwrap_or(Path::new(".")).to_owned(), file })
     }
 
     pub(crate) fn site(&self) -> &Site {
         &self.file.device.site
+    }
+
+    pub(crate) fn id(&self) -> &DeviceId {
+        &self.file.device.id
+    }
+
+    /// Bytes that a stream may take on the disk.
+    pub(crate) fn budget(&self, name: &StreamName) -> u64 {
+        let default = self.file.outbox.max_bytes;
+        let section = self.file.streams.iter().find(|stream| stream.name == *name);
+        section.map_or(default, |stream| stream.budget(default)).get()
+    }
+
+    /// The certificates that a connection rests on.
+    pub(crate) fn certificate_files(&self) -> Vec<(&'static str, PathBuf)> {
+        let Some(section) = &self.file.gateway else { return Vec::new() };
+        let own = section.certificate.as_ref().map(|path| ("the device's certificate", path));
+        let all = own.into_iter().chain([("the CA of the gateways", &section.ca)]);
+        all.map(|(what, path)| (what, self.folder.join(path))).collect()
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -133,7 +163,7 @@ impl Config {
     /// Trust and numbers, for one who carries the bytes.
     pub(crate) fn open_sealer(&self) -> Result<Sealer, ProgramError> {
         let signer = self.signer()?;
-        let mut sealer = Sealer::open(&self.state(), self.site(), self.file.device.id.clone(), self.clock())
+        let mut sealer = Sealer::open(&self.state(), self.site(), self.id().clone(), self.clock())
             .map_err(|error| failure::open_sealer(&error))?;
         if let Some(signer) = signer {
             sealer.sign_with(signer.key);
@@ -141,12 +171,46 @@ impl Config {
         Ok(sealer)
     }
 
-    /// The client, with a stream whose budget is the file's.
-    pub(crate) fn client(&self, stream: StreamOptions) -> Result<ClientBuilder, ProgramError> {
+    /// A stream as the file decides about it; with the budget of `[outbox]` if the file does not name it.
+    pub(crate) fn stream(&self, name: StreamName, kind: Kind) -> Result<StreamOptions, ProgramError> {
+        let default = self.file.outbox.max_bytes;
+        match self.file.streams.iter().find(|stream| stream.name == name) {
+            Some(stream) if stream.kind != kind => Err(invalid(&match kind {
+                Kind::Records => format!("the stream {name} carries files, and these are records"),
+                Kind::Files => format!("the stream {name} carries records, and this is a file"),
+            })
+            .todo("name another stream with --stream, or correct its [[stream]] in the device's file")),
+            Some(stream) => Ok(stream.options(default)),
+            None => Ok(streams::plain(name, kind).budget_bytes(default.get())),
+        }
+    }
+
+    /// The client with a stream that the caller works with, if there is one. The streams of the file that have an outbox
+    /// already keep their priorities and budgets, so that what waits from before goes in its order.
+    pub(crate) fn client(&self, stream: Option<StreamOptions>) -> Result<ClientBuilder, ProgramError> {
         let gateways = self.gateways()?.ok_or_else(no_gateway)?;
-        let stream = stream.budget_bytes(self.file.outbox.max_bytes.get());
-        let (site, id) = (self.site().clone(), self.file.device.id.clone());
-        let client = Client::enrolled(self.state(), site, id, gateways).clock(self.clock()).stream(stream);
+        self.client_in(&self.state(), gateways, stream.into_iter().collect())
+    }
+
+    /// The same in another folder and with other gateways.
+    pub(crate) fn client_in(
+        &self,
+        folder: &Path,
+        gateways: Gateways,
+        streams: Vec<StreamOptions>,
+    ) -> Result<ClientBuilder, ProgramError> {
+        let (site, id) = (self.site().clone(), self.id().clone());
+        let mut client = Client::enrolled(folder, site, id, gateways).clock(self.clock());
+        let outbox = folder.join("outbox");
+        for section in &self.file.streams {
+            let taken = streams.iter().any(|stream| *stream.name() == section.name);
+            if !taken && outbox.join(section.name.as_str()).is_dir() {
+                client = client.stream(section.options(self.file.outbox.max_bytes));
+            }
+        }
+        for stream in streams {
+            client = client.stream(stream);
+        }
         Ok(match self.signer()? {
             Some(signer) => client.sign_with(signer.key),
             None => client,
@@ -168,7 +232,8 @@ impl Config {
         Uplink::new(gateways, keys).map(Some).map_err(|error| failure::tls(&error))
     }
 
-    fn gateways(&self) -> Result<Option<Gateways>, ProgramError> {
+    /// The gateways, and who the device is to them; nothing if it has none.
+    pub(crate) fn gateways(&self) -> Result<Option<Gateways>, ProgramError> {
         let Some(section) = &self.file.gateway else { return Ok(None) };
         let tls = |error: TlsError| failure::tls(&error);
         let read = |path: &PathBuf| Pem::read(&self.folder.join(path)).map_err(tls);
@@ -202,4 +267,67 @@ pub(crate) fn no_gateway() -> ProgramError {
 
 fn invalid(what: &str) -> ProgramError {
     ProgramError::new(ErrorReason::ConfigInvalid, what).todo("correct the device's file")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const HEAD: &str = "[device]\nsite = \"pit-7\"\nid = \"truck-7\"\n";
+
+    fn load(more: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("device.toml");
+        std::fs::write(&path, format!("{HEAD}{more}")).unwrap();
+        Config::load(&path).map_err(|error| error.to_string())
+    }
+
+    fn name(text: &str) -> StreamName {
+        StreamName::new(text).unwrap()
+    }
+
+    #[test]
+    fn the_sample_that_is_shipped_is_read_and_decides_about_its_streams() {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/device.toml");
+        let config = Config::load(&sample).unwrap();
+        let shown = |name_of, kind| format!("{:?}", config.stream(name(name_of), kind).unwrap());
+        let can = shown("can", Kind::Records);
+        for decided in
+            ["priority: 100", "budget_bytes: 268435456", "DropOldest", "Interval(1s)", "compress: true"]
+        {
+            assert!(can.contains(decided), "{decided} in {can}");
+        }
+        let alarms = shown("alarms", Kind::Records);
+        for decided in ["priority: 200", "budget_bytes: 16777216", "Reject", "Always", "linger: 20ms"] {
+            assert!(alarms.contains(decided), "{decided} in {alarms}");
+        }
+        let other = shown("gps", Kind::Records);
+        assert!(other.contains("budget_bytes: 67108864"), "what [outbox] says: {other}");
+        let mismatch = config.stream(name("can"), Kind::Files).unwrap_err().to_string();
+        assert!(mismatch.contains("the stream can carries records"), "{mismatch}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_stream_is_shown_where_it_stands() {
+        for (stream, said) in [
+            ("name = \"can\"\n", "missing field `kind`"),
+            ("name = \"CAN\"\nkind = \"records\"\n", "^^^^^"),
+            ("name = \"can\"\nkind = \"record\"\n", "did you mean `records`?"),
+            ("name = \"can\"\nkind = \"records\"\nbudget = \"4KiB\"\n", "at least 1MiB\n  7 | budget"),
+            ("name = \"can\"\nkind = \"records\"\nwhen_full = \"drop\"\n", "drop-oldest"),
+            ("name = \"can\"\nkind = \"records\"\nsync = \"often\"\n", "sync is \"always\", or a time"),
+            ("name = \"can\"\nkind = \"records\"\nsync = \"0s\"\n", "for none write \"always\""),
+            ("name = \"can\"\nkind = \"records\"\npriorty = 3\n", "did you mean `priority`?"),
+            ("name = \"log\"\nkind = \"files\"\nlinger = \"1s\"\n", "files have no linger"),
+        ] {
+            let refused = load(&format!("[[stream]]\n{stream}")).unwrap_err();
+            assert!(refused.contains(said), "{said:?} in\n{refused}");
+        }
+        let twice = "[[stream]]\nname = \"can\"\nkind = \"records\"\n".repeat(2);
+        assert!(load(&twice).unwrap_err().contains("[[stream]] can is there twice"));
+        let many: String =
+            (0..17).map(|at| format!("[[stream]]\nname = \"s{at}\"\nkind = \"records\"\n")).collect();
+        assert!(load(&many).unwrap_err().contains("17 streams, and a device has at most 16"));
+    }
 }

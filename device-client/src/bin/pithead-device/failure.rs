@@ -118,9 +118,9 @@ pub(crate) fn record(error: &RecordError) -> ProgramError {
         RecordError::NoKey(refused) => trust(*refused),
         RecordError::Seal(refused) => seal(refused),
         RecordError::TooLarge { .. } => program(ErrorReason::EnvelopeTooLarge)
-            .todo("send it as a file of its own, or raise outbox.max_bytes"),
+            .todo("send it as a file of its own, or raise the stream's budget or outbox.max_bytes"),
         RecordError::Full | RecordError::Behind => program(ErrorReason::OutboxFull)
-            .todo("let the device reach its gateway, or raise outbox.max_bytes"),
+            .todo("let the device reach its gateway, or raise the stream's budget or outbox.max_bytes"),
         _ => program(ErrorReason::DiskFailed).todo("look at the disk, then open the device again"),
     }
 }
@@ -130,7 +130,7 @@ pub(crate) fn file(error: &FileError) -> ProgramError {
     match error {
         FileError::Source { .. } => program(ErrorReason::ConfigUnreadable),
         FileError::Full { .. } => program(ErrorReason::OutboxFull)
-            .todo("let the device reach its gateway, or raise outbox.max_bytes"),
+            .todo("let the device reach its gateway, or raise the stream's budget or outbox.max_bytes"),
         FileError::Seal(refused) => seal(refused),
         FileError::Disk(_) => program(ErrorReason::DiskFailed).todo("look at the disk"),
         _ => program(ErrorReason::Internal),

@@ -6,7 +6,7 @@ use pithead_device_client::keys::Keys;
 use pithead_hop::program::{ExitCode, ProgramError};
 use serde_json::{Value, json};
 
-use crate::{config::Config, enroll, failure, output::Output};
+use crate::{config::Config, enroll, failure, moment, output::Output};
 
 /// Where news about keys comes from.
 #[derive(Clone, Copy, Debug)]
@@ -60,9 +60,9 @@ pub(crate) fn facts(keys: &Keys) -> Vec<(&'static str, Value)> {
             ("key", json!(key.arn().to_string())),
             ("fingerprint", json!(hex::encode(key.fingerprint().as_bytes()))),
             ("bits", json!(key.modulus_bits())),
-            ("refresh_by", json!(key.refresh_by().as_secs())),
-            ("expires_at", json!(key.expires_at().as_secs())),
         ]);
+        facts.extend(moment::fields("refresh_by", "refresh_by_text", key.refresh_by().as_secs()));
+        facts.extend(moment::fields("expires_at", "expires_at_text", key.expires_at().as_secs()));
     }
     facts
 }

@@ -18,21 +18,21 @@ use bytes::Bytes;
 use indicatif::ProgressBar;
 use pithead_device_client::{
     INLINE_LIMIT_BYTES,
-    client::{Client, RecordError, Status, Stream, StreamOptions},
+    client::{Client, RecordError, Stream, StreamOptions},
     clock::DeviceClock,
     keys::{Keys, KeysError},
-    uplink::{RefreshError, Trouble, Uplink},
+    uplink::{RefreshError, Uplink},
 };
-use pithead_hop::program::{ExitCode, ProgramError, stop::Signals};
+use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{envelope::FileName, names::StreamName};
-use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::SendArgs,
-    config::{Config, no_gateway},
+    config::{Config, Kind, no_gateway},
+    delivery::{self, Told},
     failure,
     output::{Output, envelope_bar},
 };
@@ -47,22 +47,14 @@ struct Line {
 
 pub(crate) async fn run(file: &Path, arguments: &SendArgs, output: Output) -> Result<ExitCode, ProgramError> {
     let config = Config::load(file)?;
-    let signals = Signals::listen()
-        .map_err(|error| ProgramError::new(ErrorReason::Internal, format!("no signals: {error}")))?;
-    {
-        let mut keys = config.open_keys()?;
-        let uplink = config.uplink(&keys)?.ok_or_else(no_gateway)?;
-        refresh(&uplink, &mut keys).await?;
-    }
+    let signals = delivery::signals()?;
     let lines = arguments.file == Path::new("-");
-    let stream = arguments.stream.clone().unwrap_or_else(|| named(if lines { "records" } else { "files" }));
-    let options = if lines {
-        StreamOptions::records(stream).linger(arguments.linger.get())
-    } else {
-        StreamOptions::files(stream)
-    };
+    let (kind, default) = if lines { (Kind::Records, "records") } else { (Kind::Files, "files") };
+    let stream = arguments.stream.clone().unwrap_or_else(|| named(default));
+    let options = with_flags(config.stream(stream, kind)?, arguments)?;
+    fetch_keys(&config).await?;
     let name = options.name().to_string();
-    let client = config.client(options)?.open().map_err(|error| failure::open(&error))?;
+    let client = config.client(Some(options))?.open().map_err(|error| failure::open(&error))?;
     let bar = envelope_bar("sending");
     let taken = if lines {
         let stream = client.stream(&name).expect("it was configured");
@@ -71,105 +63,44 @@ pub(crate) async fn run(file: &Path, arguments: &SendArgs, output: Output) -> Re
         take_file(&client, &name, arguments, &signals.stop).await
     };
     let limit = if taken.is_ok() { arguments.timeout.get() } else { Duration::ZERO };
-    let finished = async {
-        let mut changes = client.changes();
-        let finish = client.finish(limit);
-        tokio::pin!(finish);
-        loop {
-            tokio::select! {
-                // What waits is counted and told below, whatever the reason.
-                _ = &mut finish => return,
-                () = changes.changed() => show(&client, &bar),
-            }
-        }
-    };
-    signals.stop.run_until_cancelled(finished).await;
-    bar.finish_and_clear();
-    let trouble = client.status().trouble;
-    let closed = tokio::task::spawn_blocking(move || client.close(Duration::ZERO)).await;
-    let closed = closed.map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))?;
-    let status = closed.map_err(|error| failure::close(&error))?;
-    let told = Told::of(&status);
-    output.print(&[
-        ("records", json!(told.records)),
-        ("envelopes", json!(told.envelopes)),
-        ("sessions", json!(status.sessions)),
-        ("acknowledged", json!(told.acknowledged)),
-        ("duplicates", json!(told.duplicates)),
-        ("conflicts", json!(told.conflicts)),
-        ("refused", json!(told.refused)),
-        ("waiting", json!(told.waiting)),
-    ]);
+    let ended = delivery::finish(client, limit, &signals.stop, &bar).await?;
+    let told = Told::of(&ended.status);
+    output.print(&told.fields(ended.status.sessions));
     taken?;
     // What waits in memory when everything ends was never sealed.
-    if let Some(trouble) = status
-        .streams
-        .values()
-        .filter(|stream| stream.in_memory > 0)
-        .find_map(|stream| stream.trouble.as_ref())
-    {
+    let unsealed = ended.status.streams.values().filter(|stream| stream.in_memory > 0);
+    if let Some(trouble) = unsealed.filter_map(|stream| stream.trouble.as_ref()).next() {
         return Err(failure::record(trouble));
     }
-    if told.waiting > 0 {
-        return Err(waits(told.waiting, trouble));
-    }
-    if told.refused > 0 {
-        let area = config.refused_area().folder().display().to_string();
-        let what = format!("{} envelopes were refused", told.refused);
-        return Err(ProgramError::new(ErrorReason::RequestInvalid, what)
-            .todo(format!("look at the reasons in {area}")));
-    }
-    Ok(ExitCode::OK)
+    delivery::verdict(&config, &told, ended.trouble)
 }
 
-/// What the person is told: sums over the streams, what waited from before included.
-#[derive(Default)]
-struct Told {
-    records: u64,
-    envelopes: u64,
-    acknowledged: u64,
-    duplicates: u64,
-    conflicts: u64,
-    refused: u64,
-    waiting: u64,
+/// What the command line says wins over the file.
+fn with_flags(options: StreamOptions, arguments: &SendArgs) -> Result<StreamOptions, ProgramError> {
+    let options = match arguments.linger {
+        Some(linger) => options.linger(linger.get()),
+        None => options,
+    };
+    if arguments.compress { compressed(options) } else { Ok(options) }
 }
 
-impl Told {
-    fn of(status: &Status) -> Self {
-        let mut told = Self::default();
-        for stream in status.streams.values() {
-            told.records += stream.held;
-            told.envelopes += stream.sealed;
-            told.acknowledged += stream.settled.stored + stream.settled.duplicates;
-            told.duplicates += stream.settled.duplicates;
-            told.conflicts += stream.settled.conflicts;
-            told.refused += stream.settled.refused;
-            told.waiting += stream.waiting;
-        }
-        told
-    }
+#[cfg(feature = "zstd")]
+fn compressed(options: StreamOptions) -> Result<StreamOptions, ProgramError> {
+    Ok(options.compress())
 }
 
-fn show(client: &Client, bar: &ProgressBar) {
-    let told = Told::of(&client.status());
-    bar.set_length(told.acknowledged + told.conflicts + told.refused + told.waiting);
-    bar.set_position(told.acknowledged + told.conflicts + told.refused);
+#[cfg(not(feature = "zstd"))]
+fn compressed(_: StreamOptions) -> Result<StreamOptions, ProgramError> {
+    Err(ProgramError::new(ErrorReason::ConfigInvalid, "this program was built without zstd")
+        .todo("leave --compress out")
+        .exit(ExitCode::USAGE))
 }
 
-fn waits(waiting: u64, trouble: Option<Trouble>) -> ProgramError {
-    if let Some(trouble) = trouble.as_ref().filter(|trouble| !trouble.retryable) {
-        return no_hope(trouble);
-    }
-    let trouble = trouble.map_or_else(String::new, |trouble| format!(": {}", trouble.detail));
-    let what = format!("{waiting} envelopes wait in the outbox{trouble}");
-    ProgramError::new(ErrorReason::PeerUnreachable, what)
-        .affects("nothing is lost; they go out the next time the device sends")
-        .exit(ExitCode::TRY_AGAIN)
-}
-
-fn no_hope(trouble: &Trouble) -> ProgramError {
-    ProgramError::new(trouble.reason.unwrap_or(ErrorReason::PeerUnreachable), trouble.detail.clone())
-        .affects("nothing is lost; what is not acknowledged stays in the outbox")
+/// News about keys, before a client is opened that is the only one who moves them.
+pub(crate) async fn fetch_keys(config: &Config) -> Result<(), ProgramError> {
+    let mut keys = config.open_keys()?;
+    let uplink = config.uplink(&keys)?.ok_or_else(no_gateway)?;
+    refresh(&uplink, &mut keys).await
 }
 
 /// News about keys, if the gateway has any that hold. With a usable key in hand a gateway that is silent, behind another
@@ -222,7 +153,7 @@ async fn take_lines(
                 continue;
             }
             () = changes.changed(), if !bar.is_hidden() => {
-                show(client, bar);
+                delivery::show(client, bar);
                 continue;
             }
         };
@@ -254,7 +185,7 @@ async fn record(
         };
         let trouble = client.status().trouble;
         if let Some(trouble) = trouble.filter(|trouble| !trouble.retryable) {
-            return Err(no_hope(&trouble));
+            return Err(delivery::no_hope(&trouble));
         }
         tokio::select! {
             () = stream.room() => {}

@@ -1,13 +1,16 @@
 //! Lines as bytes, for a checkpoint of all of them and for one that was put away.
 //!
 //! ```text
-//! checkpoint = "PHL" 01, u32 devices, device*            all integers big-endian
-//! device     = u8 length, name, u64 credit_ms, u32 lines, line*
-//! line       = u64 run, u8 length, stream, u64 start, u64 newest, u64 idle_ms,
+//! checkpoint = "PHL" 02, u32 devices, device*            all integers big-endian
+//! device     = u8 length, name, u64 credit_ms, u64 credit of runs spoken of_ms, u32 lines, line*
+//! line       = u64 run, u8 length, stream, u64 start, u64 newest, u64 idle_ms, u64 settled,
 //!              set held, set declared, set refused, u32 count, (u64 seq, hash[8])*
 //! set        = u32 count, (u64 first, u64 last)*         ascending, neither overlapping nor adjacent
-//! idle line  = "PHI" 01, u8 length, device name, line
+//! idle line  = "PHI" 02, u8 length, device name, line
 //! ```
+//!
+//! The three sets of a line share no number, and `settled` is at most the count of what is held. Format 01 is read as well: it has
+//! neither the second credit nor `settled`, and its sets may overlap.
 //!
 //! Times are ages, since the clock behind `now` need not survive a restart. Numbers in flight are left out: they are not
 //! durable. Of the hashes those of what has left are written; who still has envelopes feeds theirs with
@@ -23,8 +26,16 @@ use super::line::LineState;
 use super::{HASHES_KEPT, Lines, ShortHash, Unseen};
 use crate::ingest::intervals::IntervalSet;
 
-const CHECKPOINT: &[u8; 4] = b"PHL\x01";
-const IDLE_LINE: &[u8; 4] = b"PHI\x01";
+const CHECKPOINT: &[u8; 3] = b"PHL";
+const IDLE_LINE: &[u8; 3] = b"PHI";
+
+/// Which form the bytes have. Written is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// Without what is settled.
+    First = 1,
+    Second = 2,
+}
 
 /// Not bytes that [`Lines::encode`] or [`Lines::take_idle`] wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,14 +45,15 @@ pub struct CheckpointError;
 impl<T: Clone> Lines<T> {
     /// All lines as bytes.
     pub fn encode(&self, now: Duration) -> Vec<u8> {
-        let mut out = CHECKPOINT.to_vec();
+        let mut out = begun(CHECKPOINT);
         let mut devices: Vec<_> = self.devices.iter().collect();
         devices.sort_unstable_by_key(|(name, _)| *name);
         put_count(&mut out, devices.len());
         for (name, device) in devices {
             put_text(&mut out, name.as_str());
-            let credit = device.bucket.credit + now.saturating_sub(device.bucket.at);
-            put_ms(&mut out, credit);
+            for bucket in [device.bucket, device.spoken_of] {
+                put_ms(&mut out, bucket.credit + now.saturating_sub(bucket.at));
+            }
             put_count(&mut out, device.len());
             for (line, state) in device.lines(name) {
                 put_line(&mut out, &line, state, now);
@@ -56,14 +68,17 @@ impl<T: Clone> Lines<T> {
     /// [`CheckpointError`].
     pub fn decode(bytes: &[u8], unseen: Unseen, now: Duration) -> Result<Self, CheckpointError> {
         let mut input = Input(bytes);
-        input.expect(CHECKPOINT)?;
+        let format = input.format(CHECKPOINT)?;
         let mut lines = Self::new(unseen);
         for _ in 0..input.u32()? {
             let name = DeviceId::new(input.text()?).map_err(|_| CheckpointError)?;
-            let mut device = Device::new(now);
-            device.bucket = Bucket { credit: input.ms()?, at: now };
+            let mut device = Device::new(unseen, now);
+            device.bucket = Bucket { credit: input.ms()?, ..device.bucket };
+            if format == Format::Second {
+                device.spoken_of = Bucket { credit: input.ms()?, ..device.spoken_of };
+            }
             for _ in 0..input.u32()? {
-                let (line, state) = input.line(&name, now)?;
+                let (line, state) = input.line(&name, format, now)?;
                 if device.line(&line).is_some() {
                     return Err(CheckpointError);
                 }
@@ -86,7 +101,7 @@ impl<T: Clone> Lines<T> {
                 device.lines(name).filter(|(_, state)| state.is_idle(before)).map(|(line, _)| line).collect();
             for line in idle {
                 let Some(state) = device.remove(&line) else { continue };
-                let mut bytes = IDLE_LINE.to_vec();
+                let mut bytes = begun(IDLE_LINE);
                 put_text(&mut bytes, name.as_str());
                 put_line(&mut bytes, &line, &state, now);
                 taken.push((line, bytes));
@@ -101,17 +116,22 @@ impl<T: Clone> Lines<T> {
     /// [`CheckpointError`].
     pub fn put_back(&mut self, bytes: &[u8], now: Duration) -> Result<Line, CheckpointError> {
         let mut input = Input(bytes);
-        input.expect(IDLE_LINE)?;
+        let format = input.format(IDLE_LINE)?;
         let name = DeviceId::new(input.text()?).map_err(|_| CheckpointError)?;
-        let (line, mut state) = input.line(&name, now)?;
+        let (line, mut state) = input.line(&name, format, now)?;
         input.finish()?;
         state.last_used = now;
-        let device = self.devices.entry(name).or_insert_with(|| Device::new(now));
+        let unseen = self.unseen;
+        let device = self.devices.entry(name).or_insert_with(|| Device::new(unseen, now));
         if device.line(&line).is_none() {
             device.put(&line, state);
         }
         Ok(line)
     }
+}
+
+fn begun(magic: &[u8; 3]) -> Vec<u8> {
+    [&magic[..], &[Format::Second as u8]].concat()
 }
 
 fn put_count(out: &mut Vec<u8>, count: usize) {
@@ -142,6 +162,7 @@ fn put_line<T: Clone>(out: &mut Vec<u8>, line: &Line, state: &LineState<T>, now:
     out.extend(state.start.to_be_bytes());
     out.extend(state.newest.to_be_bytes());
     put_ms(out, now.saturating_sub(state.last_used));
+    out.extend(state.settled.to_be_bytes());
     put_set(out, &state.durable());
     put_set(out, &state.declared);
     put_set(out, &state.refused);
@@ -162,8 +183,14 @@ impl<'a> Input<'a> {
         Ok(*head)
     }
 
-    fn expect(&mut self, magic: &[u8; 4]) -> Result<(), CheckpointError> {
-        if self.array()? == *magic { Ok(()) } else { Err(CheckpointError) }
+    fn format(&mut self, magic: &[u8; 3]) -> Result<Format, CheckpointError> {
+        let [a, b, c, format] = self.array()?;
+        match format {
+            _ if [a, b, c] != *magic => Err(CheckpointError),
+            1 => Ok(Format::First),
+            2 => Ok(Format::Second),
+            _ => Err(CheckpointError),
+        }
     }
 
     fn u32(&mut self) -> Result<u32, CheckpointError> {
@@ -203,6 +230,7 @@ impl<'a> Input<'a> {
     fn line<T: Clone>(
         &mut self,
         device: &DeviceId,
+        format: Format,
         now: Duration,
     ) -> Result<(Line, LineState<T>), CheckpointError> {
         let run = Run::new(self.u64()?).map_err(|_| CheckpointError)?;
@@ -211,12 +239,22 @@ impl<'a> Input<'a> {
         if start == 0 {
             return Err(CheckpointError);
         }
-        let mut state = LineState::new(start, now);
-        state.newest = self.u64()?;
-        state.last_used = now.saturating_sub(self.ms()?);
-        state.held = self.set()?;
-        state.declared = self.set()?;
-        state.refused = self.set()?;
+        let (newest, idle) = (self.u64()?, self.ms()?);
+        let settled = if format == Format::Second { self.u64()? } else { 0 };
+        let (held, declared, refused) = (self.set()?, self.set()?, self.set()?);
+        let sizes = (declared.intervals(), declared.count(), refused.intervals(), refused.count());
+        let mut state = LineState::new(start, now).with(held, declared, refused);
+        let disjoint = (
+            state.declared.intervals(),
+            state.declared.count(),
+            state.refused.intervals(),
+            state.refused.count(),
+        );
+        if format == Format::Second && (sizes != disjoint || settled > state.held.count()) {
+            return Err(CheckpointError);
+        }
+        (state.newest, state.settled) = (newest, settled);
+        state.last_used = now.saturating_sub(idle);
         let hashes = self.u32()?;
         if hashes as usize > HASHES_KEPT {
             return Err(CheckpointError);

@@ -57,6 +57,16 @@ impl Hashes {
         self.get(seq).is_some()
     }
 
+    /// Whether something of `first..=last` is there.
+    pub(super) fn any_within(&self, first: u64, last: u64) -> bool {
+        // At most the block at each end has nothing to say of the range: an empty one is not kept.
+        self.0.range(first / BLOCK..=last / BLOCK).any(|(number, block)| {
+            let begin = number * BLOCK;
+            let (low, high) = (first.saturating_sub(begin), (last - begin).min(BLOCK - 1));
+            block.there & (u32::MAX << low) & (u32::MAX >> (BLOCK - 1 - high)) != 0
+        })
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -88,6 +98,8 @@ mod tests {
                 }
                 prop_assert_eq!(hashes.contains(seq), map.contains_key(&seq));
                 prop_assert_eq!(hashes.is_empty(), map.is_empty());
+                let last = seq.saturating_add(number % 70);
+                prop_assert_eq!(hashes.any_within(seq, last), map.range(seq..=last).next().is_some());
             }
         }
     }

@@ -26,15 +26,27 @@ pub use refusal::LineRefusal;
 
 /// Numbers that a line may jump ahead: a corrupt or hostile number must not make everything after it "old".
 pub const SEQ_JUMP_MAX: u64 = 1 << 32;
-/// Intervals of a line: 16 kB of memory for the worst of them.
-pub const INTERVALS_PER_LINE: usize = 1_024;
-/// Intervals of a device's lines beyond the one that each has anyway.
+/// Intervals of what is accounted for on a line, and so the holes that nobody has explained: twice as many as a device of ours keeps
+/// ranges that it has not declared yet, since until it has they are holes. 32 kB of memory for the worst of them.
+pub const INTERVALS_PER_LINE: usize = 2_048;
+/// The same for all of a device's lines together, beyond the one interval that each has anyway; and as much for what was refused.
 pub const INTERVALS_PER_DEVICE: usize = 8_192;
+/// Declared ranges of a line that are told apart from what came: half a day of driving that has 20 s of radio in every 80 and loses
+/// something each time. Beyond, the lowest are settled, and a copy that comes after all is answered as a duplicate.
+pub const DECLARED_PER_LINE: usize = 512;
+/// The same for all of a device's lines together, beyond the one that each has anyway; the oldest runs are settled first.
+pub const DECLARED_PER_DEVICE: usize = 8_192;
+/// With [`Unseen::Elsewhere`], intervals of a line or of all lines of a device that wait here: two months of such driving while the way
+/// on is down. What has left is let go beyond [`INTERVALS_PER_LINE`] and [`INTERVALS_PER_DEVICE`].
+pub const WAITING_INTERVALS: usize = 65_536;
 /// Streams of a device.
 pub const STREAMS_PER_DEVICE: usize = 16;
 /// New runs of a device at once: a one-shot command in a loop works.
 pub const RUNS_BURST: u32 = 600;
-/// New runs of a device per hour in the long run: a run is kept for 30 days.
+/// Runs at once that a device only speaks of, in what it declares and in its heartbeats: twice as many as a device of ours keeps
+/// ranges that it has not declared yet, each of which may be of another run.
+pub const RUNS_SPOKEN_OF_BURST: u32 = 2_048;
+/// New runs of a device per hour in the long run, of either kind: a run is kept for 30 days.
 pub const RUNS_PER_HOUR: u32 = 60;
 /// Hashes of a line that are kept after the envelope has left.
 pub const HASHES_KEPT: usize = 1_024;
@@ -64,8 +76,9 @@ impl From<&[u8; 32]> for ShortHash {
 pub enum Unseen {
     /// Missing: lines begin at 1. The decryptor's view, which alone calls a gap a hole.
     Missing,
-    /// Elsewhere: a line begins where the Hello says, or with the first number seen if that is at most [`SEQ_JUMP_MAX`].
-    /// A gateway's view.
+    /// Elsewhere: a line begins where the Hello says, or with the first number seen if that is at most [`SEQ_JUMP_MAX`], and later
+    /// where its oldest intervals were let go because there are too many. A gateway's view: its far end recognises what is forgotten
+    /// here, so holes never make it refuse what comes next.
     Elsewhere,
 }
 
@@ -143,7 +156,7 @@ impl<T: Clone> Lines<T> {
     /// The envelope is durable.
     pub fn stored(&mut self, line: &Line, seq: Seq) {
         if let Some(device) = self.devices.get_mut(&line.device) {
-            device.change(line, |line| line.stored(seq.get()));
+            device.change_declared(line, |line| line.stored(seq.get()));
         }
     }
 
@@ -173,7 +186,7 @@ impl<T: Clone> Lines<T> {
     /// hash is one of the last [`HASHES_KEPT`].
     pub fn passed_on(&mut self, line: &Line, seq: Seq) {
         if let Some(device) = self.devices.get_mut(&line.device) {
-            device.change(line, |line| line.passed_on(seq.get()));
+            device.change_declared(line, |line| line.passed_on(seq.get()));
         }
     }
 
@@ -188,20 +201,28 @@ impl<T: Clone> Lines<T> {
     /// win. False if there is no room to note it.
     pub fn refused(&mut self, line: &Line, seq: Seq, now: Duration) -> bool {
         let start = self.start(seq);
-        self.device(&line.device, now).is_ok_and(|device| {
-            device.open(line, start, now).is_ok()
-                && device.change(line, |line| line.refused(seq.get())) == Some(true)
-        })
+        self.device(&line.device, now)
+            .is_ok_and(|device| device.open(line, start, now).is_ok() && device.refuse(line, seq))
     }
 
-    /// The device dropped `from..=to` by its own policy, and says so. Data that comes later wins. False if there is no
-    /// room to note it.
-    pub fn declare(&mut self, line: &Line, from: Seq, to: Seq, now: Duration) -> bool {
-        let start = self.start(from);
-        self.device(&line.device, now).is_ok_and(|device| {
-            device.open(line, start, now).is_ok()
-                && device.change(line, |line| line.declare(from.get(), to.get())) == Some(true)
-        })
+    /// The device dropped `from..=to` by its own policy, and says so. Data that comes later wins, until the range is settled. Gives
+    /// how many numbers this has explained that were neither declared before nor came; none if there is no room to note it.
+    ///
+    /// With [`Unseen::Elsewhere`] it opens no line: what lies before the first number seen is not missing there.
+    pub fn declare(&mut self, line: &Line, from: Seq, to: Seq, now: Duration) -> Option<u64> {
+        if self.unseen == Unseen::Missing {
+            self.speak_of(line, now).ok()?;
+        }
+        self.devices.get_mut(&line.device)?.declare(line, from, to)
+    }
+
+    /// The device speaks of a line, of which nothing need have come. It has its place among the device's lines from then on.
+    ///
+    /// # Errors
+    /// [`LineRefusal`]: there is no place for it.
+    pub fn speak_of(&mut self, line: &Line, now: Duration) -> Result<(), LineRefusal> {
+        let start = self.start(Seq::FIRST);
+        self.device(&line.device, now)?.open_spoken_of(line, start, now)
     }
 
     /// The device is about to send this line from `first_unacked` on. Answers up to which number nothing need be resent;
@@ -219,9 +240,19 @@ impl<T: Clone> Lines<T> {
     /// Feeds back what is stored, at a start: the envelope is durable and here. No bound is asked: it was accepted once.
     pub fn recall(&mut self, line: &Line, seq: Seq, hash: ShortHash, now: Duration) {
         let start = self.start(seq);
-        let device = self.devices.entry(line.device.clone()).or_insert_with(|| Device::new(now));
+        let unseen = self.unseen;
+        let device = self.devices.entry(line.device.clone()).or_insert_with(|| Device::new(unseen, now));
         device.open_unbounded(line, start, now);
-        device.change(line, |line| line.recall(seq.get(), hash));
+        device.change_declared(line, |line| line.recall(seq.get(), hash));
+    }
+
+    /// Before [`recall`](Self::recall) or [`refused`](Self::refused), for a number that is written down as new when it came: if it
+    /// counts as settled here, it was on its way when the range around it was, and was left out of that. A start reads them in the
+    /// order in which they were written, and so the other way round.
+    pub fn unsettle(&mut self, line: &Line, seq: Seq) {
+        if let Some(device) = self.devices.get_mut(&line.device) {
+            device.change(line, |line| line.unsettle(seq.get()));
+        }
     }
 
     /// What a line has seen.
@@ -268,6 +299,7 @@ impl<T: Clone> Lines<T> {
         if !self.devices.contains_key(name) && self.devices.len() >= DEVICES_MAX {
             return Err(LineRefusal::TooManyDevices);
         }
-        Ok(self.devices.entry(name.clone()).or_insert_with(|| Device::new(now)))
+        let unseen = self.unseen;
+        Ok(self.devices.entry(name.clone()).or_insert_with(|| Device::new(unseen, now)))
     }
 }

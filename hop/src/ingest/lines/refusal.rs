@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pithead_proto::errors::v1::ErrorReason;
 
-use super::{DEVICES_MAX, INTERVALS_PER_LINE, RUNS_PER_HOUR, SEQ_JUMP_MAX, STREAMS_PER_DEVICE};
+use super::{DEVICES_MAX, RUNS_PER_HOUR, SEQ_JUMP_MAX, STREAMS_PER_DEVICE};
 use crate::status::Refusal;
 
 /// A bound was reached.
@@ -20,7 +20,7 @@ pub enum LineRefusal {
         newest: u64,
     },
     /// The line, or all lines of the device together, have too many holes.
-    #[error("the line has too many holes (at most {INTERVALS_PER_LINE} intervals); {}", match .lowest_missing {
+    #[error("the line has too many holes that nobody has explained; {}", match .lowest_missing {
         Some(lowest) => format!("send number {lowest} first"),
         None => "begin a new run".to_owned(),
     })]

@@ -32,6 +32,8 @@ use crate::status::Refusal;
 
 /// Batches between the two halves. Their envelopes are bounded by the window; this bounds empty ones.
 const BATCHES_WAITING: usize = 1_024;
+/// Gaps in one batch, as many as in a sealed one: each is looked up and noted before the call's other work goes on.
+const GAPS_PER_BATCH: usize = 1_024;
 /// Bytes admitted before the runtime's other tasks get their turn: a quarter of a millisecond of hashing.
 const BYTES_PER_TURN: u64 = 256 << 10;
 
@@ -274,6 +276,9 @@ impl<I: Intake> Call<I> {
             return Ok(());
         }
         let device = self.peer.device().ok_or_else(|| Refusal::field("batch.gaps", "a relay has none"))?;
+        if gaps.len() > GAPS_PER_BATCH {
+            return Err(Refusal::field("batch.gaps", format!("are more than {GAPS_PER_BATCH}")));
+        }
         let gaps: Vec<_> =
             gaps.iter().map(|gap| DeclaredGap::from_wire(device, gap)).collect::<Result<_, _>>()?;
         self.intake.declared(&self.peer, &gaps);
