@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use anyhow::Context as _;
@@ -95,19 +96,24 @@ impl Ca {
         if let Some(uri) = spiffe {
             names.push(SanType::URI(uri.try_into()?));
         }
-        self.issue(names, stem)
+        self.issue(names, date_time_ymd(2100, 1, 1).into(), stem)
     }
 
     /// Signs a certificate that names its holder, such as `spiffe://pit-7/device/truck-1`.
     pub fn client(&self, spiffe: &str, stem: &Path) -> anyhow::Result<Certificate> {
-        self.issue(vec![SanType::URI(spiffe.try_into()?)], stem)
+        self.client_until(spiffe, date_time_ymd(2100, 1, 1).into(), stem)
     }
 
-    fn issue(&self, names: Vec<SanType>, stem: &Path) -> anyhow::Result<Certificate> {
+    /// The same, good until then.
+    pub fn client_until(&self, spiffe: &str, until: SystemTime, stem: &Path) -> anyhow::Result<Certificate> {
+        self.issue(vec![SanType::URI(spiffe.try_into()?)], until, stem)
+    }
+
+    fn issue(&self, names: Vec<SanType>, until: SystemTime, stem: &Path) -> anyhow::Result<Certificate> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = names;
         params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(2100, 1, 1);
+        params.not_after = until.into();
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let pair = KeyPair::generate()?;

@@ -804,7 +804,8 @@ impl Lane {
     }
 
     fn is_done(&self, late: bool) -> bool {
-        self.has_nothing() || (late && (self.is_blocked() || self.held_back))
+        // What is on its way to the disk is waited for all the same: it may be held, and then it is said to be.
+        self.has_nothing() || (late && (self.is_blocked() || self.held_back) && !self.is_being_written())
     }
 
     fn is_being_written(&self) -> bool {

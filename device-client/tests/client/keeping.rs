@@ -5,13 +5,13 @@ use std::time::Duration;
 use pithead_device_client::{
     MIN_BUDGET_BYTES,
     batch::BatchLimits,
-    client::{Client, FlushError, OpenError, RecordError, StreamOptions, Sync, WhenFull},
+    client::{Client, FlushError, OpenError, RecordError, Status, StreamOptions, Sync, WhenFull},
     keys::KeysError,
     state::StateError,
 };
 use pithead_sealing::names::StreamName;
 
-use crate::world::{LONG, World, keep, records, seqs, stream};
+use crate::world::{LONG, World, keep, records, seqs, stream, until};
 
 fn small(name: &str) -> StreamOptions {
     let limits = BatchLimits { records: 1_000, bytes: 16 << 10 };
@@ -121,6 +121,32 @@ async fn a_stream_that_drops_the_oldest_never_refuses_and_accounts_for_every_rec
     assert_eq!(first, status.dropped_envelopes + 1, "what was dropped is the oldest, and nothing else");
     // What is left of the run, its goodbye, and the goodbye of this one, which declares the gap.
     assert!(sent[..sent.len() - 1].windows(2).all(|pair| pair[1] == pair[0] + 1), "{sent:?}");
+}
+
+/// While the thread that seals waited for room in the queue, the budget was used up, and nobody looked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_that_is_used_up_by_a_burst_is_noticed_without_another_record() {
+    for when_full in [WhenFull::Reject, WhenFull::DropOldest] {
+        let world = World::new();
+        let client =
+            world.client(&[World::nowhere()]).stream(small("can").when_full(when_full)).open().unwrap();
+        let can = client.stream("can").unwrap();
+        // Far faster than the disk, and less than the memory.
+        for _ in 0..3_000 {
+            if let Err(error) = can.record(&[7; 1_000]) {
+                assert!(matches!((when_full, &error), (WhenFull::Reject, RecordError::Full)), "{error}");
+            }
+        }
+        if when_full == WhenFull::DropOldest {
+            client.sync(LONG).await.unwrap();
+            assert_eq!(stream(&client, "can").held, 3_000);
+        } else {
+            let full =
+                |status: &Status| matches!(status.streams[can.name()].trouble, Some(RecordError::Full));
+            until(&client, "told that it is full", full).await;
+        }
+        client.close(Duration::ZERO).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
