@@ -16,7 +16,7 @@
 //! use pithead_device_client::{
 //!     client::{Client, StreamOptions, TrustAnchor, WhenFull},
 //!     hop::tls::Pem,
-//!     sealing::envelope::ContentType,
+//!     sealing::envelope::{ContentType, DeviceSigningKey},
 //!     uplink::Gateways,
 //! };
 //!
@@ -26,13 +26,15 @@
 //!     ca: Pem::read(Path::new("ca.pem"))?,
 //!     identity: Some((Pem::read(Path::new("device.pem"))?, Pem::read(Path::new("device.key"))?)),
 //!     options: Default::default(),
-//!     retry: Default::default(),
+//!     retry: Gateways::RETRY,
 //! };
 //! // From the authority, by a way that is not the gateway.
 //! let anchor = TrustAnchor { authority: "acme-mining/prod".into(), root: fs::read("root-1.cose")? };
 //! let client = Client::builder("/var/lib/vehicle/pithead", "pit-7".parse()?, "truck-7".parse()?, gateways, anchor)
 //!     .stream(StreamOptions::records("can".parse()?).priority(150).when_full(WhenFull::DropOldest))
 //!     .stream(StreamOptions::files("logs".parse()?))
+//!     // So that the cloud knows the truck without believing the gateway: P-256, PKCS#8 in DER.
+//!     .sign_with(DeviceSigningKey::from_pkcs8_der(&fs::read("identity.der")?)?)
 //!     .open()?;
 //!
 //! // In the control loop: returns at once, whatever the radio and the disk do.

@@ -13,7 +13,6 @@ use pithead_device_client::{
     client::{Client, ClientBuilder, StreamOptions, Sync, TrustAnchor, WhenFull},
     clock::DeviceClock,
     hop::{
-        backoff::Policy,
         connect::{ConnectOptions, Endpoint},
         keys::KeyFile,
         tls::Pem,
@@ -109,7 +108,7 @@ impl Options {
             ca: self.ca.clone().ok_or_else(|| bad("no CA of the gateways: call pithead_options_ca_file"))?,
             identity: self.certificate.clone(),
             options: ConnectOptions::default(),
-            retry: Policy::default(),
+            retry: Gateways::RETRY,
         };
         let (folder, site, device) = (self.folder.clone(), self.site.clone(), self.device.clone());
         let mut client = match self.anchor.clone() {

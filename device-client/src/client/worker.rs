@@ -461,7 +461,7 @@ impl Worker {
                         let _ = reply.send(durable.identity);
                     }
                     // What was on its way before the log refused says nothing of whether it takes again.
-                    if lane.blocked.is_none() {
+                    if lane.blocked.is_none() && !lane.held_back {
                         lane.intake.set_trouble(None);
                     }
                 }

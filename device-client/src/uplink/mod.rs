@@ -57,6 +57,12 @@ pub struct Gateways {
     pub retry: Policy,
 }
 
+impl Gateways {
+    /// The delays of a vehicle: doubling from half a second to 15 s, drawn at random below that. A vehicle may see the mast for 20 s
+    /// at a time, and a gateway that is overrun says itself when to come back.
+    pub const RETRY: Policy = Policy { first: Duration::from_millis(500), max: Duration::from_secs(15) };
+}
+
 fn held(keys: &Keys) -> Held {
     Held {
         root_version: keys.trust().root_version(),

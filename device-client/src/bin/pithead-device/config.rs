@@ -18,7 +18,6 @@ use pithead_device_client::{
     uplink::{Gateways, RefusedArea, Uplink},
 };
 use pithead_hop::{
-    backoff::Policy,
     connect::{ConnectOptions, Endpoint},
     program::{
         ProgramError,
@@ -255,7 +254,7 @@ impl Config {
             ca: read(&section.ca)?,
             identity,
             options: ConnectOptions::default(),
-            retry: Policy::default(),
+            retry: Gateways::RETRY,
         }))
     }
 }

@@ -65,7 +65,7 @@ fn by_files(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramE
         identity: copied.identity,
     };
     let way = (copied.ca && !arguments.gateways.is_empty()).then_some(&way);
-    write(&file, device_toml(&names, way, signing.is_ok()).as_bytes())?;
+    let before = write_config(&file, &device_toml(&names, way, signing.is_ok()))?;
     let mut fields = vec![
         ("device", json!(device.to_string())),
         ("site", json!(site.to_string())),
@@ -73,6 +73,7 @@ fn by_files(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramE
         ("file", json!(file.display().to_string())),
     ];
     fields.extend(key::facts(&keys));
+    fields.extend(before.map(|before| ("file_before", json!(before.display().to_string()))));
     match signing {
         Ok(signer) => fields.extend(signer.facts()),
         Err(why) => fields.push(("signing", json!(format!("none: {why}")))),
@@ -205,6 +206,23 @@ fn read(path: &Path) -> Result<Vec<u8>, ProgramError> {
     fs::read(path).map_err(|error| {
         ProgramError::new(ErrorReason::ConfigUnreadable, format!("{}: {error}", path.display()))
     })
+}
+
+/// Writes the device's file. One that was there stays beside it: what its owner had set in it is to be set again, by whoever can read
+/// it. Gives where it is.
+fn write_config(file: &Path, text: &str) -> Result<Option<std::path::PathBuf>, ProgramError> {
+    let before = match fs::read(file) {
+        Ok(before) if before != text.as_bytes() => {
+            let kept = file.with_extension("toml.before");
+            write(&kept, &before)?;
+            Some(kept)
+        }
+        Ok(_) => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(cannot_write(file, &error)),
+    };
+    write(file, text.as_bytes())?;
+    Ok(before)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), ProgramError> {

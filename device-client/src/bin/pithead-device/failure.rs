@@ -13,7 +13,7 @@ use pithead_device_client::{
     uplink::RefreshError,
 };
 use pithead_hop::{
-    program::{ProgramError, config::ConfigError},
+    program::{ExitCode, ProgramError, config::ConfigError},
     status::reason_of_trust,
     tls::TlsError,
 };
@@ -129,6 +129,10 @@ pub(crate) fn file(error: &FileError) -> ProgramError {
     let program = |reason| ProgramError::new(reason, chain(error)).affects("the file was not taken");
     match error {
         FileError::Source { .. } => program(ErrorReason::ConfigUnreadable),
+        // No waiting makes room for it.
+        FileError::Full { needed, budget, .. } if needed > budget => program(ErrorReason::OutboxFull)
+            .todo("raise outbox.max_bytes, or the budget of the stream")
+            .exit(ExitCode::FAILED),
         FileError::Full { .. } => program(ErrorReason::OutboxFull)
             .todo("let the device reach its gateway, or raise the stream's budget or outbox.max_bytes"),
         FileError::Seal(refused) => seal(refused),

@@ -139,7 +139,8 @@ pub(super) async fn run(
         server_name: answer.server_name.as_deref(),
         identity: true,
     };
-    write(&file, super::device_toml(&names, Some(&gateway), !arguments.no_sign).as_bytes())?;
+    let text = super::device_toml(&names, Some(&gateway), !arguments.no_sign);
+    let before = super::write_config(&file, &text)?;
     // Last: until here the same command goes on where it was.
     let drawn = dir.join(DRAWN);
     fs::remove_file(&drawn).map_err(|error| cannot_write(&drawn, &error))?;
@@ -150,6 +151,7 @@ pub(super) async fn run(
         ("authority", json!(authority)),
         ("file", json!(file.display().to_string())),
     ];
+    fields.extend(before.map(|before| ("file_before", json!(before.display().to_string()))));
     fields.extend(signer.facts());
     fields.extend(key::facts(&keys));
     output.print(&fields);
