@@ -5,8 +5,9 @@
 //! ```
 //!
 //! A number is given when an envelope is sealed, so what was sealed stays until it is durable: a write that failed is
-//! written again as the same bytes, in the same order, and leaves no hole. It never waits for a disk or a network: whatever
-//! may take long wakes it through the [`Bell`].
+//! written again as the same bytes, in the same order, and leaves no hole. It waits for no log and no
+//! network: they wake it through the [`Bell`]. What it does wait for are its own small files, when keys move, a run begins, or
+//! something is given up.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -160,8 +161,7 @@ pub(super) struct Lane {
     ahead_bytes: usize,
     /// [`Log::failures`] when the oldest of `ahead` was appended.
     failures: u64,
-    /// The last ordinal that was taken out of the memory, and up to which everything is durable.
-    taken: u64,
+    /// Up to which ordinal everything is durable.
     durable: u64,
     written_at: Duration,
     /// Somebody waits for it: the interval does not count.
@@ -210,7 +210,6 @@ impl Lane {
             ahead: VecDeque::new(),
             ahead_bytes: 0,
             failures,
-            taken: 0,
             durable: 0,
             written_at: Duration::ZERO,
             urgent: false,
@@ -408,7 +407,8 @@ impl Worker {
             return false;
         }
         // It goes ahead of what still waits in memory, so it speaks for no more than has been sealed.
-        let ordinal = self.lanes[index].taken;
+        let lane = &self.lanes[index];
+        let ordinal = lane.ahead.back().map_or(lane.durable, |sealed| sealed.ordinal);
         let ready = Ready { ordinal, body: Body::Batch(Gathered::nothing(moment())) };
         match self.seal(index, ready, true) {
             Ok(()) => true,
@@ -433,12 +433,7 @@ impl Worker {
             Due::Now | Due::Nothing => Duration::MAX,
             Due::At(due) => due,
         };
-        let blocked = match &lane.blocked {
-            Some(Blocked::Until(until)) => *until,
-            Some(Blocked::Room(_, until)) => *until,
-            None => Duration::MAX,
-        };
-        due.min(at).min(blocked)
+        due.min(at).min(lane.blocked_until())
     }
 
     /// What the disk has answered.
@@ -539,8 +534,6 @@ impl Worker {
             }
             let lane = &self.lanes[index];
             let Some(ready) = lane.intake.take(now) else { return };
-            self.lanes[index].taken = ready.ordinal;
-            self.said_goodbye |= last;
             if let Err(refused) = self.seal(index, ready, last) {
                 let NotSealed { error, ready } = *refused;
                 let lane = &mut self.lanes[index];
@@ -553,6 +546,7 @@ impl Worker {
                 }));
                 return;
             }
+            self.said_goodbye |= last;
             // What has become ready to be written goes before the next is sealed.
             if self.lanes[index].intake.options.sync == Sync::Always {
                 self.write(index, now);
@@ -642,11 +636,7 @@ impl Worker {
         }
         // A ticket has to be asked once to ring.
         self.collect(index);
-        match &self.lanes[index].blocked {
-            Some(Blocked::Until(until)) => *until,
-            Some(Blocked::Room(_, until)) => *until,
-            None => Duration::MAX,
-        }
+        self.lanes[index].blocked_until()
     }
 
     /// The log does not take a record: make room by the stream's policy, or wait for it.
@@ -797,6 +787,14 @@ impl Lane {
 
     fn is_blocked(&self) -> bool {
         self.blocked.is_some()
+    }
+
+    /// When to look again, if nothing rings before.
+    fn blocked_until(&self) -> Duration {
+        match &self.blocked {
+            Some(Blocked::Until(until) | Blocked::Room(_, until)) => *until,
+            None => Duration::MAX,
+        }
     }
 
     fn has_nothing(&self) -> bool {
