@@ -1,5 +1,7 @@
 //! How an envelope ends, as everyone who waits for it hears it.
 
+use pithead_hop::backoff;
+use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
 use std::borrow::Cow;
 use std::time::Duration;
@@ -32,6 +34,13 @@ pub struct Again {
     pub detail: Cow<'static, str>,
     /// How long to wait before it makes sense.
     pub retry_after: Duration,
+}
+
+impl From<Again> for Refusal {
+    fn from(again: Again) -> Self {
+        let wait = backoff::spread(again.retry_after, backoff::random());
+        Self::new(again.reason, again.detail).retry_after(wait)
+    }
 }
 
 /// How an envelope ends.

@@ -4,7 +4,7 @@ use super::answer::{Again, Answer};
 use super::open::{self, INLINE_BYTES, Parcel, Stopped};
 use super::registry::{Registry, Verdict};
 use super::scribe::{Job, Work};
-use super::turn::{Turn, Turns};
+use super::turn::{Call, Turn, Turns};
 use crate::alarms::Alarms;
 use crate::books::Books;
 use crate::devices::{self, Barred, Devices, Origin};
@@ -179,8 +179,8 @@ impl Pipeline {
     /// What it starts goes on whether or not anybody waits for the ticket. Inside a tokio runtime.
     ///
     /// # Errors
-    /// A refusal: retryable when the pipeline is full or stopping; for good when the number cannot be (`SEQ_JUMP`, ...).
-    pub fn offer(self: &Arc<Self>, parcel: Parcel) -> Result<Offered, Refusal> {
+    /// A refusal: retryable when the pipeline is full or stopping, or when something of this call has to be sent again; for good when the number cannot be (`SEQ_JUMP`, ...).
+    pub fn offer(self: &Arc<Self>, call: &Call, parcel: Parcel) -> Result<Offered, Refusal> {
         if self.draining.is_cancelled() {
             return Err(draining());
         }
@@ -194,7 +194,11 @@ impl Pipeline {
         match registry.offer(parcel.identity(), &parcel.sha256, clock::wall_us(), &ticket) {
             Verdict::New => {
                 // Under the lock: the order of turns is the order of verdicts.
-                let turn = self.turns.take(&parcel.identity().site, parcel.identity().line());
+                let identity = parcel.identity();
+                let Some(turn) = self.turns.take(&identity.site, identity.line(), call) else {
+                    registry.withdraw(identity);
+                    return Err(super::behind().into());
+                };
                 drop(registry);
                 let claim = Claim {
                     registry: Arc::clone(&self.registry),

@@ -1,8 +1,9 @@
 //! The pipeline as hop's receiving half sees it.
 
-use super::answer::{Again, Done};
+use super::answer::{Answer, Done};
 use super::open::{Large, Parcel, fits_memory};
 use super::pipeline::{Offered, Pipeline};
+use super::turn::Call;
 use crate::books::Books;
 use crate::metrics::{Metrics, Outcome as Counted, ReasonLabel};
 use crate::sink::{Custody, Hop};
@@ -156,12 +157,19 @@ fn parcel(peer: &Peer, admitted: Admitted) -> Parcel {
     }
 }
 
-fn again(again: Again) -> Refusal {
-    let wait = pithead_hop::backoff::spread(again.retry_after, pithead_hop::backoff::random());
-    Refusal::new(again.reason, again.detail).retry_after(wait)
+/// As the sender hears it; `applied` is what this copy of it was.
+fn outcome(answer: Answer, applied: Outcome) -> Result<Outcome, Refusal> {
+    match answer {
+        Ok(Done::Applied) => Ok(applied),
+        Ok(Done::Conflict { kept }) => Ok(Outcome::Conflict { kept }),
+        Ok(Done::Refused { reason, detail }) => Ok(Outcome::Refused(Refusal::new(reason, detail))),
+        Err(again) => Err(again.into()),
+    }
 }
 
 impl Intake for Front {
+    type Call = Call;
+
     fn keys(&self) -> &dyn KnownKeys {
         &self.keys
     }
@@ -180,23 +188,16 @@ impl Intake for Front {
         self.pipeline.ready()
     }
 
-    async fn offer(&self, peer: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
-        let offered = self.pipeline.offer(parcel(peer, admitted))?;
-        Ok(async move {
-            let (ticket, same) = match offered {
-                Offered::Duplicate { unverified } => return Ok(Outcome::Duplicate { unverified }),
-                Offered::UnderWay(ticket) => (ticket, false),
-                Offered::SameUnderWay(ticket) => (ticket, true),
-            };
-            match ticket.await {
-                Ok(Done::Applied) if same => Ok(Outcome::Duplicate { unverified: false }),
-                Ok(Done::Applied) => Ok(Outcome::Stored),
-                Ok(Done::Conflict { kept }) => Ok(Outcome::Conflict { kept }),
-                Ok(Done::Refused { reason, detail }) => Ok(Outcome::Refused(Refusal::new(reason, detail))),
-                Err(failed) => Err(again(failed)),
+    async fn offer(&self, peer: &Peer, call: &Call, admitted: Admitted) -> Result<Pending, Refusal> {
+        let answered = match self.pipeline.offer(call, parcel(peer, admitted))? {
+            Offered::Duplicate { unverified } => Ok(Outcome::Duplicate { unverified }),
+            Offered::UnderWay(ticket) => {
+                return Ok(ticket.map(|answer| outcome(answer, Outcome::Stored)).boxed());
             }
-        }
-        .boxed())
+            // The first copy came on another call. Should it fail, nothing of this one may be behind it already.
+            Offered::SameUnderWay(ticket) => outcome(ticket.await, Outcome::Duplicate { unverified: false }),
+        };
+        answered.map(|outcome| std::future::ready(Ok(outcome)).boxed())
     }
 
     fn uploads(&self) -> Option<&UploadStore> {
@@ -231,22 +232,16 @@ impl Intake for Front {
                 Refusal::new(ErrorReason::NotDurable, "the disk has changed the upload; open it again")
                     .retry_after(Duration::from_secs(1))
             })?;
-        let offered = self.pipeline.offer(parcel)?;
+        // Its sender waits with what follows on its line until this has its answer.
+        let offered = self.pipeline.offer(&Call::default(), parcel)?;
         drop(reading);
-        let (ticket, outcome) = match offered {
-            Offered::Duplicate { unverified } => (None, Outcome::Duplicate { unverified }),
-            Offered::UnderWay(ticket) => (Some(ticket), Outcome::Stored),
-            Offered::SameUnderWay(ticket) => (Some(ticket), Outcome::Duplicate { unverified: false }),
+        let outcome = match offered {
+            Offered::Duplicate { unverified } => Outcome::Duplicate { unverified },
+            Offered::UnderWay(ticket) => outcome(ticket.await, Outcome::Stored)?,
+            Offered::SameUnderWay(ticket) => outcome(ticket.await, Outcome::Duplicate { unverified: false })?,
         };
-        if let Some(ticket) = ticket {
-            match ticket.await {
-                Ok(Done::Applied) => {}
-                Ok(Done::Conflict { kept }) => return Ok(Outcome::Conflict { kept }),
-                Ok(Done::Refused { reason, detail }) => {
-                    return Ok(Outcome::Refused(Refusal::new(reason, detail)));
-                }
-                Err(failed) => return Err(again(failed)),
-            }
+        if !matches!(outcome, Outcome::Stored | Outcome::Duplicate { .. }) {
+            return Ok(outcome);
         }
         // The sink and the ledger have it.
         let uploads = self.uploads.clone();

@@ -6,6 +6,7 @@ use super::pipeline::{Parts, Pipeline};
 use super::registry::{Registry, RegistryBooks};
 use super::scribe::{self, Scribe};
 use super::service::Front;
+use super::turn::Call;
 use crate::aside::Area;
 use crate::authority::testing::{START, TestAuthority, TestKey, seal, session};
 use crate::books::Books;
@@ -20,6 +21,7 @@ use crate::sink::{Action, Delivery, FolderSink, JsonLinesSink, Placed, Sink, Sin
 use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper, LocalKeys, Unwrapping};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use pithead_hop::identity::{Assurance, GatewayName, Peer, PeerId, Role};
 use pithead_hop::ingest::{Intake as _, Outcome, Pending, UploadLimits, UploadStore, admit};
 use pithead_hop::program::ExitCode;
@@ -311,7 +313,12 @@ impl Rig {
         self.devices.store(Arc::new(fresh.expect("it has changed")));
     }
 
+    /// On a call of its own.
     async fn offer(&self, envelope: &Bytes) -> Result<Pending, Refusal> {
+        self.offer_on(&Call::default(), envelope).await
+    }
+
+    async fn offer_on(&self, call: &Call, envelope: &Bytes) -> Result<Pending, Refusal> {
         let peer = gateway();
         let admitted = admit(
             envelope.clone(),
@@ -322,7 +329,7 @@ impl Rig {
             &mut LastSession::default(),
         )
         .map_err(|not| not.refusal)?;
-        self.front.offer(&peer, admitted).await
+        self.front.offer(&peer, call, admitted).await
     }
 
     async fn give(&self, envelope: &Bytes) -> Result<Outcome, Refusal> {
@@ -594,14 +601,49 @@ async fn a_line_keeps_its_order_whichever_data_key_is_there_first() {
     let waiting = rig.offer(&second).await.unwrap();
     let behind = rig.offer(&third).await.unwrap();
     // The same bytes meanwhile share the first one's fate.
-    let same = rig.offer(&second).await.unwrap();
+    let mut same = Box::pin(rig.offer(&second));
+    assert!(same.as_mut().now_or_never().is_none());
     assert_eq!(line_keys(&world.lines()), [(1, 0)]);
     door.open.add_permits(8);
     assert_eq!(waiting.await.unwrap(), Outcome::Stored);
     assert_eq!(behind.await.unwrap(), Outcome::Stored);
-    assert_eq!(same.await.unwrap(), Outcome::Duplicate { unverified: false });
+    assert_eq!(same.await.unwrap().await.unwrap(), Outcome::Duplicate { unverified: false });
     assert_eq!(rig.give(&seal(&mut world.text("gps"), 1, b"x")).await.unwrap(), Outcome::Stored);
     assert_eq!(line_keys(&world.lines()), [(1, 0), (2, 0), (3, 0), (1, 0)]);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_call_goes_on_sending_after_a_failure_is_not_applied_before_what_failed() {
+    let world = world().await;
+    let door = Door::of(&world);
+    let rig = Rig::start(&world, &door, Kind::Lines);
+    let (mut cold, mut warm) = (world.text("can"), world.text("can"));
+    assert_eq!(rig.give(&seal(&mut warm, 1, b"x")).await.unwrap(), Outcome::Stored);
+    let (second, third, fourth) =
+        (seal(&mut cold, 2, b"x"), seal(&mut warm, 3, b"x"), seal(&mut warm, 4, b"x"));
+    let (before, call, resent) = (Call::default(), Call::default(), Call::default());
+    door.fail(Some(KmsFault::Unreachable));
+    door.open.forget_permits(Semaphore::MAX_PERMITS);
+    let first_copy = rig.offer_on(&before, &second).await.unwrap();
+    let behind = rig.offer_on(&call, &third).await.unwrap();
+    // A copy of what is under way: what follows it on its call is not taken before its fate is known.
+    let mut copy = Box::pin(rig.offer_on(&resent, &second));
+    assert!(copy.as_mut().now_or_never().is_none());
+    door.open.add_permits(8);
+    assert!(first_copy.await.unwrap_err().is_retryable());
+    assert!(behind.await.unwrap_err().is_retryable());
+    assert!(copy.await.err().is_some_and(|refusal| refusal.is_retryable()));
+    door.fail(None);
+    // Its data key is there, and nothing else is under way; but its sender does not know of the failure yet.
+    for call in [&before, &call] {
+        let refused = rig.offer_on(call, &fourth).await.err().expect("nothing more of this call");
+        assert!(refused.is_retryable() && refused.retry_after.is_some(), "{refused}");
+    }
+    for envelope in [&second, &third, &fourth] {
+        assert_eq!(rig.give(envelope).await.unwrap(), Outcome::Stored);
+    }
+    assert_eq!(line_keys(&world.lines()), [(1, 0), (2, 0), (3, 0), (4, 0)]);
     rig.stop().await;
 }
 

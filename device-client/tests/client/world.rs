@@ -108,6 +108,8 @@ impl KnownKeys for Gate {
 }
 
 impl Intake for Gate {
+    type Call = ();
+
     fn keys(&self) -> &dyn KnownKeys {
         self
     }
@@ -131,7 +133,7 @@ impl Intake for Gate {
         })
     }
 
-    async fn offer(&self, _: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
+    async fn offer(&self, _: &Peer, (): &(), admitted: Admitted) -> Result<Pending, Refusal> {
         let (identity, bytes) = (admitted.identity().clone(), admitted.bytes().clone());
         let answer: Result<Pending, Refusal> = self.script(|script| {
             script.offered.push((identity.clone(), bytes.clone()));

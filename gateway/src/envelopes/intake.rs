@@ -208,6 +208,8 @@ async fn settle_all(mut settling: mpsc::Receiver<Settling>, metrics: Metrics) {
 }
 
 impl Intake for SpoolIntake {
+    type Call = ();
+
     fn keys(&self) -> &dyn KnownKeys {
         self
     }
@@ -230,7 +232,7 @@ impl Intake for SpoolIntake {
         ready.inspect_err(|refusal| self.metrics.refused(refusal.reason))
     }
 
-    async fn offer(&self, peer: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
+    async fn offer(&self, peer: &Peer, (): &(), admitted: Admitted) -> Result<Pending, Refusal> {
         let identity = admitted.identity().clone();
         let now = since_boot();
         // What a gateway of the site passes on came at its own pace there.

@@ -172,7 +172,7 @@ impl Door {
     pub(crate) async fn offer(&self, envelope: Bytes) -> Result<Pending, Refusal> {
         let admitted = admit(envelope, vec![], &truck(), &*self.intake, 1 << 20, &mut LastSession::default());
         let admitted = admitted.map_err(|refused| refused.refusal)?;
-        self.intake.offer(&truck(), admitted).await
+        self.intake.offer(&truck(), &(), admitted).await
     }
 
     pub(crate) async fn take(&self, envelope: Bytes) -> Outcome {
@@ -234,6 +234,8 @@ impl KnownKeys for FarEnd {
 }
 
 impl Intake for FarEnd {
+    type Call = ();
+
     fn keys(&self) -> &dyn KnownKeys {
         self
     }
@@ -250,7 +252,7 @@ impl Intake for FarEnd {
         Ok(())
     }
 
-    async fn offer(&self, _peer: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
+    async fn offer(&self, _peer: &Peer, (): &(), admitted: Admitted) -> Result<Pending, Refusal> {
         let identity = admitted.identity().clone();
         if self.poison.lock().unwrap().contains(&identity.seq.get()) {
             return Err(Refusal::new(ErrorReason::SignatureInvalid, "poisoned for a test"));

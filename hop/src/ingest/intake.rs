@@ -66,6 +66,10 @@ pub struct DeclaredGap {
 ///
 /// Envelopes of one call are offered one after the other, in the order in which they came, and answered in that order.
 pub trait Intake: Send + Sync + 'static {
+    /// What the intake remembers of one call, made when the call begins: whether something of it has failed already, for
+    /// instance.
+    type Call: Default + Send + Sync + 'static;
+
     /// The keys that statements accepted here have named.
     fn keys(&self) -> &dyn KnownKeys;
 
@@ -88,8 +92,12 @@ pub trait Intake: Send + Sync + 'static {
     ///
     /// # Errors
     /// A refusal. One that a retry can cure ends the call; any other is told in band, and the call goes on.
-    fn offer(&self, peer: &Peer, admitted: Admitted)
-    -> impl Future<Output = Result<Pending, Refusal>> + Send;
+    fn offer(
+        &self,
+        peer: &Peer,
+        call: &Self::Call,
+        admitted: Admitted,
+    ) -> impl Future<Output = Result<Pending, Refusal>> + Send;
 
     /// Where large envelopes are gathered; none where only inline ones are taken.
     fn uploads(&self) -> Option<&UploadStore> {

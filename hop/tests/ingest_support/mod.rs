@@ -311,6 +311,8 @@ impl KnownKeys for Disk {
 }
 
 impl Intake for Disk {
+    type Call = ();
+
     fn keys(&self) -> &dyn KnownKeys {
         self
     }
@@ -327,7 +329,7 @@ impl Intake for Disk {
         self.state.lock().unwrap().not_ready.clone().map_or(Ok(()), Err)
     }
 
-    async fn offer(&self, _: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
+    async fn offer(&self, _: &Peer, (): &(), admitted: Admitted) -> Result<Pending, Refusal> {
         let identity = admitted.identity().clone();
         let pending = {
             let mut state = self.state.lock().unwrap();

@@ -118,6 +118,8 @@ impl KnownKeys for Far {
 }
 
 impl Intake for Far {
+    type Call = ();
+
     fn keys(&self) -> &dyn KnownKeys {
         self
     }
@@ -134,7 +136,7 @@ impl Intake for Far {
         Ok(())
     }
 
-    async fn offer(&self, _: &Peer, admitted: Admitted) -> Result<Pending, Refusal> {
+    async fn offer(&self, _: &Peer, (): &(), admitted: Admitted) -> Result<Pending, Refusal> {
         let identity = admitted.identity().clone();
         let letter = Letter::find(&identity, &admitted.sha256).expect("bytes that the device sealed");
         let flagged = admitted.hops.iter().any(|hop| hop.conflict);

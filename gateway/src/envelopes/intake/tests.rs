@@ -164,7 +164,7 @@ async fn an_envelope_that_the_spool_will_never_hold_does_not_hold_up_its_line() 
     let admitted =
         pithead_hop::ingest::admit(large, vec![], &peer, &*door.intake, 8 << 20, &mut LastSession::default())
             .unwrap();
-    let refused = door.intake.offer(&peer, admitted).await.map(|_| ()).unwrap_err();
+    let refused = door.intake.offer(&peer, &(), admitted).await.map(|_| ()).unwrap_err();
     assert_eq!(refused.reason, ErrorReason::EnvelopeTooLarge);
     assert_eq!(door.take(sender.seal(2, b"record")).await, Outcome::Stored);
 }
@@ -289,7 +289,7 @@ async fn on_one_call_every_session_pays_for_its_data_key() {
         let envelope = if truck_now == 1 { first.seal(seq, b"x") } else { second.seal(seq, b"x") };
         let admitted =
             pithead_hop::ingest::admit(envelope, vec![], &truck(), &*door.intake, 1 << 20, &mut last);
-        let stored = door.intake.offer(&truck(), admitted.unwrap()).await.unwrap();
+        let stored = door.intake.offer(&truck(), &(), admitted.unwrap()).await.unwrap();
         assert_eq!(stored.await.unwrap(), Outcome::Stored);
         assert_eq!(door.intake.budgets.remembered(&device), paid, "number {seq}");
     }

@@ -94,8 +94,9 @@ enum Ended {
     Refused(Refusal),
 }
 
-pub(super) struct Call<I> {
+pub(super) struct Call<I: Intake> {
     pub(super) intake: Arc<I>,
+    pub(super) remembered: I::Call,
     pub(super) limits: IngestLimits,
     pub(super) stop: CancellationToken,
     pub(super) peer: Peer,
@@ -290,7 +291,7 @@ impl<I: Intake> Call<I> {
         let inline = self.limits.inline.get();
         let admitted = admit(item.envelope, item.hops, &self.peer, self.intake.keys(), inline, last);
         let refusal = match admitted {
-            Ok(admitted) => match self.intake.offer(&self.peer, admitted).await {
+            Ok(admitted) => match self.intake.offer(&self.peer, &self.remembered, admitted).await {
                 Ok(pending) => return Ok(Item::Waiting(pending)),
                 Err(refusal) => refusal,
             },

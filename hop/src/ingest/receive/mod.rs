@@ -114,6 +114,7 @@ impl<I: Intake> IngestService for IngestServer<I> {
         }
         let answers = append::Answers::of(request.into_inner(), |answers| append::Call {
             intake: Arc::clone(&self.intake),
+            remembered: I::Call::default(),
             limits: self.limits,
             stop: self.stop.clone(),
             peer,
@@ -142,7 +143,7 @@ impl<I: Intake> IngestService for IngestServer<I> {
                 return Err(refusal.into());
             }
         };
-        let pending = self.intake.offer(&peer, admitted).await?;
+        let pending = self.intake.offer(&peer, &I::Call::default(), admitted).await?;
         let duplicate = match pending.await? {
             Outcome::Stored => None,
             Outcome::Duplicate { unverified } => Some(wire::Duplicate { unverified }),
