@@ -83,6 +83,8 @@ pub fn start<A: AsRef<OsStr>>(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
+        // Ctrl-C at a terminal is for whoever started this.
+        .process_group(0)
         .spawn()
         .with_context(|| format!("starting {}", program.display()))?;
     Ok(Running { line: format!("{name} {}", spelt.join(" ")), child })

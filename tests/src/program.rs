@@ -47,6 +47,8 @@ impl Program {
             .stdout(output.try_clone()?)
             .stderr(output)
             .kill_on_drop(true)
+            // Ctrl-C at a terminal is for whoever started this, who then stops its programs in order.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
         Ok(Self { name, child, log: log.to_owned(), admin })

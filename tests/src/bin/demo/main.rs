@@ -4,12 +4,15 @@
 //! keys. Every number that is shown comes from what they print, their metrics and their files.
 
 mod paper;
+mod play;
 mod records;
 mod story;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// One mine site on loopback: devices seal, the gateway keeps and passes on, the cloud opens; and everything fails once.
 #[derive(Debug, Parser)]
@@ -24,9 +27,13 @@ struct Arguments {
     /// Replay this CAN recording (a log of `candump -l`) and not made-up telemetry.
     #[arg(long, value_name = "FILE")]
     recording: Option<PathBuf>,
-    /// Make the site in this folder (new or empty), leave it there, and say how to run each program by hand.
+    /// Make the site in this folder (new or empty), and keep it running after the story: trucks go on sending, Enter cuts and
+    /// heals the WAN, Ctrl-C ends it. The folder stays, with a line for each program to run it by hand.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// With --keep: do not open the console in a browser.
+    #[arg(long, requires = "keep")]
+    no_browser: bool,
     /// Plain text.
     #[arg(long)]
     no_color: bool,
@@ -43,11 +50,18 @@ fn main() -> ExitCode {
         }
     };
     let told = runtime.block_on(async {
-        tokio::select! {
-            told = story::tell(&arguments, paper) => told,
-            // Dropping the story ends its programs and removes its folder.
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-        }
+        let end = CancellationToken::new();
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let ending = end.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            ending.cancel();
+        });
+        story::tell(&arguments, paper, &end).await
     });
     match told {
         Ok(true) => ExitCode::SUCCESS,

@@ -10,20 +10,21 @@ use pithead_tests::{
     site::{GATEWAY, KEY_ARN, SITE, Site, SiteOptions},
 };
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Arguments,
     paper::{Paper, count, grouped},
-    records,
+    play, records,
 };
 
-const STREAM: &str = "can";
+pub(crate) const STREAM: &str = "can";
 const BITS: usize = 3072;
 
 /// A device, what it has to say, and what its processes said of themselves.
-struct Truck {
-    device: Device,
-    records: Vec<String>,
+pub(crate) struct Truck {
+    pub(crate) device: Device,
+    pub(crate) records: Vec<String>,
     summaries: Vec<Summary>,
 }
 
@@ -35,8 +36,12 @@ impl Truck {
     }
 }
 
-/// Tells it. False if the books do not balance.
-pub(crate) async fn tell(arguments: &Arguments, mut paper: Paper) -> anyhow::Result<bool> {
+/// Tells it, until `end`. False if the books do not balance.
+pub(crate) async fn tell(
+    arguments: &Arguments,
+    mut paper: Paper,
+    end: &CancellationToken,
+) -> anyhow::Result<bool> {
     paper.title("Pithead: one mine site on loopback, with real TLS, throw-away keys and no cloud account");
     paper.line(
         "\n   trucks ══TLS══> gateway ══TLS══[ WAN ]══TLS══> decryptor ──> plaintext\n   \
@@ -57,14 +62,25 @@ pub(crate) async fn tell(arguments: &Arguments, mut paper: Paper) -> anyhow::Res
     let folder = arguments.keep.as_deref().map(fs::canonicalize).transpose()?;
     let options = SiteOptions { bits: BITS, standby: true, folder: folder.clone(), ..SiteOptions::default() };
     let mut site = Site::create(options).await.context("making the site")?;
-    let told = acts(&mut site, records, &mut paper).await;
-    let balanced = match told {
-        Ok(balanced) => balanced,
+    let told = end.run_until_cancelled(acts(&mut site, records, &mut paper)).await;
+    let (balanced, trucks) = match told.unwrap_or_else(|| Err(anyhow::anyhow!("interrupted"))) {
+        Ok(told) => told,
         Err(error) => {
             paper.bad(format_args!("\nThe demo failed: {error:#}"));
-            false
+            (false, Vec::new())
         }
     };
+    let seconds = began.elapsed().as_secs_f64();
+    if balanced {
+        paper.line(format_args!("\nAll numbers add up. {seconds:.1} s."));
+    }
+    let mut played = Ok(());
+    if balanced && folder.is_some() {
+        played = play::go_on(&mut site, &trucks, !arguments.no_browser, paper, end).await;
+        if let Err(error) = &played {
+            paper.bad(format_args!("The site did not go on well: {error:#}"));
+        }
+    }
     if !balanced {
         paper.line(format_args!("\n{}", site.log_tails()));
     }
@@ -72,28 +88,32 @@ pub(crate) async fn tell(arguments: &Arguments, mut paper: Paper) -> anyhow::Res
     if let Err(error) = &stopped {
         paper.bad(format_args!("The programs did not stop well: {error:#}"));
     }
-    if let Some(folder) = folder {
-        site.take_the_link_out()?;
-        by_hand(&site, &folder, paper);
+    match folder {
+        Some(folder) => {
+            site.take_the_link_out()?;
+            by_hand(&site, &folder, paper);
+        }
+        None if balanced => {
+            paper.line("cargo demo -- --keep DIR leaves a site running, to watch and to play with.\n")
+        }
+        None => paper.line(format_args!("\nNumbers are off; see above. {seconds:.1} s.\n")),
     }
-    let seconds = began.elapsed().as_secs_f64();
-    let well = balanced && stopped.is_ok();
-    if well {
-        paper.line(format_args!("\nAll numbers add up. {seconds:.1} s.\n"));
-    } else {
-        paper.line(format_args!("\nNumbers are off; see above. {seconds:.1} s.\n"));
-    }
-    Ok(well)
+    Ok(balanced && stopped.is_ok() && played.is_ok())
 }
 
-async fn acts(site: &mut Site, records: Vec<Vec<String>>, paper: &mut Paper) -> anyhow::Result<bool> {
+async fn acts(
+    site: &mut Site,
+    records: Vec<Vec<String>>,
+    paper: &mut Paper,
+) -> anyhow::Result<(bool, Vec<Truck>)> {
     let mut trucks = make(site, records, paper).await?;
     trust(&trucks, paper).await?;
     ordinary_day(site, &mut trucks, paper).await?;
     wan_down(site, &mut trucks, paper).await?;
     gateway_killed(site, &mut trucks, paper).await?;
     healed(site, &mut trucks, paper).await?;
-    books(site, &trucks, paper).await
+    let balanced = books(site, &trucks, paper).await?;
+    Ok((balanced, trucks))
 }
 
 async fn make(site: &mut Site, records: Vec<Vec<String>>, paper: &mut Paper) -> anyhow::Result<Vec<Truck>> {
@@ -113,6 +133,7 @@ async fn make(site: &mut Site, records: Vec<Vec<String>>, paper: &mut Paper) -> 
     site.until_registry_is_read().await?;
     paper.fact("data key", format_args!("RSA {BITS}, {KEY_ARN}"));
     paper.fact("gateway", format_args!("{GATEWAY} at {SITE}, listening on {}", site.gateway_address()));
+    paper.fact("its console", format_args!("http://{}/ while this runs", site.gateway_admin()));
     paper.fact("decryptor", format_args!("{}, behind a wire that can be cut", site.decryptor_address()));
     paper.fact(
         "trucks",
@@ -426,7 +447,7 @@ fn by_hand(site: &Site, folder: &Path, paper: Paper) {
     paper.line(format_args!(
         "\n   cd {}\n   {} run -c cloud/decryptor.toml\n   {} run -c gateway/gateway.toml\n   \
          echo 'hello from the pit' | {} -c devices/truck-01/device.toml send -\n   \
-         tail -n 1 cloud/out.jsonl\n   curl http://{}/statusz",
+         tail -n 1 cloud/out.jsonl\n   console: http://{}/\n",
         folder.display(),
         programs.decryptor().display(),
         programs.gateway().display(),
