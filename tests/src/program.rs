@@ -6,6 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -240,17 +241,26 @@ impl Admin {
     }
 }
 
-/// An address on loopback that is free. A program under test needs it in its configuration before it starts, and keeps it
-/// over restarts; so it is taken from below the range out of which the kernel gives ports to outgoing connections, and at
-/// random, because tests run beside each other.
+/// An address on loopback that is free, and that nobody else is given as long as this process lives. A program under test
+/// needs it in its configuration before it starts, and keeps it over restarts; so it is taken from below the range out of which
+/// the kernel gives ports to outgoing connections. Tests run beside each other, in processes of their own: who has drawn a port
+/// holds the lock on a file of that name.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     const FIRST: u16 = 10_240;
     const COUNT: u32 = 22_000;
     const TRIES: usize = 100;
+    static HELD: Mutex<Vec<fs::File>> = Mutex::new(Vec::new());
+    let folder = std::env::temp_dir().join(format!("pithead-ports-{}", rustix::process::getuid().as_raw()));
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     for _ in 0..TRIES {
         let draw = getrandom::u32().context("the kernel gives no randomness")? % COUNT;
         let port = FIRST + u16::try_from(draw)?;
+        let lock = fs::File::create(folder.join(port.to_string()))?;
+        if lock.try_lock().is_err() {
+            continue;
+        }
         if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            HELD.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
             return Ok(listener.local_addr()?);
         }
     }
