@@ -126,7 +126,7 @@ class Shell:
         )
         self.lines, self.seen = [], threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
-        self._say("set -E; trap 'failed=\"$BASH_COMMAND (exit $?)\"' ERR\n")
+        self._say("set -E; trap 'failed=\"${failed:-$BASH_COMMAND (exit $?)}\"' ERR\n")
 
     def _read(self):
         for line in self.process.stdout:
