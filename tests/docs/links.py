@@ -82,6 +82,8 @@ def main():
             if not path.is_relative_to(ROOT):
                 wrong.append(f"{where}: {target}: leads out of the tree")
             if path.is_dir():
+                # A link to a folder shows what lies in it.
+                leads.update(path.glob("*.md"))
                 path = path / "README.md"
             leads.add(path)
             if anchor and path.suffix == ".md" and anchor not in anchors_of(path):
