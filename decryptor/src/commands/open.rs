@@ -3,9 +3,14 @@
 //! In constant memory. The plaintext grows beside OUT and gets its name only after the final frame has been found to hold
 //! and the input has ended there: a file of that name is complete and authentic, always. Refusals end with 1 and their
 //! code, and leave nothing.
+//!
+//! With `--openssl`, the pair of files that openssl makes by hand: see [`openssl`].
+
+mod openssl;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::num::NonZeroU32;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,15 +33,25 @@ use crate::unwrap::{KeyFileError, KeyUnwrapper, KmsUnwrapper, LocalKeys, UnwrapE
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The sealed envelope; `-` is standard input
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "openssl", conflicts_with = "openssl")]
+    pub file: Option<PathBuf>,
+    /// Open what `openssl enc -aes-256-ctr -pass file:` made, and the password's file that `openssl pkeyutl` wrapped (OAEP,
+    /// SHA-256). CTR proves nothing: a changed file opens to changed plaintext
+    #[arg(long, num_args = 2, value_names = ["DATA", "KEY"])]
+    pub openssl: Option<Vec<PathBuf>>,
+    /// It was made with `openssl enc -pbkdf2`
+    #[arg(long, requires = "openssl")]
+    pub pbkdf2: bool,
+    /// And with `-iter` so many
+    #[arg(long, value_name = "COUNT", default_value = "10000", requires = "pbkdf2")]
+    pub iterations: NonZeroU32,
     /// Where the plaintext goes; it replaces what is there, and only when it is complete
     #[arg(short, long = "output", value_name = "OUT")]
     pub output: PathBuf,
     /// Open with this private key (PKCS#8 PEM) and not with KMS
     #[arg(long, value_name = "PEM")]
     pub private_key: Option<PathBuf>,
-    /// Open with this key alone, if the envelope names several
+    /// Open with this key alone, if the envelope names several; with --openssl and KMS, the key
     #[arg(long, value_name = "ARN")]
     pub key: Option<KeyArn>,
 }
@@ -59,40 +74,69 @@ pub struct Report {
     reason = "the answer of a command whose standard output may be somebody's data"
 )]
 pub async fn run(args: Args) -> Result<(), ProgramError> {
-    let unwrapper: Arc<dyn KeyUnwrapper> = match &args.private_key {
-        Some(path) => Arc::new(LocalKeys::for_any_arn(path)?),
-        None => Arc::new(KmsUnwrapper::new(Kms::from_environment(KmsTimeouts::default()).await)),
+    let report = match (&args.openssl, &args.file) {
+        (Some(pair), _) => open_pair(&args, pair).await?,
+        (None, Some(file)) => open_envelope(&args, file).await?,
+        // The command line has seen to it.
+        (None, None) => Err(ProgramError::new(ErrorReason::ConfigInvalid, "nothing to open"))?,
     };
-    let report = open(&args, unwrapper.as_ref()).await?;
     for (name, value) in &report.lines {
         eprintln!("{name:<10} {value}");
     }
     Ok(())
 }
 
+async fn open_pair(args: &Args, pair: &[PathBuf]) -> Result<Report, ProgramError> {
+    let [data, key] = pair else {
+        return Err(ProgramError::new(ErrorReason::ConfigInvalid, "--openssl takes DATA and KEY"));
+    };
+    let derivation = if args.pbkdf2 {
+        openssl::Derivation::Pbkdf2(args.iterations)
+    } else {
+        openssl::Derivation::BytesToKey
+    };
+    let opener = openssl::Opener::choose(args.private_key.as_deref(), args.key.as_ref()).await?;
+    let (data, key, output) = (data.clone(), key.clone(), args.output.clone());
+    openssl::open(openssl::Pair { data, key, output, derivation }, &opener).await
+}
+
+async fn open_envelope(args: &Args, file: &Path) -> Result<Report, ProgramError> {
+    let unwrapper: Arc<dyn KeyUnwrapper> = match &args.private_key {
+        Some(path) => Arc::new(LocalKeys::for_any_arn(path)?),
+        None => Arc::new(KmsUnwrapper::new(Kms::from_environment(KmsTimeouts::default()).await)),
+    };
+    open(args, file, unwrapper.as_ref()).await
+}
+
 /// Opens with any unwrapper.
 ///
 /// # Errors
 /// The refusal with its code; there is no OUT then, or the one that was there before.
-pub async fn open(args: &Args, unwrapper: &dyn KeyUnwrapper) -> Result<Report, ProgramError> {
-    let (mut input, total) = open_input(&args.file)?;
-    let opening = Opening::read_from(&mut input).map_err(|error| failed(args, error))?;
+pub async fn open(args: &Args, file: &Path, unwrapper: &dyn KeyUnwrapper) -> Result<Report, ProgramError> {
+    let (mut input, total) = open_input(file)?;
+    let paths = Paths { file: file.to_owned(), output: args.output.clone() };
+    let opening = Opening::read_from(&mut input).map_err(|error| failed(&paths, error))?;
     let chosen = opening
         .choose(|arn| args.key.as_ref().is_none_or(|only| only == arn) && unwrapper.may_hold(arn))
-        .map_err(|error| failed(args, error))?;
+        .map_err(|error| failed(&paths, error))?;
     let unwrapped = unwrapper.unwrap(chosen.key_arn(), chosen.edk().ciphertext()).await?;
     let unlocked = chosen.unlock(&unwrapped).map_err(|error| refused(&error))?;
     drop(unwrapped);
 
-    let args = args.clone();
     // Reading, opening and writing a file of any size: not on a thread that serves the runtime.
-    tokio::task::spawn_blocking(move || write_plaintext(&args, unlocked, input, total))
+    tokio::task::spawn_blocking(move || write_plaintext(&paths, unlocked, input, total))
         .await
         .map_err(|_| ProgramError::new(ErrorReason::Internal, "the opening thread ended early"))?
 }
 
+/// What is read and what is written.
+struct Paths {
+    file: PathBuf,
+    output: PathBuf,
+}
+
 fn write_plaintext(
-    args: &Args,
+    paths: &Paths,
     unlocked: Unlocked,
     input: Input,
     total: Option<u64>,
@@ -108,7 +152,7 @@ fn write_plaintext(
     let bar = progress(total);
     bar.inc(header_len);
     let mut input = Counted { input, bar: &bar, seen: header_len };
-    let target = Target::create(&args.output).map_err(|error| cannot_write(&args.output, &error))?;
+    let target = Target::create(&paths.output).map_err(|error| cannot_write(&paths.output, &error))?;
     let mut output = BufWriter::with_capacity(256 * 1024, &target.file);
     let body = unlocked.into_body();
     let (complete, written) = if compressed {
@@ -123,7 +167,7 @@ fn write_plaintext(
         if let Some(error) = inflating.refused() {
             return Err(content_refused(&error));
         }
-        let complete = complete.map_err(|error| failed(args, error))?;
+        let complete = complete.map_err(|error| failed(paths, error))?;
         let written = inflating.finish().map_err(|error| content_refused(&error))?;
         if !is_batch && written > inflate::limit(false, input.seen) {
             return Err(content_refused(&ContentError::InflateLimit {
@@ -132,12 +176,12 @@ fn write_plaintext(
         }
         (complete, written)
     } else {
-        let complete = body.open_all(&mut input, &mut output).map_err(|error| failed(args, error))?;
+        let complete = body.open_all(&mut input, &mut output).map_err(|error| failed(paths, error))?;
         (complete, complete.plaintext_len)
     };
-    output.flush().map_err(|error| cannot_write(&args.output, &error))?;
+    output.flush().map_err(|error| cannot_write(&paths.output, &error))?;
     drop(output);
-    target.keep(&args.output).map_err(|error| cannot_write(&args.output, &error))?;
+    target.keep(&paths.output).map_err(|error| cannot_write(&paths.output, &error))?;
     bar.finish_and_clear();
     lines.push(("plaintext", format!("{written} B in {} frames, complete", complete.frames)));
     Ok(Report { lines, written })
@@ -257,12 +301,12 @@ pub(crate) fn refused(error: &FormatError) -> ProgramError {
         })
 }
 
-fn failed(args: &Args, error: OpenError) -> ProgramError {
+fn failed(paths: &Paths, error: OpenError) -> ProgramError {
     match error {
         OpenError::Format(error) => refused(&error),
-        OpenError::Write(error) => cannot_write(&args.output, &error),
+        OpenError::Write(error) => cannot_write(&paths.output, &error),
         OpenError::Read(error) => {
-            let what = format!("cannot read {}: {error}", args.file.display());
+            let what = format!("cannot read {}: {error}", paths.file.display());
             ProgramError::new(ErrorReason::ConfigUnreadable, what).exit(ExitCode::FAILED)
         }
         OpenError::KeyNotAllowed => UnwrapError::KeyNotAllowed.into(),

@@ -70,7 +70,7 @@ impl PrivateKey {
         OaepPrivateDecryptingKey::new(key).map(|key| PrivateKey(Arc::new(key))).map_err(|_| kind())
     }
 
-    fn decrypt(&self, ciphertext: &[u8]) -> Result<Unwrapped, UnwrapError> {
+    fn decrypt(&self, ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapError> {
         // RFC 8017, 7.1.2: the ciphertext has the length of the modulus. The same answer as for any other ciphertext
         // that this key did not make.
         if ciphertext.len() != self.0.key_size_bytes() {
@@ -81,7 +81,7 @@ impl PrivateKey {
             .0
             .decrypt(&OAEP_SHA256_MGF1SHA256, ciphertext, &mut buffer, None)
             .map_err(|_| UnwrapError::InvalidCiphertext)?;
-        Ok(Unwrapped::read(plaintext)?)
+        Ok(Zeroizing::new(plaintext.to_vec()))
     }
 }
 
@@ -111,6 +111,21 @@ impl LocalKeys {
         Ok(LocalKeys { by_arn: BTreeMap::new(), for_any: Some(PrivateKey::load(path)?) })
     }
 
+    /// RSAES-OAEP SHA-256 of anything with the one key of [`LocalKeys::for_any_arn`].
+    ///
+    /// # Errors
+    /// When the key did not wrap it, or there is no such key.
+    pub async fn decrypt(&self, ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnwrapError> {
+        let Some(key) = self.for_any.clone() else {
+            return Err(UnwrapError::KeyNotAllowed);
+        };
+        let ciphertext = ciphertext.to_vec();
+        match tokio::task::spawn_blocking(move || key.decrypt(&ciphertext)).await {
+            Ok(result) => result,
+            Err(_) => Err(KmsError::new(KmsFault::Unreachable, "the program is stopping").into()),
+        }
+    }
+
     fn key(&self, arn: &KeyArn) -> Option<&PrivateKey> {
         self.by_arn.get(arn).or(self.for_any.as_ref())
     }
@@ -136,7 +151,7 @@ impl KeyUnwrapper for LocalKeys {
             let ciphertext = ciphertext.to_vec();
             // Milliseconds of arithmetic: not on a thread that serves connections.
             match tokio::task::spawn_blocking(move || key.decrypt(&ciphertext)).await {
-                Ok(result) => result,
+                Ok(result) => Ok(Unwrapped::read(&result?)?),
                 Err(_) => Err(KmsError::new(KmsFault::Unreachable, "the program is stopping").into()),
             }
         })

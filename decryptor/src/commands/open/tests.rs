@@ -22,6 +22,18 @@ async fn world() -> World {
     World { authority, key, verified }
 }
 
+fn args_for(output: PathBuf) -> Args {
+    Args {
+        file: None,
+        openssl: None,
+        pbkdf2: false,
+        iterations: NonZeroU32::MIN,
+        output,
+        private_key: None,
+        key: None,
+    }
+}
+
 impl World {
     fn envelope(&self, plaintext: &[u8], encoding: Option<Encoding>) -> Bytes {
         seal(&mut session(&self.verified, "can", encoding), 1, plaintext)
@@ -33,8 +45,8 @@ impl World {
         std::fs::create_dir_all(folder.join("out")).unwrap();
         std::fs::write(&file, envelope).unwrap();
         let _ = std::fs::remove_file(&output);
-        let args = Args { file, output, private_key: None, key: None };
-        let opened = open(&args, &LocalKeys::for_any_arn(&self.key.pem).unwrap()).await;
+        let args = args_for(output);
+        let opened = open(&args, &file, &LocalKeys::for_any_arn(&self.key.pem).unwrap()).await;
         let left = std::fs::read_dir(folder.join("out")).unwrap().count();
         assert_eq!(left, usize::from(opened.is_ok()), "nothing but a complete plaintext stays");
         opened.map(|_| std::fs::read(&args.output).unwrap())
@@ -106,15 +118,15 @@ async fn a_wrong_key_and_a_key_that_is_not_wanted_are_refused() {
     let folder = world.authority.folder.path();
     let file = folder.join("envelope");
     std::fs::write(&file, &envelope).unwrap();
-    let args = |key| Args { file: file.clone(), output: folder.join("plain"), private_key: None, key };
+    let args = |key| Args { key, ..args_for(folder.join("plain")) };
     let stranger = LocalKeys::for_any_arn(&world.authority.key(2).pem).unwrap();
-    let error = open(&args(None), &stranger).await.unwrap_err();
+    let error = open(&args(None), &file, &stranger).await.unwrap_err();
     assert_eq!(error.reason, ErrorReason::KmsInvalidCiphertext);
     let right = LocalKeys::for_any_arn(&world.key.pem).unwrap();
-    let error = open(&args(Some(crate::authority::testing::arn(2))), &right).await.unwrap_err();
+    let error = open(&args(Some(crate::authority::testing::arn(2))), &file, &right).await.unwrap_err();
     assert_eq!(error.reason, ErrorReason::KeyNotAllowed);
     assert!(!folder.join("plain").exists());
-    let report = open(&args(Some(world.key.arn.clone())), &right).await.unwrap();
+    let report = open(&args(Some(world.key.arn.clone())), &file, &right).await.unwrap();
     assert!(
         report
             .lines
