@@ -30,7 +30,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use pithead_hop::identity::GatewayName;
-use pithead_hop::program::ProgramError;
+use pithead_hop::program::{ProgramError, clock};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
 use serde_json::{Value, json};
@@ -40,7 +40,6 @@ use tokio::sync::Notify;
 use crate::clock::{since_boot, wall_ms};
 use crate::commands::spool as spool_facts;
 use crate::devices::doors::Doors;
-use crate::envelopes::lanes;
 use crate::envelopes::refused::{Refused, TakeError};
 use crate::envelopes::relay::RelayReport;
 use crate::envelopes::relay::control::{Cause, Control, Rate};
@@ -52,6 +51,8 @@ use crate::keys::book::Book;
 use crate::keys::history::History;
 use crate::keys::refresh::SharedReport;
 use crate::metrics::Metrics;
+use crate::rates::Rates;
+use crate::vitals::Vitals;
 
 /// What the pages are made of.
 #[derive(Debug)]
@@ -66,6 +67,10 @@ pub struct Facts {
     pub health: Health,
     /// The numbers.
     pub metrics: Metrics,
+    /// What has come and gone lately.
+    pub rates: Rates,
+    /// Clock, certificates, configuration, disk.
+    pub vitals: Vitals,
     /// The keys that are served.
     pub book: Book,
     /// Statements ever accepted.
@@ -249,14 +254,24 @@ impl Facts {
         let report = self.refresh.get();
         let book = self.book.current();
         let (held, relay) = (self.refused.held(), self.relay.get());
+        let (summary, lately, in_force) = (self.health.summary(), self.rates.lately(), report.in_force);
+        let at = |seconds: u64| (seconds > 0).then_some(seconds);
+        let mut spool = spool_facts::facts(&self.spool, wall_ms());
+        spool["growth_bytes_per_s"] = json!(lately.growth_bytes_per_s.round() as i64);
+        spool["full_in_s"] = json!(lately.full_in_s.map(|seconds| seconds.round() as u64));
+        spool["committing_s"] = json!(self.spool.busy_for().map(|busy| busy.as_secs_f64()));
         json!({
+            "program": "pithead-gateway",
             "version": env!("CARGO_PKG_VERSION"),
             "site": self.site.as_str(),
             "gateway": self.name.as_str(),
             "uptime_s": age(self.started),
             "ready": self.health.is_ready(),
             "draining": self.health.is_draining(),
+            "level": summary.level.name(),
+            "words": summary.words,
             "dimensions": dimensions,
+            "rates": lately.as_json(),
             "ingest": self.doors.counts(),
             "keys": {
                 "epoch": book.as_ref().map(|keys| keys.version().epoch),
@@ -267,8 +282,20 @@ impl Facts {
                 "refreshed_s_ago": report.good_at.map(age),
                 "failure": report.failure.as_ref().map(|(reason, text, _)| format!("{}: {text}", reason.code())),
                 "failed_s_ago": report.failure.as_ref().map(|(_, _, at)| age(*at)),
+                "arn": report.key.as_ref().map(|(arn, _)| arn),
+                "fingerprint": report.key.as_ref().map(|(_, fingerprint)| fingerprint),
+                "issued_at_s": at(in_force.issued_at),
+                "refresh_by_s": at(in_force.refresh_by),
+                "expires_at_s": at(in_force.expires_at),
+                "expires_in_s": at(in_force.expires_at).map(|end| end as i64 - clock::wall_s() as i64),
+                "seal_until_s": at(in_force.seal_until),
+                "root_expires_at_s": at(in_force.root_expires_at),
             },
-            "spool": spool_facts::facts(&self.spool, wall_ms()),
+            "tls": self.vitals.tls(),
+            "clock": self.vitals.clock(in_force.issued_at),
+            "disk": self.vitals.disk(),
+            "config": self.vitals.config(),
+            "spool": spool,
             "relay": {
                 "up": relay.up,
                 "paused": relay.paused.map(|pause| pause.words()),
@@ -290,23 +317,11 @@ impl Facts {
 
     /// Brings the metrics up to date that are looked at rather than counted.
     pub fn measure(&self) {
-        let stats = self.spool.stats();
-        let age_s = |oldest: Option<u64>| {
-            oldest.map_or(0.0, |oldest| wall_ms().saturating_sub(oldest) as f64 / 1000.0)
-        };
-        self.metrics.spool(
-            stats.records,
-            stats.allocated_bytes,
-            stats.capacity_bytes,
-            age_s(stats.oldest_ms),
-            stats.failed_syncs,
-        );
-        for lane in &stats.lanes {
-            let name = lanes::name(lane.lane);
-            self.metrics.spool_lane(name, lane.records(), lane.bytes, age_s(lane.oldest_ms));
-        }
+        self.metrics.spool(&self.spool.stats(), self.spool.available_bytes(), wall_ms());
         let (devices, most) = self.shares.holding();
-        self.metrics.lines_in_memory(self.retry.numbers.in_memory());
+        let incomplete = self.retry.numbers.incomplete();
+        self.metrics.lines(self.retry.numbers.in_memory(), incomplete.lines, incomplete.numbers);
+        self.vitals.measure(&self.spool, self.refresh.get().in_force.issued_at);
         self.metrics.devices_holding(devices, most, self.shares.per_device());
         self.metrics.relay_rate(self.control.as_ref().and_then(|control| control.pace().rate()));
         self.metrics.port(&self.doors.stats());

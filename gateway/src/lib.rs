@@ -16,6 +16,8 @@ pub mod config;
 pub mod clock;
 pub mod health;
 pub mod metrics;
+pub mod rates;
+pub mod vitals;
 
 pub mod kms;
 

@@ -1,22 +1,29 @@
-//! Every metric of the gateway, declared once, with its help.
+//! Every metric of the gateway, declared once, with its help: `docs/reference/metrics.md` is made of this.
 //!
 //! Prefix `pithead_`, base units, bounded labels. A device is never a label: a fleet would be a million series. Sizes come
-//! with their capacity, and what waits with the age of its oldest.
+//! with their capacity, and what waits with the age of its oldest. What both programs have is declared in
+//! [`pithead_hop::program::metrics`].
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use pithead_hop::accept::{AcceptStats, Ended, Handshake, Refused};
+use pithead_hop::accept::AcceptStats;
+use pithead_hop::accept::calls::Calls;
 use pithead_hop::ingest::UploadStats;
-use pithead_proto::errors::v1::ErrorReason;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
-use prometheus_client::metrics::{
-    counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info,
+use pithead_hop::program::clock::wall_s;
+use pithead_hop::program::metrics::{
+    ACK_BOUNDS_S, Catalogue, ClockMetrics, ConfigMetrics, Declared, DiskMetrics, Durations, Float,
+    HealthMetrics, Label, One, PortMetrics, ProcessMetrics, RpcMetrics, TlsMetrics, UploadMetrics, Values,
+    advance, as_gauge,
 };
-use prometheus_client::registry::{Registry, Unit};
+use pithead_hop::tls::Expiries;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_spool::{SYNC_BOUNDS_S, Stats};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 
-type Float = Gauge<f64, AtomicU64>;
+use crate::envelopes::lanes;
+use crate::rates::Totals;
 
 /// What became of an envelope that a device offered, or that the far end was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,15 +38,14 @@ pub enum Outcome {
     Refused,
 }
 
+impl Outcome {
+    const ALL: [Self; 4] = [Self::Stored, Self::Duplicate, Self::Conflict, Self::Refused];
+    const NAMES: [&'static str; 4] = ["stored", "duplicate", "conflict", "refused"];
+}
+
 impl EncodeLabelValue for Outcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        let name = match self {
-            Self::Stored => "stored",
-            Self::Duplicate => "duplicate",
-            Self::Conflict => "conflict",
-            Self::Refused => "refused",
-        };
-        EncodeLabelValue::encode(&name, encoder)
+        EncodeLabelValue::encode(&Self::NAMES[*self as usize], encoder)
     }
 }
 
@@ -77,27 +83,14 @@ pub enum Dimension {
 }
 
 impl Dimension {
+    /// Their names.
+    pub const NAMES: [&'static str; 4] = ["ingest", "keys", "relay", "disk"];
+
     /// Its name in status pages and labels.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Ingest => "ingest",
-            Self::Keys => "keys",
-            Self::Relay => "relay",
-            Self::Disk => "disk",
-        }
+        Self::NAMES[self as usize]
     }
-}
-
-impl EncodeLabelValue for Dimension {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        EncodeLabelValue::encode(&self.name(), encoder)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DimensionLabel {
-    dimension: Dimension,
 }
 
 /// Why the relay stands still.
@@ -113,33 +106,31 @@ pub enum PauseCause {
 
 impl PauseCause {
     const ALL: [Self; 3] = [Self::Hand, Self::Refusals, Self::RefusedAreaFull];
+    const NAMES: [&'static str; 3] = ["hand", "refusals", "refused_area_full"];
 }
 
-impl EncodeLabelValue for PauseCause {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        let name = match self {
-            Self::Hand => "hand",
-            Self::Refusals => "refusals",
-            Self::RefusedAreaFull => "refused_area_full",
-        };
-        EncodeLabelValue::encode(&name, encoder)
-    }
-}
+const CAUSE: &str = "cause";
+const LANE: &str = "lane";
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PauseLabel {
-    cause: PauseCause,
-}
-
-/// Why a connection was refused or ended: a name out of a short list of the accept layer's.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HowLabel {
-    how: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LaneLabel {
-    lane: &'static str,
+/// What is in force of the key path, for its gauges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InForce {
+    /// Version of the trust root.
+    pub root_version: u64,
+    /// When the trust root ends, in seconds since 1970.
+    pub root_expires_at: u64,
+    /// Epoch of the statement.
+    pub epoch: u64,
+    /// Its sequence number.
+    pub sequence: u64,
+    /// When it was issued, is to be replaced, and ends; zeros if there is none.
+    pub issued_at: u64,
+    /// See `issued_at`.
+    pub refresh_by: u64,
+    /// See `issued_at`.
+    pub expires_at: u64,
+    /// Until when the last of its active keys may be sealed to.
+    pub seal_until: u64,
 }
 
 /// The metrics. Clones count into the same ones.
@@ -148,65 +139,77 @@ pub struct Metrics(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    registry: Registry,
-    taking_over: Mutex<()>,
+    all: Catalogue,
     ingest: Family<OutcomeLabel, Counter>,
     ingest_bytes: Counter,
     ingest_refusals: Family<ReasonLabel, Counter>,
-    ack_seconds: Histogram,
+    acks: Durations,
     keys_not_active: Counter,
-    connections: Gauge,
-    connections_handshaking: Gauge,
-    connections_accepted: Counter,
-    connections_refused: Family<HowLabel, Counter>,
-    handshakes: Family<HowLabel, Counter>,
-    connections_ended: Family<HowLabel, Counter>,
-    listener_errors: Counter,
-    streams: Counter,
-    requests: Counter,
-    requests_refused: Counter,
-    requests_throttled: Counter,
-    oversize_headers: Counter,
-    noise_frames: Counter,
+    declared_gaps: Counter,
+    port: PortMetrics,
+    rpc: RpcMetrics,
     spool_records: Gauge,
-    spool_bytes: Gauge,
-    spool_capacity_bytes: Gauge,
-    spool_oldest_seconds: Float,
-    lane_records: Family<LaneLabel, Gauge>,
-    lane_bytes: Family<LaneLabel, Gauge>,
-    lane_oldest_seconds: Family<LaneLabel, Float>,
+    spool_backlog: Gauge,
+    spool_allocated: Gauge,
+    spool_capacity: Gauge,
+    spool_available: Gauge,
+    spool_oldest: Float,
+    spool_full_in: Float,
+    lane_records: Family<One, Gauge>,
+    lane_bytes: Family<One, Gauge>,
+    lane_oldest: Family<One, Float>,
+    spool_queued_records: Gauge,
+    spool_queued_bytes: Gauge,
+    spool_appended: Counter,
+    spool_groups: Counter,
+    spool_syncs: Counter,
+    spool_failed_syncs: Counter,
+    spool_sync_times: Durations,
+    spool_committing: Float,
+    spool_failed_lanes: Gauge,
     spool_corrupt: Counter,
-    spool_failed_syncs: Gauge,
     relay_up: Gauge,
     relay_connects: Family<ReasonLabel, Counter>,
     relayed: Family<OutcomeLabel, Counter>,
     relayed_bytes: Counter,
-    relay_window_bytes: Gauge,
-    relay_paused: Family<PauseLabel, Gauge>,
-    relay_rate_bytes: Gauge,
+    relay_in_flight: Gauge,
+    relay_window: Gauge,
+    relay_acknowledged_at: Float,
+    relay_paused: Family<One, Gauge>,
+    relay_rate: Gauge,
     lines_in_memory: Gauge,
+    lines_incomplete: Gauge,
+    missing_numbers: Gauge,
     devices_holding: Gauge,
-    device_most_bytes: Gauge,
-    device_capacity_bytes: Gauge,
+    device_most: Gauge,
+    device_capacity: Gauge,
     refused_records: Gauge,
     refused_bytes: Gauge,
-    refused_capacity_bytes: Gauge,
-    uploads_open: Gauge,
-    uploads_waiting: Gauge,
-    uploads_bytes: Gauge,
-    uploads_capacity_bytes: Gauge,
+    refused_capacity: Gauge,
+    uploads: UploadMetrics,
     key_refreshes: Family<ReasonLabel, Counter>,
     key_epoch: Gauge,
     key_sequence: Gauge,
     key_root_version: Gauge,
+    key_root_expires: Gauge,
+    key_issued: Gauge,
+    key_refresh_by: Gauge,
     key_expires: Gauge,
-    key_refresh_age_seconds: Float,
+    key_seal_until: Gauge,
+    key_refresh_age: Float,
     key_statements_known: Gauge,
     kms_lookups: Family<ReasonLabel, Counter>,
     fingerprint_mismatch: Gauge,
     enrollments: Family<ReasonLabel, Counter>,
     registry_good: Gauge,
-    healthy: Family<DimensionLabel, Gauge>,
+    health: HealthMetrics,
+    tls: TlsMetrics,
+    config: ConfigMetrics,
+    disk: DiskMetrics,
+    clock: ClockMetrics,
+    clock_trusted: Gauge,
+    clock_behind: Gauge,
+    process: ProcessMetrics,
 }
 
 impl Default for Metrics {
@@ -216,190 +219,287 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers all of them.
+    /// Declares all of them.
     #[must_use]
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("pithead");
-        macro_rules! metric {
-            ($name:literal, $help:literal) => {
-                metric!($name, $help, Default::default())
-            };
-            ($name:literal, $help:literal, $make:expr) => {{
-                let metric = $make;
-                registry.register($name, $help, Clone::clone(&metric));
-                metric
-            }};
-        }
-        macro_rules! sized {
-            ($name:literal, $help:literal, $unit:ident) => {
-                sized!($name, $help, $unit, Default::default())
-            };
-            ($name:literal, $help:literal, $unit:ident, $make:expr) => {{
-                let metric = $make;
-                registry.register_with_unit($name, $help, Unit::$unit, Clone::clone(&metric));
-                metric
-            }};
-        }
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("gateway_build", "The version of this program", build);
-        // 0.25 ms to 2 s: from a quiet virtual disk to one that is in trouble.
-        let ack = || {
-            Histogram::new([0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 2.0])
-        };
+        let mut all = Catalogue::default();
+        let all_of = &mut all;
+        let outcomes = [Label::of("outcome", &Outcome::NAMES)];
+        let reasons = [Label::new("reason", Values::Reason)];
+        let ok_or_reasons = [Label::new("reason", Values::OkOrReason)];
+        let by_lane = [Label::of(LANE, &lanes::NAMES)];
+        all_of.build("pithead_gateway_build_info", env!("CARGO_PKG_VERSION"));
         let inner = Inner {
-            ingest: metric!("ingest_envelopes", "Envelopes that were answered, by what became of them"),
-            ingest_bytes: sized!("ingest_stored", "Bytes of envelopes that were made durable", Bytes),
-            ingest_refusals: metric!("ingest_refusals", "Envelopes that were not taken, by the reason given"),
-            ack_seconds: sized!(
-                "ingest_durable",
-                "From an admitted envelope to its fdatasync",
-                Seconds,
-                ack()
+            ingest: all_of.counters(
+                "pithead_ingest_envelopes_total",
+                &outcomes,
+                "Envelopes that were answered, by what became of them",
             ),
-            keys_not_active: metric!(
-                "ingest_key_not_active",
-                "Envelopes taken under a key that is not active any more"
+            ingest_bytes: all_of.counter(
+                "pithead_ingest_stored_bytes_total",
+                "Bytes of envelopes that were made durable",
             ),
-            connections: metric!("connections", "Connections that are open on the listener for devices"),
-            connections_handshaking: metric!("connections_handshaking", "Of them, those in their handshake"),
-            connections_accepted: metric!("connections_accepted", "Connections taken from the listener"),
-            connections_refused: metric!(
-                "connections_refused",
-                "Connections turned away before their handshake, by reason"
+            ingest_refusals: all_of.counters(
+                "pithead_ingest_refusals_total",
+                &reasons,
+                "Envelopes that were not taken, by the reason given",
             ),
-            handshakes: metric!("handshakes", "Handshakes that ended, by how"),
-            connections_ended: metric!(
-                "connections_ended",
-                "Connections that ended after a good handshake, by how"
+            acks: all_of.durations(
+                "pithead_ingest_durable_seconds",
+                ACK_BOUNDS_S,
+                "From an admitted envelope to its fdatasync: what a device waits for its acknowledgement",
             ),
-            listener_errors: metric!(
-                "listener_errors",
-                "Errors of the listener itself, such as no more file descriptors"
+            keys_not_active: all_of.counter(
+                "pithead_ingest_key_not_active_total",
+                "Envelopes taken under a key that is not active any more",
             ),
-            streams: metric!(
-                "streams",
-                "Calls that peers began, those included that HTTP/2 refused by itself"
+            declared_gaps: all_of.counter(
+                "pithead_ingest_declared_gap_numbers_total",
+                "Numbers that devices said they had dropped: a hint, which the decryptor believes only if it is sealed",
             ),
-            requests: metric!("requests", "Calls that reached a service, or were throttled"),
-            requests_refused: metric!(
-                "requests_refused",
-                "Calls answered with an error at once: bad messages, refusals, the rate of an identity"
+            port: PortMetrics::declare(all_of),
+            rpc: RpcMetrics::declare(all_of),
+            spool_records: all_of.gauge("pithead_spool_records", "Records that wait for the relay"),
+            spool_backlog: all_of.gauge(
+                "pithead_spool_backlog_bytes",
+                "Bytes of the segments that hold what waits for the relay",
             ),
-            requests_throttled: metric!(
-                "requests_throttled",
-                "Calls turned away by the rate of their identity"
+            spool_allocated: all_of.gauge(
+                "pithead_spool_allocated_bytes",
+                "Bytes of the spool's files, spares included",
             ),
-            oversize_headers: metric!("oversize_headers", "Calls whose headers were larger than allowed"),
-            noise_frames: metric!(
-                "noise_frames",
-                "HTTP/2 frames that ask for nothing: PING, SETTINGS, RST_STREAM, empty DATA and the like"
+            spool_capacity: all_of.gauge("pithead_spool_capacity_bytes", "Bytes that the spool may take"),
+            spool_available: all_of.gauge(
+                "pithead_spool_available_bytes",
+                "Bytes that devices can still hand in",
             ),
-            spool_records: metric!("spool_records", "Records that wait for the relay"),
-            spool_bytes: sized!("spool_allocated", "Bytes of the spool's files, spares included", Bytes),
-            spool_capacity_bytes: sized!("spool_capacity", "Bytes that the spool may take", Bytes),
-            spool_oldest_seconds: sized!(
-                "spool_oldest",
+            spool_oldest: all_of.float(
+                "pithead_spool_oldest_seconds",
                 "Age of the oldest record that waits for the relay",
-                Seconds
             ),
-            lane_records: metric!("spool_lane_records", "Records that wait for the relay, by lane"),
-            lane_bytes: sized!("spool_lane", "Bytes of the segments that hold what waits, by lane", Bytes),
-            lane_oldest_seconds: sized!(
-                "spool_lane_oldest",
+            spool_full_in: all_of.float(
+                "pithead_spool_full_in_seconds",
+                "When the spool is full if it goes on as in the last quarter of an hour; infinite if it does not grow",
+            ),
+            lane_records: all_of.gauges(
+                "pithead_spool_lane_records",
+                &by_lane,
+                "Records that wait for the relay, by lane",
+            ),
+            lane_bytes: all_of.gauges(
+                "pithead_spool_lane_bytes",
+                &by_lane,
+                "Bytes of the segments that hold what waits, by lane",
+            ),
+            lane_oldest: all_of.floats(
+                "pithead_spool_lane_oldest_seconds",
+                &by_lane,
                 "Age of the oldest record that waits for the relay, by lane",
-                Seconds
             ),
-            spool_corrupt: metric!("spool_corrupt_records", "Records lost to damage on the disk"),
-            spool_failed_syncs: metric!("spool_failed_syncs", "Syncs that the disk failed since the start"),
-            relay_up: metric!("relay_up", "1 while the far end takes envelopes"),
-            relay_connects: metric!(
-                "relay_calls_ended",
-                "Calls to the far end that ended or failed, by reason"
+            spool_queued_records: all_of.gauge(
+                "pithead_spool_queued_records",
+                "Records on their way to the disk",
             ),
-            relayed: metric!("relay_envelopes", "Envelopes that the far end answered, by its answer"),
-            relayed_bytes: sized!(
-                "relay_acknowledged",
+            spool_queued_bytes: all_of.gauge("pithead_spool_queued_bytes", "Their bytes"),
+            spool_appended: all_of.counter(
+                "pithead_spool_appended_records_total",
+                "Records that became durable",
+            ),
+            spool_groups: all_of.counter(
+                "pithead_spool_groups_total",
+                "Group commits; records by groups is how many share a sync",
+            ),
+            spool_syncs: all_of.counter("pithead_spool_syncs_total", "Syncs of group commits"),
+            spool_failed_syncs: all_of.counter(
+                "pithead_spool_failed_syncs_total",
+                "Syncs that the disk failed: nobody whose envelope was in one was acknowledged",
+            ),
+            spool_sync_times: all_of.durations(
+                "pithead_spool_sync_duration_seconds",
+                &SYNC_BOUNDS_S,
+                "How long the fdatasync of a group commit took",
+            ),
+            spool_committing: all_of.float(
+                "pithead_spool_committing_seconds",
+                "For how long the thread that writes has been at one piece of work, 0 if it waits for some: a disk that hangs",
+            ),
+            spool_failed_lanes: all_of.gauge(
+                "pithead_spool_failed_lanes",
+                "Lanes that take nothing until a restart, because the disk has failed twice in a row",
+            ),
+            spool_corrupt: all_of.counter(
+                "pithead_spool_corrupt_records_total",
+                "Records lost to damage on the disk",
+            ),
+            relay_up: all_of.gauge("pithead_relay_up", "1 while the far end takes envelopes"),
+            relay_connects: all_of.counters(
+                "pithead_relay_calls_ended_total",
+                &ok_or_reasons,
+                "Calls to the far end that ended or failed, by reason",
+            ),
+            relayed: all_of.counters(
+                "pithead_relay_envelopes_total",
+                &outcomes,
+                "Envelopes that the far end answered, by its answer",
+            ),
+            relayed_bytes: all_of.counter(
+                "pithead_relay_acknowledged_bytes_total",
                 "Bytes of envelopes that the far end has acknowledged",
-                Bytes
             ),
-            relay_window_bytes: sized!("relay_in_flight", "Bytes sent and not yet answered", Bytes),
-            relay_paused: metric!(
-                "relay_paused",
-                "1 while the relay stands still, by who or what has it stand"
+            relay_in_flight: all_of.gauge("pithead_relay_in_flight_bytes", "Bytes sent and not yet answered"),
+            relay_window: all_of.gauge(
+                "pithead_relay_window_bytes",
+                "Bytes that may be sent and not yet answered; 0 without a relay",
             ),
-            relay_rate_bytes: sized!(
-                "relay_rate",
+            relay_acknowledged_at: all_of.float(
+                "pithead_relay_last_acknowledged_timestamp_seconds",
+                "When the far end last acknowledged something, since 1970; 0 if never since the start",
+            ),
+            relay_paused: all_of.gauges(
+                "pithead_relay_paused",
+                &[Label::of(CAUSE, &PauseCause::NAMES)],
+                "1 while the relay stands still, by who or what has it stand",
+            ),
+            relay_rate: all_of.gauge(
+                "pithead_relay_rate_limit_bytes_per_second",
                 "What the relay may send in a second, 0 if any amount",
-                Bytes
             ),
-            lines_in_memory: metric!(
-                "lines_in_memory",
-                "Lines whose numbers are in memory and in the checkpoint"
+            lines_in_memory: all_of.gauge(
+                "pithead_lines_in_memory",
+                "Lines whose numbers are in memory and in the checkpoint",
             ),
-            devices_holding: metric!(
-                "devices_holding",
-                "Devices of which something waits, or lies in the refused area"
+            lines_incomplete: all_of.gauge(
+                "pithead_lines_incomplete",
+                "Lines in memory of which numbers are missing that nobody has declared; they may still come",
             ),
-            device_most_bytes: sized!("device_held_most", "What the device holds that holds most", Bytes),
-            device_capacity_bytes: sized!("device_held_capacity", "What a device may hold", Bytes),
-            refused_records: metric!("refused_records", "Envelopes in the refused area"),
-            refused_bytes: sized!("refused", "Bytes in the refused area", Bytes),
-            refused_capacity_bytes: sized!("refused_capacity", "Bytes that the refused area may take", Bytes),
-            uploads_open: metric!("uploads_open", "Large envelopes whose bytes are still coming"),
-            uploads_waiting: metric!("uploads_waiting", "Large envelopes that are whole and not passed on"),
-            uploads_bytes: sized!("uploads", "Bytes that large envelopes hold or were promised", Bytes),
-            uploads_capacity_bytes: sized!("uploads_capacity", "Bytes that large envelopes may take", Bytes),
-            key_refreshes: metric!("key_refreshes", "Attempts to refresh the key statement, by result"),
-            key_epoch: metric!("key_epoch", "Epoch of the trust root in force"),
-            key_sequence: metric!(
-                "key_sequence",
-                "Sequence number of the statement in force, 0 if there is none"
+            missing_numbers: all_of.gauge("pithead_missing_numbers", "Those numbers, of all lines together"),
+            devices_holding: all_of.gauge(
+                "pithead_devices_holding",
+                "Devices of which something waits, or lies in the refused area",
             ),
-            key_root_version: metric!("key_root_version", "Version of the trust root in force"),
-            key_expires: sized!("key_expires_at", "When the statement in force expires, since 1970", Seconds),
-            key_refresh_age_seconds: sized!(
-                "key_refresh_age",
+            device_most: all_of.gauge(
+                "pithead_device_held_most_bytes",
+                "What the device holds that holds most",
+            ),
+            device_capacity: all_of.gauge("pithead_device_held_capacity_bytes", "What a device may hold"),
+            refused_records: all_of.gauge("pithead_refused_records", "Envelopes in the refused area"),
+            refused_bytes: all_of.gauge("pithead_refused_bytes", "Bytes in the refused area"),
+            refused_capacity: all_of.gauge(
+                "pithead_refused_capacity_bytes",
+                "Bytes that the refused area may take",
+            ),
+            uploads: UploadMetrics::declare(all_of),
+            key_refreshes: all_of.counters(
+                "pithead_key_refreshes_total",
+                &ok_or_reasons,
+                "Attempts to refresh the key statement, by result",
+            ),
+            key_epoch: all_of.gauge("pithead_key_epoch", "Epoch of the trust root in force"),
+            key_sequence: all_of.gauge(
+                "pithead_key_sequence",
+                "Sequence number of the statement in force, 0 if there is none",
+            ),
+            key_root_version: all_of.gauge("pithead_key_root_version", "Version of the trust root in force"),
+            key_root_expires: all_of.gauge(
+                "pithead_trust_root_expires_timestamp_seconds",
+                "When the trust root in force ends, since 1970",
+            ),
+            key_issued: all_of.gauge(
+                "pithead_key_statement_issued_timestamp_seconds",
+                "When the statement in force was issued, since 1970; 0 if there is none",
+            ),
+            key_refresh_by: all_of.gauge(
+                "pithead_key_statement_refresh_by_timestamp_seconds",
+                "From when on the statement in force is stale, since 1970; 0 if there is none",
+            ),
+            key_expires: all_of.gauge(
+                "pithead_key_statement_expires_timestamp_seconds",
+                "When the statement in force ends, since 1970; 0 if there is none",
+            ),
+            key_seal_until: all_of.gauge(
+                "pithead_key_seal_until_timestamp_seconds",
+                "Until when devices may seal to an active key of it, since 1970; 0 if there is none",
+            ),
+            key_refresh_age: all_of.float(
+                "pithead_key_refresh_age_seconds",
                 "Since the source last answered well",
-                Seconds
             ),
-            key_statements_known: metric!("key_statements_known", "Statements ever accepted here"),
-            kms_lookups: metric!("kms_lookups", "Lookups of public keys at KMS, by result"),
-            fingerprint_mismatch: metric!(
-                "key_fingerprint_mismatch",
-                "1 while KMS serves another key than was stated"
+            key_statements_known: all_of.gauge(
+                "pithead_key_statements_known",
+                "Statements ever accepted here",
             ),
-            enrollments: metric!("enrollments", "Attempts to enrol a device, by result"),
-            registry_good: metric!(
-                "device_registry_good",
-                "1 while the registry of devices reads back, 0 while an older one is in force"
+            kms_lookups: all_of.counters(
+                "pithead_kms_lookups_total",
+                &ok_or_reasons,
+                "Lookups of public keys at KMS, by result",
             ),
-            healthy: metric!("healthy", "1 if this dimension of health is well, 0 if degraded or worse"),
-            registry,
-            taking_over: Mutex::default(),
+            fingerprint_mismatch: all_of.gauge(
+                "pithead_key_fingerprint_mismatch",
+                "1 while KMS serves another key than was stated",
+            ),
+            enrollments: all_of.counters(
+                "pithead_enrollments_total",
+                &ok_or_reasons,
+                "Attempts to enrol a device, by result",
+            ),
+            registry_good: all_of.gauge(
+                "pithead_device_registry_good",
+                "1 while the registry of devices reads back, 0 while an older one is in force",
+            ),
+            health: HealthMetrics::declare(all_of, &Dimension::NAMES),
+            tls: TlsMetrics::declare(all_of),
+            config: ConfigMetrics::declare(all_of, wall_s()),
+            disk: DiskMetrics::data(all_of),
+            clock: ClockMetrics::declare(all_of),
+            clock_trusted: all_of.gauge(
+                "pithead_clock_trusted",
+                "1 if the configuration vouches for the machine's clock",
+            ),
+            clock_behind: all_of.gauge(
+                "pithead_clock_behind_seconds",
+                "How far the wall clock stands before the issue of the statement in force: more than 0 is a wrong clock",
+            ),
+            process: ProcessMetrics::declare(all_of),
+            all,
         };
+        inner.start();
         Self(Arc::new(inner))
     }
 
     /// The page in the OpenMetrics text format.
     #[must_use]
     pub fn page(&self) -> String {
-        let mut page = String::new();
-        // Writing into a String cannot fail.
-        let _ = text::encode(&mut page, &self.0.registry);
-        page
+        self.0.process.measure();
+        self.0.all.page()
+    }
+
+    /// What is declared.
+    #[must_use]
+    pub fn declared(&self) -> &[Declared] {
+        self.0.all.declared()
+    }
+
+    /// The declarations as the reference page shows them.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        self.0.all.reference()
     }
 
     pub(crate) fn answered(&self, outcome: Outcome) {
         self.0.ingest.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    pub(crate) fn stored(&self, bytes: usize, took_seconds: f64) {
-        self.0.ingest_bytes.inc_by(bytes as u64);
-        self.0.ack_seconds.observe(took_seconds);
+    pub(crate) fn stored(&self, bytes: u64, took_seconds: f64) {
+        self.0.ingest_bytes.inc_by(bytes);
+        self.0.acks.observe(took_seconds);
     }
 
     pub(crate) fn refused(&self, reason: ErrorReason) {
         self.0.ingest_refusals.get_or_create(&ReasonLabel { reason: Reason(Some(reason)) }).inc();
+    }
+
+    pub(crate) fn gap_declared(&self, numbers: u64) {
+        self.0.declared_gaps.inc_by(numbers);
     }
 
     pub(crate) fn enrolled(&self, refused: Option<ErrorReason>) {
@@ -414,59 +514,47 @@ impl Metrics {
         self.0.keys_not_active.inc();
     }
 
-    /// Takes over what the accept layer has counted. Every reason is on the page from the start, at 0.
+    /// Takes over what the accept layer has counted.
     pub(crate) fn port(&self, stats: &AcceptStats) {
+        self.0.port.take(stats);
+    }
+
+    /// Shows the calls of one more port.
+    pub(crate) fn calls_of(&self, port: Calls) {
+        self.0.rpc.watch(port);
+    }
+
+    /// The spool as it stands; `available` is what devices can still count on, `now_ms` the wall clock.
+    pub(crate) fn spool(&self, stats: &Stats, available: u64, now_ms: u64) {
         let all = &self.0;
-        // Two pages at a time would each add what is new.
-        let _one = all.taking_over.lock().unwrap_or_else(PoisonError::into_inner);
-        all.connections.set(as_gauge(stats.open));
-        all.connections_handshaking.set(as_gauge(stats.handshaking));
-        let plain = [
-            (&all.connections_accepted, stats.accepted),
-            (&all.listener_errors, stats.listener_errors),
-            (&all.streams, stats.streams),
-            (&all.requests, stats.requests),
-            (&all.requests_refused, stats.requests_refused),
-            (&all.requests_throttled, stats.throttled),
-            (&all.oversize_headers, stats.oversize_headers),
-            (&all.noise_frames, stats.noise_frames),
-        ];
-        for (counter, count) in plain {
-            advance(counter, count);
-        }
-        for why in Refused::ALL {
-            let label = HowLabel { how: why.name() };
-            advance(&all.connections_refused.get_or_create(&label), stats.refused(why));
-        }
-        for outcome in Handshake::ALL {
-            let label = HowLabel { how: outcome.name() };
-            advance(&all.handshakes.get_or_create(&label), stats.handshakes(outcome));
-        }
-        for how in Ended::ALL {
-            advance(&all.connections_ended.get_or_create(&HowLabel { how: how.name() }), stats.ended(how));
+        let age_s =
+            |oldest: Option<u64>| oldest.map_or(0.0, |oldest| now_ms.saturating_sub(oldest) as f64 / 1000.0);
+        all.spool_records.set(as_gauge(stats.records));
+        all.spool_backlog.set(as_gauge(stats.bytes));
+        all.spool_allocated.set(as_gauge(stats.allocated_bytes));
+        all.spool_capacity.set(as_gauge(stats.capacity_bytes));
+        all.spool_available.set(as_gauge(available));
+        all.spool_oldest.set(age_s(stats.oldest_ms));
+        all.spool_queued_records.set(as_gauge(stats.queued_records as u64));
+        all.spool_queued_bytes.set(as_gauge(stats.queued_bytes));
+        advance(&all.spool_appended, stats.appended_records);
+        advance(&all.spool_groups, stats.groups);
+        advance(&all.spool_syncs, stats.syncs);
+        advance(&all.spool_failed_syncs, stats.failed_syncs);
+        all.spool_sync_times.adopt(&stats.sync_times.counts, stats.sync_times.sum_us);
+        all.spool_failed_lanes.set(as_gauge(stats.lanes.iter().filter(|lane| lane.poisoned).count() as u64));
+        for lane in &stats.lanes {
+            let label = One::new(LANE, lanes::name(lane.lane));
+            all.lane_records.get_or_create(&label).set(as_gauge(lane.records()));
+            all.lane_bytes.get_or_create(&label).set(as_gauge(lane.bytes));
+            all.lane_oldest.get_or_create(&label).set(age_s(lane.oldest_ms));
         }
     }
 
-    pub(crate) fn spool(
-        &self,
-        records: u64,
-        allocated: u64,
-        capacity: u64,
-        oldest_s: f64,
-        failed_syncs: u64,
-    ) {
-        self.0.spool_records.set(as_gauge(records));
-        self.0.spool_bytes.set(as_gauge(allocated));
-        self.0.spool_capacity_bytes.set(as_gauge(capacity));
-        self.0.spool_oldest_seconds.set(oldest_s);
-        self.0.spool_failed_syncs.set(as_gauge(failed_syncs));
-    }
-
-    pub(crate) fn spool_lane(&self, lane: &'static str, records: u64, bytes: u64, oldest_s: f64) {
-        let label = LaneLabel { lane };
-        self.0.lane_records.get_or_create(&label).set(as_gauge(records));
-        self.0.lane_bytes.get_or_create(&label).set(as_gauge(bytes));
-        self.0.lane_oldest_seconds.get_or_create(&label).set(oldest_s);
+    /// What the spool's writing thread is at, and when the spool will be full.
+    pub(crate) fn spool_outlook(&self, committing_s: f64, full_in_s: Option<f64>) {
+        self.0.spool_committing.set(committing_s);
+        self.0.spool_full_in.set(full_in_s.unwrap_or(f64::INFINITY));
     }
 
     pub(crate) fn spool_corrupt(&self, records: u64) {
@@ -484,58 +572,68 @@ impl Metrics {
     pub(crate) fn relayed(&self, outcome: Outcome, bytes: usize) {
         self.0.relayed.get_or_create(&OutcomeLabel { outcome }).inc();
         self.0.relayed_bytes.inc_by(bytes as u64);
+        self.0.relay_acknowledged_at.set(wall_s() as f64);
     }
 
-    pub(crate) fn relay_window(&self, bytes: usize) {
-        self.0.relay_window_bytes.set(bytes as i64);
+    pub(crate) fn relay_in_flight(&self, bytes: usize) {
+        self.0.relay_in_flight.set(as_gauge(bytes as u64));
+    }
+
+    pub(crate) fn relay_window(&self, bytes: u64) {
+        self.0.relay_window.set(as_gauge(bytes));
     }
 
     pub(crate) fn relay_paused(&self, by: Option<PauseCause>) {
         for cause in PauseCause::ALL {
-            self.0.relay_paused.get_or_create(&PauseLabel { cause }).set(i64::from(by == Some(cause)));
+            let label = One::new(CAUSE, PauseCause::NAMES[cause as usize]);
+            self.0.relay_paused.get_or_create(&label).set(i64::from(by == Some(cause)));
         }
     }
 
     pub(crate) fn relay_rate(&self, bytes_per_second: Option<u64>) {
-        self.0.relay_rate_bytes.set(as_gauge(bytes_per_second.unwrap_or(0)));
+        self.0.relay_rate.set(as_gauge(bytes_per_second.unwrap_or(0)));
     }
 
-    pub(crate) fn lines_in_memory(&self, count: usize) {
-        self.0.lines_in_memory.set(as_gauge(count as u64));
+    pub(crate) fn lines(&self, in_memory: usize, incomplete: u64, missing: u64) {
+        self.0.lines_in_memory.set(as_gauge(in_memory as u64));
+        self.0.lines_incomplete.set(as_gauge(incomplete));
+        self.0.missing_numbers.set(as_gauge(missing));
     }
 
     pub(crate) fn devices_holding(&self, devices: u64, most: u64, capacity: u64) {
         self.0.devices_holding.set(as_gauge(devices));
-        self.0.device_most_bytes.set(as_gauge(most));
-        self.0.device_capacity_bytes.set(as_gauge(capacity));
+        self.0.device_most.set(as_gauge(most));
+        self.0.device_capacity.set(as_gauge(capacity));
     }
 
     pub(crate) fn refused_area(&self, records: u64, bytes: u64, capacity: u64) {
         self.0.refused_records.set(as_gauge(records));
         self.0.refused_bytes.set(as_gauge(bytes));
-        self.0.refused_capacity_bytes.set(as_gauge(capacity));
+        self.0.refused_capacity.set(as_gauge(capacity));
     }
 
     pub(crate) fn uploads(&self, stats: &UploadStats) {
-        self.0.uploads_open.set(as_gauge(stats.open as u64));
-        self.0.uploads_waiting.set(as_gauge(stats.taken as u64));
-        self.0.uploads_bytes.set(as_gauge(stats.bytes));
-        self.0.uploads_capacity_bytes.set(as_gauge(stats.capacity));
+        self.0.uploads.show(stats);
     }
 
     pub(crate) fn key_refresh(&self, result: Option<ErrorReason>) {
         self.0.key_refreshes.get_or_create(&ReasonLabel { reason: Reason(result) }).inc();
     }
 
-    pub(crate) fn key_in_force(&self, root_version: u64, epoch: u64, sequence: u64, expires_at: u64) {
-        self.0.key_root_version.set(as_gauge(root_version));
-        self.0.key_epoch.set(as_gauge(epoch));
-        self.0.key_sequence.set(as_gauge(sequence));
-        self.0.key_expires.set(as_gauge(expires_at));
+    pub(crate) fn key_in_force(&self, now: &InForce) {
+        let all = &self.0;
+        all.key_root_version.set(as_gauge(now.root_version));
+        all.key_root_expires.set(as_gauge(now.root_expires_at));
+        all.key_epoch.set(as_gauge(now.epoch));
+        all.key_sequence.set(as_gauge(now.sequence));
+        all.key_issued.set(as_gauge(now.issued_at));
+        all.key_refresh_by.set(as_gauge(now.refresh_by));
+        all.key_expires.set(as_gauge(now.expires_at));
+        all.key_seal_until.set(as_gauge(now.seal_until));
     }
 
     pub(crate) fn key_refresh_age(&self, seconds: f64) {
-        self.0.key_refresh_age_seconds.set(seconds);
+        self.0.key_refresh_age.set(seconds);
     }
 
     pub(crate) fn statements_known(&self, count: usize) {
@@ -550,18 +648,77 @@ impl Metrics {
         self.0.fingerprint_mismatch.set(i64::from(differs));
     }
 
-    pub(crate) fn health(&self, dimension: Dimension, well: bool) {
-        self.0.healthy.get_or_create(&DimensionLabel { dimension }).set(i64::from(well));
+    pub(crate) fn health(&self, dimension: Dimension, well: bool, down: bool) {
+        self.0.health.show(dimension.name(), well, down);
+    }
+
+    pub(crate) fn ready(&self, ready: bool) {
+        self.0.health.ready(ready);
+    }
+
+    pub(crate) fn tls(&self, expiries: &Expiries) {
+        self.0.tls.show(expiries);
+    }
+
+    /// A reload of the configuration was done, or refused.
+    pub fn reloaded(&self, good: bool) {
+        self.0.config.reloaded(good, wall_s());
+    }
+
+    pub(crate) fn disk(&self, data: &std::path::Path) {
+        self.0.disk.measure(data);
+    }
+
+    pub(crate) fn clock_stepped(&self) {
+        self.0.clock.stepped();
+    }
+
+    pub(crate) fn clock(&self, trusted: bool, behind_s: u64) {
+        self.0.clock_trusted.set(i64::from(trusted));
+        self.0.clock_behind.set(as_gauge(behind_s));
+    }
+
+    /// The totals that rates are made of.
+    pub(crate) fn totals(&self, stats: &Stats, available_bytes: u64) -> Totals {
+        let all = &self.0;
+        let of = |outcome| all.relayed.get_or_create(&OutcomeLabel { outcome }).get();
+        Totals {
+            in_envelopes: all.acks.snapshot().counts.iter().sum(),
+            in_bytes: all.ingest_bytes.get(),
+            out_envelopes: Outcome::ALL.into_iter().map(of).sum(),
+            out_bytes: all.relayed_bytes.get(),
+            acks: all.acks.snapshot(),
+            records: stats.records,
+            used_bytes: stats.capacity_bytes.saturating_sub(available_bytes),
+            available_bytes,
+            relay_up: all.relay_up.get() == 1,
+        }
     }
 }
 
-/// Moves a counter to where another part's own has come to.
-fn advance(counter: &Counter, to: u64) {
-    counter.inc_by(to.saturating_sub(counter.get()));
-}
-
-fn as_gauge(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
+impl Inner {
+    /// What has happened never is on the page all the same, at 0: an alert can ask whether it has.
+    fn start(&self) {
+        for outcome in Outcome::ALL {
+            let label = OutcomeLabel { outcome };
+            drop(self.ingest.get_or_create(&label));
+            drop(self.relayed.get_or_create(&label));
+        }
+        let ok = ReasonLabel { reason: Reason(None) };
+        for family in [&self.relay_connects, &self.key_refreshes, &self.kms_lookups, &self.enrollments] {
+            drop(family.get_or_create(&ok));
+        }
+        for cause in PauseCause::NAMES {
+            drop(self.relay_paused.get_or_create(&One::new(CAUSE, cause)));
+        }
+        for lane in lanes::NAMES {
+            let label = One::new(LANE, lane);
+            drop(self.lane_records.get_or_create(&label));
+            drop(self.lane_bytes.get_or_create(&label));
+            drop(self.lane_oldest.get_or_create(&label));
+        }
+        self.spool_full_in.set(f64::INFINITY);
+    }
 }
 
 #[cfg(test)]
@@ -583,6 +740,21 @@ mod tests {
         assert!(page.contains("pithead_ingest_refusals_total{reason=\"KEY_UNKNOWN\"} 1"), "{page}");
         assert!(page.contains("pithead_key_refreshes_total{reason=\"OK\"} 1"), "{page}");
         assert!(page.contains("# HELP pithead_spool_oldest_seconds Age of the oldest record"), "{page}");
+        assert!(page.contains("pithead_relay_paused{cause=\"hand\"} 0"), "{page}");
+        assert!(page.contains("pithead_spool_lane_oldest_seconds{lane=\"third\"} 0"), "{page}");
         assert!(!page.contains("device=\""));
+    }
+
+    #[test]
+    fn a_name_says_its_unit_and_a_counter_that_it_only_grows() {
+        for one in Metrics::new().declared() {
+            let name = one.name;
+            let plain = name.starts_with("process_") || name.starts_with("rpc_");
+            assert!(plain || name.starts_with("pithead_"), "{name}");
+            assert!(
+                !one.help.is_empty() && !one.help.ends_with('.'),
+                "{name}: the page ends its help with a full stop"
+            );
+        }
     }
 }

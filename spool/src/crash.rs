@@ -8,7 +8,7 @@ use crate::fs::{FileRef, Fs, FsFile, Lock};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const SECTOR: usize = 512;
 
@@ -28,6 +28,8 @@ pub(crate) struct Disk {
     /// Bytes that files can still grow.
     pub(crate) space: Option<u64>,
     dead: bool,
+    /// Syncs do not return while the flag is up.
+    pub(crate) hanging: Arc<(Mutex<bool>, Condvar)>,
     /// Each start of the machine has descriptors of its own.
     boot: u64,
 }
@@ -204,6 +206,7 @@ impl CrashFs {
             fail_sync_after: None,
             space: None,
             dead: false,
+            hanging: Arc::default(),
             boot: 0,
         })))
     }
@@ -358,6 +361,11 @@ impl FsFile for CrashFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        // Not under the disk's lock: whoever lets it go on has to get at it.
+        let hanging = Arc::clone(&self.disk()?.hanging);
+        let (flag, lowered) = &*hanging;
+        let up = flag.lock().expect("no test panics with the lock held");
+        drop(lowered.wait_while(up, |up| *up).expect("no test panics with the lock held"));
         let mut disk = self.disk()?;
         disk.act()?;
         let fails = match &mut disk.fail_sync_after {

@@ -159,7 +159,7 @@ pub use read::{Batch, CorruptRange, Heads, MAX_NAMED_HEADS, Reader};
 pub use record::{Lane, MAX_HEAD_BYTES, Position, Record, RecordHead};
 pub use recover::{MAX_NAMED_RANGES, Recovery};
 pub use spool::Spool;
-pub use stats::{LaneStats, Stats};
+pub use stats::{LaneStats, SYNC_BOUNDS_S, Stats, SyncTimes};
 pub use survey::{Survey, Walk};
 pub use ticket::Ticket;
 pub use wait::{Changed, Room};

@@ -117,8 +117,10 @@ impl Owner {
     fn wait_for_work(&mut self) -> Work {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
+        state.busy_since = None;
         loop {
             if let Some(work) = self.work(&state) {
+                state.busy_since = Some(Instant::now());
                 return work;
             }
             let now = Instant::now();
@@ -138,6 +140,7 @@ impl Owner {
             state = match deadline {
                 Some((at, work)) if at <= now => {
                     state.owner_idle = false;
+                    state.busy_since = Some(now);
                     return work;
                 }
                 Some((at, _)) => {
@@ -175,11 +178,13 @@ impl Owner {
                 flights.push(flight);
             }
         }
-        let (mut synced, mut failed) = (0, 0);
+        let (mut synced, mut failed, mut took) = (0, 0, Vec::new());
         for flight in flights.iter_mut().filter(|flight| flight.outcome.is_ok()) {
             if let Some(active) = &self.lanes[flight.lane].active {
                 // Why: this is what a ticket promises.
+                let began = Instant::now();
                 flight.outcome = active.file.sync_data();
+                took.push(began.elapsed());
                 synced += 1;
                 failed += u64::from(flight.outcome.is_err());
             }
@@ -188,6 +193,7 @@ impl Owner {
             let mut state = self.shared.lock();
             state.counters.syncs += synced;
             state.counters.failed_syncs += failed;
+            took.into_iter().for_each(|time| state.counters.sync_times.add(time));
         }
         for flight in flights {
             self.land(flight);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::Instant;
 
 pub(crate) struct Shared {
     pub(crate) fs: Arc<dyn Fs>,
@@ -43,6 +44,8 @@ pub(crate) struct State {
     /// The last segment that was needed found no space: unlike `disk_full`, it holds until one does or space is given back.
     pub(crate) without_segment: bool,
     pub(crate) owner_idle: bool,
+    /// Since when the owner is at what it is at; nothing while it waits for something to do.
+    pub(crate) busy_since: Option<Instant>,
     pub(crate) closing: bool,
     pub(crate) closed: bool,
     pub(crate) counters: Counters,
@@ -56,6 +59,7 @@ pub(crate) struct Counters {
     pub(crate) groups: u64,
     pub(crate) syncs: u64,
     pub(crate) failed_syncs: u64,
+    pub(crate) sync_times: crate::stats::SyncTimes,
     pub(crate) corrupt_records: u64,
 }
 
@@ -230,6 +234,7 @@ impl Shared {
             disk_full: false,
             without_segment: false,
             owner_idle: false,
+            busy_since: None,
             closing: false,
             closed: false,
             counters: Counters::default(),

@@ -16,6 +16,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// A durable FIFO of records in up to three lanes; see the crate's documentation for what it promises.
 ///
@@ -98,7 +99,11 @@ impl Spool {
     /// See [`OpenError`]. Damage is no error: it is stepped over and named in [`Recovery`].
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<(Self, Recovery), OpenError> {
         let dir = dir.as_ref();
-        let parts = assemble(Arc::new(RealFs), dir, options)?;
+        Self::run(assemble(Arc::new(RealFs), dir, options)?, dir)
+    }
+
+    /// Gives the threads their work.
+    pub(crate) fn run(parts: Parts, dir: &Path) -> Result<(Self, Recovery), OpenError> {
         let spawn = |source| OpenError::Io { path: dir.to_owned(), source };
         let (owner, preparer) = (parts.owner, parts.preparer);
         let owner =
@@ -285,6 +290,13 @@ impl Spool {
     pub fn stats(&self) -> Stats {
         let mut scans = self.oldest.lock().unwrap_or_else(PoisonError::into_inner);
         picture(&self.shared, &mut scans)
+    }
+
+    /// For how long the thread that writes has been at one piece of work: a group with its syncs, or the cursors. Nothing while it
+    /// waits for work, however long that is. A disk that does not return shows here, and nowhere else: this touches no disk.
+    #[must_use]
+    pub fn busy_for(&self) -> Option<Duration> {
+        self.shared.lock().busy_since.map(|since| since.elapsed())
     }
 
     /// Refuses new records, makes those in the queue durable, writes the closing mark, and lets go of the directory. Blocks for

@@ -5,6 +5,26 @@ use crate::record::{Lane, Position};
 use crate::shared::{LaneState, Shared};
 use crate::walk::Found;
 
+/// Between which times in seconds the syncs of groups are counted: from a quiet virtual disk to one that is in trouble.
+pub const SYNC_BOUNDS_S: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 2.0, 8.0];
+
+/// How many syncs took how long: between the bounds, and above the last; and all of them together, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncTimes {
+    /// One more than there are bounds.
+    pub counts: [u64; SYNC_BOUNDS_S.len() + 1],
+    /// Of all of them.
+    pub sum_us: u64,
+}
+
+impl SyncTimes {
+    pub(crate) fn add(&mut self, took: std::time::Duration) {
+        self.counts[SYNC_BOUNDS_S.partition_point(|bound| *bound < took.as_secs_f64())] += 1;
+        self.sum_us = self.sum_us.saturating_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+}
+
 /// A picture of a spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -34,6 +54,8 @@ pub struct Stats {
     pub syncs: u64,
     /// See `syncs`.
     pub failed_syncs: u64,
+    /// See `syncs`: how long they took, those that failed included.
+    pub sync_times: SyncTimes,
     /// Damaged records that recovery named or readers stepped over (twice if both did).
     pub corrupt_records: u64,
     /// The disk had no space for the last segment that was needed.
@@ -119,6 +141,7 @@ pub(crate) fn picture(shared: &Shared, scans: &mut [Scan]) -> Stats {
         groups: state.counters.groups,
         syncs: state.counters.syncs,
         failed_syncs: state.counters.failed_syncs,
+        sync_times: state.counters.sync_times,
         corrupt_records: state.counters.corrupt_records,
         disk_full: state.without_segment,
         lanes,

@@ -16,7 +16,7 @@ use crate::shared::Shared;
 use crate::spool::{Spool, assemble};
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// A disk in memory. Clones are the same disk.
 #[derive(Clone)]
@@ -47,6 +47,22 @@ impl CrashDisk {
         let steps =
             Steps { shared: parts.shared, owner: parts.owner, preparer: parts.preparer, _lock: parts.lock };
         Ok((spool, steps, parts.recovery))
+    }
+
+    /// As [`CrashDisk::open`], with threads of its own as [`Spool::open`] gives it.
+    ///
+    /// # Errors
+    /// As [`Spool::open`].
+    pub fn run(&self, options: Options) -> Result<(Spool, Recovery), OpenError> {
+        let dir = Path::new("/spool");
+        Spool::run(assemble(Arc::new(self.0.clone()), dir, options)?, dir)
+    }
+
+    /// From now on no sync returns, as on a disk whose cable is out; until it is told otherwise.
+    pub fn hang_syncs(&self, hang: bool) {
+        let hanging = Arc::clone(&self.0.disk().hanging);
+        *hanging.0.lock().unwrap_or_else(PoisonError::into_inner) = hang;
+        hanging.1.notify_all();
     }
 
     /// The power goes before the n-th write, sync or change of a name from now on; until [`CrashDisk::crash`] nothing works.
@@ -126,5 +142,38 @@ impl fmt::Debug for CrashDisk {
 impl fmt::Debug for Steps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Steps").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Lane, Record};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_sync_that_does_not_return_shows_as_work_that_lasts_and_waiting_for_work_does_not() {
+        let disk = CrashDisk::new(1);
+        let (spool, _) = disk.run(Options::outbox()).unwrap();
+        let append = || spool.append(Lane::First, Record::new(1, 0, &b"head"[..], &b"body"[..])).unwrap();
+        append().wait().unwrap();
+        let until = |what: &str, holds: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !holds() {
+                assert!(began.elapsed() < Duration::from_secs(20), "never: {what}");
+                std::thread::yield_now();
+            }
+        };
+        until("idle", &|| spool.busy_for().is_none());
+        let syncs = spool.stats().sync_times.counts.iter().sum::<u64>();
+        assert_eq!(syncs, spool.stats().syncs);
+        disk.hang_syncs(true);
+        let ticket = append();
+        until("stuck for long", &|| spool.busy_for() > Some(Duration::from_millis(50)));
+        disk.hang_syncs(false);
+        ticket.wait().unwrap();
+        until("idle again", &|| spool.busy_for().is_none());
+        let stats = spool.stats();
+        assert!(stats.sync_times.sum_us >= 50_000, "{:?}", stats.sync_times);
     }
 }

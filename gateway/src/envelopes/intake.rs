@@ -95,7 +95,8 @@ struct Settling {
     reservation: Reservation,
     share: Share,
     tell: Deciding,
-    bytes: usize,
+    /// Of the envelope, wherever they lie.
+    bytes: u64,
     began: Duration,
 }
 
@@ -145,7 +146,7 @@ impl SpoolIntake {
         // The place among the settling comes first: from the append on nothing may be awaited, or a call that is cut
         // there would leave a number in flight for ever.
         let place = self.settle.reserve().await.map_err(|_| refusal_of(&AppendError::Closed))?;
-        let (bytes, failures) = (body.len(), reservation.failures());
+        let (bytes, whole, failures) = (body.len(), body.envelope_bytes(), reservation.failures());
         let (device, lane) = (&head.identity.device, self.spool.lane_of(&head.identity.line()));
         let share = self.shares.admit(device, lane, bytes as u64, self.spool.fill(), began);
         let share = share.map_err(|over| refusal_of_share(&over))?;
@@ -164,7 +165,7 @@ impl SpoolIntake {
                 }
             }
         };
-        place.send(Settling { ticket, reservation, share, tell, bytes, began });
+        place.send(Settling { ticket, reservation, share, tell, bytes: whole, began });
         Ok(())
     }
 }
@@ -325,6 +326,7 @@ impl Intake for SpoolIntake {
     fn declared(&self, _peer: &Peer, gaps: &[DeclaredGap]) {
         let now = since_boot();
         for gap in gaps {
+            self.metrics.gap_declared(gap.to.get() - gap.from.get() + 1);
             self.numbers.declare(&gap.line, gap.from, gap.to, now);
         }
     }

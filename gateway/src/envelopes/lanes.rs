@@ -17,6 +17,9 @@ pub const LANES: usize = Lane::ALL.len();
 /// Where streams wait that the configuration does not name.
 pub const USUAL: Lane = Lane::Second;
 
+/// Their names.
+pub const NAMES: [&str; LANES] = [name(Lane::First), name(Lane::Second), name(Lane::Third)];
+
 /// A lane's name in the configuration, on pages and as a label.
 #[must_use]
 pub const fn name(lane: Lane) -> &'static str {

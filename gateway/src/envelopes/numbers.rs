@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pithead_hop::ingest::lines::IDLE;
+use pithead_hop::ingest::lines::{IDLE, Incomplete};
 use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, UploadStore, Verdict};
 use pithead_sealing::{DeviceId, Identity, Line, Seq};
 use pithead_spool::{Lane, RecordHead};
@@ -626,6 +626,12 @@ impl Numbers {
                 Err(error)
             }
         }
+    }
+
+    /// What is missing of the lines in memory.
+    #[must_use]
+    pub fn incomplete(&self) -> Incomplete {
+        self.0.lock().lines.incomplete()
     }
 
     /// How many lines are in memory.

@@ -64,6 +64,15 @@ impl Body {
         }
     }
 
+    /// Bytes of the envelope, wherever they lie.
+    #[must_use]
+    pub fn envelope_bytes(&self) -> u64 {
+        match self {
+            Self::Envelope(envelope) | Self::Conflict(envelope) => envelope.len() as u64,
+            Self::Large { total } => *total,
+        }
+    }
+
     /// True if it takes none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -196,6 +196,7 @@ impl Relay {
     /// Sends until it is told to stop; then waits for the answers to what is under way, and writes down what was
     /// answered. Whoever awaits this sets the limit.
     pub async fn run(self, target: Target, stop: CancellationToken) {
+        self.metrics.relay_window(target.window_bytes);
         let mut backoff = Backoff::new(Policy::default());
         let mut progress = Progress::new(self.spool.clone(), self.numbers.clone(), self.uploads.clone());
         let mut alarm = Alarm::default();
@@ -320,7 +321,7 @@ impl Relay {
         if call.large.has_advanced() {
             progress.brought_forward();
         }
-        self.metrics.relay_window(0);
+        self.metrics.relay_in_flight(0);
         self.report.change(|report| report.in_flight_bytes = 0);
         ended
     }
@@ -344,7 +345,7 @@ impl Relay {
             large.begin(|lane, position| progress.is_first(lane, position));
             let retry_at = large.retry_at();
             let unanswered = sender.unanswered_bytes();
-            self.metrics.relay_window(usize::try_from(unanswered).unwrap_or(usize::MAX));
+            self.metrics.relay_in_flight(usize::try_from(unanswered).unwrap_or(usize::MAX));
             self.report.change(|report| report.in_flight_bytes = unanswered);
             *answer_by = (sender.unanswered() > 0)
                 .then(|| answer_by.unwrap_or_else(|| Instant::now() + *answer_timeout));

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
@@ -196,6 +197,12 @@ impl EnvelopeSpool {
     #[must_use]
     pub fn available_bytes(&self) -> u64 {
         self.0.log.available_bytes(USUAL)
+    }
+
+    /// For how long the thread that writes has been at one piece of work; nothing while it waits for some. Touches no disk.
+    #[must_use]
+    pub fn busy_for(&self) -> Option<Duration> {
+        self.0.log.busy_for()
     }
 
     /// How full it is.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::trust::{Clock, Status};
+use pithead_sealing::trust::{Clock, Device, KeyStatus, Status};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use super::keeper::{Keeper, TakeError, Taken};
 use super::statement_source::{BundleFile, Held, SourceError, StatementSource};
 use crate::clock::{GatewayClock, since_boot};
 use crate::health::{Health, Level};
-use crate::metrics::{Dimension, Metrics};
+use crate::metrics::{Dimension, InForce, Metrics};
 use pithead_hop::program::disk;
 
 /// Ceiling of the first delay after a failure.
@@ -76,6 +76,10 @@ pub struct Report {
     pub good_at: Option<Duration>,
     /// The last failure since then, when it was, and what it said.
     pub failure: Option<(ErrorReason, String, Duration)>,
+    /// Root and statement in force, as of the last visit.
+    pub in_force: InForce,
+    /// The key that devices seal to, by its ARN and its fingerprint.
+    pub key: Option<(String, String)>,
 }
 
 /// Reads and writes the report. Clones share it.
@@ -172,7 +176,10 @@ impl Refresh {
         self.metrics.key_refresh(outcome.as_ref().err().map(RefreshError::reason));
         match &outcome {
             Ok(taken) => {
-                self.report.change(|report| *report = Report { good_at: Some(now), failure: None });
+                self.report.change(|report| {
+                    report.good_at = Some(now);
+                    report.failure = None;
+                });
                 self.metrics.fingerprint_mismatch(false);
                 self.announce(*taken);
             }
@@ -264,8 +271,11 @@ impl Refresh {
         let now = since_boot();
         let device = self.keeper.device();
         let (epoch, sequence) = device.version();
-        let expires = device.statement().map_or(0, |statement| statement.expires_at.as_secs());
-        self.metrics.key_in_force(device.root_version(), epoch, sequence, expires);
+        let in_force = in_force(device);
+        self.metrics.key_in_force(&in_force);
+        let key = device.verified_key(clock).ok();
+        let key = key.map(|key| (key.arn().to_string(), key.fingerprint().to_string()));
+        self.report.change(|report| (report.in_force, report.key) = (in_force, key));
         self.metrics.statements_known(self.history.len());
         let report = self.report.get();
         if let Some(good_at) = report.good_at {
@@ -310,6 +320,26 @@ impl Refresh {
         if let Err(error) = self.keeper.save(self.clock.now()) {
             tracing::error!(event = "key.state_not_saved", %error);
         }
+    }
+}
+
+fn in_force(device: &Device) -> InForce {
+    let (epoch, sequence) = device.version();
+    let root = InForce {
+        root_version: device.root_version(),
+        root_expires_at: device.root().expires_at.as_secs(),
+        epoch,
+        sequence,
+        ..InForce::default()
+    };
+    let Some(statement) = device.statement() else { return root };
+    let active = statement.keys.iter().filter(|key| key.status == KeyStatus::Active);
+    InForce {
+        issued_at: statement.issued_at.as_secs(),
+        refresh_by: statement.refresh_by.as_secs(),
+        expires_at: statement.expires_at.as_secs(),
+        seal_until: active.map(|key| key.seal_until.as_secs()).max().unwrap_or(0),
+        ..root
     }
 }
 

@@ -71,12 +71,19 @@ async fn reload(config: &Config, serving: &Serving) {
             for warning in material.warnings() {
                 tracing::warn!(event = "tls.warning", warning);
             }
-            serving.swap_tls(material).await
+            let expiries = material.server.expiries();
+            serving.swap_tls(material).await.map(|cut| (cut, expiries))
         }
         Err(error) => Err(error),
     };
     match reloaded {
-        Ok(cut) => tracing::info!(event = "tls.reloaded", cut),
-        Err(error) => tracing::error!(event = "tls.reload_refused", %error),
+        Ok((cut, expiries)) => {
+            serving.vitals.reloaded(Some(expiries));
+            tracing::info!(event = "tls.reloaded", cut);
+        }
+        Err(error) => {
+            serving.vitals.reloaded(None);
+            tracing::error!(event = "tls.reload_refused", %error);
+        }
     }
 }

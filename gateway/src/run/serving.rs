@@ -50,6 +50,7 @@ use crate::keys::spki_source::{KmsSpkis, SpkiSource};
 use crate::keys::statement_source::{BundleFile, StatementSource, Upstream};
 use crate::kms::Kms;
 use crate::metrics::{Dimension, Metrics};
+use crate::vitals::Vitals;
 
 /// How often the disk's lamp is looked after.
 const DISK_LOOK: Duration = Duration::from_secs(1);
@@ -67,6 +68,8 @@ pub(super) struct Serving {
     pub(super) poke: Arc<Notify>,
     /// What this gateway is called.
     pub(super) name: GatewayName,
+    /// Told of reloads.
+    pub(super) vitals: Vitals,
     doors: Arc<Doors>,
     keys_tls: Option<watch::Sender<Arc<ClientConfig>>>,
     relay_tls: Option<watch::Sender<Arc<ClientConfig>>>,
@@ -86,6 +89,12 @@ impl Serving {
         let started = since_boot();
         let metrics = Metrics::new();
         let health = Health::new(metrics.clone(), started);
+        let vitals = Vitals::new(
+            metrics.clone(),
+            config.gateway.data_dir.clone(),
+            config.trust.trusted_clock,
+            material.server.expiries(),
+        );
 
         // Both ports first: nothing on disk is touched by a second gateway that was started by mistake.
         let files = files::raise_limit();
@@ -201,6 +210,11 @@ impl Serving {
             network: network.as_ref().map(Acceptor::handle),
             enroll: enroll.as_ref().map(|(port, ..)| port.handle()),
         };
+        for port in
+            [Some(&ports.certificate), ports.network.as_ref(), ports.enroll.as_ref()].into_iter().flatten()
+        {
+            metrics.calls_of(port.calls());
+        }
         let address = acceptor.local_addr();
         if let Some(network) = &network {
             tracing::info!(event = "network.listening", address = %network.local_addr());
@@ -239,6 +253,7 @@ impl Serving {
             tokio::spawn(idle),
             tokio::spawn(sweep),
             tokio::spawn(follow),
+            tokio::spawn(vitals.clone().watch(spool.clone(), intake_stop.clone())),
         ]);
         let now = since_boot();
         health.set(Dimension::Ingest, Level::Ok, format!("listening on {address}"), now);
@@ -277,6 +292,8 @@ impl Serving {
             started,
             health: health.clone(),
             metrics,
+            rates: vitals.rates().clone(),
+            vitals: vitals.clone(),
             book,
             history,
             refresh: report,
@@ -306,6 +323,7 @@ impl Serving {
         Ok(Self {
             health,
             poke,
+            vitals,
             name: material.name,
             doors,
             keys_tls,

@@ -17,6 +17,8 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::watch;
 use tonic::body::Body;
 
+use super::calls::Timed;
+
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     under_way: usize,
@@ -105,13 +107,14 @@ impl Drop for Call {
 pub(super) struct Answer {
     body: Body,
     call: Call,
+    timed: Timed,
     /// A piece of it was handed over and has not left.
     owed: bool,
 }
 
 impl Answer {
-    pub(super) fn new(body: Body, call: Call) -> Self {
-        Self { body, call, owed: false }
+    pub(super) fn new(body: Body, call: Call, timed: Timed) -> Self {
+        Self { body, call, timed, owed: false }
     }
 
     fn settle(&mut self) {
@@ -139,11 +142,17 @@ impl HttpBody for Answer {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         self.settle();
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && frame.is_data()
-        {
-            self.owed = true;
-            self.call.0.0.owed.fetch_add(1, Ordering::Relaxed);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+                self.owed = true;
+                self.call.0.0.owed.fetch_add(1, Ordering::Relaxed);
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.timed.note(trailers);
+                }
+            }
+            _ => {}
         }
         polled
     }
@@ -160,6 +169,7 @@ impl HttpBody for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accept::calls::Calls;
     use std::pin::pin;
     use tokio::time::Instant;
 
@@ -185,7 +195,7 @@ mod tests {
         let limit = Duration::from_secs(30);
         let answer = |activity: &Activity| {
             let body = Body::new(http_body_of(["one", "two"]));
-            Answer::new(body, activity.begin())
+            Answer::new(body, activity.begin(), Calls::default().begin("/a.B/C"))
         };
         let take = async |answer: &mut Answer| {
             std::future::poll_fn(|cx| Pin::new(&mut *answer).poll_frame(cx)).await

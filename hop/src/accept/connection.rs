@@ -269,6 +269,7 @@ async fn serve(
     let service = service_fn(move |mut request: Request<Incoming>| {
         let all = all.clone();
         let call = calls.begin();
+        let mut timed = all.calls.begin(request.uri().path());
         all.counters.requests.add();
         let refused = match (place.request(Instant::now()), &turned_away) {
             (Err(wait), _) => {
@@ -295,7 +296,8 @@ async fn serve(
             if response.headers().get("grpc-status").is_some_and(|status| status != "0") {
                 all.counters.requests_refused.add();
             }
-            Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, call)))
+            timed.note(response.headers());
+            Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, call, timed)))
         }
     });
     let stream = Listening::new(stream, shared.clone(), notes.clone());

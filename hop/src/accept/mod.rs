@@ -16,6 +16,7 @@
 
 mod activity;
 mod asking;
+pub mod calls;
 mod connection;
 mod door;
 pub mod limits;
@@ -135,6 +136,11 @@ impl AcceptHandle {
         self.0.roster.peers()
     }
 
+    /// How long calls take.
+    pub fn calls(&self) -> calls::Calls {
+        self.0.calls.clone()
+    }
+
     /// The counters.
     pub fn stats(&self) -> AcceptStats {
         self.0.counters.read()
@@ -153,6 +159,7 @@ struct Shared {
     handshakes: Arc<Semaphore>,
     roster: Arc<Roster>,
     counters: Counters,
+    calls: calls::Calls,
     log_next: Seldom,
 }
 
@@ -201,6 +208,7 @@ impl Acceptor {
             handshakes: Arc::new(Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS))),
             roster: Roster::new(limits.connections_per_identity, requests, limits.unfinished.get_usize()),
             counters: Counters::default(),
+            calls: calls::Calls::default(),
             log_next: Seldom::new(REFUSED_LOG_INTERVAL),
             limits,
         });

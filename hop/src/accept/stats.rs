@@ -24,6 +24,9 @@ macro_rules! outcomes {
             /// All of them.
             pub const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
 
+            /// Their names in metrics and logs.
+            pub const NAMES: [&'static str; Self::ALL.len()] = [$($label),+];
+
             /// Its name in metrics and logs.
             pub fn name(self) -> &'static str {
                 match self {

@@ -6,6 +6,27 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+/// How large a file system is, and what of it this program may still take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// All of it.
+    pub size_bytes: u64,
+    /// What whoever is not root can still write.
+    pub available_bytes: u64,
+}
+
+impl Room {
+    /// Of the file system that holds this folder or file.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let stat = rustix::fs::statvfs(path)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Self { size_bytes: bytes(stat.f_blocks), available_bytes: bytes(stat.f_bavail) })
+    }
+}
+
 /// Ends the names of files that are being written. What carries it after a crash is rubbish.
 pub const UNFINISHED: &str = "part";
 

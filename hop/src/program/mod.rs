@@ -6,7 +6,10 @@ pub mod disk;
 pub mod exit;
 pub mod explain;
 pub mod files;
+pub mod health;
 pub mod log;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod stop;
 pub mod units;
 

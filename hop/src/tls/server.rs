@@ -64,6 +64,17 @@ pub enum CrlExpiry {
     Refuse,
 }
 
+/// When what the listening side is built from runs out, in seconds since 1970; of several the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Expiries {
+    /// Our own certificate, and those above it that we send.
+    pub own: Option<i64>,
+    /// The CAs of clients.
+    pub client_ca: Option<i64>,
+    /// The `nextUpdate` of revocation lists.
+    pub crl: Option<i64>,
+}
+
 /// Whom a site's own list turns away, whatever the CA says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Denied {
@@ -124,6 +135,35 @@ impl ServerTls {
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
         Ok(Arc::new(config))
+    }
+
+    /// When each kind of file runs out.
+    #[must_use]
+    pub fn expiries(&self) -> Expiries {
+        let end = |pem: &Pem| {
+            let certificates = pem.certificates().unwrap_or_default();
+            certificates
+                .iter()
+                .filter_map(|der| {
+                    X509Certificate::from_der(der).ok().map(|(_, one)| one.validity().not_after.timestamp())
+                })
+                .min()
+        };
+        let next_update = |pem: &Pem| {
+            let lists = pem.crls().unwrap_or_default();
+            lists
+                .iter()
+                .filter_map(|der| {
+                    let (_, list) = CertificateRevocationList::from_der(der).ok()?;
+                    list.next_update().map(|next| next.timestamp())
+                })
+                .min()
+        };
+        Expiries {
+            own: end(&self.certificate),
+            client_ca: self.sites.iter().filter_map(|site| end(&site.ca)).min(),
+            crl: self.sites.iter().flat_map(|site| &site.crls).filter_map(next_update).min(),
+        }
     }
 
     /// What an operator should know at `now`: certificates and revocation lists that have run out or are about to.

@@ -78,6 +78,11 @@ impl<T: Clone> Device<T> {
         })
     }
 
+    /// How many numbers each line misses.
+    pub(super) fn missing(&self) -> impl Iterator<Item = u64> + '_ {
+        self.runs.values().flat_map(BTreeMap::values).map(LineState::missing)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.runs.values().map(BTreeMap::len).sum()
     }

@@ -447,6 +447,12 @@ impl<T: Clone> LineState<T> {
         }
     }
 
+    /// How many numbers are missing that nobody has explained; what is on its way to the disk is not.
+    pub(super) fn missing(&self) -> u64 {
+        let holes = self.accounted.gaps_within(self.start, self.newest);
+        holes.fold(0, |all, hole| all.saturating_add(hole.last - hole.first + 1))
+    }
+
     pub(super) fn is_idle(&self, before: Duration) -> bool {
         self.last_used < before && self.in_flight.is_empty() && self.spooled.is_empty()
     }

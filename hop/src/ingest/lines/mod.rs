@@ -82,6 +82,15 @@ pub enum Unseen {
     Elsewhere,
 }
 
+/// What is missing, of all lines together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Incomplete {
+    /// Lines of which something is.
+    pub lines: u64,
+    /// Numbers.
+    pub numbers: u64,
+}
+
 /// What an offered envelope is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict<T> {
@@ -271,6 +280,16 @@ impl<T: Clone> Lines<T> {
         self.devices
             .iter()
             .flat_map(|(name, device)| device.lines(name).map(|(line, state)| (line, state.view())))
+    }
+
+    /// Of how many lines numbers are missing that nobody has explained, and how many numbers those are.
+    pub fn incomplete(&self) -> Incomplete {
+        let mut found = Incomplete::default();
+        for missing in self.devices.values().flat_map(Device::missing) {
+            found.lines += u64::from(missing > 0);
+            found.numbers = found.numbers.saturating_add(missing);
+        }
+        found
     }
 
     /// How many lines are in memory.
