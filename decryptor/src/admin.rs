@@ -1,9 +1,11 @@
 //! Health and metrics over HTTP, on loopback: `/livez`, `/readyz`, `/statusz`, `/metrics`.
 
 use crate::authority::{SiteStanding, rfc3339};
+use crate::books::Books;
 use crate::kms::{KmsCalls, KmsOperation};
-use crate::metrics::{KmsLabel, Metrics, Outcome, advance};
+use crate::metrics::{KmsLabel, Metrics, Outcome};
 use crate::unwrap::DataKeys;
+use crate::vitals::{Health, Rates};
 use arc_swap::ArcSwap;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -12,12 +14,18 @@ use axum::routing::get;
 use axum::{Json, Router};
 use pithead_hop::accept::{AcceptHandle, BindError};
 use pithead_hop::program::clock;
+use pithead_hop::program::disk::Room;
+use pithead_hop::program::health::Level;
+use pithead_hop::program::metrics::advance;
+use pithead_hop::tls::Expiries;
 use pithead_sealing::trust::UnixTime;
 use serde_json::{Value, json};
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -54,8 +62,21 @@ pub struct Status {
     data_keys: Arc<DataKeys>,
     kms: Option<Arc<KmsCalls>>,
     accept: AcceptHandle,
-    sink: String,
+    sink: PathBuf,
+    data: PathBuf,
+    health: Health,
+    rates: Rates,
+    started: Duration,
+    reloads: Mutex<Reloads>,
+    books: OnceLock<Arc<ArcSwap<Books>>>,
     authority: OnceLock<Arc<ArcSwap<Vec<SiteStanding>>>>,
+}
+
+#[derive(Debug)]
+struct Reloads {
+    expiries: Expiries,
+    loaded_at: Duration,
+    last_good: bool,
 }
 
 impl Status {
@@ -66,9 +87,24 @@ impl Status {
         data_keys: Arc<DataKeys>,
         kms: Option<Arc<KmsCalls>>,
         accept: AcceptHandle,
-        sink: String,
+        (sink, data): (PathBuf, PathBuf),
+        expiries: Expiries,
     ) -> Arc<Self> {
+        metrics.tls.show(&expiries);
+        metrics.rpc.watch(accept.calls());
+        for operation in KmsOperation::ALL {
+            if let Some(calls) = &kms {
+                metrics.kms_times.watch(operation.label(), calls.times(operation));
+            }
+        }
+        let started = clock::since_boot();
         Arc::new(Self {
+            health: Health::new(Arc::clone(&metrics)),
+            rates: Rates::default(),
+            started,
+            reloads: Mutex::new(Reloads { expiries, loaded_at: started, last_good: true }),
+            books: OnceLock::new(),
+            data,
             phase: AtomicU8::new(Phase::Starting as u8),
             metrics,
             data_keys,
@@ -85,9 +121,51 @@ impl Status {
         let _ = self.authority.set(standing);
     }
 
+    /// Shows the statements as well.
+    pub fn show_books(&self, books: Arc<ArcSwap<Books>>) {
+        // Set once, by whoever starts the program.
+        let _ = self.books.set(books);
+    }
+
+    /// The lamps.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// What has come lately.
+    #[must_use]
+    pub fn rates(&self) -> &Rates {
+        &self.rates
+    }
+
+    /// A reload was done, with certificates of these ages; or it was refused.
+    pub fn reloaded(&self, in_force: Option<Expiries>) {
+        self.metrics.config.reloaded(in_force.is_some(), clock::wall_s());
+        let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        reloads.last_good = in_force.is_some();
+        if let Some(expiries) = in_force {
+            self.metrics.tls.show(&expiries);
+            (reloads.expiries, reloads.loaded_at) = (expiries, clock::since_boot());
+        }
+    }
+
     /// Moves on.
     pub fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
+        match phase {
+            Phase::Starting => {}
+            Phase::Serving => self.health.set("intake", Level::Ok, "gateways are served"),
+            Phase::Stopping => self.health.drain(),
+            Phase::Failed => {
+                self.health.drain();
+                self.health.set(
+                    "disk",
+                    Level::Down,
+                    "the ledger or the sink cannot be believed any more; restart when the disk is mended",
+                );
+            }
+        }
     }
 
     /// Where it stands.
@@ -106,6 +184,8 @@ impl Status {
         let counters = self.data_keys.counters();
         advance(&self.metrics.data_key_hits, counters.hits());
         advance(&self.metrics.unwraps, counters.unwraps());
+        advance(&self.metrics.unwrap_failures, counters.failures());
+        advance(&self.metrics.over_budget, counters.over_budget());
         for (operation, outcome, count) in self.kms.iter().flat_map(|calls| calls.snapshot()) {
             if operation == KmsOperation::Decrypt {
                 advance(&self.metrics.kms_decrypt_calls.get_or_create(&KmsLabel { outcome }), count);
@@ -119,12 +199,26 @@ impl Status {
         self.gather();
         let metrics = &self.metrics;
         let envelopes = |outcome| metrics.envelopes_with(outcome);
+        let summary = self.health.lamps().summary();
+        let (tls, config) = self.reloads_json();
         let peers: Vec<String> = self.accept.peers().iter().map(|peer| peer.id.to_string()).collect();
         json!({
             "program": "pithead-decryptor",
             "version": env!("CARGO_PKG_VERSION"),
             "phase": self.phase().word(),
-            "sink": self.sink,
+            "sink": self.sink.display().to_string(),
+            "uptime_s": clock::since_boot().saturating_sub(self.started).as_secs(),
+            "ready": self.is_ready(),
+            "draining": self.health.lamps().is_draining(),
+            "level": summary.level.name(),
+            "words": summary.words,
+            "dimensions": self.dimensions(),
+            "rates": self.rates.as_json(),
+            "sites": self.books.get().map(|books| sites_json(&books.load())),
+            "tls": tls,
+            "config": config,
+            "disk": room(&self.data),
+            "sink_disk": room(&self.sink),
             "envelopes": {
                 "applied": envelopes(Outcome::Applied),
                 "duplicate": envelopes(Outcome::Duplicate),
@@ -164,6 +258,60 @@ impl Status {
     }
 }
 
+impl Status {
+    /// Serving, and nothing that is needed is down.
+    fn is_ready(&self) -> bool {
+        self.phase() == Phase::Serving && self.health.lamps().is_ready()
+    }
+
+    fn dimensions(&self) -> Value {
+        let now = clock::since_boot();
+        let lamps = self.health.lamps().report();
+        let lamps = lamps.iter().map(|(name, lamp)| {
+            let for_s = now.saturating_sub(lamp.since).as_secs();
+            ((*name).to_owned(), json!({ "level": lamp.level.name(), "words": lamp.words, "for_s": for_s }))
+        });
+        Value::Object(lamps.collect())
+    }
+
+    fn reloads_json(&self) -> (Value, Value) {
+        let reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let Expiries { own, client_ca, crl } = reloads.expiries;
+        let now = i64::try_from(clock::wall_s()).unwrap_or(i64::MAX);
+        let tls = json!({
+            "certificate_expires_at_s": own,
+            "certificate_expires_in_s": own.map(|end| end.saturating_sub(now)),
+            "client_ca_expires_at_s": client_ca,
+            "crl_next_update_s": crl,
+        });
+        let loaded_s_ago = clock::since_boot().saturating_sub(reloads.loaded_at).as_secs();
+        let last_reload = if reloads.last_good { "ok" } else { "refused" };
+        (tls, json!({ "loaded_s_ago": loaded_s_ago, "last_reload": last_reload }))
+    }
+}
+
+fn room(path: &std::path::Path) -> Value {
+    let room = Room::of(path).ok();
+    json!({
+        "size_bytes": room.map(|room| room.size_bytes),
+        "available_bytes": room.map(|room| room.available_bytes),
+    })
+}
+
+fn sites_json(books: &Books) -> Value {
+    let sites = books.served().iter().map(|(site, published)| {
+        let statement = &published.statement;
+        json!({
+            "site": site.as_str(),
+            "sequence": statement.sequence,
+            "issued_at_s": statement.issued_at.as_secs(),
+            "refresh_by_s": statement.refresh_by.as_secs(),
+            "expires_at_s": statement.expires_at.as_secs(),
+        })
+    });
+    sites.collect()
+}
+
 fn authority_json(standing: &[SiteStanding]) -> Value {
     let now = UnixTime(clock::wall_s());
     let site = |site: &SiteStanding| {
@@ -184,12 +332,14 @@ async fn livez(State(status): State<Arc<Status>>) -> impl IntoResponse {
 }
 
 async fn readyz(State(status): State<Arc<Status>>) -> impl IntoResponse {
-    match status.phase() {
-        Phase::Serving => (StatusCode::OK, "ready\n"),
-        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-        Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
-        Phase::Failed => (StatusCode::SERVICE_UNAVAILABLE, "failed\n"),
+    if status.is_ready() {
+        return (StatusCode::OK, "ready\n".to_owned());
     }
+    let mut why = format!("not ready\n{}\n", status.phase().word());
+    for (name, lamp) in status.health.lamps().report() {
+        why.push_str(&format!("{name}: {}, {}\n", lamp.level.name(), lamp.words));
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, why)
 }
 
 async fn statusz(State(status): State<Arc<Status>>) -> impl IntoResponse {

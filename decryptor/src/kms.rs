@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -28,6 +28,7 @@ use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{
     EncryptionAlgorithmSpec, KeySpec, KeyState, KeyUsageType, MessageType, SigningAlgorithmSpec,
 };
+use pithead_hop::program::metrics::{Durations, KMS_BOUNDS_S};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::{Algorithm, KeyArn, RoleSpki, RsaSpki, Sha256Digest};
 use zeroize::Zeroizing;
@@ -79,6 +80,17 @@ pub enum KmsFault {
 }
 
 impl KmsFault {
+    /// The labels of counters: of success, and of every fault.
+    pub const OUTCOMES: [&'static str; OUTCOMES] = {
+        let mut names = ["ok"; OUTCOMES];
+        let mut at = 0;
+        while at < Self::ALL.len() {
+            names[at + 1] = Self::ALL[at].label();
+            at += 1;
+        }
+        names
+    };
+
     /// Every fault, for counters.
     pub const ALL: [KmsFault; 9] = [
         KmsFault::Denied,
@@ -254,6 +266,14 @@ impl KmsOperation {
     pub const ALL: [KmsOperation; 4] =
         [KmsOperation::Decrypt, KmsOperation::DescribeKey, KmsOperation::GetPublicKey, KmsOperation::Sign];
 
+    /// The labels of counters.
+    pub const LABELS: [&'static str; 4] = [
+        KmsOperation::Decrypt.label(),
+        KmsOperation::DescribeKey.label(),
+        KmsOperation::GetPublicKey.label(),
+        KmsOperation::Sign.label(),
+    ];
+
     /// The label of counters.
     pub const fn label(self) -> &'static str {
         match self {
@@ -268,25 +288,41 @@ impl KmsOperation {
 const OUTCOMES: usize = KmsFault::ALL.len() + 1;
 
 /// Requests made, by operation and outcome. One request counts once, whatever came of it.
-#[derive(Debug, Default)]
-pub struct KmsCalls([[AtomicU64; OUTCOMES]; KmsOperation::ALL.len()]);
+#[derive(Debug)]
+pub struct KmsCalls {
+    counts: [[AtomicU64; OUTCOMES]; KmsOperation::ALL.len()],
+    times: [Durations; KmsOperation::ALL.len()],
+}
+
+impl Default for KmsCalls {
+    fn default() -> Self {
+        let times = std::array::from_fn(|_| Durations::new(KMS_BOUNDS_S));
+        Self { counts: Default::default(), times }
+    }
+}
 
 impl KmsCalls {
-    fn count(&self, operation: KmsOperation, fault: Option<KmsFault>) {
+    fn count(&self, operation: KmsOperation, fault: Option<KmsFault>, took: Duration) {
         let outcome = fault.map_or(0, |fault| 1 + fault as usize);
-        self.0[operation as usize][outcome].fetch_add(1, Ordering::Relaxed);
+        self.counts[operation as usize][outcome].fetch_add(1, Ordering::Relaxed);
+        self.times[operation as usize].took(took);
+    }
+
+    /// How long calls of an operation take.
+    pub fn times(&self, operation: KmsOperation) -> &Durations {
+        &self.times[operation as usize]
     }
 
     /// All requests of one operation.
     pub fn total(&self, operation: KmsOperation) -> u64 {
-        self.0[operation as usize].iter().map(|count| count.load(Ordering::Relaxed)).sum()
+        self.counts[operation as usize].iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
     /// (operation, outcome, requests) of everything that can be counted; the outcome of success is `ok`.
     pub fn snapshot(&self) -> impl Iterator<Item = (KmsOperation, &'static str, u64)> + '_ {
         KmsOperation::ALL.into_iter().flat_map(move |operation| {
-            let labels = std::iter::once("ok").chain(KmsFault::ALL.into_iter().map(KmsFault::label));
-            let counts = self.0[operation as usize].iter().map(|count| count.load(Ordering::Relaxed));
+            let labels = KmsFault::OUTCOMES.into_iter();
+            let counts = self.counts[operation as usize].iter().map(|count| count.load(Ordering::Relaxed));
             labels.zip(counts).map(move |(label, count)| (operation, label, count))
         })
     }
@@ -354,11 +390,12 @@ impl Kms {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let limit = self.0.timeouts.operation + self.0.timeouts.connect;
+        let began = Instant::now();
         let result = match tokio::time::timeout(limit, request).await {
             Ok(result) => result.map_err(KmsError::from_sdk),
             Err(_) => Err(KmsError::new(KmsFault::Unreachable, "no answer in time")),
         };
-        self.0.calls.count(operation, result.as_ref().err().map(|error| error.fault));
+        self.0.calls.count(operation, result.as_ref().err().map(|error| error.fault), began.elapsed());
         result
     }
 

@@ -37,3 +37,4 @@ pub mod verify;
 
 pub mod admin;
 pub mod metrics;
+pub mod vitals;

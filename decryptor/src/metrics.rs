@@ -1,15 +1,28 @@
-//! Every metric of this program, declared once. A device id is never a label.
+//! Every metric of this program, declared once, with its help: `docs/reference/metrics.md` is made of this.
+//!
+//! A device id is never a label. What both programs have is declared in [`pithead_hop::program::metrics`].
 
-use pithead_hop::accept::{AcceptStats, Ended, Handshake, Refused};
+use pithead_hop::accept::AcceptStats;
+use pithead_hop::program::clock::wall_s;
+use pithead_hop::program::metrics::{
+    Catalogue, ClockMetrics, ConfigMetrics, Declared, DiskMetrics, Durations, DurationsBy, Float,
+    HealthMetrics, KMS_BOUNDS_S, Label, PortMetrics, ProcessMetrics, RpcMetrics, SITE, TlsMetrics,
+    UploadMetrics, Values,
+};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 use std::fmt::{self, Write as _};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
+
+use crate::kms::{KmsFault, KmsOperation};
+
+/// How long a group takes: from a quiet disk to one in trouble.
+const COMMIT_BOUNDS_S: &[f64] =
+    &[0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096];
+
+/// The dimensions of health.
+pub const DIMENSIONS: [&str; 4] = ["intake", "keys", "sink", "disk"];
 
 /// What became of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,17 +43,23 @@ pub enum Outcome {
     Retry,
 }
 
+impl Outcome {
+    const ALL: [Self; 7] = [
+        Self::Applied,
+        Self::Duplicate,
+        Self::Conflict,
+        Self::ConflictUnkept,
+        Self::Refused,
+        Self::NotAdmitted,
+        Self::Retry,
+    ];
+    const NAMES: [&'static str; 7] =
+        ["applied", "duplicate", "conflict", "conflict_unkept", "refused", "not_admitted", "retry"];
+}
+
 impl EncodeLabelValue for Outcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        encoder.write_str(match self {
-            Self::Applied => "applied",
-            Self::Duplicate => "duplicate",
-            Self::Conflict => "conflict",
-            Self::ConflictUnkept => "conflict_unkept",
-            Self::Refused => "refused",
-            Self::NotAdmitted => "not_admitted",
-            Self::Retry => "retry",
-        })
+        encoder.write_str(Self::NAMES[*self as usize])
     }
 }
 
@@ -72,6 +91,18 @@ pub struct VerdictLabel {
     /// `unknown-key-refused`.
     pub verdict: &'static str,
 }
+
+const VERDICTS: [&str; 7] = [
+    "signed",
+    "unsigned",
+    "unknown-key",
+    "invalid",
+    "unsigned-refused",
+    "signed-by-revoked",
+    "unknown-key-refused",
+];
+
+const AREAS: [&str; 2] = ["refused", "conflicts"];
 
 /// Which of the two areas beside the sink.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -112,35 +143,10 @@ pub struct SiteLabel {
     pub site: String,
 }
 
-/// Why a connection was refused or ended: a name out of a short list of the accept layer's.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct HowLabel {
-    /// `rate`, `certificate`, `idle`, `rapid_reset`, ...
-    pub how: &'static str,
-}
-
-/// What the accept layer counts.
-#[derive(Debug)]
-struct Port {
-    taking_over: Mutex<()>,
-    handshaking: Gauge,
-    accepted: Counter,
-    refused: Family<HowLabel, Counter>,
-    handshakes: Family<HowLabel, Counter>,
-    ended: Family<HowLabel, Counter>,
-    listener_errors: Counter,
-    streams: Counter,
-    requests: Counter,
-    requests_refused: Counter,
-    throttled: Counter,
-    oversize_headers: Counter,
-    noise_frames: Counter,
-}
-
 /// All of them. Clones of the parts share their values.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    all: Catalogue,
     /// Envelopes by outcome.
     pub envelopes: Family<OutcomeLabel, Counter>,
     /// Envelopes that were refused for good, by reason.
@@ -167,27 +173,64 @@ pub struct Metrics {
     pub unwraps: Counter,
     /// Data keys in the cache.
     pub data_keys_held: Gauge,
-    /// Connections of gateways and devices.
-    pub connections: Gauge,
-    port: Port,
+    port: PortMetrics,
+    /// Calls that are served.
+    pub rpc: RpcMetrics,
+    /// Calls of KMS by operation.
+    pub kms_times: DurationsBy,
+    /// Private operations that came to nothing.
+    pub unwrap_failures: Counter,
+    /// Data keys that were not asked for because a budget was used up.
+    pub over_budget: Counter,
     /// Groups that the sink made durable.
     pub sink_commits: Counter,
     /// Groups that the sink could not make durable.
     pub sink_failures: Counter,
     /// How long a group took, sink and ledger together.
-    pub commit_seconds: Histogram,
+    pub commit_seconds: Durations,
+    /// The sink's part of it.
+    pub sink_commit_seconds: Durations,
+    /// The file system of the sink.
+    pub sink_room: DiskMetrics,
+    /// The file system of the data directory.
+    pub disk: DiskMetrics,
+    /// Large envelopes.
+    pub uploads: UploadMetrics,
+    /// The lamps.
+    pub health: HealthMetrics,
+    /// Certificates.
+    pub tls: TlsMetrics,
+    /// Reloads.
+    pub config: ConfigMetrics,
+    /// The wall clock.
+    pub clock: ClockMetrics,
+    process: ProcessMetrics,
     /// Envelopes between admission and acknowledgement.
     pub under_way: Gauge,
     /// Sealed bytes between admission and acknowledgement.
     pub under_way_bytes: Gauge,
     /// When the oldest envelope under way was admitted (0 if there is none), seconds since 1970.
-    pub oldest_under_way: Gauge<f64, AtomicU64>,
+    pub oldest_under_way: Float,
     /// Envelopes kept beside the sink.
     pub kept_envelopes: Family<AreaLabel, Gauge>,
     /// Their bytes.
     pub kept_bytes: Family<AreaLabel, Gauge>,
     /// Lines in memory.
     pub lines: Gauge,
+    /// Of them, those of which numbers are missing that nobody has declared.
+    pub lines_with_holes: Gauge,
+    /// Those numbers.
+    pub hole_numbers: Gauge,
+    /// Numbers that devices have declared in their seals.
+    pub gap_numbers: Gauge,
+    /// Of them, those dropped by policy.
+    pub policy_gap_numbers: Gauge,
+    /// When each site's statement was issued.
+    pub statement_issued: Family<SiteLabel, Gauge>,
+    /// From when on it is stale.
+    pub statement_refresh_by: Family<SiteLabel, Gauge>,
+    /// When it ends.
+    pub statement_expires: Family<SiteLabel, Gauge>,
     /// Sequence of the statement in force.
     pub statement_sequence: Gauge,
     /// Envelopes whose device's statement is unknown or old.
@@ -215,228 +258,211 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Declares and registers them.
+    /// Declares them.
     #[must_use]
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("pithead");
-        let r = &mut registry;
-        macro_rules! declare {
-            ($make:expr, $name:literal, $help:literal) => {{
-                let metric = $make;
-                r.register($name, $help, metric.clone());
-                metric
-            }};
-            ($make:expr, $name:literal, $unit:expr, $help:literal) => {{
-                let metric = $make;
-                r.register_with_unit($name, $help, $unit, metric.clone());
-                metric
-            }};
+        let mut all = Catalogue::default();
+        let r = &mut all;
+        let reasons = [Label::new("reason", Values::Reason)];
+        r.build("pithead_decryptor_build_info", env!("CARGO_PKG_VERSION"));
+        let declared = Self {
+            envelopes: r.counters(
+                "pithead_decryptor_envelopes_total",
+                &[Label::of("outcome", &Outcome::NAMES)],
+                "Envelopes by what became of them",
+            ),
+            refused: r.counters(
+                "pithead_decryptor_refused_total",
+                &reasons,
+                "Envelopes refused for good, by reason",
+            ),
+            verdicts: r.counters(
+                "pithead_decryptor_verdicts_total",
+                &[Label::of("verdict", &VERDICTS)],
+                "Envelopes opened, by what their session signature says",
+            ),
+            devices_registered: r.gauge(
+                "pithead_decryptor_devices_registered",
+                "Devices in the registry of device keys",
+            ),
+            device_keys: r.gauge(
+                "pithead_decryptor_device_keys",
+                "Device keys in the registry that are not revoked",
+            ),
+            device_registry_refused: r.gauge(
+                "pithead_decryptor_device_registry_refused",
+                "1 while devices.toml is not believed and what was read before is in force",
+            ),
+            records: r.counter("pithead_decryptor_records_total", "Records delivered to the sink"),
+            sealed_bytes: r.counter(
+                "pithead_decryptor_sealed_bytes_total",
+                "Sealed bytes of applied envelopes",
+            ),
+            plaintext_bytes: r.counter(
+                "pithead_decryptor_plaintext_bytes_total",
+                "Plaintext bytes of applied envelopes",
+            ),
+            kms_decrypt_calls: r.counters(
+                "pithead_kms_decrypt_calls_total",
+                &[Label::of("outcome", &KmsFault::OUTCOMES)],
+                "Calls of KMS Decrypt by outcome, retries counted",
+            ),
+            kms_times: r.durations_by(
+                "pithead_kms_call_duration_seconds",
+                Label::of("operation", &KmsOperation::LABELS),
+                KMS_BOUNDS_S,
+                "How long a call of KMS took, whatever came of it",
+            ),
+            data_key_hits: r.counter(
+                "pithead_data_key_hits_total",
+                "Data keys that were found in the cache",
+            ),
+            unwraps: r.counter(
+                "pithead_unwraps_total",
+                "Private operations begun, by KMS or with a local key; by records, the bill",
+            ),
+            unwrap_failures: r.counter("pithead_unwrap_failures_total", "Private operations that failed"),
+            over_budget: r.counter(
+                "pithead_unwraps_over_budget_total",
+                "Data keys that were not unwrapped because a budget of new ones was used up",
+            ),
+            data_keys_held: r.gauge("pithead_data_keys_held", "Data keys in the cache"),
+            port: PortMetrics::declare(r),
+            rpc: RpcMetrics::declare(r),
+            sink_commits: r.counter("pithead_sink_commits_total", "Groups that the sink made durable"),
+            sink_failures: r.counter(
+                "pithead_sink_failures_total",
+                "Groups that the sink could not make durable",
+            ),
+            commit_seconds: r.durations(
+                "pithead_commit_seconds",
+                COMMIT_BOUNDS_S,
+                "Time of one group: sink and ledger",
+            ),
+            sink_commit_seconds: r.durations(
+                "pithead_sink_commit_duration_seconds",
+                COMMIT_BOUNDS_S,
+                "Of it, the sink's",
+            ),
+            sink_room: DiskMetrics::sink(r),
+            disk: DiskMetrics::data(r),
+            uploads: UploadMetrics::declare(r),
+            health: HealthMetrics::declare(r, &DIMENSIONS),
+            tls: TlsMetrics::declare(r),
+            config: ConfigMetrics::declare(r, wall_s()),
+            clock: ClockMetrics::declare(r),
+            process: ProcessMetrics::declare(r),
+            under_way: r.gauge(
+                "pithead_decryptor_under_way",
+                "Envelopes between admission and acknowledgement",
+            ),
+            under_way_bytes: r.gauge("pithead_decryptor_under_way_bytes", "Their sealed bytes"),
+            oldest_under_way: r.float(
+                "pithead_decryptor_oldest_under_way_timestamp_seconds",
+                "When the oldest envelope under way was admitted, since 1970; 0 if there is none",
+            ),
+            kept_envelopes: r.gauges(
+                "pithead_decryptor_kept_envelopes",
+                &[Label::of("area", &AREAS)],
+                "Envelopes kept beside the sink",
+            ),
+            kept_bytes: r.gauges(
+                "pithead_decryptor_kept_bytes",
+                &[Label::of("area", &AREAS)],
+                "Bytes of the envelopes kept beside the sink",
+            ),
+            lines: r.gauge("pithead_decryptor_lines", "Lines (device, stream, run) in memory"),
+            lines_with_holes: r.gauge(
+                "pithead_decryptor_lines_with_holes",
+                "Of them, those of which numbers are missing that nobody has declared",
+            ),
+            hole_numbers: r.gauge("pithead_decryptor_hole_numbers", "Those numbers"),
+            gap_numbers: r.gauge(
+                "pithead_decryptor_gap_numbers",
+                "Numbers that did not come and that their devices have declared, in their seals",
+            ),
+            policy_gap_numbers: r.gauge(
+                "pithead_decryptor_policy_gap_numbers",
+                "Of them, those that were dropped by a policy of the device",
+            ),
+            statement_sequence: r.gauge(
+                "pithead_statement_sequence",
+                "Sequence of the newest statement served",
+            ),
+            statement_issued: r.gauges(
+                "pithead_key_statement_issued_timestamp_seconds",
+                &[SITE],
+                "When the statement that is served for the site was issued, since 1970",
+            ),
+            statement_refresh_by: r.gauges(
+                "pithead_key_statement_refresh_by_timestamp_seconds",
+                &[SITE],
+                "From when on the statement that is served for the site is stale, since 1970",
+            ),
+            statement_expires: r.gauges(
+                "pithead_key_statement_expires_timestamp_seconds",
+                &[SITE],
+                "When the statement that is served for the site ends, since 1970",
+            ),
+            key_alarms: r.counters(
+                "pithead_decryptor_key_alarms_total",
+                &[Label::of("alarm", &["freeze", "unknown_statement"])],
+                "Envelopes whose device names a statement that is unknown here, or seals by one 45 days behind the newest",
+            ),
+            frozen_devices: r.gauge(
+                "pithead_decryptor_frozen_devices",
+                "Devices whose statement is more than 45 days behind the newest of their site",
+            ),
+            unknown_statement_devices: r.gauge(
+                "pithead_decryptor_unknown_statement_devices",
+                "Devices that have named a statement which was never accepted here, since the start",
+            ),
+            authority_issued: r.gauges(
+                "pithead_authority_statement_issued_timestamp_seconds",
+                &[SITE],
+                "When the last statement of the site was issued, since 1970",
+            ),
+            authority_due: r.gauges(
+                "pithead_authority_statement_due_timestamp_seconds",
+                &[SITE],
+                "When the next statement of the site is due, since 1970",
+            ),
+            authority_reissued: r.counter(
+                "pithead_authority_reissued_total",
+                "Statements that were issued again",
+            ),
+            authority_failures: r.counters(
+                "pithead_authority_failures_total",
+                &reasons,
+                "Tries to issue a statement again that came to nothing, by reason",
+            ),
+            authority_failing: r.gauge(
+                "pithead_authority_failing_sites",
+                "Sites whose statement could not be issued again at the last try",
+            ),
+            all,
+        };
+        declared.start();
+        declared
+    }
+
+    /// What has happened never is on the page all the same, at 0: an alert can ask whether it has.
+    fn start(&self) {
+        for outcome in Outcome::ALL {
+            drop(self.envelopes.get_or_create(&OutcomeLabel { outcome }));
         }
-        Self {
-            envelopes: declare!(Family::default(), "decryptor_envelopes", "Envelopes by what became of them"),
-            refused: declare!(
-                Family::default(),
-                "decryptor_refused",
-                "Envelopes refused for good, by reason"
-            ),
-            verdicts: declare!(
-                Family::default(),
-                "decryptor_verdicts",
-                "Envelopes opened, by what their session signature says"
-            ),
-            devices_registered: declare!(
-                Gauge::default(),
-                "decryptor_devices_registered",
-                "Devices in the registry of device keys"
-            ),
-            device_keys: declare!(
-                Gauge::default(),
-                "decryptor_device_keys",
-                "Device keys in the registry that are not revoked"
-            ),
-            device_registry_refused: declare!(
-                Gauge::default(),
-                "decryptor_device_registry_refused",
-                "1 while devices.toml is not believed and what was read before is in force"
-            ),
-            records: declare!(Counter::default(), "decryptor_records", "Records delivered to the sink"),
-            sealed_bytes: declare!(
-                Counter::default(),
-                "decryptor_sealed",
-                Unit::Bytes,
-                "Sealed bytes of applied envelopes"
-            ),
-            plaintext_bytes: declare!(
-                Counter::default(),
-                "decryptor_plaintext",
-                Unit::Bytes,
-                "Plaintext bytes of applied envelopes"
-            ),
-            kms_decrypt_calls: declare!(
-                Family::default(),
-                "kms_decrypt_calls",
-                "Calls of KMS Decrypt by outcome, retries counted"
-            ),
-            data_key_hits: declare!(
-                Counter::default(),
-                "data_key_hits",
-                "Data keys that were found in the cache"
-            ),
-            unwraps: declare!(
-                Counter::default(),
-                "unwraps",
-                "Private operations begun, by KMS or with a local key"
-            ),
-            data_keys_held: declare!(Gauge::default(), "data_keys_held", "Data keys in the cache"),
-            connections: declare!(Gauge::default(), "connections", "Connections of gateways and devices"),
-            port: Port {
-                taking_over: Mutex::default(),
-                handshaking: declare!(
-                    Gauge::default(),
-                    "connections_handshaking",
-                    "Of them, those in their handshake"
-                ),
-                accepted: declare!(
-                    Counter::default(),
-                    "connections_accepted",
-                    "Connections taken from the listener"
-                ),
-                refused: declare!(
-                    Family::default(),
-                    "connections_refused",
-                    "Connections turned away before their handshake, by reason"
-                ),
-                handshakes: declare!(Family::default(), "handshakes", "Handshakes that ended, by how"),
-                ended: declare!(
-                    Family::default(),
-                    "connections_ended",
-                    "Connections that ended after a good handshake, by how"
-                ),
-                listener_errors: declare!(
-                    Counter::default(),
-                    "listener_errors",
-                    "Errors of the listener itself, such as no more file descriptors"
-                ),
-                streams: declare!(
-                    Counter::default(),
-                    "streams",
-                    "Calls that peers began, those included that HTTP/2 refused by itself"
-                ),
-                requests: declare!(
-                    Counter::default(),
-                    "requests",
-                    "Calls that reached a service, or were throttled"
-                ),
-                requests_refused: declare!(
-                    Counter::default(),
-                    "requests_refused",
-                    "Calls answered with an error at once: bad messages, refusals, the rate of an identity"
-                ),
-                throttled: declare!(
-                    Counter::default(),
-                    "requests_throttled",
-                    "Calls turned away by the rate of their identity"
-                ),
-                oversize_headers: declare!(
-                    Counter::default(),
-                    "oversize_headers",
-                    "Calls whose headers were larger than allowed"
-                ),
-                noise_frames: declare!(
-                    Counter::default(),
-                    "noise_frames",
-                    "HTTP/2 frames that ask for nothing: PING, SETTINGS, RST_STREAM, empty DATA and the like"
-                ),
-            },
-            sink_commits: declare!(Counter::default(), "sink_commits", "Groups that the sink made durable"),
-            sink_failures: declare!(
-                Counter::default(),
-                "sink_failures",
-                "Groups that the sink could not make durable"
-            ),
-            commit_seconds: declare!(
-                Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
-                "commit",
-                Unit::Seconds,
-                "Time of one group: sink and ledger"
-            ),
-            under_way: declare!(
-                Gauge::default(),
-                "decryptor_under_way",
-                "Envelopes between admission and acknowledgement"
-            ),
-            under_way_bytes: declare!(
-                Gauge::default(),
-                "decryptor_under_way",
-                Unit::Bytes,
-                "Their sealed bytes"
-            ),
-            oldest_under_way: declare!(
-                Gauge::default(),
-                "decryptor_oldest_under_way_timestamp",
-                Unit::Seconds,
-                "When the oldest envelope under way was admitted; 0 if there is none"
-            ),
-            kept_envelopes: declare!(
-                Family::default(),
-                "decryptor_kept_envelopes",
-                "Envelopes kept beside the sink"
-            ),
-            kept_bytes: declare!(
-                Family::default(),
-                "decryptor_kept",
-                Unit::Bytes,
-                "Bytes of the envelopes kept beside the sink"
-            ),
-            lines: declare!(Gauge::default(), "decryptor_lines", "Lines (device, stream, run) in memory"),
-            statement_sequence: declare!(
-                Gauge::default(),
-                "statement_sequence",
-                "Sequence of the newest statement served"
-            ),
-            key_alarms: declare!(
-                Family::default(),
-                "decryptor_key_alarms",
-                "Envelopes whose device names a statement that is unknown here, or seals by one 45 days behind the newest"
-            ),
-            frozen_devices: declare!(
-                Gauge::default(),
-                "decryptor_frozen_devices",
-                "Devices whose statement is more than 45 days behind the newest of their site"
-            ),
-            unknown_statement_devices: declare!(
-                Gauge::default(),
-                "decryptor_unknown_statement_devices",
-                "Devices that have named a statement which was never accepted here, since the start"
-            ),
-            authority_issued: declare!(
-                Family::default(),
-                "authority_statement_issued_timestamp",
-                Unit::Seconds,
-                "When the last statement of the site was issued"
-            ),
-            authority_due: declare!(
-                Family::default(),
-                "authority_statement_due_timestamp",
-                Unit::Seconds,
-                "When the next statement of the site is due"
-            ),
-            authority_reissued: declare!(
-                Counter::default(),
-                "authority_reissued",
-                "Statements that were issued again"
-            ),
-            authority_failures: declare!(
-                Family::default(),
-                "authority_failures",
-                "Tries to issue a statement again that came to nothing, by reason"
-            ),
-            authority_failing: declare!(
-                Gauge::default(),
-                "authority_failing_sites",
-                "Sites whose statement could not be issued again at the last try"
-            ),
-            registry,
+        for verdict in VERDICTS {
+            drop(self.verdicts.get_or_create(&VerdictLabel { verdict }));
+        }
+        for outcome in KmsFault::OUTCOMES {
+            drop(self.kms_decrypt_calls.get_or_create(&KmsLabel { outcome }));
+        }
+        for area in AREAS {
+            drop(self.kept_envelopes.get_or_create(&AreaLabel { area }));
+            drop(self.kept_bytes.get_or_create(&AreaLabel { area }));
+        }
+        for alarm in [KeyAlarm::Freeze, KeyAlarm::UnknownStatement] {
+            drop(self.key_alarms.get_or_create(&KeyAlarmLabel { alarm }));
         }
     }
 
@@ -462,37 +488,9 @@ impl Metrics {
         self.envelopes.get_or_create(&OutcomeLabel { outcome }).get()
     }
 
-    /// Takes over what the accept layer has counted. Every reason is on the page from the start, at 0.
+    /// Takes over what the accept layer has counted.
     pub(crate) fn port(&self, stats: &AcceptStats) {
-        let port = &self.port;
-        // Two pages at a time would each add what is new.
-        let _one = port.taking_over.lock().unwrap_or_else(PoisonError::into_inner);
-        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        self.connections.set(gauge(stats.open));
-        port.handshaking.set(gauge(stats.handshaking));
-        let plain = [
-            (&port.accepted, stats.accepted),
-            (&port.listener_errors, stats.listener_errors),
-            (&port.streams, stats.streams),
-            (&port.requests, stats.requests),
-            (&port.requests_refused, stats.requests_refused),
-            (&port.throttled, stats.throttled),
-            (&port.oversize_headers, stats.oversize_headers),
-            (&port.noise_frames, stats.noise_frames),
-        ];
-        for (counter, count) in plain {
-            advance(counter, count);
-        }
-        for why in Refused::ALL {
-            advance(&port.refused.get_or_create(&HowLabel { how: why.name() }), stats.refused(why));
-        }
-        for outcome in Handshake::ALL {
-            let label = HowLabel { how: outcome.name() };
-            advance(&port.handshakes.get_or_create(&label), stats.handshakes(outcome));
-        }
-        for how in Ended::ALL {
-            advance(&port.ended.get_or_create(&HowLabel { how: how.name() }), stats.ended(how));
-        }
+        self.port.take(stats);
     }
 
     /// Counts one call of KMS Decrypt.
@@ -503,16 +501,21 @@ impl Metrics {
     /// The text that Prometheus reads.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String does not fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        text
+        self.process.measure();
+        self.all.page()
     }
-}
 
-/// Moves a counter to where another part's own has come to.
-pub(crate) fn advance(counter: &Counter, to: u64) {
-    counter.inc_by(to.saturating_sub(counter.get()));
+    /// What is declared.
+    #[must_use]
+    pub fn declared(&self) -> &[Declared] {
+        self.all.declared()
+    }
+
+    /// The declarations as the reference page shows them.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        self.all.reference()
+    }
 }
 
 #[cfg(test)]

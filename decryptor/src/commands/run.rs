@@ -22,6 +22,7 @@ use crate::publish::Publisher;
 use crate::sink::{FolderSink, JsonLinesSink, Sink, SinkError};
 use crate::sites;
 use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper, KmsUnwrapper, LocalKeys, Unwrapping};
+use crate::vitals;
 use arc_swap::ArcSwap;
 use pithead_hop::accept::{AcceptHandle, Acceptor};
 use pithead_hop::ingest::{IngestServer, UploadStore};
@@ -113,8 +114,16 @@ pub async fn serve(
     show_devices(&metrics, &devices.load());
     let calls = kms.as_ref().map(|kms| Arc::clone(kms.calls()));
     let handle = acceptor.handle();
-    let sink_name = config.sink.path.display().to_string();
-    let status = Status::new(Arc::clone(&metrics), Arc::clone(&data_keys), calls, handle.clone(), sink_name);
+    let folders = (config.sink.path.clone(), data_dir.clone());
+    let expiries = tls.expiries();
+    let status = Status::new(
+        Arc::clone(&metrics),
+        Arc::clone(&data_keys),
+        calls.clone(),
+        handle.clone(),
+        folders,
+        expiries,
+    );
     let admin_stop = CancellationToken::new();
     let admin_task = tokio::spawn(admin.serve(Arc::clone(&status), admin_stop.clone()));
 
@@ -147,6 +156,20 @@ pub async fn serve(
     publisher.publish(&books);
     show_statement(&metrics, &books, &data_keys);
     let books = Arc::new(ArcSwap::from_pointee(books));
+    status.show_books(Arc::clone(&books));
+    let looks_stop = CancellationToken::new();
+    let parts = vitals::Parts {
+        health: status.health().clone(),
+        metrics: Arc::clone(&metrics),
+        books: Arc::clone(&books),
+        data_keys: Arc::clone(&data_keys),
+        kms: calls,
+        registry: Arc::clone(&registry),
+        uploads: uploads.clone(),
+        data: data_dir.clone(),
+        sink: config.sink.path.clone(),
+    };
+    let looks = tokio::spawn(vitals::watch(parts, status.rates().clone(), looks_stop.clone()));
     let pipeline = Pipeline::new(Parts {
         books: Arc::clone(&books),
         data_keys: Arc::clone(&data_keys),
@@ -200,7 +223,7 @@ pub async fn serve(
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
                 watch.forget();
                 look_at_devices(&mut watch, &devices, &uploads, &metrics);
-                reload(path, &handle);
+                reload(path, &handle, &status);
             }
         }
     }
@@ -233,6 +256,11 @@ pub async fn serve(
         })
         .await;
     }
+    looks_stop.cancel();
+    within("looks", config.stop.admin.get(), async {
+        let _ = looks.await;
+    })
+    .await;
     admin_stop.cancel();
     within("admin", config.stop.admin.get(), async {
         let _ = admin_task.await;
@@ -361,20 +389,25 @@ fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
 }
 
 /// Certificates, CAs, revocation lists: all of the new ones, or the old ones. Whoever would not be let in now is cut.
-fn reload(path: &Path, handle: &AcceptHandle) {
-    let fresh = Config::load(path)
-        .map_err(ProgramError::from)
-        .and_then(|config| Ok(tls(&config)?.gate(Denied::default())?));
+fn reload(path: &Path, handle: &AcceptHandle, status: &Status) {
+    let fresh = Config::load(path).map_err(ProgramError::from).and_then(|config| {
+        let tls = tls(&config)?;
+        Ok((tls.gate(Denied::default())?, tls.expiries()))
+    });
     match fresh {
-        Ok(gate) => {
+        Ok((gate, expiries)) => {
             handle.swap_tls(gate);
+            status.reloaded(Some(expiries));
             let handle = handle.clone();
             tokio::task::spawn_blocking(move || {
                 let cut = handle.cut_who_is_not_admitted();
                 tracing::info!(event = "tls.reloaded", cut);
             });
         }
-        Err(error) => tracing::error!(event = "tls.reload_refused", %error, "the old ones stay in force"),
+        Err(error) => {
+            status.reloaded(None);
+            tracing::error!(event = "tls.reload_refused", %error, "the old ones stay in force");
+        }
     }
 }
 
@@ -507,6 +540,7 @@ fn show_statement(metrics: &Metrics, books: &Books, data_keys: &DataKeys) {
         );
     }
     let newest = books.served().values().map(|published| published.statement.sequence).max().unwrap_or(0);
+    vitals::show_statements(metrics, books);
     metrics.statement_sequence.set(i64::try_from(newest).unwrap_or(i64::MAX));
 }
 

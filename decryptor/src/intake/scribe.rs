@@ -209,7 +209,14 @@ impl<B: Books> Scribe<B> {
                 Work::Poison { .. } | Work::Conflict => None,
             })
             .collect();
-        let placed = if deliveries.is_empty() { Ok(Vec::new()) } else { self.sink.commit(&deliveries) };
+        let placed = if deliveries.is_empty() {
+            Ok(Vec::new())
+        } else {
+            let began = Instant::now();
+            let placed = self.sink.commit(&deliveries);
+            self.metrics.sink_commit_seconds.took(began.elapsed());
+            placed
+        };
         drop(deliveries);
         let placed = match placed {
             Ok(placed) => Ok(placed),

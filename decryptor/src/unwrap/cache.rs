@@ -65,16 +65,26 @@ impl UnwrapCounters {
         [
             ("hits", self.hits()),
             ("unwraps", self.unwraps()),
-            ("unwrap_failures", self.unwrap_failures.load(Ordering::Relaxed)),
+            ("unwrap_failures", self.failures()),
             ("invalid_remembered", self.invalid_remembered.load(Ordering::Relaxed)),
             ("context_mismatches", self.context_mismatches.load(Ordering::Relaxed)),
-            ("over_budget", self.over_budget.load(Ordering::Relaxed)),
+            ("over_budget", self.over_budget()),
         ]
     }
 
     /// Data keys that were at hand, or under way for somebody else.
     pub fn hits(&self) -> u64 {
         self.hits.load(Ordering::Relaxed)
+    }
+
+    /// Private operations that failed.
+    pub fn failures(&self) -> u64 {
+        self.unwrap_failures.load(Ordering::Relaxed)
+    }
+
+    /// Data keys that were not unwrapped because a budget was used up.
+    pub fn over_budget(&self) -> u64 {
+        self.over_budget.load(Ordering::Relaxed)
     }
 
     /// Private operations begun: calls of the [`KeyUnwrapper`].

@@ -78,6 +78,12 @@ impl<T: Clone> Device<T> {
         })
     }
 
+    /// How many numbers of each line were declared and did not come.
+    pub(super) fn declared(&self) -> impl Iterator<Item = u64> + '_ {
+        let lines = self.runs.values().flat_map(BTreeMap::values);
+        lines.map(|line| line.declared.count().saturating_add(line.settled))
+    }
+
     /// How many numbers each line misses.
     pub(super) fn missing(&self) -> impl Iterator<Item = u64> + '_ {
         self.runs.values().flat_map(BTreeMap::values).map(LineState::missing)

@@ -292,6 +292,11 @@ impl<T: Clone> Lines<T> {
         found
     }
 
+    /// How many numbers devices have declared that did not come.
+    pub fn declared(&self) -> u64 {
+        self.devices.values().flat_map(Device::declared).fold(0, u64::saturating_add)
+    }
+
     /// How many lines are in memory.
     pub fn len(&self) -> usize {
         self.devices.values().map(Device::len).sum()

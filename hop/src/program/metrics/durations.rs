@@ -1,8 +1,8 @@
 //! How long something took, counted between fixed bounds, without a lock: what is observed for every envelope has to cost nothing.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
@@ -102,6 +102,44 @@ impl TypedMetric for Durations {
 impl EncodeMetric for Durations {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
         encode(&mut encoder, self.0.bounds_s, &self.snapshot().counts, self.0.sum_us.load(Ordering::Relaxed))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+/// Histograms by one label. Clones count into the same ones.
+#[derive(Debug, Clone)]
+pub struct DurationsBy {
+    label: &'static str,
+    series: Arc<Mutex<Vec<(&'static str, Durations)>>>,
+}
+
+impl DurationsBy {
+    /// One for each of these values.
+    #[must_use]
+    pub fn new(label: &'static str, values: &[&'static str], bounds_s: &'static [f64]) -> Self {
+        let series = values.iter().map(|value| (*value, Durations::new(bounds_s))).collect();
+        Self { label, series: Arc::new(Mutex::new(series)) }
+    }
+
+    /// From now on this value is what is counted there.
+    pub fn watch(&self, value: &'static str, durations: &Durations) {
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, shown)) = series.iter_mut().find(|(known, _)| *known == value) {
+            *shown = durations.clone();
+        }
+    }
+}
+
+impl EncodeMetric for DurationsBy {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        for (value, times) in self.series.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let label = [(self.label, *value)];
+            times.encode(encoder.encode_family(&label)?)?;
+        }
+        Ok(())
     }
 
     fn metric_type(&self) -> MetricType {

@@ -28,7 +28,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 
 pub use calls::RpcMetrics;
 pub use common::{ClockMetrics, ConfigMetrics, DiskMetrics, HealthMetrics, SITE, TlsMetrics, UploadMetrics};
-pub use durations::{ACK_BOUNDS_S, Durations, KMS_BOUNDS_S, Snapshot};
+pub use durations::{ACK_BOUNDS_S, Durations, DurationsBy, KMS_BOUNDS_S, Snapshot};
 pub use port::PortMetrics;
 pub use process::ProcessMetrics;
 
@@ -204,6 +204,22 @@ impl Catalogue {
         help: &'static str,
     ) -> Durations {
         self.declare(Kind::Histogram, name, &[], help, Durations::new(bounds_s))
+    }
+
+    /// The same by a label, whose values are known.
+    pub fn durations_by(
+        &mut self,
+        name: &'static str,
+        label: Label,
+        bounds_s: &'static [f64],
+        help: &'static str,
+    ) -> DurationsBy {
+        let values = match label.values {
+            Values::Of(values) => values,
+            _ => &[],
+        };
+        let metric = DurationsBy::new(label.name, values, bounds_s);
+        self.declare(Kind::Histogram, name, &[label], help, metric)
     }
 
     /// The program's version.
