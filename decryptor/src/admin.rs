@@ -213,6 +213,7 @@ impl Status {
             "level": summary.level.name(),
             "words": summary.words,
             "dimensions": self.dimensions(),
+            "committing_s": metrics.writing.busy_for().map(|busy| busy.as_secs_f64()),
             "rates": self.rates.as_json(),
             "sites": self.books.get().map(|books| sites_json(&books.load())),
             "tls": tls,

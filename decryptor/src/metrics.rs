@@ -9,6 +9,7 @@ use pithead_hop::program::metrics::{
     HealthMetrics, KMS_BOUNDS_S, Label, PortMetrics, ProcessMetrics, RpcMetrics, SITE, TlsMetrics,
     UploadMetrics, Values,
 };
+use pithead_hop::program::pulse::Pulse;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -205,6 +206,9 @@ pub struct Metrics {
     /// The wall clock.
     pub clock: ClockMetrics,
     process: ProcessMetrics,
+    /// What the writing thread is at.
+    pub writing: Pulse,
+    committing: Float,
     /// Envelopes between admission and acknowledgement.
     pub under_way: Gauge,
     /// Sealed bytes between admission and acknowledgement.
@@ -352,6 +356,11 @@ impl Metrics {
             config: ConfigMetrics::declare(r, wall_s()),
             clock: ClockMetrics::declare(r),
             process: ProcessMetrics::declare(r),
+            writing: Pulse::default(),
+            committing: r.float(
+                "pithead_decryptor_committing_seconds",
+                "For how long the thread that writes has been at one group, 0 if it waits for one: a disk that hangs",
+            ),
             under_way: r.gauge(
                 "pithead_decryptor_under_way",
                 "Envelopes between admission and acknowledgement",
@@ -502,6 +511,7 @@ impl Metrics {
     #[must_use]
     pub fn text(&self) -> String {
         self.process.measure();
+        self.committing.set(self.writing.busy_for().map_or(0.0, |busy| busy.as_secs_f64()));
         self.all.page()
     }
 

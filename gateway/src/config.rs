@@ -122,6 +122,9 @@ pub struct Ingest {
     /// What a list that is past its `nextUpdate` means.
     #[serde(default)]
     pub crl_expiry: CrlExpiry,
+    /// Whether tools such as grpcurl may ask what is served.
+    #[serde(default)]
+    pub reflection: bool,
     /// Bounds of what is taken at a time.
     #[serde(default)]
     pub envelopes: IngestLimits,

@@ -13,6 +13,7 @@ pub mod certificates;
 pub mod client;
 pub mod command;
 pub mod device;
+pub mod events;
 pub mod fleet;
 pub mod forge;
 pub mod kms;

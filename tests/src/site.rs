@@ -324,6 +324,12 @@ impl Site {
         self.ports.gateway_admin
     }
 
+    /// Where the decryptor's health is asked for.
+    #[must_use]
+    pub fn decryptor_admin(&self) -> SocketAddr {
+        self.ports.decryptor_admin
+    }
+
     fn environment(&self) -> Vec<(&'static str, String)> {
         self.kms.as_ref().map(TestKms::environment).unwrap_or_default()
     }

@@ -27,7 +27,8 @@ use arc_swap::ArcSwap;
 use pithead_hop::accept::{AcceptHandle, Acceptor};
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::stop::{Reloads, Signals};
-use pithead_hop::program::{ProgramError, clock, files};
+use pithead_hop::program::supervisor::{self, Asked};
+use pithead_hop::program::{ProgramError, clock, files, grpc_health};
 use pithead_hop::tls::{CrlExpiry, Denied, Pem, ServerTls};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::KeyArn;
@@ -39,6 +40,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+
+/// What each service needs, for whoever asks the gRPC health service.
+const SERVICES: &[grpc_health::Service] = &[
+    ("", &["intake", "sink", "disk"]),
+    ("pithead.ingest.v1.IngestService", &["intake", "sink", "disk"]),
+    ("pithead.keys.v1.KeyService", &["intake"]),
+];
 
 /// How often expired data keys are cleared from memory.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -190,13 +198,22 @@ pub async fn serve(
     ));
     let server = IngestServer::new(front, config.ingest.calls, intake_stop.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let routes = Routes::new(server.into_service())
         .add_service(publisher.server().into_service())
         .add_service(health_service);
     let mut intake = tokio::spawn(acceptor.serve(routes, intake_stop.clone()));
     let act = authority.start(&config, kms, Arc::clone(&metrics), &status, stop.child_token()).await;
     status.enter(Phase::Serving);
+    let follow = grpc_health::follow(status.health().lamps().clone(), health, SERVICES, stop.child_token());
+    tokio::spawn(follow);
+    let writing = metrics.writing.clone();
+    let supervisor_stop = CancellationToken::new();
+    let supervisor = tokio::spawn(supervisor::follow(
+        Asked::from_environment(),
+        status.health().lamps().clone(),
+        move || writing.busy_for(),
+        supervisor_stop.clone(),
+    ));
     tracing::info!(event = "program.ready", ingest = %addresses.ingest, admin = %addresses.admin);
     let _ = started.send(addresses);
 
@@ -229,12 +246,11 @@ pub async fn serve(
     }
 
     status.enter(if failed.is_cancelled() { Phase::Failed } else { Phase::Stopping });
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     intake_stop.cancel();
     // Bounded by the accept layer's own stop_grace.
     match (&mut intake).await {
-        Ok(stopped) => tracing::info!(event = "stop.intake", killed = stopped.killed),
-        Err(error) => tracing::error!(event = "stop.intake", %error),
+        Ok(stopped) => tracing::info!(event = "stop.ended", part = "intake", killed = stopped.killed),
+        Err(error) => tracing::error!(event = "stop.failed", part = "intake", %error),
     }
     within("pipeline", config.stop.pipeline.get(), pipeline.drain()).await;
     let end = tokio::time::timeout(config.stop.ledger.get(), &mut scribe_end).await;
@@ -245,7 +261,7 @@ pub async fn serve(
             Err(ProgramError::new(ErrorReason::Internal, "the writing thread ended without a word"))
         }
         Err(_) => {
-            tracing::error!(event = "stop.deadline", part = "ledger");
+            tracing::error!(event = "stop.limit_ran_out", part = "ledger");
             Err(ProgramError::new(ErrorReason::DiskFailed, "the ledger was not closed in time")
                 .affects("nothing that was acknowledged; the next start reads a little more"))
         }
@@ -266,14 +282,16 @@ pub async fn serve(
         let _ = admin_task.await;
     })
     .await;
+    supervisor_stop.cancel();
+    let _ = supervisor.await;
     tracing::info!(event = "program.stopped", ok = result.is_ok());
     result
 }
 
 async fn within(part: &'static str, limit: Duration, ending: impl Future<Output = ()>) {
     match tokio::time::timeout(limit, ending).await {
-        Ok(()) => tracing::info!(event = "stop.part", part),
-        Err(_) => tracing::error!(event = "stop.deadline", part, limit_s = limit.as_secs_f64()),
+        Ok(()) => tracing::info!(event = "stop.ended", part),
+        Err(_) => tracing::error!(event = "stop.limit_ran_out", part, limit_ms = limit.as_millis() as u64),
     }
 }
 

@@ -191,6 +191,8 @@ impl<B: Books> Scribe<B> {
     }
 
     fn write_group(&mut self, group: Vec<Job>) -> Result<(), ScribeError> {
+        let writing = self.metrics.writing.clone();
+        let _at_work = writing.begin();
         let began = Instant::now();
         // A line that broke while its later envelopes were queued here: they must not overtake what failed.
         let (behind, group): (Vec<_>, Vec<_>) =

@@ -9,7 +9,8 @@ use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::clock::wall_s;
 use pithead_hop::program::config::Duration as ConfigDuration;
-use pithead_hop::program::{ExitCode, ProgramError, files};
+use pithead_hop::program::supervisor::{self, Asked};
+use pithead_hop::program::{ExitCode, ProgramError, files, grpc_health};
 use pithead_hop::status::reason_of_trust;
 use pithead_proto::errors::v1::ErrorReason;
 use rustls::ClientConfig;
@@ -18,7 +19,6 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
 
 use super::directory::DataDir;
 use super::material::Material;
@@ -59,7 +59,12 @@ const IDLE_LOOK: Duration = Duration::from_secs(3600);
 /// Below this share of the spool's capacity, in percent, the disk's lamp is not green.
 const DISK_LOW_PERCENT: u64 = 30;
 
-const SERVICES: [&str; 3] = ["", "pithead.ingest.v1.IngestService", "pithead.keys.v1.KeyService"];
+/// What each service needs, for whoever asks the gRPC health service.
+const SERVICES: &[grpc_health::Service] = &[
+    ("", &["ingest", "keys", "disk"]),
+    ("pithead.ingest.v1.IngestService", &["ingest", "disk"]),
+    ("pithead.keys.v1.KeyService", &["ingest", "keys"]),
+];
 
 /// What runs.
 pub(super) struct Serving {
@@ -77,6 +82,8 @@ pub(super) struct Serving {
     intake: (CancellationToken, Vec<JoinHandle<()>>),
     relay: (CancellationToken, Option<JoinHandle<()>>),
     admin: (CancellationToken, JoinHandle<()>),
+    /// Fed until the very end: stopping has limits of its own.
+    supervisor: (CancellationToken, JoinHandle<()>),
 }
 
 impl Serving {
@@ -203,8 +210,11 @@ impl Serving {
         let keys = service::serve(&config.trust.authority, &config.gateway.site, &book, intake_stop.clone());
         let ingest = IngestServer::new(intake, config.ingest.envelopes, intake_stop.clone());
         let (reporter, health_service) = tonic_health::server::health_reporter();
-        let routes =
+        let mut routes =
             Routes::new(keys.into_service()).add_service(ingest.into_service()).add_service(health_service);
+        if config.ingest.reflection {
+            routes = routes.add_service(reflection()?);
+        }
         let ports = Ports {
             certificate: acceptor.handle(),
             network: network.as_ref().map(Acceptor::handle),
@@ -231,7 +241,7 @@ impl Serving {
         let doors = Arc::new(Doors::new(config.gateway.site.clone(), built, registry, ports));
         let watch = doors.clone().follow(data.devices(), metrics.clone(), intake_stop.clone());
         let idle = put_idle_lines_away(numbers.clone(), intake_stop.clone());
-        let follow = follow_readiness(health.clone(), reporter, intake_stop.clone());
+        let follow = grpc_health::follow(health.lamps().clone(), reporter, SERVICES, intake_stop.clone());
         let disk = look_after_disk(health.clone(), spool.clone(), intake_stop.clone());
         let retry = Retry {
             refused: refused.clone(),
@@ -306,6 +316,14 @@ impl Serving {
             control: config.relay.is_some().then_some(control),
             doors: doors.clone(),
         };
+        let supervisor_stop = CancellationToken::new();
+        let writes = spool.clone();
+        let supervisor = tokio::spawn(supervisor::follow(
+            Asked::from_environment(),
+            health.lamps().clone(),
+            move || writes.busy_for(),
+            supervisor_stop.clone(),
+        ));
         let admin_address = admin_port.local_addr().ok();
         let told = admin_stop.clone();
         let admin = tokio::spawn(async move {
@@ -332,6 +350,7 @@ impl Serving {
             intake: (intake_stop, served),
             relay: (relay_stop, relay),
             admin: (admin_stop, admin),
+            supervisor: (supervisor_stop, supervisor),
         })
     }
 
@@ -383,6 +402,9 @@ impl Serving {
         if !part("admin", limits.admin.get(), join([task])).await {
             abort.abort();
         }
+        let (stop, task) = self.supervisor;
+        stop.cancel();
+        join([task]).await;
         tracing::info!(event = "gateway.stopped");
     }
 }
@@ -499,27 +521,16 @@ fn server_name(
     })
 }
 
-/// The gRPC health service says what `/readyz` says.
-async fn follow_readiness(
-    health: Health,
-    reporter: tonic_health::server::HealthReporter,
-    stop: CancellationToken,
-) {
-    let mut ready = health.watch_ready();
-    loop {
-        let status =
-            if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in SERVICES {
-            reporter.set_service_status(service, status).await;
-        }
-        tokio::select! {
-            changed = ready.changed() => if changed.is_err() { return },
-            () = stop.cancelled() => break,
-        }
-    }
-    for service in SERVICES {
-        reporter.set_service_status(service, ServingStatus::NotServing).await;
-    }
+/// What is served, for tools: who may connect may know it, and it stands in the repository.
+fn reflection() -> Result<
+    tonic_reflection::server::v1::ServerReflectionServer<impl tonic_reflection::server::v1::ServerReflection>,
+    ProgramError,
+> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pithead_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))
 }
 
 async fn put_idle_lines_away(numbers: Numbers, stop: CancellationToken) {

@@ -6,11 +6,15 @@ pub mod disk;
 pub mod exit;
 pub mod explain;
 pub mod files;
+pub mod grpc_health;
 pub mod health;
 pub mod log;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+pub mod pulse;
+pub mod reference;
 pub mod stop;
+pub mod supervisor;
 pub mod units;
 
 pub use exit::{ExitCode, ProgramError};

@@ -586,7 +586,7 @@ fn found(identity: &Identity, paths: &Paths, now: Duration) -> io::Result<Arc<Up
 /// What a sender is told when the disk does not take an upload's bytes.
 pub(crate) fn refusal_of_disk(error: &io::Error) -> Refusal {
     let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-    tracing::error!(event = "upload.disk", %error, full);
+    tracing::error!(event = "upload.disk_failed", %error, full);
     if full {
         let detail = "the disk is full; what is here of the upload stays";
         Refusal::new(ErrorReason::SpoolFull, detail).retry_after(spread(BUSY_WAIT, random()))
