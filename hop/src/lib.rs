@@ -2,7 +2,7 @@
 //!
 //! Whoever listens and whoever connects link the same crate, so that the contract is written once: how a program
 //! starts, fails and stops ([`program`]), how a refusal travels ([`status`]), who the other end is ([`identity`]), how a
-//! connection comes to be ([`tls`], [`accept`], [`connect`], [`backoff`]), how keys come down ([`keys`]) and how
+//! connection comes to be ([`tls`], [`accept`], [`connect`], [`backoff`], [`trace`]), how keys come down ([`keys`]) and how
 //! envelopes go up ([`ingest`]).
 #![warn(missing_docs)]
 
@@ -17,6 +17,7 @@ pub mod tls;
 pub mod accept;
 pub mod backoff;
 pub mod connect;
+pub mod trace;
 
 pub mod keys;
 

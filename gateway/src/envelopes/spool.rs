@@ -219,3 +219,59 @@ impl EnvelopeSpool {
         self.0.log.close()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pithead_hop::program::health::{Lamps, Level};
+    use pithead_hop::program::supervisor::{Asked, follow_with};
+    use pithead_spool::Record;
+    use pithead_spool::stepped::CrashDisk;
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
+    use tokio_util::sync::CancellationToken;
+
+    const WATCHDOG: Duration = Duration::from_millis(400);
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_supervisor_is_not_told_that_a_gateway_lives_whose_disk_never_comes_back_from_a_sync() {
+        let disk = CrashDisk::new(1);
+        let mut options = Options::outbox();
+        options.lanes = LANES;
+        let (log, _) = disk.run(options).unwrap();
+        let spool = EnvelopeSpool::over(log, Lanes::default());
+        let lamps = Lamps::new(&["disk"], &["disk"], Duration::ZERO);
+        lamps.set("disk", Level::Ok, "well", Duration::ZERO);
+        let (tell, mut told) = mpsc::channel(1_000);
+        let (writes, stop) = (spool.clone(), CancellationToken::new());
+        let following = tokio::spawn(follow_with(
+            Asked { watchdog: Some(WATCHDOG) },
+            lamps,
+            move || writes.busy_for(),
+            move |states| {
+                if states.iter().any(|state| state.to_string() == "WATCHDOG=1") {
+                    tell.try_send(()).unwrap();
+                }
+            },
+            stop.clone(),
+        ));
+        let append = || spool.0.log.append(USUAL, Record::new(1, 0, &b"head"[..], &b"body"[..])).unwrap();
+        append().await.unwrap();
+        timeout(LONG, told.recv()).await.expect("fed while the disk answers").unwrap();
+
+        disk.hang_syncs(true);
+        let stuck = append();
+        // What was told before it was seen to be stuck still comes.
+        timeout(LONG, async { while timeout(WATCHDOG, told.recv()).await.is_ok() {} })
+            .await
+            .expect("not fed for ever");
+        assert!(spool.busy_for() > Some(WATCHDOG / 2));
+
+        disk.hang_syncs(false);
+        stuck.await.unwrap();
+        timeout(LONG, told.recv()).await.expect("fed again when the disk is back").unwrap();
+        stop.cancel();
+        following.await.unwrap();
+    }
+}

@@ -20,6 +20,7 @@ use pithead_hop::ingest::{
 };
 use pithead_hop::status::Refusal;
 use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, ServerTls, SiteTrust, SystemClock};
+use pithead_hop::trace::{TraceParent, Traced};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
 use pithead_sealing::envelope::LastSession;
@@ -181,12 +182,17 @@ impl Door {
 
     /// Has the truck bring a large envelope, over a real connection.
     pub(crate) async fn upload(&self, envelope: &Bytes) -> Answer {
+        self.upload_traced(envelope, None).await
+    }
+
+    /// The same, by calls of this trace.
+    pub(crate) async fn upload_traced(&self, envelope: &Bytes, trace: Option<TraceParent>) -> Answer {
         let served = Served::start(self.intake.clone()).await;
         let target = served.target("spiffe://pit-7/device/truck-42");
         let (tls, options) = (target.tls.borrow().clone(), ConnectOptions::default());
         let connection = connect(&target.endpoint, &target.name, tls, &options).await.unwrap();
         let source = Arc::new(Memory(Header::parse(envelope).unwrap(), envelope.clone()));
-        send_upload(connection, source, Vec::new(), None, |_| {}).await.unwrap()
+        send_upload(Traced::new(connection, trace), source, Vec::new(), None, |_| {}).await.unwrap()
     }
 }
 
@@ -217,7 +223,7 @@ pub(crate) struct FarEnd {
     pub(crate) answers: watch::Sender<bool>,
     /// While this is false, no large envelope is.
     pub(crate) large_answers: watch::Sender<bool>,
-    uploads: UploadStore,
+    pub(crate) uploads: UploadStore,
     _folder: tempfile::TempDir,
 }
 

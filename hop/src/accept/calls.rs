@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
+use crate::trace::TraceParent;
+
 /// Methods that are told apart.
 pub const METHODS: [&str; 13] = [
     "pithead.ingest.v1.IngestService/Append",
@@ -95,9 +97,15 @@ impl Calls {
     }
 
     /// A call of this path begins: `/package.Service/Method`.
-    pub(super) fn begin(&self, path: &str) -> Timed {
+    pub(super) fn begin(&self, path: &str, trace: Option<TraceParent>) -> Timed {
         let method = path.strip_prefix('/').and_then(|path| METHODS.iter().position(|known| *known == path));
-        Timed { calls: self.clone(), method: method.unwrap_or(OTHER), began: Instant::now(), code: None }
+        Timed {
+            calls: self.clone(),
+            method: method.unwrap_or(OTHER),
+            began: Instant::now(),
+            code: None,
+            trace,
+        }
     }
 }
 
@@ -108,6 +116,7 @@ pub(super) struct Timed {
     method: usize,
     began: Instant,
     code: Option<usize>,
+    trace: Option<TraceParent>,
 }
 
 impl Timed {
@@ -123,7 +132,18 @@ impl Timed {
 impl Drop for Timed {
     fn drop(&mut self) {
         let took = self.began.elapsed();
-        let times = &self.calls.0[self.method][self.code.unwrap_or(CANCELLED)];
+        let code = self.code.unwrap_or(CANCELLED);
+        if let Some(trace) = &self.trace {
+            let (trace, took_ms) = (trace.trace(), took.as_millis() as u64);
+            tracing::debug!(
+                event = "call.ended",
+                trace,
+                method = METHODS[self.method],
+                status = CODES[code],
+                took_ms
+            );
+        }
+        let times = &self.calls.0[self.method][code];
         let at = BOUNDS_S.partition_point(|bound| *bound < took.as_secs_f64());
         times.counts[at].fetch_add(1, Ordering::Relaxed);
         times.sum_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -155,13 +175,13 @@ mod tests {
     #[test]
     fn a_call_is_counted_by_how_it_ended_and_a_strangers_methods_are_one() {
         let calls = Calls::default();
-        let mut ended = calls.begin("/pithead.ingest.v1.IngestService/Submit");
+        let mut ended = calls.begin("/pithead.ingest.v1.IngestService/Submit", None);
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", "8".parse().unwrap());
         ended.note(&trailers);
         drop(ended);
         for path in ["/a.B/C", "/a.B/D", "nothing", ""] {
-            drop(calls.begin(path));
+            drop(calls.begin(path, None));
         }
         let seen: Vec<_> = calls
             .iter()

@@ -35,7 +35,7 @@ use super::{
     stall::Stalling,
     stats::{Ended, Handshake},
 };
-use crate::{backoff, identity::Peer, rarely::Rarely, status::Refusal, tls::ALPN_H2};
+use crate::{backoff, identity::Peer, rarely::Rarely, status::Refusal, tls::ALPN_H2, trace::TraceParent};
 
 /// How long a client that was refused is listened to, and how often: its first request is some hundred bytes.
 const LINGER: Duration = Duration::from_secs(1);
@@ -269,7 +269,8 @@ async fn serve(
     let service = service_fn(move |mut request: Request<Incoming>| {
         let all = all.clone();
         let call = calls.begin();
-        let mut timed = all.calls.begin(request.uri().path());
+        let trace = TraceParent::of(request.headers());
+        let mut timed = all.calls.begin(request.uri().path(), trace);
         all.counters.requests.add();
         let refused = match (place.request(Instant::now()), &turned_away) {
             (Err(wait), _) => {
@@ -284,6 +285,9 @@ async fn serve(
         let unfinished = place.unfinished();
         request.extensions_mut().insert(peer.clone());
         request.extensions_mut().insert(RemoteAddress(from));
+        if let Some(trace) = trace {
+            request.extensions_mut().insert(trace);
+        }
         async move {
             let response = match refused {
                 Some(refusal) => tonic::Status::from(refusal).into_http(),

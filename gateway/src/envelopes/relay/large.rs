@@ -15,6 +15,7 @@ use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_hop::connect::Connection;
 use pithead_hop::ingest::send::{Pace as UploadPace, UploadError, UploadProgress, send_upload};
 use pithead_hop::ingest::{Answer, SealedFileError, UploadStore};
+use pithead_hop::trace::Traced;
 use pithead_sealing::Line;
 use pithead_spool::{Lane, Position, Record};
 use tokio::time::Instant;
@@ -236,6 +237,7 @@ async fn attempt(
     sent: LargeSent,
 ) -> LargeEnded {
     let identity = sent.head.identity.clone();
+    let trace = uploads.trace_of(&identity).map(|trace| trace.child(random()));
     let opened = tokio::task::spawn_blocking(move || uploads.read(&identity)).await;
     let source = match opened {
         Ok(Ok(source)) => Arc::new(source),
@@ -261,7 +263,7 @@ async fn attempt(
             advanced.1.store(true, Ordering::Relaxed);
         }
     };
-    match send_upload(connection, source, sent.head.hops, Some(paid), told).await {
+    match send_upload(Traced::new(connection, trace), source, sent.head.hops, Some(paid), told).await {
         Ok(answer) => LargeEnded::Answered(answer),
         Err(UploadError::Source(error))
             if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>

@@ -8,7 +8,9 @@ use super::*;
 use crate::config;
 use pithead_hop::ingest::Answer;
 use pithead_hop::ingest::Outcome;
+use pithead_hop::trace::TraceParent;
 use pithead_sealing::StreamName;
+use pithead_sealing::envelope::{Header, Profile};
 use sha2::{Digest as _, Sha256};
 
 struct Running {
@@ -510,6 +512,32 @@ async fn a_large_envelope_keeps_its_place_in_its_line_and_others_pass_it() {
     let hops = cloud.far_end.got.lock().unwrap().iter().map(|(_, hops)| hops.len()).collect::<Vec<_>>();
     assert!(hops.iter().all(|hops| *hops == 1), "{hops:?}");
     until("their files are gone", || files(folder.path()) == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_envelope_goes_on_in_the_trace_of_the_device_that_brought_it_and_a_call_without_one_gets_none()
+ {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    let (first, second) = (large(&mut truck, 1), large(&mut truck, 2));
+    let parent = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+    cloud.far_end.large_answers.send_replace(false);
+    assert_eq!(door.upload_traced(&first, Some(parent)).await, Answer::Stored);
+    assert_eq!(door.upload(&second).await, Answer::Stored);
+    let identity =
+        |envelope: &bytes::Bytes| Profile::of(&Header::parse(envelope).unwrap()).unwrap().identity().clone();
+    assert_eq!(door.uploads.trace_of(&identity(&first)), Some(parent));
+    assert_eq!(door.uploads.trace_of(&identity(&second)), None);
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    let far = &cloud.far_end.uploads;
+    until("the far end has it open", || far.trace_of(&identity(&first)).is_some()).await;
+    let there = far.trace_of(&identity(&first)).unwrap();
+    assert_eq!(there.trace(), parent.trace());
+    assert_ne!(there, parent, "the relay's call is a child of the device's");
+    cloud.far_end.large_answers.send_replace(true);
+    until("all have left", || door.spool.stats().records == 0).await;
+    assert_eq!(far.trace_of(&identity(&second)), None);
     running.stop().await;
 }
 

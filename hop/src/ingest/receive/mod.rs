@@ -25,6 +25,7 @@ use super::intake::{Intake, Outcome, uploads_not_supported};
 use super::limits::IngestLimits;
 use crate::identity::{Peer, Role};
 use crate::status::Refusal;
+use crate::trace::TraceParent;
 
 /// Answers that may wait for whoever sends them on. A client that does not read has its envelopes wait.
 const ANSWERS_WAITING: usize = 2;
@@ -162,7 +163,8 @@ impl<I: Intake> IngestService for IngestServer<I> {
         request: Request<wire::OpenUploadRequest>,
     ) -> Result<Response<wire::OpenUploadResponse>, Status> {
         let uploads = self.uploads(&request)?;
-        Ok(Response::new(uploads.open(request.into_inner()).await?))
+        let trace = request.extensions().get::<TraceParent>().copied();
+        Ok(Response::new(uploads.open(request.into_inner(), trace).await?))
     }
 
     type WriteUploadStream = ReceiverStream<Result<wire::WriteUploadResponse, Status>>;

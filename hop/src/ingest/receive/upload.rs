@@ -22,6 +22,7 @@ use crate::ingest::upload::{
 };
 use crate::program::clock::since_boot;
 use crate::status::Refusal;
+use crate::trace::TraceParent;
 
 /// Bytes in one `WriteUploadRequest`.
 const DATA_MAX: usize = 1 << 20;
@@ -58,6 +59,7 @@ impl<I: Intake> Uploads<I> {
     pub(super) async fn open(
         &self,
         request: wire::OpenUploadRequest,
+        trace: Option<TraceParent>,
     ) -> Result<wire::OpenUploadResponse, Refusal> {
         let store = self.store()?;
         self.intake.ready(&self.peer)?;
@@ -98,6 +100,7 @@ impl<I: Intake> Uploads<I> {
         if upload.header != offered.header_sha256 || upload.total != total {
             return Err(conflict(false));
         }
+        upload.traced(trace);
         match upload.phase() {
             Phase::Open => {
                 let opened = Arc::clone(&upload);

@@ -21,6 +21,7 @@ use crate::backoff::{random, spread};
 use crate::program::disk;
 use crate::program::units::{ByteSize, Duration as ConfigDuration};
 use crate::status::Refusal;
+use crate::trace::TraceParent;
 
 /// The largest envelope that there is, in bytes.
 pub(crate) const UPLOAD_MAX: u64 = 1 << 40;
@@ -95,6 +96,8 @@ pub(crate) struct Upload {
     /// Held while the program decides what becomes of a whole one.
     pub(crate) finishing: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<UploadState>,
+    /// Of whoever opened it last, if that call said one.
+    trace: Mutex<Option<TraceParent>>,
 }
 
 #[derive(Debug)]
@@ -124,7 +127,15 @@ impl Upload {
             part: Mutex::new(None),
             finishing: Arc::default(),
             state: Mutex::new(UploadState { phase, persisted, progress: now, owed: false }),
+            trace: Mutex::default(),
         })
+    }
+
+    /// It was opened by a call of this trace.
+    pub(crate) fn traced(&self, trace: Option<TraceParent>) {
+        if trace.is_some() {
+            *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = trace;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, UploadState> {
@@ -286,6 +297,12 @@ impl UploadStore {
     /// The bounds.
     pub fn limits(&self) -> &UploadLimits {
         &self.0.limits
+    }
+
+    /// The trace of the call that opened an upload, if it said one and nothing was restarted since.
+    pub fn trace_of(&self, identity: &Identity) -> Option<TraceParent> {
+        let upload = self.get(identity)?;
+        *upload.trace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self, identity: &Identity) -> Option<Arc<Upload>> {
