@@ -105,6 +105,7 @@ pub struct Gap {
 
 /// Why numbers will never come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum GapReason {
     /// The stream's budget was used up, and its policy drops the oldest.
     DroppedByPolicy,
@@ -133,6 +134,7 @@ impl Gap {
 
 /// What a batch says besides its records.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Notices {
     /// In the first batch of a run: the run before it.
     pub previous: Option<LineMark>,

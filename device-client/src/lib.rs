@@ -20,16 +20,11 @@
 //!     uplink::Gateways,
 //! };
 //!
-//! let gateways = Gateways {
-//!     endpoints: vec!["gateway.pit-7.example:7443".parse()?],
-//!     server_name: None,
-//!     ca: Pem::read(Path::new("ca.pem"))?,
-//!     identity: Some((Pem::read(Path::new("device.pem"))?, Pem::read(Path::new("device.key"))?)),
-//!     options: Default::default(),
-//!     retry: Gateways::RETRY,
-//! };
+//! let endpoints = vec!["gateway.pit-7.example:7443".parse()?];
+//! let gateways = Gateways::new(endpoints, Pem::read(Path::new("ca.pem"))?)
+//!     .identity(Pem::read(Path::new("device.pem"))?, Pem::read(Path::new("device.key"))?);
 //! // From the authority, by a way that is not the gateway.
-//! let anchor = TrustAnchor { authority: "acme-mining/prod".into(), root: fs::read("root-1.cose")? };
+//! let anchor = TrustAnchor::new("acme-mining/prod", fs::read("root-1.cose")?);
 //! let client = Client::builder("/var/lib/vehicle/pithead", "pit-7".parse()?, "truck-7".parse()?, gateways, anchor)
 //!     .stream(StreamOptions::records("can".parse()?).priority(150).when_full(WhenFull::DropOldest))
 //!     .stream(StreamOptions::files("logs".parse()?))

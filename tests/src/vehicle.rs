@@ -7,11 +7,7 @@ use pithead_device_client::{
     client::{Client, ClientBuilder},
     uplink::Gateways,
 };
-use pithead_hop::{
-    backoff::Policy,
-    connect::{ConnectOptions, Endpoint},
-    tls::Pem,
-};
+use pithead_hop::{backoff::Policy, connect::Endpoint, tls::Pem};
 use pithead_sealing::{DeviceId, Site as SiteName, envelope::DeviceSigningKey};
 
 use crate::{device::Device, site::SITE};
@@ -33,14 +29,8 @@ pub fn client_in(
     let key = read("device.key")?;
     let der = key.private_key()?;
     let signer = DeviceSigningKey::from_pkcs8_der(der.secret_der())?;
-    let gateways = Gateways {
-        endpoints: gateways.iter().copied().map(Endpoint::from).collect(),
-        server_name: None,
-        ca: read("ca.pem")?,
-        identity: Some((read("device.pem")?, key)),
-        options: ConnectOptions::default(),
-        retry,
-    };
+    let endpoints = gateways.iter().copied().map(Endpoint::from).collect();
+    let gateways = Gateways::new(endpoints, read("ca.pem")?).identity(read("device.pem")?, key).retry(retry);
     let (site, name) = (SITE.parse::<SiteName>()?, device.parse::<DeviceId>()?);
     Ok(Client::enrolled(folder, site, name, gateways).sign_with(signer))
 }

@@ -19,7 +19,7 @@ use pithead_device_client::{
     state::MemoryStore,
     uplink::{Gateways, RefreshError, Uplink},
 };
-use pithead_hop::{backoff::Policy, connect::ConnectOptions, status::reason_of_trust, tls::Pem};
+use pithead_hop::{backoff::Policy, status::reason_of_trust, tls::Pem};
 use pithead_proto::{errors::v1::ErrorReason, keys::v1::KeyBundle};
 use pithead_sealing::{
     Site as SiteName,
@@ -60,14 +60,10 @@ impl Truck {
         let keys = Keys::enroll(authority, name, root, Box::new(MemoryStore::default()), clock).unwrap();
         let identity = site.identity_of("truck-1").unwrap();
         let read = |path: &Path| Pem::read(path).unwrap();
-        let gateways = Gateways {
-            endpoints: vec![site.gateway_address().to_string().parse().unwrap()],
-            server_name: None,
-            ca: read(site.ca.path()),
-            identity: Some((read(&identity.certificate), read(&identity.key))),
-            options: ConnectOptions::default(),
-            retry: Policy::default(),
-        };
+        let endpoints = vec![site.gateway_address().to_string().parse().unwrap()];
+        let gateways = Gateways::new(endpoints, read(site.ca.path()))
+            .identity(read(&identity.certificate), read(&identity.key))
+            .retry(Policy::default());
         let uplink = Uplink::new(gateways, &keys).unwrap();
         Self { keys, uplink, operated_s, trusted_now }
     }

@@ -10,13 +10,9 @@ use std::{
 };
 
 use pithead_device_client::{
-    client::{Client, ClientBuilder, StreamOptions, Sync, TrustAnchor, WhenFull},
+    client::{Client, ClientBuilder, Fsync, StreamOptions, TrustAnchor, WhenFull},
     clock::DeviceClock,
-    hop::{
-        connect::{ConnectOptions, Endpoint},
-        keys::KeyFile,
-        tls::Pem,
-    },
+    hop::{connect::Endpoint, keys::KeyFile, tls::Pem},
     sealing::{
         envelope::DeviceSigningKey,
         names::{DeviceId, Site, StreamName},
@@ -102,14 +98,10 @@ impl Options {
         if self.endpoints.is_empty() {
             return Err(bad("no gateway: call pithead_options_gateway"));
         }
-        let gateways = Gateways {
-            endpoints: self.endpoints.clone(),
-            server_name: self.server_name.clone(),
-            ca: self.ca.clone().ok_or_else(|| bad("no CA of the gateways: call pithead_options_ca_file"))?,
-            identity: self.certificate.clone(),
-            options: ConnectOptions::default(),
-            retry: Gateways::RETRY,
-        };
+        let ca = self.ca.clone().ok_or_else(|| bad("no CA of the gateways: call pithead_options_ca_file"))?;
+        let mut gateways = Gateways::new(self.endpoints.clone(), ca);
+        gateways.server_name = self.server_name.clone();
+        gateways.identity = self.certificate.clone();
         let (folder, site, device) = (self.folder.clone(), self.site.clone(), self.device.clone());
         let mut client = match self.anchor.clone() {
             Some(anchor) => Client::builder(folder, site, device, gateways, anchor),
@@ -281,7 +273,7 @@ pub unsafe extern "C" fn pithead_options_anchor_file(
     let work = |options: &mut Options| {
         // SAFETY: the header's rules.
         let (authority, file) = unsafe { (text(authority, "authority")?, path(root_file, "root_file")?) };
-        options.anchor = Some(TrustAnchor { authority: authority.to_owned(), root: read(file)? });
+        options.anchor = Some(TrustAnchor::new(authority, read(file)?));
         Ok(())
     };
     // SAFETY: the header's rules.
@@ -564,8 +556,8 @@ pub unsafe extern "C" fn pithead_options_sync_interval_ms(
     error: *mut pithead_error,
 ) -> pithead_result {
     let sync = match interval_ms {
-        0 => Sync::Always,
-        ms => Sync::Interval(Duration::from_millis(ms.into())),
+        0 => Fsync::Always,
+        ms => Fsync::Interval(Duration::from_millis(ms.into())),
     };
     // SAFETY: the header's rules.
     unsafe { change_stream(options, stream, error, |stream| Ok(stream.sync(sync))) }

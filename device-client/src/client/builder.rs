@@ -54,11 +54,20 @@ const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// What the device believes from the beginning. It comes from the authority, by a way that is not the gateway.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TrustAnchor {
     /// The authority, such as `acme-mining/prod`.
     pub authority: String,
     /// Its first trust root, as the authority made it.
     pub root: Vec<u8>,
+}
+
+impl TrustAnchor {
+    /// An authority and its first trust root.
+    #[must_use]
+    pub fn new(authority: impl Into<String>, root: impl Into<Vec<u8>>) -> Self {
+        Self { authority: authority.into(), root: root.into() }
+    }
 }
 
 /// Why a client could not be opened.

@@ -11,7 +11,7 @@
 //! 2. Nothing touches the disk unsealed, and nothing leaves the process before it is durable.
 //! 3. What is durable is delivered, or is declared: what a stream's policy gives up, what the disk has damaged and what no
 //!    gateway takes is told to the cloud under a seal. A power cut costs what was in memory: see [`StreamOptions::linger`] and
-//!    [`Sync`]. [`Client::sync`] says when that is nothing.
+//!    [`Fsync`]. [`Client::sync`] says when that is nothing.
 //! 4. Memory, disk, connections and threads are bounded, and nothing outlives the client: dropping it seals what was
 //!    gathered, writes it down and joins its threads.
 //! 5. No global state, no logger, no environment variable, no clock that is believed. Log lines are `tracing` events, for
@@ -50,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use builder::{ClientBuilder, OpenError, TrustAnchor};
 pub use files::{FileError, FileState, FileStream, FileTicket};
-pub use options::{DEFAULT_PRIORITY, StreamOptions, Sync, WhenFull};
+pub use options::{DEFAULT_PRIORITY, Fsync, StreamOptions, WhenFull};
 pub use status::{KeyStatus, Status, StreamStatus};
 pub use stream::{DiskTrouble, RecordError, Stream};
 pub(crate) use {desk::Desk, worker::KeyView};

@@ -8,6 +8,7 @@ use crate::{batch::BatchLimits, outbox::MIN_BUDGET_BYTES};
 
 /// What happens to a stream whose budget is used up because no gateway takes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WhenFull {
     /// New records are refused, to the caller's face: what is kept is the oldest.
     Reject,
@@ -17,7 +18,8 @@ pub enum WhenFull {
 
 /// When what was sealed is brought to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
+#[non_exhaustive]
+pub enum Fsync {
     /// At once: each envelope as soon as the disk has taken the one before. A cut costs what was gathered for `linger`.
     Always,
     /// At most so often: fewer writes on the flash. A cut costs what was recorded within the interval as well. What cannot
@@ -40,7 +42,7 @@ pub struct StreamOptions {
     pub(crate) priority: u8,
     pub(crate) budget_bytes: u64,
     pub(crate) when_full: WhenFull,
-    pub(crate) sync: Sync,
+    pub(crate) sync: Fsync,
     pub(crate) linger: Duration,
     pub(crate) limits: BatchLimits,
     pub(crate) memory_bytes: usize,
@@ -61,7 +63,7 @@ impl StreamOptions {
             priority: DEFAULT_PRIORITY,
             budget_bytes: 64 * 1024 * 1024,
             when_full: WhenFull::Reject,
-            sync: Sync::Always,
+            sync: Fsync::Always,
             linger: Duration::from_millis(200),
             limits: BatchLimits::default(),
             memory_bytes: 8 * 1024 * 1024,
@@ -101,7 +103,7 @@ impl StreamOptions {
 
     /// When records are brought to the disk.
     #[must_use]
-    pub fn sync(self, sync: Sync) -> Self {
+    pub fn sync(self, sync: Fsync) -> Self {
         Self { sync, ..self }
     }
 

@@ -42,6 +42,7 @@ const ANSWERS_PER_REFRESH: usize = 8;
 
 /// Where the gateways are, and who we are to them.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Gateways {
     /// In the order of preference.
     pub endpoints: Vec<Endpoint>,
@@ -61,6 +62,38 @@ impl Gateways {
     /// The delays of a vehicle: doubling from half a second to 15 s, drawn at random below that. A vehicle may see the mast for 20 s
     /// at a time, and a gateway that is overrun says itself when to come back.
     pub const RETRY: Policy = Policy { first: Duration::from_millis(500), max: Duration::from_secs(15) };
+
+    /// These gateways, in the order of preference, and the CA of the site. In network mode, under their own names, with
+    /// [`Gateways::RETRY`], unless the other methods say otherwise.
+    #[must_use]
+    pub fn new(endpoints: Vec<Endpoint>, ca: Pem) -> Self {
+        let options = ConnectOptions::default();
+        Self { endpoints, server_name: None, ca, identity: None, options, retry: Self::RETRY }
+    }
+
+    /// We have a certificate, and its key.
+    #[must_use]
+    pub fn identity(self, certificate: Pem, key: Pem) -> Self {
+        Self { identity: Some((certificate, key)), ..self }
+    }
+
+    /// The gateways' certificates have this name, and not the host's of the endpoint.
+    #[must_use]
+    pub fn server_name(self, name: ServerName<'static>) -> Self {
+        Self { server_name: Some(name), ..self }
+    }
+
+    /// How connections are made and kept.
+    #[must_use]
+    pub fn options(self, options: ConnectOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// How delays grow while no gateway takes anything.
+    #[must_use]
+    pub fn retry(self, retry: Policy) -> Self {
+        Self { retry, ..self }
+    }
 }
 
 fn held(keys: &Keys) -> Held {

@@ -13,6 +13,7 @@ const SUBMIT_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a gateway answered about one envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Receipt {
     /// It is on the gateway's disk.
     Stored,

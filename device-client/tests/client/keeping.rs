@@ -5,7 +5,7 @@ use std::time::Duration;
 use pithead_device_client::{
     MIN_BUDGET_BYTES,
     batch::BatchLimits,
-    client::{Client, FlushError, OpenError, RecordError, Status, StreamOptions, Sync, WhenFull},
+    client::{Client, FlushError, Fsync, OpenError, RecordError, Status, StreamOptions, WhenFull},
     keys::KeysError,
     state::StateError,
 };
@@ -189,7 +189,7 @@ async fn with_an_interval_what_was_recorded_is_written_together_and_a_sync_does_
     let hour = Duration::from_secs(3_600);
     let client = world
         .client(&[World::nowhere()])
-        .stream(records("can").sync(Sync::Interval(hour)).batch(BatchLimits { records: 1, bytes: 1 << 10 }))
+        .stream(records("can").sync(Fsync::Interval(hour)).batch(BatchLimits { records: 1, bytes: 1 << 10 }))
         .open()
         .unwrap();
     let can = client.stream("can").unwrap();
@@ -281,7 +281,7 @@ async fn times_that_no_clock_holds_are_taken_for_never() {
     let gateway = world.gateway().await;
     let options = StreamOptions::records(StreamName::new("can").unwrap())
         .linger(Duration::MAX)
-        .sync(Sync::Interval(Duration::MAX));
+        .sync(Fsync::Interval(Duration::MAX));
     let client =
         world.client(&[gateway.address]).stream(options).heartbeat_every(Duration::MAX).open().unwrap();
     keep(&client, "can", b"x").await;

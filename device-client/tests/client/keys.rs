@@ -61,7 +61,7 @@ async fn a_folder_that_believes_another_authority_is_not_taken_over_and_an_unuse
     assert!(matches!(refused, OpenError::Keys(KeysError::NotEnrolled)), "{refused}");
     drop(world.client(&[World::nowhere()]).open().unwrap());
     drop(Client::enrolled(world.folder(), site(), device(), gateways()).open().unwrap());
-    let anchor = TrustAnchor { authority: "somebody/else".into(), root: world.trust.root.clone() };
+    let anchor = TrustAnchor::new("somebody/else", world.trust.root.clone());
     let refused = Client::builder(world.folder(), site(), device(), gateways(), anchor).open().unwrap_err();
     assert!(matches!(refused, OpenError::OtherAuthority { .. }), "{refused}");
 }

@@ -248,14 +248,11 @@ impl World {
 
     pub(crate) fn gateways(&self, at: &[SocketAddr], ca: &Ca) -> Gateways {
         let name = format!("spiffe://{}/device/{DEVICE}", self.trust.site);
-        Gateways {
-            endpoints: at.iter().copied().map(Endpoint::from).collect(),
-            server_name: None,
-            ca: ca.pem(),
-            identity: Some(self.ca.issue(SanType::URI(name.as_str().try_into().unwrap()))),
-            options: ConnectOptions { connect_timeout: LONG, ..ConnectOptions::default() },
-            retry: Policy { first: Duration::from_millis(5), max: Duration::from_millis(50) },
-        }
+        let (certificate, key) = self.ca.issue(SanType::URI(name.as_str().try_into().unwrap()));
+        Gateways::new(at.iter().copied().map(Endpoint::from).collect(), ca.pem())
+            .identity(certificate, key)
+            .options(ConnectOptions { connect_timeout: LONG, ..ConnectOptions::default() })
+            .retry(Policy { first: Duration::from_millis(5), max: Duration::from_millis(50) })
     }
 
     /// A client of these gateways that has a key. A heartbeat comes when a test asks for one.
@@ -269,7 +266,7 @@ impl World {
 
     pub(crate) fn client_without_key(&self, at: &[SocketAddr], ca: &Ca) -> ClientBuilder {
         let Trust { authority, site, root, .. } = &self.trust;
-        let anchor = TrustAnchor { authority: authority.clone(), root: root.clone() };
+        let anchor = TrustAnchor::new(authority, root.clone());
         let device = DeviceId::new(DEVICE).unwrap();
         Client::builder(self.folder(), site.clone(), device, self.gateways(at, ca), anchor)
             .heartbeat_every(Duration::from_secs(3_600))

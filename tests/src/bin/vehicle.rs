@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser;
-use pithead_device_client::client::{StreamOptions, Sync};
+use pithead_device_client::client::{Fsync, StreamOptions};
 use pithead_hop::{backoff::Policy, program};
 use pithead_sealing::StreamName;
 use pithead_tests::vehicle;
@@ -54,7 +54,7 @@ fn main() -> anyhow::Result<()> {
     program::install_crypto();
     let arguments = Arguments::parse();
     let retry = Policy { first: Duration::from_millis(50), max: Duration::from_millis(500) };
-    let sync = arguments.interval_ms.map_or(Sync::Always, |ms| Sync::Interval(Duration::from_millis(ms)));
+    let sync = arguments.interval_ms.map_or(Fsync::Always, |ms| Fsync::Interval(Duration::from_millis(ms)));
     let can = StreamOptions::records(StreamName::new("can")?)
         .sync(sync)
         .linger(Duration::from_millis(arguments.linger_ms));

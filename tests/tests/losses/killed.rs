@@ -131,11 +131,11 @@ async fn killed(scenario: &'static str, sync: Sync) -> Row<'static> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vehicle_that_is_killed_again_and_again_loses_nothing_that_it_said_to_hold() {
-    killed("process killed, `Sync::Always`", &[]).await;
+    killed("process killed, `Fsync::Always`", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vehicle_that_writes_once_in_an_interval_loses_what_was_in_memory_and_never_promised_it() {
-    let row = killed("process killed, `Sync::Interval(300 ms)`", &["--interval-ms", "300"]).await;
+    let row = killed("process killed, `Fsync::Interval(300 ms)`", &["--interval-ms", "300"]).await;
     assert!(row.never_promised > 0, "a kill costs what was recorded since the last write: {row:#?}");
 }

@@ -18,7 +18,7 @@ use pithead_device_client::{
     uplink::{Gateways, RefusedArea, Uplink},
 };
 use pithead_hop::{
-    connect::{ConnectOptions, Endpoint},
+    connect::Endpoint,
     program::{
         ProgramError,
         config::{self, ConfigError},
@@ -248,14 +248,9 @@ impl Config {
                 ServerName::try_from(name).map_err(|_| invalid("gateway.server_name is no host name"))
             })
             .transpose()?;
-        Ok(Some(Gateways {
-            endpoints: section.endpoints.clone(),
-            server_name,
-            ca: read(&section.ca)?,
-            identity,
-            options: ConnectOptions::default(),
-            retry: Gateways::RETRY,
-        }))
+        let mut gateways = Gateways::new(section.endpoints.clone(), read(&section.ca)?);
+        (gateways.server_name, gateways.identity) = (server_name, identity);
+        Ok(Some(gateways))
     }
 }
 

@@ -29,7 +29,7 @@ use std::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use pithead_device_client::{
     INLINE_LIMIT_BYTES,
-    client::{StreamOptions, Sync, WhenFull},
+    client::{Fsync, StreamOptions, WhenFull},
     hop::backoff,
 };
 use pithead_hop::program::{ExitCode, ProgramError};
@@ -148,7 +148,7 @@ fn plan(arguments: &SimulateArgs, seed: u64) -> Result<Plan, ProgramError> {
                 cli::WhenFull::Reject => WhenFull::Reject,
                 cli::WhenFull::DropOldest => WhenFull::DropOldest,
             })
-            .sync(arguments.sync.map_or(Sync::Always, |interval| Sync::Interval(interval.get())));
+            .sync(arguments.sync.map_or(Fsync::Always, |interval| Fsync::Interval(interval.get())));
         compressed(options, arguments.compress)
     };
     let records = StreamOptions::records(vehicle::stream(vehicle::RECORDS)).linger(arguments.linger.get());

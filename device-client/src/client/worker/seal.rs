@@ -15,7 +15,7 @@ use super::{
 use crate::{
     batch::Notices,
     client::{
-        options::Sync,
+        options::Fsync,
         stream::{Body, Counters, Ready, RecordError, Whole},
     },
     clock::DeviceClock,
@@ -73,7 +73,7 @@ impl Worker {
             }
             self.said_goodbye |= last;
             // What has become ready to be written goes before the next is sealed.
-            if self.lanes[index].intake.options.sync == Sync::Always {
+            if self.lanes[index].intake.options.sync == Fsync::Always {
                 self.write(index, now);
             }
         }

@@ -13,7 +13,7 @@ use pithead_spool::{AppendError, NotDurable};
 use super::{DISK_RETRY, DROP_RETRY, INTERVAL_BYTES, Worker, lane::Blocked};
 use crate::{
     client::{
-        options::{Sync, WhenFull},
+        options::{Fsync, WhenFull},
         stream::{Counters, DiskTrouble, RecordError},
     },
     clock::DeviceClock,
@@ -27,7 +27,7 @@ impl Worker {
         if lane.is_blocked() || lane.ahead.iter().all(|ahead| ahead.ticket.is_some()) {
             return Duration::MAX;
         }
-        if let Sync::Interval(interval) = lane.intake.options.sync {
+        if let Fsync::Interval(interval) = lane.intake.options.sync {
             let due = lane.written_at.saturating_add(interval);
             let urgent = lane.urgent || self.stopping.is_some();
             if now < due && lane.ahead_bytes < INTERVAL_BYTES && !urgent {

@@ -13,13 +13,9 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use pithead_device_client::client::{Client, RecordError, StreamOptions, Sync, TrustAnchor, WhenFull};
+use pithead_device_client::client::{Client, Fsync, RecordError, StreamOptions, TrustAnchor, WhenFull};
 use pithead_device_client::uplink::Gateways;
-use pithead_hop::{
-    backoff::Policy,
-    connect::{ConnectOptions, Endpoint},
-    tls::Pem,
-};
+use pithead_hop::{backoff::Policy, connect::Endpoint, tls::Pem};
 use pithead_sealing::{DeviceId, Site, StreamName, trust::Bundle};
 use pithead_tests::certificates::Ca;
 use serde::{Deserialize, Serialize};
@@ -206,10 +202,8 @@ fn open(folder: &Path) -> anyhow::Result<Client> {
     let bytes = |value: &serde_json::Value| hex::decode(value.as_str().unwrap_or_default());
     let step = &case["steps"][0];
     let site: Site = case["device"]["site"].as_str().context("the site")?.parse()?;
-    let anchor = TrustAnchor {
-        authority: case["device"]["authority"].as_str().context("the authority")?.to_owned(),
-        root: bytes(&case["device"]["root"])?,
-    };
+    let authority = case["device"]["authority"].as_str().context("the authority")?;
+    let anchor = TrustAnchor::new(authority, bytes(&case["device"]["root"])?);
     let bundle = Bundle {
         roots: vec![],
         statement: Some(bytes(&step["stmt"])?.into()),
@@ -218,18 +212,12 @@ fn open(folder: &Path) -> anyhow::Result<Client> {
     std::fs::create_dir_all(folder)?;
     let ca = Ca::create("site", &folder.join("ca"))?;
     let nowhere = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let gateways = Gateways {
-        endpoints: vec![Endpoint::from(nowhere)],
-        server_name: None,
-        ca: Pem::read(ca.path())?,
-        identity: None,
-        options: ConnectOptions::default(),
-        retry: Policy::default(),
-    };
+    let gateways =
+        Gateways::new(vec![Endpoint::from(nowhere)], Pem::read(ca.path())?).retry(Policy::default());
     let can = StreamOptions::records("can".parse::<StreamName>()?)
         .budget_bytes(BUDGET)
         .when_full(WhenFull::DropOldest)
-        .sync(Sync::Interval(Duration::from_secs(1)));
+        .sync(Fsync::Interval(Duration::from_secs(1)));
     let device: DeviceId = "truck-7".parse()?;
     Ok(Client::builder(folder, site, device, gateways, anchor).bundle(bundle).stream(can).open()?)
 }

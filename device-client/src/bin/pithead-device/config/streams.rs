@@ -2,7 +2,7 @@
 
 use pithead_device_client::{
     MIN_BUDGET_BYTES,
-    client::{StreamOptions, Sync, WhenFull},
+    client::{Fsync, StreamOptions, WhenFull},
     sequence::STREAMS_PER_DEVICE,
 };
 use pithead_hop::program::units::{ByteSize, Duration};
@@ -94,8 +94,8 @@ impl StreamSection {
                 Full::DropOldest => WhenFull::DropOldest,
             })
             .sync(match self.sync.0 {
-                None => Sync::Always,
-                Some(interval) => Sync::Interval(interval.get()),
+                None => Fsync::Always,
+                Some(interval) => Fsync::Interval(interval.get()),
             });
         if let Some(priority) = self.priority {
             options = options.priority(priority);
