@@ -138,6 +138,7 @@ struct Model {
     refused: BTreeSet<u64>,
     owed: BTreeSet<u64>,
     newest: u64,
+    contested: bool,
 }
 
 impl Model {
@@ -196,6 +197,7 @@ proptest! {
                         }
                         Some(_) => Verdict::Conflict,
                     };
+                    model.contested |= expected == Verdict::Conflict;
                     prop_assert_eq!(offer(&mut lines, &names[line], number, hash), Ok(expected));
                     model.held.entry(number).or_insert(Held::InFlight(hash));
                 }
@@ -262,6 +264,7 @@ proptest! {
                     lines = Lines::decode(&lines.encode(NOW), Unseen::Missing, NOW).unwrap();
                     for (name, model) in names.iter().zip(&mut models) {
                         model.owed.clear();
+                        model.contested = false;
                         model.held.retain(|_, held| !matches!(held, Held::InFlight(_)));
                         for (number, held) in &model.held {
                             if let Held::Spooled(value) = held {
@@ -274,6 +277,7 @@ proptest! {
                     lines = decryptor();
                     for (name, model) in names.iter().zip(&mut models) {
                         model.owed.clear();
+                        model.contested = false;
                         model.held.retain(|_, held| !matches!(held, Held::InFlight(_)));
                         model.declared.clear();
                         model.refused.clear();
@@ -304,7 +308,8 @@ proptest! {
         for (name, model) in names.iter().zip(&models) {
             let durable = model.durable();
             for first in 1..=NUMBERS {
-                let expected = (first..).take_while(|n| durable.contains(n)).last().unwrap_or(0);
+                let resent = (first..).take_while(|n| durable.contains(n) && !model.contested);
+                let expected = resent.last().unwrap_or(0);
                 prop_assert_eq!(lines.hello(name, seq(first), NOW), expected);
             }
         }
@@ -487,6 +492,27 @@ fn a_number_in_flight_is_not_a_promise() {
     assert_eq!(lines.hello(&can(), Seq::FIRST, NOW), 1);
     store(&mut lines, &can(), 2);
     assert_eq!(lines.hello(&can(), Seq::FIRST, NOW), 3);
+}
+
+/// A device that hears that its number is held throws the envelope away. If the answer "conflict" was lost, what is held is
+/// somebody else's.
+#[test]
+fn of_a_line_with_a_conflict_nothing_is_said_to_be_held() {
+    let mut lines = decryptor();
+    for number in 1..=3 {
+        store(&mut lines, &can(), number);
+    }
+    assert_eq!(lines.hello(&can(), seq(2), NOW), 3);
+    assert_eq!(offer(&mut lines, &can(), 2, 77), Ok(Verdict::Conflict));
+    assert_eq!(lines.hello(&can(), seq(2), NOW), 0);
+    assert_eq!(offer(&mut lines, &can(), 3, 3), Ok(Verdict::Duplicate { unverified: false }));
+    assert_eq!(lines.hello(&can(), seq(3), NOW), 0, "the next may be another's as well");
+    // A start learns it from the conflict that was kept; another line is as it was.
+    let mut lines = restarted(&lines, Unseen::Missing);
+    store(&mut lines, &line("truck-1", "gps", 7), 1);
+    lines.contest(&can());
+    assert_eq!(lines.hello(&can(), seq(2), NOW), 0);
+    assert_eq!(lines.hello(&line("truck-1", "gps", 7), Seq::FIRST, NOW), 1);
 }
 
 #[test]

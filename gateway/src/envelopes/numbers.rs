@@ -342,6 +342,7 @@ impl Numbers {
         spool.keep_strays(strays);
         let mut state = State { lines, leaving: HashMap::new(), conflicts: HashMap::new() };
         for (line, seq, hash, bytes) in conflicts {
+            state.lines.contest(&line);
             state.add_conflict(&line, seq, hash, bytes, None);
         }
         tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);

@@ -110,6 +110,8 @@ pub(super) struct LineState<T> {
     pub(super) settled: u64,
     /// Were on their way to the disk and did not get there: the lowest of them comes before anything beyond it.
     owed: IntervalSet,
+    /// Other bytes came under a number of it. Not written down: a start learns it from the conflicts that were kept.
+    pub(super) contested: bool,
     pub(super) in_flight: BTreeMap<u64, (ShortHash, T)>,
     pub(super) spooled: Hashes,
     pub(super) passed: VecDeque<(u64, ShortHash)>,
@@ -127,6 +129,7 @@ impl<T: Clone> LineState<T> {
             accounted: IntervalSet::new(),
             settled: 0,
             owed: IntervalSet::new(),
+            contested: false,
             in_flight: BTreeMap::new(),
             spooled: Hashes::default(),
             passed: VecDeque::new(),
@@ -405,8 +408,12 @@ impl<T: Clone> LineState<T> {
         self.start = self.start.max(self.accounted.first().unwrap_or(last + 1));
     }
 
-    /// The end of the unbroken durable run that begins at `first`; 0 if `first` is not durable here.
+    /// The end of the unbroken durable run that begins at `first`; 0 if `first` is not durable here. On a contested line nothing
+    /// is: what is durable under a number need not be what its sender means by it, and only its bytes can tell.
     pub(super) fn durable_from(&self, first: u64) -> u64 {
+        if self.contested {
+            return 0;
+        }
         let Some(end) = self.held.end_of_run(first) else { return 0 };
         match self.in_flight.range(first..=end).next() {
             Some((&number, _)) if number == first => 0,

@@ -140,7 +140,12 @@ impl<T: Clone> Lines<T> {
         if seq.get() > SEQ_JUMP_MAX && !self.contains(line) {
             return Err(LineRefusal::SeqJump { newest: 0 });
         }
-        self.device(&line.device, now)?.offer(line, seq, hash, now, start, ticket)
+        let device = self.device(&line.device, now)?;
+        let verdict = device.offer(line, seq, hash, now, start, ticket)?;
+        if matches!(verdict, Verdict::Conflict) {
+            device.change(line, |line| line.contested = true);
+        }
+        Ok(verdict)
     }
 
     /// What [`offer`](Self::offer) would answer, without taking anything; none where it would take the envelope. For a large
@@ -159,7 +164,19 @@ impl<T: Clone> Lines<T> {
         if seq.get() > SEQ_JUMP_MAX && !self.contains(line) {
             return Err(LineRefusal::SeqJump { newest: 0 });
         }
-        self.device(&line.device, now)?.judge(line, seq, hash, now, start)
+        let device = self.device(&line.device, now)?;
+        let verdict = device.judge(line, seq, hash, now, start)?;
+        if matches!(verdict, Some(Verdict::Conflict)) {
+            device.change(line, |line| line.contested = true);
+        }
+        Ok(verdict)
+    }
+
+    /// Other bytes came under a number of that line, as whoever keeps them knows: at a start.
+    pub fn contest(&mut self, line: &Line) {
+        if let Some(device) = self.devices.get_mut(&line.device) {
+            device.change(line, |line| line.contested = true);
+        }
     }
 
     /// The envelope is durable.
@@ -235,7 +252,7 @@ impl<T: Clone> Lines<T> {
     }
 
     /// The device is about to send this line from `first_unacked` on. Answers up to which number nothing need be resent;
-    /// 0 if it has to send all of it.
+    /// 0 if it has to send all of it: that is also what is said of a line with a conflict, whose answer may have been lost.
     pub fn hello(&mut self, line: &Line, first_unacked: Seq, now: Duration) -> u64 {
         let start = self.start(first_unacked);
         let Ok(device) = self.device(&line.device, now) else { return 0 };
