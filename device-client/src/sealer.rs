@@ -163,6 +163,12 @@ impl Sealer {
         lock(&self.sequence).marks_with_next(stream)
     }
 
+    /// Its numbers were lost when it was opened, and begin anew: see [`Sequence::began_anew`].
+    #[must_use]
+    pub fn began_anew(&self) -> bool {
+        lock(&self.sequence).began_anew()
+    }
+
     /// Sessions so far: each is one public-key operation here and one KMS call in the cloud.
     #[must_use]
     pub fn sessions_started(&self) -> u64 {

@@ -9,6 +9,17 @@
 //! ([`Sequence::held`]). What is claimed to anybody, in a heartbeat or of the run before, is what is held: a number that a
 //! power cut has taken out of the memory was never promised, and must not look like a loss.
 //!
+//! # When the state is lost
+//!
+//! If neither copy of it reads back, the device goes on with a fresh run ([`Sequence::began_anew`] says so). That is safe: a run
+//! is not known by its counter alone but by 32 random bits as well, for this very reason, and it begins above every run that
+//! the caller still knows of (the outbox, what was given up), so that runs stay in order as far as anybody can tell. What is
+//! lost with the state is only what `previous` could have claimed of streams whose outbox is empty: how far their last run had
+//! come. Nobody tells the cloud then that its tail is complete, and `verify` counts it as a run whose end is not told. To refuse
+//! instead would cost every record until somebody stands beside the vehicle, and there is nothing that he could do better: the
+//! numbers are nowhere else. State that *is* whole and of another version is another thing: a newer program has written it,
+//! and writing over it would lose for good what that program could go on with.
+//!
 //! The state also remembers the newest line of each stream, because the first batch of a run names the run before it and
 //! the last number that the device holds of it. Bytes (all integers big-endian):
 //!
@@ -40,8 +51,11 @@ pub enum SequenceError {
     /// The storage failed.
     #[error("the sequence state: {0}")]
     State(#[from] StateError),
-    /// The kept state is whole, and of no version that this program knows.
-    #[error("the sequence state is of an unknown version, or malformed")]
+    /// The kept state is whole, and of no version that this program knows: a newer one has written it.
+    #[error(
+        "the sequence state was written by a newer program: install that again, or remove sequence.a and sequence.b from the \
+         device's folder, which begins a new run and forgets how far the last one had come"
+    )]
     Malformed,
     /// No random bits for a new run.
     #[error(transparent)]
@@ -62,6 +76,7 @@ pub struct Sequence {
     run: Run,
     streams: BTreeMap<StreamName, Standing>,
     saved: Vec<u8>,
+    anew: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,30 +100,57 @@ impl Standing {
 impl Sequence {
     /// Opens the state and begins a run. `held` are the lines of the envelopes that the outbox still holds: they may be
     /// newer than what was written down before a power cut.
+    ///
+    /// # Errors
+    /// [`SequenceError`]. Damage is none: see the module.
     pub fn open(
-        mut store: Box<dyn StateStore>,
+        store: Box<dyn StateStore>,
         held: impl IntoIterator<Item = (Line, Seq)>,
         entropy: &mut dyn Entropy,
     ) -> Result<Self, SequenceError> {
-        let (counter, mut known) = match store.load()? {
-            Some(bytes) => decode(&bytes).ok_or(SequenceError::Malformed)?,
-            None => (0, BTreeMap::new()),
+        Self::open_above(store, held, [], entropy)
+    }
+
+    /// The same, above other runs as well: of these nothing is held any more, and nothing is claimed.
+    pub(crate) fn open_above(
+        mut store: Box<dyn StateStore>,
+        held: impl IntoIterator<Item = (Line, Seq)>,
+        gone: impl IntoIterator<Item = Run>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Self, SequenceError> {
+        let mut anew = false;
+        let (counter, mut known) = match store.load() {
+            Ok(Some(bytes)) => decode(&bytes).ok_or(SequenceError::Malformed)?,
+            Ok(None) => (0, BTreeMap::new()),
+            Err(StateError::Damaged { .. }) => {
+                anew = true;
+                (0, BTreeMap::new())
+            }
+            Err(error) => return Err(error.into()),
         };
         for (line, seq) in held {
             let newest = known.entry(line.stream).or_insert((line.run, 0));
             *newest = (*newest).max((line.run, seq.get()));
         }
         // An outbox that outlived a lost sequence state: never count below a run that was used.
-        let counter = known.values().map(|(run, _)| run.counter()).fold(counter, u32::max);
+        let used = known.values().map(|(run, _)| *run).chain(gone);
+        let counter = used.map(|run| run.counter()).fold(counter, u32::max);
         let counter = counter.checked_add(1).ok_or(SequenceError::UsedUp)?;
         let run = draw(counter, entropy)?;
         let streams = known
             .into_iter()
             .map(|(stream, previous)| (stream, Standing { run, given: 0, held: 0, previous: Some(previous) }))
             .collect();
-        let mut sequence = Self { store, counter, run, streams, saved: Vec::new() };
+        let mut sequence = Self { store, counter, run, streams, saved: Vec::new(), anew };
         sequence.save()?;
         Ok(sequence)
+    }
+
+    /// Neither copy of the state read back when this was opened: how far the last run had come is known of those streams alone
+    /// that the caller knew of.
+    #[must_use]
+    pub fn began_anew(&self) -> bool {
+        self.anew
     }
 
     /// The line and number that the next envelope of `stream` will have. Nothing is used up by asking.
@@ -340,6 +382,47 @@ mod tests {
         let sequence = reopen(&folder);
         let previous = sequence.previous(&stream("can")).unwrap();
         assert_eq!((previous.run, previous.last_seq), (run, 1), "the second went with the power");
+    }
+
+    /// Every opening used to end with an error, for ever.
+    #[test]
+    fn a_lost_state_is_said_and_the_next_run_is_above_all_that_is_still_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sequence = reopen(&folder);
+        assert!(!sequence.began_anew(), "there never was one");
+        take(&mut sequence, "can");
+        drop(sequence);
+        for copy in ["sequence.a", "sequence.b"] {
+            std::fs::write(folder.path().join(copy), b"PTHSLOT1 and no more").unwrap();
+        }
+        let run = Run::from_parts(41, 7).unwrap();
+        let line = Line { device: DeviceId::new("truck-7").unwrap(), stream: stream("can"), run };
+        let store = Box::new(FileStore::new(folder.path(), "sequence"));
+        let mut sequence = Sequence::open(store, [(line, Seq::new(8).unwrap())], &mut KernelEntropy).unwrap();
+        assert!(sequence.began_anew());
+        assert_eq!(sequence.previous(&stream("can")).map(|mark| (mark.run, mark.last_seq)), Some((run, 8)));
+        assert_eq!(take(&mut sequence, "can").0.counter(), 42);
+        drop(sequence);
+        let mut sequence = reopen(&folder);
+        assert!(!sequence.began_anew(), "what was written then is whole");
+        assert_eq!(take(&mut sequence, "can").0.counter(), 43);
+    }
+
+    #[test]
+    fn a_state_of_a_newer_program_is_not_written_over() {
+        let newer = [VERSION + 1, 0, 0, 0, 9, 0, 1, 2, 3];
+        let folder = tempfile::tempdir().unwrap();
+        FileStore::new(folder.path(), "sequence").save(&newer).unwrap();
+        let open = || {
+            let store = Box::new(FileStore::new(folder.path(), "sequence"));
+            Sequence::open(store, [], &mut KernelEntropy).map(|_| ())
+        };
+        for _ in 0..2 {
+            let refused = open().unwrap_err();
+            assert!(matches!(refused, SequenceError::Malformed), "{refused}");
+            assert!(refused.to_string().contains("remove sequence.a and sequence.b"), "{refused}");
+        }
+        assert_eq!(FileStore::new(folder.path(), "sequence").load().unwrap().unwrap(), newer);
     }
 
     #[test]
