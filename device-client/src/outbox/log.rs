@@ -2,6 +2,7 @@
 //! is full holds up no other.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -38,6 +39,9 @@ const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=4 * 1024 * 1024
 /// A group: one envelope of the largest kind with room to spare, or many small ones.
 const GROUP_BYTES_MAX: u64 = 2 * 1024 * 1024;
 const PAGE_BYTES: u64 = 4096;
+/// Heads that are read of a log when a call begins, to name its lines: as many envelopes as a gateway lets be unanswered. What lies
+/// further back was never sent, so that a Welcome could say nothing of it that counts, and a full outbox has a hundred thousand.
+const HEADS_READ: usize = 4_096;
 
 /// How a log of that budget is laid out.
 pub(crate) fn layout(budget_bytes: u64) -> Options {
@@ -49,6 +53,26 @@ pub(crate) fn layout(budget_bytes: u64) -> Options {
     options.max_group_bytes = (segment - PAGE_BYTES).min(GROUP_BYTES_MAX);
     options.queue_bytes = 2 * options.max_group_bytes;
     options
+}
+
+/// Bytes of segments that are larger than the budget lays them out now, because it was made smaller: the largest of them, since the
+/// last segment of a log is not given back while it is written to, and those that are kept for their damage. They come on top of
+/// the budget for as long as this opening lasts; counted against it, they would leave no room for a segment of the size of now,
+/// and the stream would take nothing for good. The other old ones count, and go as they are settled.
+fn outsized(folder: &Path, segment_bytes: u64) -> u64 {
+    let lane = folder.join(format!("lane-{}", LANE.index()));
+    let (mut largest, mut damaged) = (0, 0);
+    for entry in fs::read_dir(lane).into_iter().flatten().filter_map(Result::ok) {
+        let length = entry.metadata().map_or(0, |metadata| metadata.len());
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|_| length > segment_bytes) else { continue };
+        if name.starts_with("seg-") {
+            largest = largest.max(length);
+        } else if name.starts_with("damaged-") {
+            damaged += length;
+        }
+    }
+    largest + damaged
 }
 
 /// The largest envelope that goes into a log of that budget in one piece; what is larger is a file beside it.
@@ -129,7 +153,9 @@ impl Log {
         folder: &Path,
         budget_bytes: u64,
     ) -> Result<(Self, Recovery), OpenError> {
-        let (spool, recovery) = Spool::open(folder, layout(budget_bytes))?;
+        let mut options = layout(budget_bytes);
+        options.max_bytes += outsized(folder, options.segment_bytes);
+        let (spool, recovery) = Spool::open(folder, options)?;
         let log = Self::over(site, stream, folder, budget_bytes, spool);
         let waiting = log.heads(log.acknowledged_up_to());
         let kept = waiting.filter(|(kind, ..)| *kind == FILE).map(|(_, head, _)| log.identity(&head));
@@ -176,10 +202,10 @@ impl Log {
         self.heads(self.spool.start(LANE)).map(|(_, head, _)| head).collect()
     }
 
-    /// The lowest number of each line that waits.
+    /// The lowest number of each line that waits, among the oldest [`HEADS_READ`] envelopes.
     pub(crate) fn first_unacknowledged(&self) -> Vec<Head> {
         let mut lines: Vec<Head> = Vec::new();
-        for (_, head, _) in self.heads(self.acknowledged_up_to()) {
+        for (_, head, _) in self.heads(self.acknowledged_up_to()).take(HEADS_READ) {
             match lines.iter_mut().find(|line| line.line == head.line) {
                 Some(line) => line.seq = line.seq.min(head.seq),
                 None => lines.push(head),
@@ -275,7 +301,10 @@ impl Log {
                     if let Some(index) = lost.take()
                         && let Read::Lost { gaps, .. } = &mut read[index]
                     {
-                        gaps.extend(self.between(before, here));
+                        if let Some(all) = self.between(before, here) {
+                            gaps.retain(|gap| gap.run != all.run || gap.to < all.from || all.to < gap.from);
+                            gaps.push(all);
+                        }
                     }
                 }
             }
@@ -395,12 +424,11 @@ impl Log {
 
     /// Gives up what was chosen. To be called when its gaps are on disk.
     pub(crate) fn give_up(&self, dropped: &Dropped) -> Result<(), AcknowledgeError> {
-        // Of these a restart says that they are damaged, if it still looks for them: they are in the list of gaps.
+        // Acknowledged first, so that whoever finds no file knows why. After a cut in between, either nobody speaks of a file, and
+        // it goes at the next opening, or a restart finds it missing, and it is in the list of gaps.
+        let given_up = dropped.last.map_or(Ok(()), |last| self.acknowledge(last));
         dropped.files.iter().for_each(|identity| self.files.remove(identity));
-        match dropped.last {
-            Some(last) => self.acknowledge(last),
-            None => Ok(()),
-        }
+        given_up
     }
 
     /// How full it is.
@@ -448,5 +476,94 @@ impl WaitingReader {
     /// The position of the next record.
     pub(crate) fn position(&self) -> Position {
         self.reader.position()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pithead_sealing::names::{DeviceId, Line};
+    use pithead_spool::AppendError;
+
+    use super::*;
+
+    fn stream() -> StreamName {
+        StreamName::new("can").unwrap()
+    }
+
+    fn head(run: u64, seq: u64) -> Head {
+        let device = DeviceId::new("truck-7").unwrap();
+        let line = Line { device, stream: stream(), run: Run::new(run).unwrap() };
+        Head { line, seq: Seq::new(seq).unwrap(), records: 1, payload_bytes: 1 }
+    }
+
+    fn open(folder: &Path, budget: u64) -> Log {
+        Log::open(&Site::new("pit-7").unwrap(), &stream(), folder, budget).unwrap().0
+    }
+
+    /// Appends when there is room.
+    async fn append(log: &Log, head: &Head, bytes: usize) -> Ticket {
+        let record = Record::new(ENVELOPE, 0, head.encode(), Bytes::from(vec![7; bytes]));
+        loop {
+            match log.append(record.clone(), log.failures()) {
+                Ok(ticket) => return ticket,
+                Err(AppendError::Full { .. } | AppendError::QueueFull { .. }) => {
+                    let room = tokio::time::timeout(Duration::from_secs(20), log.room(bytes as u64));
+                    room.await.expect("what was settled makes room");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Its last segment was larger than the whole budget, and was never given back.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_budget_made_smaller_than_one_of_its_old_segments_takes_records_all_the_same() {
+        const BYTES: usize = 32 << 10;
+        let folder = tempfile::tempdir().unwrap();
+        let log = open(folder.path(), 64 << 20);
+        let last = append(&log, &head(1, 1), BYTES).await.await.unwrap();
+        log.acknowledge(last).unwrap();
+        log.close().unwrap();
+        drop(log);
+        let log = open(folder.path(), MIN_BUDGET_BYTES);
+        // More than the old segment holds, so that it has to go.
+        for seq in 1..=200 {
+            let settled = append(&log, &head(2, seq), BYTES).await.await.unwrap();
+            log.acknowledge(settled).unwrap();
+        }
+        log.close().unwrap();
+        drop(log);
+        let log = open(folder.path(), MIN_BUDGET_BYTES);
+        let bytes: u64 = fs::read_dir(folder.path().join("lane-0"))
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum();
+        assert!(bytes <= MIN_BUDGET_BYTES, "{bytes} bytes on the disk");
+        drop(log);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn naming_its_lines_reads_no_more_heads_of_a_full_log_than_could_have_been_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = open(folder.path(), 64 << 20);
+        let heads = (1..=HEADS_READ as u64).map(|seq| head(1, seq)).chain([head(2, 1)]);
+        let mut tickets = Vec::new();
+        for head in heads {
+            tickets.push(append(&log, &head, 1).await);
+        }
+        let mut first = None;
+        for ticket in tickets {
+            let position = ticket.await.unwrap();
+            first.get_or_insert(position);
+        }
+        assert_eq!(
+            log.first_unacknowledged(),
+            [head(1, 1)],
+            "the second run lies behind what can be on its way"
+        );
+        log.acknowledge(first.unwrap()).unwrap();
+        assert_eq!(log.first_unacknowledged(), [head(1, 2), head(2, 1)]);
     }
 }
