@@ -233,6 +233,7 @@ impl ClientBuilder {
             keys: Mutex::new(Arc::new(KeyView::of(&keys))),
             sessions: AtomicU64::new(0),
             heartbeats: AtomicU64::new(0),
+            watches: Arc::default(),
         });
         let mut sealer = Sealer::sharing(self.device.clone(), keys, Arc::clone(outbox.sequence()));
         if let Some(signer) = self.signer {
@@ -264,7 +265,7 @@ impl ClientBuilder {
             lanes.push(Lane::new(intake, log));
         }
 
-        let watches = Arc::default();
+        let watches = Arc::clone(&board.watches);
         let desk = Desk {
             device: self.device,
             board: Arc::clone(&board),

@@ -8,11 +8,11 @@ use pithead_sealing::{
 };
 
 use super::{
-    files::{FileState, Watches, tell},
+    files::{FileState, Watches, tell, tell_lost},
     handle::Handle,
     worker::{Board, Command, KeyView},
 };
-use crate::{keys::KeysError, state::lock};
+use crate::{batch::Gap, keys::KeysError, state::lock};
 
 /// Cheap to clone; all clones are the same desk.
 #[derive(Clone, Debug)]
@@ -52,5 +52,10 @@ impl Desk {
     /// How a file stands.
     pub(crate) fn tell_file(&self, identity: &Identity, state: FileState) {
         tell(&self.watches, identity, state);
+    }
+
+    /// Numbers that will never arrive: what is known of the files among them ends here.
+    pub(crate) fn tell_lost(&self, gaps: &[Gap], why: &str) {
+        tell_lost(&self.watches, gaps, why);
     }
 }

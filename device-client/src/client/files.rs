@@ -29,6 +29,7 @@ use super::{
     worker::{BegunFile, Command, EndedFile, SealedFile},
 };
 use crate::{
+    batch::Gap,
     outbox::{Log, inline_bytes},
     sealer::{Content, SealError},
     state::lock,
@@ -230,6 +231,21 @@ pub(super) fn tell(watches: &Watches, identity: &Identity, state: FileState) {
     if last {
         watches.remove(identity);
     }
+}
+
+/// Tells the tickets of all files among those numbers that they will never arrive.
+pub(super) fn tell_lost(watches: &Watches, gaps: &[Gap], why: &str) {
+    lock(watches).retain(|identity, told| {
+        let is_lost = gaps.iter().any(|gap| {
+            gap.stream == identity.stream
+                && gap.run == identity.run
+                && (gap.from..=gap.to).contains(&identity.seq)
+        });
+        if is_lost {
+            told.send_replace(FileState::Refused { identity: identity.clone(), reason: why.to_owned() });
+        }
+        !is_lost
+    });
 }
 
 /// Seals files one after the other, until it is brought none.

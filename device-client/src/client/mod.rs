@@ -171,6 +171,7 @@ impl Client {
             trouble: progress.trouble,
             clock: progress.clock,
             keys: KeyStatus { status: keys.status, version: keys.version },
+            sequence_lost: self.recovery.sequence_lost,
             sessions: self.board.sessions.load(Ordering::Relaxed),
             heartbeats: self.board.heartbeats.load(Ordering::Relaxed),
         }
@@ -399,15 +400,28 @@ async fn wait(
     until: tokio::time::Instant,
 ) -> Result<(), FlushError> {
     loop {
-        let trouble = progress.borrow_and_update().trouble.clone();
-        let left = |(stream, end): &(StreamName, Position)| {
-            outbox.log(stream).map_or(0, |log| end.0.saturating_sub(log.acknowledged_up_to().0))
+        let mut waiting = 0;
+        // Whether every stream that is waited for is held up by something that no retry cures.
+        let mut held_up = true;
+        let (trouble, hopeless) = {
+            let progress = progress.borrow_and_update();
+            let mut trouble = progress.trouble.clone();
+            let hopeless = trouble.as_ref().is_some_and(|trouble| !trouble.retryable);
+            for (stream, end) in ends {
+                let log = outbox.log(stream);
+                let left = log.map_or(0, |log| end.0.saturating_sub(log.acknowledged_up_to().0));
+                if left > 0 {
+                    waiting += left;
+                    let upload = progress.uploads.get(stream);
+                    held_up &= upload.is_some_and(|upload| !upload.retryable);
+                    trouble = trouble.or_else(|| upload.cloned());
+                }
+            }
+            (trouble, hopeless || held_up)
         };
-        let waiting: u64 = ends.iter().map(left).sum();
         if waiting == 0 {
             return Ok(());
         }
-        let hopeless = trouble.as_ref().is_some_and(|trouble| !trouble.retryable);
         if hopeless || tokio::time::timeout_at(until, progress.changed()).await.is_err() {
             return Err(FlushError::Deadline { waiting, trouble });
         }

@@ -29,6 +29,9 @@ pub struct Status {
     pub clock: Option<ClockOffset>,
     /// The keys.
     pub keys: KeyStatus,
+    /// The device had lost its numbers when it was opened, and began anew: see
+    /// [`OutboxRecovery::sequence_lost`](crate::OutboxRecovery::sequence_lost). True until it is closed.
+    pub sequence_lost: bool,
     /// Sessions begun: each is one public-key operation here and one unwrap in the cloud.
     pub sessions: u64,
     /// Heartbeats sealed.
@@ -79,6 +82,9 @@ pub struct StreamStatus {
     pub dropped_bytes: u64,
     /// Envelopes that need not be kept any more, and why.
     pub settled: Settled,
+    /// Why the large file in front has no answer, while a gateway is connected: it is tried again, and what lies behind it in
+    /// the stream waits for it.
+    pub upload_trouble: Option<Trouble>,
     /// How many envelopes this log has ever taken, and how many of them, from the oldest on, are settled: an envelope that was
     /// the last when `end` was read needs no longer be kept when `settled_up_to` has reached it. They go on over restarts.
     pub end: u64,
@@ -102,6 +108,7 @@ impl StreamStatus {
         let (end, settled_up_to) = (log.end().0, log.acknowledged_up_to().0);
         let mut status = Self {
             settled,
+            upload_trouble: progress.uploads.get(log.stream()).cloned(),
             end,
             settled_up_to,
             waiting: end.saturating_sub(settled_up_to),

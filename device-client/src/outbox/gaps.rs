@@ -113,6 +113,11 @@ impl Gaps {
         self.ranges.iter().take(GAPS_PER_BATCH).map(|range| range.gap.clone()).collect()
     }
 
+    /// The runs of what was given up.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> {
+        self.ranges.iter().map(|range| range.gap.run)
+    }
+
     /// There is something that no envelope on its way declares.
     pub(crate) fn any_undeclared(&self) -> bool {
         self.ranges.iter().any(|range| range.carrier.is_none())

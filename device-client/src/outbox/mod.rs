@@ -35,11 +35,12 @@ use std::{
 };
 
 use pithead_hop::program::disk;
+use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{
     envelope::KernelEntropy,
     names::{Identity, Line, Seq, Site, StreamName},
 };
-use pithead_spool::{AcknowledgeError, Recovery};
+use pithead_spool::{AcknowledgeError, Position, Recovery};
 use tokio::sync::Notify;
 
 pub use log::MIN_BUDGET_BYTES;
@@ -105,6 +106,9 @@ pub(crate) enum GiveUpError {
 pub struct OutboxRecovery {
     /// Stream by stream: a torn tail after a power cut, or damage.
     pub streams: BTreeMap<StreamName, Recovery>,
+    /// Neither copy of the sequence state read back (`PH-6008`): a new run has begun, and of streams whose outbox was empty
+    /// nobody tells the cloud how far their last run had come. See [`crate::sequence`].
+    pub sequence_lost: bool,
 }
 
 /// The outbox of a device.
@@ -149,9 +153,20 @@ impl Outbox {
             }
             logs.insert(stream, Arc::new(log));
         }
-        let store = Box::new(FileStore::new(folder, "sequence"));
-        let sequence = Sequence::open(store, lines, &mut KernelEntropy)?;
         let gaps = Gaps::open(Box::new(FileStore::new(&outbox, "gaps"))).map_err(OutboxError::Gaps)?;
+        let store = Box::new(FileStore::new(folder, "sequence"));
+        // What was given up had a number as well: the newest runs may have nothing else left.
+        let sequence = Sequence::open_above(store, lines, gaps.runs(), &mut KernelEntropy)?;
+        recovery.sequence_lost = sequence.began_anew();
+        if recovery.sequence_lost {
+            let code = ErrorReason::StateDamaged.code();
+            tracing::error!(
+                event = "outbox.sequence_lost",
+                code,
+                "neither copy of the sequence state reads back: a new run begins, and of streams with an empty outbox nobody \
+                 tells how far their last run had come"
+            );
+        }
         let sequence = Arc::new(Mutex::new(sequence));
         Ok((Self { logs, gaps: Mutex::new(gaps), sequence, arrived: Notify::new() }, recovery))
     }
@@ -185,7 +200,7 @@ impl Outbox {
         self.arrived.notified().await;
     }
 
-    /// The lines that have something waiting, each with its lowest waiting number. Reads record heads.
+    /// The lines of what may have been sent and waits, each with its lowest waiting number. Reads record heads, a bounded number.
     pub(crate) fn lines_waiting(&self) -> BTreeMap<Line, Seq> {
         let heads = self.logs().flat_map(|log| log.first_unacknowledged());
         heads.map(|head| (head.line, head.seq)).take(LINES_NAMED).collect()
@@ -224,20 +239,26 @@ impl Outbox {
         lock(&self.gaps).lost(identity);
     }
 
-    /// Numbers that were found to be damaged, or that nobody will take and nobody keeps.
-    pub(crate) fn lose(&self, gaps: &[Gap]) -> Result<(), GiveUpError> {
-        lock(&self.gaps).add_all(gaps)
+    /// Numbers at a position of that log that were found to be damaged, or that nobody will take and nobody keeps. False if the
+    /// stream's policy has given them up meanwhile: then they are declared as what they are, and what was read of them while
+    /// they were being written over says nothing.
+    pub(crate) fn lose(&self, log: &Log, position: Position, gaps: &[Gap]) -> Result<bool, GiveUpError> {
+        let mut kept = lock(&self.gaps);
+        if position < log.acknowledged_up_to() {
+            return Ok(false);
+        }
+        kept.add_all(gaps)?;
+        Ok(true)
     }
 
     /// Gives up the oldest of a stream, so that `bytes` more have room. The gaps are on disk before the envelopes go.
     pub(crate) fn drop_oldest(&self, log: &Log, bytes: u64) -> Result<Dropped, GiveUpError> {
+        // Until they are gone, so that nobody takes for damage what is given up here.
+        let mut gaps = lock(&self.gaps);
         let dropped = log.oldest(bytes);
-        {
-            let mut gaps = lock(&self.gaps);
-            gaps.add_all(&dropped.gaps)?;
-            for envelope in &dropped.envelopes {
-                gaps.lost(envelope);
-            }
+        gaps.add_all(&dropped.gaps)?;
+        for envelope in &dropped.envelopes {
+            gaps.lost(envelope);
         }
         log.give_up(&dropped)?;
         Ok(dropped)
@@ -271,4 +292,48 @@ pub enum CloseError {
     /// A log's closing mark.
     #[error(transparent)]
     Log(#[from] pithead_spool::CloseError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::GapReason;
+    use bytes::Bytes;
+    use pithead_sealing::names::{DeviceId, Run};
+    use pithead_spool::Record;
+
+    /// While it is read, the segment is written over: what is found there is no damage.
+    #[test]
+    fn what_the_policy_gives_up_while_it_is_read_is_not_told_as_damage_as_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let (site, stream) = (Site::new("pit-7").unwrap(), StreamName::new("can").unwrap());
+        let budgets = BTreeMap::from([(stream.clone(), MIN_BUDGET_BYTES)]);
+        let (outbox, _) = Outbox::open(folder.path(), &site, &budgets).unwrap();
+        let log = outbox.log(&stream).unwrap();
+        let (device, run) = (DeviceId::new("truck-7").unwrap(), Run::new(9).unwrap());
+        let mut positions = Vec::new();
+        for seq in 1..=10 {
+            let line = Line { device: device.clone(), stream: stream.clone(), run };
+            let head = Head { line, seq: Seq::new(seq).unwrap(), records: 1, payload_bytes: 1 };
+            let record = Record::new(head::ENVELOPE, 0, head.encode(), Bytes::from(vec![7; 16 << 10]));
+            positions.push(log.append(record, log.failures()).unwrap().wait().unwrap());
+        }
+        let gap = |seq: u64, reason| {
+            let seq = Seq::new(seq).unwrap();
+            Gap { stream: stream.clone(), run, from: seq, to: seq, reason }
+        };
+        // Read before the policy moved, and told after.
+        let dropped = outbox.drop_oldest(log, 1).unwrap();
+        let gone = dropped.envelopes.len();
+        assert!((2..10).contains(&gone), "a segment's worth: {gone}");
+        let damaged = gap(2, GapReason::OutboxDamaged);
+        assert!(!outbox.lose(log, positions[1], std::slice::from_ref(&damaged)).unwrap());
+        let declared = outbox.undeclared();
+        assert_eq!(declared.len(), 1, "{declared:?}");
+        assert_eq!(declared[0].reason, GapReason::DroppedByPolicy);
+        // What is still there and does not read is damage.
+        let damaged = gap(10, GapReason::OutboxDamaged);
+        assert!(outbox.lose(log, positions[9], std::slice::from_ref(&damaged)).unwrap());
+        assert!(outbox.undeclared().contains(&damaged));
+    }
 }

@@ -7,7 +7,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -40,10 +43,15 @@ const BUDGET: u64 = super::MIN_BUDGET_BYTES;
 struct Store {
     disk: CrashDisk,
     kept: Arc<Mutex<Option<Vec<u8>>>>,
+    /// Neither copy reads back, until it is written again.
+    damaged: Arc<AtomicBool>,
 }
 
 impl StateStore for Store {
     fn load(&mut self) -> Result<Option<Vec<u8>>, StateError> {
+        if self.damaged.load(Ordering::Relaxed) {
+            return Err(StateError::Damaged { path: "state".into() });
+        }
         Ok(lock(&self.kept).clone())
     }
 
@@ -53,6 +61,7 @@ impl StateStore for Store {
             return Err(StateError::Io { path: "state".into(), source });
         }
         *lock(&self.kept) = Some(state.to_vec());
+        self.damaged.store(false, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -89,6 +98,8 @@ enum Step {
     },
     Kill,
     Close,
+    /// The process ends, and of its numbers neither copy reads back.
+    LoseNumbers,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -104,6 +115,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0_u8..12).prop_map(|after| Step::PowerCut { after }),
         1 => Just(Step::Kill),
         1 => Just(Step::Close),
+        1 => Just(Step::LoseNumbers),
     ];
     prop::collection::vec(step, 1..200)
 }
@@ -146,7 +158,7 @@ fn identity(run: Run, seq: Seq) -> Identity {
 impl World {
     fn new(seed: u64) -> Self {
         let disk = CrashDisk::new(seed);
-        let store = || Store { disk: disk.clone(), kept: Arc::default() };
+        let store = || Store { disk: disk.clone(), kept: Arc::default(), damaged: Arc::default() };
         Self {
             sequence: store(),
             gaps: store(),
@@ -164,10 +176,14 @@ impl World {
             let (spool, steps, _) =
                 self.disk.open(layout(BUDGET)).expect("no state of the disk makes it fail");
             let log = Arc::new(Log::over(&site(), &stream(), Path::new("/nowhere"), BUDGET, spool));
-            let lines = log.lines().into_iter().map(|head| (head.line, head.seq));
-            let sequence = Sequence::open(Box::new(self.sequence.clone()), lines, &mut KernelEntropy);
+            let lines: Vec<_> = log.lines().into_iter().map(|head| (head.line, head.seq)).collect();
             let gaps = Gaps::open(Box::new(self.gaps.clone())).unwrap();
-            let outbox = Outbox::over([Arc::clone(&log)], gaps, sequence.unwrap());
+            let known = lines.iter().map(|(line, _)| line.run).chain(gaps.runs()).max();
+            let store = Box::new(self.sequence.clone());
+            let mut sequence = Sequence::open_above(store, lines, gaps.runs(), &mut KernelEntropy).unwrap();
+            let (run, _) = sequence.next(&stream()).unwrap();
+            assert!(known.is_none_or(|known| known < run), "a run begins above all that is known");
+            let outbox = Outbox::over([Arc::clone(&log)], gaps, sequence);
             let reader = log.waiting();
             let (read, on_its_way) = (VecDeque::new(), VecDeque::new());
             self.live = Some(Live { outbox, log, steps, reader, read, on_its_way });
@@ -248,7 +264,7 @@ impl World {
             let position = next.position();
             match next {
                 Read::Lost { gaps, .. } => {
-                    if live.outbox.lose(&gaps).is_err() {
+                    if live.outbox.lose(&live.log, position, &gaps).is_err() {
                         return;
                     }
                 }
@@ -299,6 +315,11 @@ impl World {
             Step::Kill => {
                 self.end();
                 self.disk.kill();
+            }
+            Step::LoseNumbers => {
+                self.end();
+                self.disk.kill();
+                self.sequence.damaged.store(true, Ordering::Relaxed);
             }
             Step::Close => {
                 self.live();

@@ -80,9 +80,9 @@ impl Uplink {
                     None => return Err(UploadFailed::Stopped { last }),
                     Some(Ok(Ok(answer))) => return Ok(answer),
                     Some(Ok(Err(error))) if !error.is_retryable() => return Err(error.into()),
-                    Some(Ok(Err(error))) => (trouble(error.reason(), &error), error.retry_after()),
+                    Some(Ok(Err(error))) => (Trouble::of(&error, true, error.reason()), error.retry_after()),
                     Some(Err(error)) if !ConnectError::is_retryable(&error) => return Err(error.into()),
-                    Some(Err(error)) => (trouble(Some(error.reason()), &error), None),
+                    Some(Err(error)) => (Trouble::of(&error, true, Some(error.reason())), None),
                 };
             tracing::info!(event = "upload.again", detail = trouble.detail);
             last = Some(trouble);
@@ -92,8 +92,4 @@ impl Uplink {
             }
         }
     }
-}
-
-fn trouble(reason: Option<ErrorReason>, error: &dyn std::error::Error) -> Trouble {
-    Trouble { reason, detail: error.to_string(), retryable: true, retry_after: None }
 }

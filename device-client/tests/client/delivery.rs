@@ -8,7 +8,11 @@ use pithead_device_client::{
     sealer::{Content, Sealer},
     uplink::{Receipt, SubmitError, Uplink},
 };
-use pithead_hop::{ingest::IngestLimits, program::units::ByteSize, status::Refusal};
+use pithead_hop::{
+    ingest::{IngestLimits, Lines, Unseen},
+    program::units::ByteSize,
+    status::Refusal,
+};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::names::{DeviceId, StreamName};
 
@@ -95,6 +99,31 @@ async fn what_was_never_sent_is_sent_whatever_the_welcome_says() {
     client.flush(LONG).await.unwrap();
     assert_eq!(stream(&client, "can").settled.stored, 3);
     assert_eq!(seqs(&gateway.gate.all_offered(), "can"), [1, 2, 3]);
+}
+
+/// What lies under the number is somebody else's. If the Welcome spoke for it, the device would take a conflict for a delivery.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_whose_answer_was_lost_is_met_again_and_passes_for_no_delivery() {
+    let world = World::new();
+    let gateway = world.gateway().await;
+    gateway.gate.script(|script| script.lines = Some(Lines::new(Unseen::Elsewhere)));
+    let client = world.client(&[gateway.address]).stream(records("can")).open().unwrap();
+    keep(&client, "can", b"one").await;
+    client.flush(LONG).await.unwrap();
+    gateway.gate.on(2, Act::Stolen);
+    keep(&client, "can", b"two").await;
+    gateway.gate.offered(2).await;
+    assert_eq!(gateway.port.cut(|_| true), 1);
+    client.flush(LONG).await.unwrap();
+    let settled = stream(&client, "can").settled;
+    assert_eq!((settled.stored, settled.duplicates, settled.resumed, settled.refused), (1, 0, 0, 1));
+    let offered = gateway.gate.all_offered();
+    assert_eq!(offered[1], offered[2], "the same bytes");
+    assert_eq!(fs::read(&world.in_the_area("envelope")[0]).unwrap(), offered[1].1);
+    keep(&client, "can", b"three").await;
+    client.flush(LONG).await.unwrap();
+    let offered = gateway.gate.all_offered();
+    assert!(offered[3].0.run > offered[1].0.run && offered[3].0.seq.get() == 1, "a new run: {offered:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! From the control loop to the disk: what is refused is said, what is kept survives, what is dropped is counted.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use pithead_device_client::{
     MIN_BUDGET_BYTES,
@@ -304,4 +304,30 @@ async fn a_sync_beside_heartbeats_means_what_it_says() {
         keep(&client, "can", b"x").await;
         assert_eq!(stream(&client, "can").held, number);
     }
+}
+
+/// Every opening used to end with an error, for ever, and nobody stands beside a vehicle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_has_lost_its_numbers_says_so_and_goes_on_above_all_that_it_still_holds() {
+    let world = World::new();
+    let open = |at| world.client(&[at]).stream(records("can")).open();
+    let client = open(World::nowhere()).unwrap();
+    for _ in 0..3 {
+        keep(&client, "can", b"kept").await;
+    }
+    assert!(!client.status().sequence_lost);
+    drop(client);
+    for copy in ["sequence.a", "sequence.b"] {
+        fs::write(world.folder().join(copy), b"not what was written").unwrap();
+    }
+    let gateway = world.gateway().await;
+    let client = open(gateway.address).unwrap();
+    assert!(client.status().sequence_lost && client.recovery().sequence_lost);
+    keep(&client, "can", b"and on").await;
+    client.flush(LONG).await.unwrap();
+    let offered = gateway.gate.all_offered();
+    assert_eq!(seqs(&offered, "can"), [1, 2, 3, 4, 1], "nothing of what was kept is lost");
+    assert!(offered[3].0.run < offered[4].0.run, "{offered:?}");
+    client.close(LONG).unwrap();
+    assert!(!open(gateway.address).unwrap().status().sequence_lost, "once");
 }

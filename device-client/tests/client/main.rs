@@ -6,4 +6,5 @@ mod delivery;
 mod files;
 mod keeping;
 mod keys;
+mod uploads;
 mod world;

@@ -6,7 +6,10 @@ use std::{
     fs, future,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,9 +24,10 @@ use pithead_hop::{
     connect::{ConnectOptions, Endpoint},
     identity::Peer,
     ingest::{
-        Admitted, HelloLine, IngestLimits, IngestServer, Intake, KnownKeys, Outcome, Pending, Standing,
-        intake::Durability,
+        Admitted, AdmittedHeader, HelloLine, IngestLimits, IngestServer, Intake, KnownKeys, Lines, Outcome,
+        Pending, ShortHash, Standing, UploadLimits, UploadStore, Verdict, WholeUpload, intake::Durability,
     },
+    program::clock::since_boot,
     status::Refusal,
     tls::{CrlExpiry, Pem, ServerTls, SiteTrust},
 };
@@ -36,7 +40,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::{Barrier, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -53,19 +62,29 @@ pub(crate) enum Act {
     Conflict {
         kept: bool,
     },
+    /// Somebody else's bytes were there before it, under its number; and the answer is never given.
+    Stolen,
 }
 
 #[derive(Default)]
 pub(crate) struct Script {
     /// By the envelope's number on its line, used once; what is not named is stored.
     acts: HashMap<u64, Act>,
-    /// What the Welcome says of every line.
+    /// What the Welcome says of every line, unless there are `lines`.
     pub(crate) high_water: u64,
+    /// Lines as a gateway keeps them.
+    pub(crate) lines: Option<Lines<()>>,
     /// Answers of `ready`, oldest first, and when they were given.
     pub(crate) not_ready: VecDeque<Refusal>,
     pub(crate) asked: Vec<Instant>,
     pub(crate) offered: Vec<(Identity, Bytes)>,
     pub(crate) stored: HashMap<Identity, Bytes>,
+    /// What whoever opens an upload of a stream is told, for as long as it stands here.
+    pub(crate) doors: HashMap<&'static str, Refusal>,
+    /// Large files of which every byte is here, each time that it was decided what becomes of one.
+    pub(crate) whole: Vec<Identity>,
+    /// Large files are decided on when so many of them are whole.
+    pub(crate) together: Option<Arc<Barrier>>,
 }
 
 /// A gateway whose mind the test makes up.
@@ -73,6 +92,7 @@ pub(crate) struct Script {
 pub(crate) struct Gate {
     script: Mutex<Script>,
     offered: watch::Sender<usize>,
+    uploads: Option<UploadStore>,
 }
 
 impl Gate {
@@ -123,7 +143,14 @@ impl Intake for Gate {
     }
 
     fn hello(&self, _: &Peer, lines: &[HelloLine]) -> Vec<u64> {
-        vec![self.script(|script| script.high_water); lines.len()]
+        self.script(|script| {
+            let Script { lines: known, high_water, .. } = script;
+            let mut say = |hello: &HelloLine| match known {
+                Some(known) => known.hello(&hello.line, hello.first_unacked, Duration::ZERO),
+                None => *high_water,
+            };
+            lines.iter().map(&mut say).collect()
+        })
     }
 
     fn ready(&self, _: &Peer) -> Result<(), Refusal> {
@@ -141,8 +168,24 @@ impl Intake for Gate {
                 assert_eq!(*first, bytes, "what comes again is the same bytes");
                 return Ok(Box::pin(future::ready(Ok(Outcome::Duplicate { unverified: false }))) as Pending);
             }
-            match script.acts.remove(&identity.seq.get()) {
+            let act = script.acts.remove(&identity.seq.get());
+            if let Some(lines) = &mut script.lines {
+                let (line, ours) = (identity.line(), ShortHash::from(&admitted.sha256));
+                let mut offer = |hash| {
+                    let verdict = lines.offer(&line, identity.seq, hash, Duration::ZERO, || ()).unwrap();
+                    lines.stored(&line, identity.seq);
+                    verdict
+                };
+                if matches!(act, Some(Act::Stolen)) {
+                    assert_eq!(offer(ShortHash([7; 8])), Verdict::New(()));
+                }
+                if offer(ours) == Verdict::Conflict && act.is_none() {
+                    return Ok(Box::pin(future::ready(Ok(Outcome::Conflict { kept: false }))) as Pending);
+                }
+            }
+            match act {
                 Some(Act::Refuse(refusal)) => Err(refusal),
+                Some(Act::Stolen) => Ok(Box::pin(future::pending())),
                 Some(Act::Conflict { kept }) => Ok(Box::pin(future::ready(Ok(Outcome::Conflict { kept })))),
                 Some(Act::Silence) => {
                     script.stored.insert(identity, bytes);
@@ -156,6 +199,39 @@ impl Intake for Gate {
         });
         self.offered.send_modify(|offered| *offered += 1);
         answer
+    }
+
+    fn uploads(&self) -> Option<&UploadStore> {
+        self.uploads.as_ref()
+    }
+
+    fn judge(&self, _: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
+        let stream = offered.profile.identity().stream.as_str();
+        self.script(|script| script.doors.get(stream).cloned().map_or(Ok(None), Err))
+    }
+
+    async fn complete(&self, _: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
+        let (act, together) = self.script(|script| {
+            script.whole.push(whole.identity.clone());
+            (script.acts.remove(&whole.identity.seq.get()), script.together.clone())
+        });
+        if let Some(together) = together {
+            together.wait().await;
+        }
+        let silent = matches!(act, Some(Act::Silence));
+        let outcome = match act {
+            Some(Act::Refuse(refusal)) => Err(refusal),
+            Some(Act::Conflict { kept }) => Ok(Outcome::Conflict { kept }),
+            Some(Act::Silence | Act::Stolen) | None => {
+                self.uploads().unwrap().taken(&whole.identity);
+                Ok(Outcome::Stored)
+            }
+        };
+        self.offered.send_modify(|offered| *offered += 1);
+        if silent {
+            return future::pending().await;
+        }
+        outcome
     }
 }
 
@@ -190,6 +266,8 @@ impl Ca {
 /// A gateway on a port of its own.
 pub(crate) struct Gateway {
     pub(crate) gate: Arc<Gate>,
+    /// Where it gathers large files.
+    pub(crate) uploads: tempfile::TempDir,
     pub(crate) address: SocketAddr,
     pub(crate) port: AcceptHandle,
     pub(crate) stop: CancellationToken,
@@ -198,6 +276,78 @@ pub(crate) struct Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+/// The radio between a device and a gateway. Connections wait while it is off.
+pub(crate) struct Link {
+    pub(crate) address: SocketAddr,
+    on: Arc<watch::Sender<bool>>,
+    /// Bytes from the device.
+    carried: Arc<AtomicU64>,
+}
+
+impl Link {
+    /// A link that is off.
+    pub(crate) async fn to(gateway: SocketAddr) -> Self {
+        Self::cut_after(gateway, u64::MAX).await
+    }
+
+    /// A link that is off, and goes off again once, when so many bytes have come from the device.
+    pub(crate) async fn cut_after(gateway: SocketAddr, bytes: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (on, carried) = (Arc::new(watch::Sender::new(false)), Arc::<AtomicU64>::default());
+        let (switch, counted) = (Arc::clone(&on), Arc::clone(&carried));
+        tokio::spawn(async move {
+            let mut bytes = bytes;
+            while let Ok((device, _)) = listener.accept().await {
+                switch.subscribe().wait_for(|on| *on).await.unwrap();
+                let gateway = TcpStream::connect(gateway).await.unwrap();
+                // One connection at a time: a device has no more to a gateway.
+                if carry(device, gateway, bytes, &counted).await {
+                    switch.send_replace(false);
+                    bytes = u64::MAX;
+                }
+            }
+        });
+        Self { address, on, carried }
+    }
+
+    pub(crate) fn on(&self) {
+        self.on.send_replace(true);
+    }
+
+    /// Resolves when it has gone off.
+    pub(crate) async fn is_off(&self) {
+        let mut on = self.on.subscribe();
+        timeout(LONG, on.wait_for(|on| !*on)).await.expect("cut in time").unwrap();
+    }
+
+    pub(crate) fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
+    }
+}
+
+/// Carries both ways until one end is done, or so many bytes have come from the device: then it says so.
+async fn carry(mut device: TcpStream, mut gateway: TcpStream, bytes: u64, counted: &AtomicU64) -> bool {
+    let (mut from_device, mut to_device) = device.split();
+    let (mut from_gateway, mut to_gateway) = gateway.split();
+    let up = async {
+        let (mut left, mut buffer) = (bytes, vec![0; 16 << 10]);
+        while left > 0 {
+            let Ok(read @ 1..) = from_device.read(&mut buffer).await else { return false };
+            left = left.saturating_sub(read as u64);
+            counted.fetch_add(read as u64, Ordering::Relaxed);
+            if to_gateway.write_all(&buffer[..read]).await.is_err() {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::select! {
+        cut = up => cut,
+        _ = tokio::io::copy(&mut from_gateway, &mut to_device) => false,
     }
 }
 
@@ -226,6 +376,17 @@ impl World {
     }
 
     pub(crate) async fn gateway_with(&self, limits: IngestLimits) -> Gateway {
+        let uploads = tempfile::tempdir().unwrap();
+        let store = UploadStore::open(uploads.path(), UploadLimits::default(), since_boot()).unwrap();
+        self.serve(limits, Gate { uploads: Some(store), ..Gate::default() }, uploads).await
+    }
+
+    /// One that takes no large files.
+    pub(crate) async fn gateway_of_small_ones(&self) -> Gateway {
+        self.serve(IngestLimits::default(), Gate::default(), tempfile::tempdir().unwrap()).await
+    }
+
+    async fn serve(&self, limits: IngestLimits, gate: Gate, uploads: tempfile::TempDir) -> Gateway {
         let (certificate, key) = self.ca.issue(SanType::IpAddress("127.0.0.1".parse().unwrap()));
         let site = self.trust.site.clone();
         let sites = vec![SiteTrust { site, ca: self.ca.pem(), crls: Vec::new() }];
@@ -234,11 +395,11 @@ impl World {
             Acceptor::bind("127.0.0.1:0".parse().unwrap(), tls.build().unwrap(), Limits::default())
                 .await
                 .unwrap();
-        let (gate, stop) = (Arc::<Gate>::default(), CancellationToken::new());
+        let (gate, stop) = (Arc::new(gate), CancellationToken::new());
         let service = IngestServer::new(Arc::clone(&gate), limits, stop.clone()).into_service();
         let (address, port) = (acceptor.local_addr(), acceptor.handle());
         tokio::spawn(acceptor.serve(Routes::new(service), stop.clone()));
-        Gateway { gate, address, port, stop }
+        Gateway { gate, uploads, address, port, stop }
     }
 
     /// A port where nobody listens.

@@ -30,7 +30,7 @@ use pithead_sealing::{
 use pithead_spool::Position;
 use tokio::sync::oneshot;
 
-use super::{bell::Bell, stream::Due};
+use super::{bell::Bell, files::Watches, stream::Due};
 use crate::{
     clock::DeviceClock,
     keys::{Keys, KeysError},
@@ -126,6 +126,8 @@ pub(super) struct Board {
     pub(super) keys: std::sync::Mutex<Arc<KeyView>>,
     pub(super) sessions: std::sync::atomic::AtomicU64,
     pub(super) heartbeats: std::sync::atomic::AtomicU64,
+    /// Who hears of which file.
+    pub(super) watches: Arc<Watches>,
 }
 
 pub(super) struct Worker {

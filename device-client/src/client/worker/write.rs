@@ -13,6 +13,7 @@ use pithead_spool::{AppendError, NotDurable};
 use super::{DISK_RETRY, DROP_RETRY, INTERVAL_BYTES, Worker, lane::Blocked};
 use crate::{
     client::{
+        files::tell_lost,
         options::{Fsync, WhenFull},
         stream::{Counters, DiskTrouble, RecordError},
     },
@@ -101,6 +102,11 @@ impl Worker {
             Ok(dropped) => {
                 let (envelopes, records) = (dropped.envelopes.len() as u64, dropped.records);
                 tracing::warn!(event = "outbox.dropped", stream = %log.stream(), envelopes, records, bytes = dropped.payload_bytes);
+                tell_lost(
+                    &self.board.watches,
+                    &dropped.gaps,
+                    "given up by the stream's policy, to make room",
+                );
                 if let Some(lane) = self.lane(log.stream()) {
                     let counters = &lane.intake.counters;
                     Counters::add(&counters.dropped_envelopes, envelopes);

@@ -16,11 +16,10 @@ use tokio::sync::watch;
 
 use super::{
     Delivery, Ended, Never, Sent, blocking,
-    file::{UploadEnd, Uploaded, upload},
-    settle::gap,
+    file::{Upload, UploadEnd, Uploaded},
+    settle::DAMAGED,
 };
 use crate::{
-    batch::GapReason,
     outbox::{Log, Read, Waiting, WaitingContent, WaitingReader},
     uplink::{follow::Version, order::Order},
 };
@@ -104,11 +103,7 @@ impl Call<'_> {
                     self.lanes[lane].uploading = false;
                     match end {
                         UploadEnd::Answered(answer) => self.settle(lane, waiting, answer).await?,
-                        UploadEnd::Damaged(detail) => {
-                            tracing::error!(event = "outbox.damaged", identity = %waiting.identity, detail);
-                            let gaps = vec![gap(&waiting.identity, GapReason::OutboxDamaged)];
-                            self.lost(lane, waiting.position, gaps, Some(&waiting.identity)).await?;
-                        }
+                        UploadEnd::Damaged(detail) => self.damaged(lane, waiting, detail).await?,
                     }
                 }
                 // With the window full there is no use in looking.
@@ -141,7 +136,7 @@ impl Call<'_> {
             }
             lane.order.taken(next.position());
             match next {
-                Read::Lost { position, gaps } => self.lost(index, position, gaps, None).await?,
+                Read::Lost { position, gaps } => self.lost(index, position, gaps, None, DAMAGED).await?,
                 Read::Waiting(waiting) => {
                     if let Some(waiting) = self.hand_over(index, waiting).await? {
                         let lane = &mut self.lanes[index];
@@ -154,11 +149,13 @@ impl Call<'_> {
         }
     }
 
-    /// Its next is a large file, and as many as may be are on their way.
+    /// Its next is a large file, and as many as may be are on their way. Those that are held up at the moment do not count.
     fn waits_for_upload(&self, lane: &Lane) -> bool {
         let file =
             |read: &Read| matches!(read, Read::Waiting(Waiting { content: WaitingContent::File(_), .. }));
-        self.uploads.len() >= UPLOADS_AT_ONCE && lane.read.front().is_some_and(file)
+        let held_up = self.delivery.progress.borrow().uploads.len();
+        let under_way = self.uploads.len().saturating_sub(held_up);
+        under_way >= UPLOADS_AT_ONCE && lane.read.front().is_some_and(file)
     }
 
     async fn read_more(&mut self) -> Result<(), Ended> {
@@ -181,6 +178,25 @@ impl Call<'_> {
 
     /// Gives it back if the window is full.
     async fn hand_over(&mut self, lane: usize, waiting: Waiting) -> Result<Option<Waiting>, Ended> {
+        let bytes = match &waiting.content {
+            WaitingContent::Envelope(bytes) => bytes.clone(),
+            // Opening it asks the gateway what it has of it, by its header: its word on the line is not needed.
+            WaitingContent::File(path) => {
+                let upload = Upload {
+                    connection: self.connection.clone(),
+                    path: path.clone(),
+                    lane,
+                    waiting: waiting.clone(),
+                    desk: self.delivery.desk.clone(),
+                    progress: self.delivery.progress.clone(),
+                    outbox: Arc::clone(&self.delivery.outbox),
+                    retry: self.delivery.uplink.gateways.retry,
+                };
+                self.uploads.push(Box::pin(upload.run()));
+                self.lanes[lane].uploading = true;
+                return Ok(None);
+            }
+        };
         let line = waiting.identity.line();
         if self.held.get(&line).is_some_and(|held| waiting.identity.seq.get() <= *held) {
             self.delivery.progress.send_modify(|progress| {
@@ -189,21 +205,6 @@ impl Call<'_> {
             self.settle(lane, waiting, Answer::Duplicate { unverified: true }).await?;
             return Ok(None);
         }
-        let bytes = match &waiting.content {
-            WaitingContent::Envelope(bytes) => bytes.clone(),
-            WaitingContent::File(path) => {
-                let upload = upload(
-                    self.connection.clone(),
-                    path.clone(),
-                    lane,
-                    waiting.clone(),
-                    self.delivery.desk.clone(),
-                );
-                self.uploads.push(Box::pin(upload));
-                self.lanes[lane].uploading = true;
-                return Ok(None);
-            }
-        };
         match self.sender.room_for(bytes.len()) {
             Ok(()) => {
                 let newest = self.sent.entry((self.gateway, line)).or_insert(waiting.identity.seq);

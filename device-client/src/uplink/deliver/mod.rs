@@ -6,7 +6,8 @@
 //!
 //! A gateway's Welcome says up to where it holds each line. What this process has sent before and has no answer to need not
 //! cross the air again then. What was never sent is sent, whatever the Welcome says: a number that a stranger has used up
-//! must come back as a conflict and not pass for a delivery.
+//! must come back as a conflict and not pass for a delivery. If the answer "conflict" is lost, the Welcome does not speak for
+//! that number either: of a line that has met a conflict a gateway says that it holds nothing, and all of it goes out again.
 
 mod call;
 mod file;
@@ -50,6 +51,8 @@ pub(crate) struct Progress {
     pub(crate) streams: BTreeMap<StreamName, Settled>,
     /// Why nothing is being delivered.
     pub(crate) trouble: Option<Trouble>,
+    /// By stream: why the large file in front of it has no answer, while there is a connection.
+    pub(crate) uploads: BTreeMap<StreamName, Trouble>,
     /// Of the last gateway that was reached.
     pub(crate) clock: Option<ClockOffset>,
 }
@@ -72,7 +75,7 @@ pub struct Settled {
     pub lost: u64,
 }
 
-/// Why nothing is being delivered at the moment.
+/// Why nothing is being delivered at the moment, or a large file is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Trouble {
@@ -84,6 +87,12 @@ pub struct Trouble {
     pub retryable: bool,
     /// When it is tried again, counted from when this was said.
     pub retry_after: Option<Duration>,
+}
+
+impl Trouble {
+    pub(super) fn of(error: &dyn std::error::Error, retryable: bool, reason: Option<ErrorReason>) -> Self {
+        Self { reason, detail: error.to_string(), retryable, retry_after: None }
+    }
 }
 
 /// The gateway's clock against the wall clock here: for display, never evidence, and nothing goes by it.
@@ -183,6 +192,7 @@ impl Delivery {
         self.progress.send_modify(|progress| {
             progress.connected = connected;
             progress.trouble = trouble;
+            progress.uploads.clear();
         });
     }
 
@@ -251,17 +261,13 @@ fn offset(asked_us: i64, round_trip: Duration, theirs_us: u64) -> ClockOffset {
 }
 
 fn trouble(ended: &Ended) -> (Trouble, Option<Duration>) {
-    let say = |error: &dyn std::error::Error, retryable, reason| Trouble {
-        reason,
-        detail: error.to_string(),
-        retryable,
-        retry_after: None,
-    };
     match ended {
-        Ended::Connect(error) => (say(error, error.is_retryable(), Some(error.reason())), None),
-        Ended::Call { error, .. } => (say(error, error.is_retryable(), error.reason()), error.retry_after()),
-        Ended::Outbox(error) => (say(error, true, Some(ErrorReason::DiskFailed)), None),
-        Ended::GiveUp(error) => (say(error, true, Some(ErrorReason::DiskFailed)), None),
+        Ended::Connect(error) => (Trouble::of(error, error.is_retryable(), Some(error.reason())), None),
+        Ended::Call { error, .. } => {
+            (Trouble::of(error, error.is_retryable(), error.reason()), error.retry_after())
+        }
+        Ended::Outbox(error) => (Trouble::of(error, true, Some(ErrorReason::DiskFailed)), None),
+        Ended::GiveUp(error) => (Trouble::of(error, true, Some(ErrorReason::DiskFailed)), None),
         Ended::Closed => {
             let detail = "the runtime is going down".to_owned();
             (Trouble { reason: None, detail, retryable: true, retry_after: None }, None)

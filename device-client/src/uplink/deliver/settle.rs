@@ -1,10 +1,11 @@
 //! What becomes of an envelope once it is known: delivered, kept by somebody as a conflict, set aside, or lost and declared.
 
+use std::sync::Arc;
+
 use pithead_hop::ingest::Answer;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::names::{Identity, StreamName};
 use pithead_spool::Position;
-use std::sync::Arc;
 
 use super::{Ended, Settled, blocking, call::Call};
 use crate::{
@@ -12,6 +13,9 @@ use crate::{
     client::FileState,
     outbox::{Waiting, WaitingContent},
 };
+
+/// What a file's ticket and a log line say of what the device's own disk has taken.
+pub(super) const DAMAGED: &str = "damaged on the device's disk";
 
 impl Call<'_> {
     /// An envelope has its answer.
@@ -23,8 +27,7 @@ impl Call<'_> {
     ) -> Result<(), Ended> {
         let identity = waiting.identity.clone();
         let mut seen = Settled::default();
-        let desk = &self.delivery.desk;
-        match answer {
+        let state = match answer {
             Answer::Stored | Answer::Duplicate { .. } => {
                 if matches!(answer, Answer::Stored) {
                     seen.stored += 1
@@ -32,24 +35,20 @@ impl Call<'_> {
                     seen.duplicates += 1
                 }
                 self.delivery.outbox.delivered(&identity);
-                desk.tell_file(&identity, FileState::Delivered { identity: identity.clone() });
+                FileState::Delivered { identity: identity.clone() }
             }
             Answer::Conflict { kept } => {
                 tracing::warn!(event = "uplink.conflict", %identity, kept);
-                desk.new_run(&identity.stream, identity.run);
+                self.delivery.desk.new_run(&identity.stream, identity.run);
                 // What it declares may not be believed beside another of its number.
                 self.delivery.outbox.not_delivered(&identity);
                 let reason = "other bytes stand under this number";
-                if kept {
-                    seen.conflicts += 1;
-                    desk.tell_file(
-                        &identity,
-                        FileState::Refused { identity: identity.clone(), reason: reason.into() },
-                    );
-                } else {
+                if !kept {
                     let detail = format!("{reason}, and the gateway's area for conflicts is full");
                     return self.refuse(lane, waiting, ErrorReason::Conflict.name(), detail).await;
                 }
+                seen.conflicts += 1;
+                FileState::Refused { identity: identity.clone(), reason: reason.into() }
             }
             Answer::Refused { reason, detail } => {
                 let reason = reason.map_or("unknown", ErrorReason::name);
@@ -57,8 +56,10 @@ impl Call<'_> {
                 self.delivery.outbox.not_delivered(&identity);
                 return self.refuse(lane, waiting, reason, detail).await;
             }
-        }
+        };
+        // Counted before it is told: who hears of it may look.
         self.settled(lane, waiting.position, &waiting, seen);
+        self.delivery.desk.tell_file(&identity, state);
         Ok(())
     }
 
@@ -86,12 +87,25 @@ impl Call<'_> {
             Err(error) => {
                 tracing::error!(event = "refused.not_kept", %identity, %error);
                 let gaps = vec![gap(&identity, GapReason::Refused)];
-                self.lost(lane, waiting.position, gaps, Some(&identity)).await?;
+                self.lost(lane, waiting.position, gaps, Some(&identity), &told).await?;
             }
         }
         let state = FileState::Refused { identity: identity.clone(), reason: told };
         self.delivery.desk.tell_file(&identity, state);
         Ok(())
+    }
+
+    /// The disk has changed a large file, or has lost it.
+    pub(super) async fn damaged(
+        &mut self,
+        lane: usize,
+        waiting: Waiting,
+        detail: String,
+    ) -> Result<(), Ended> {
+        let identity = &waiting.identity;
+        tracing::error!(event = "outbox.damaged", %identity, detail);
+        let gaps = vec![gap(identity, GapReason::OutboxDamaged)];
+        self.lost(lane, waiting.position, gaps, Some(identity), &format!("{DAMAGED}: {detail}")).await
     }
 
     /// It will never arrive anywhere: declared, and settled.
@@ -101,18 +115,24 @@ impl Call<'_> {
         position: Position,
         gaps: Vec<Gap>,
         file: Option<&Identity>,
+        why: &str,
     ) -> Result<(), Ended> {
-        let outbox = Arc::clone(&self.delivery.outbox);
-        let numbers = gaps.iter().map(|gap| gap.to.get() - gap.from.get() + 1).sum();
-        let stream = self.lanes[lane].log.stream().clone();
-        tracing::error!(event = "outbox.lost", %stream, numbers);
-        blocking(move || outbox.lose(&gaps)).await?.map_err(Ended::GiveUp)?;
+        let (outbox, log) = (Arc::clone(&self.delivery.outbox), Arc::clone(&self.lanes[lane].log));
+        let lost = gaps.clone();
+        let declared = blocking(move || outbox.lose(&log, position, &lost)).await?.map_err(Ended::GiveUp)?;
         if let Some(identity) = file {
             self.lanes[lane].log.leaves(position, identity);
         }
         self.lanes[lane].order.settled(position);
         self.forget(lane);
-        self.count(&stream, Settled { lost: numbers, ..Settled::default() });
+        // Otherwise the stream's policy was quicker: that is declared, counted and told already.
+        if declared {
+            let numbers = gaps.iter().map(|gap| gap.to.get() - gap.from.get() + 1).sum();
+            let stream = self.lanes[lane].log.stream().clone();
+            tracing::error!(event = "outbox.lost", %stream, numbers, why);
+            self.delivery.desk.tell_lost(&gaps, why);
+            self.count(&stream, Settled { lost: numbers, ..Settled::default() });
+        }
         Ok(())
     }
 
@@ -148,6 +168,6 @@ impl Call<'_> {
     }
 }
 
-pub(super) fn gap(identity: &Identity, reason: GapReason) -> Gap {
+fn gap(identity: &Identity, reason: GapReason) -> Gap {
     Gap { stream: identity.stream.clone(), run: identity.run, from: identity.seq, to: identity.seq, reason }
 }
