@@ -80,3 +80,115 @@ fn moment() -> Moment {
     let monotonic_us = u64::try_from(DeviceClock::since_boot().as_micros()).ok();
     Moment { wall_us: DeviceClock::wall_us(), monotonic_us }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex, atomic::AtomicU64, mpsc},
+    };
+
+    use pithead_sealing::{
+        names::{DeviceId, Run, Seq, Site, StreamName},
+        trust::Bundle,
+    };
+    use pithead_spool::Position;
+
+    use super::*;
+    use crate::{
+        batch::{Gap, GapReason},
+        client::{
+            options::StreamOptions,
+            stream::{Intake, Stream},
+            worker::{Board, KeyView, Lane},
+        },
+        keys::Keys,
+        outbox::{MIN_BUDGET_BYTES, Outbox, inline_bytes},
+        sealer::Sealer,
+        state::MemoryStore,
+    };
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    /// Trust without a key, and the bundle that brings one: the first conformance case.
+    fn trust() -> (Keys, Bundle) {
+        let cases: serde_json::Value =
+            serde_json::from_str(include_str!("../../../../sealing/tests/vectors/trust.json")).unwrap();
+        let case = cases.as_array().unwrap().iter().find(|case| case["name"] == "first-statement").unwrap();
+        let (text, bytes) = (
+            |value: &serde_json::Value| value.as_str().unwrap().to_owned(),
+            |value: &serde_json::Value| hex::decode(value.as_str().unwrap()).unwrap(),
+        );
+        let (device, step) = (&case["device"], &case["steps"][0]);
+        let site = Site::new(&text(&device["site"])).unwrap();
+        let store = Box::<MemoryStore>::default();
+        let clock = DeviceClock::start();
+        let keys =
+            Keys::enroll(&text(&device["authority"]), &site, &bytes(&device["root"]), store, clock).unwrap();
+        let bundle = Bundle {
+            roots: vec![],
+            statement: Some(bytes(&step["stmt"]).into()),
+            spkis: vec![bytes(&step["spki"][0]).into()],
+        };
+        (keys, bundle)
+    }
+
+    /// A worker of one stream, which no thread runs: the test takes each step.
+    fn worker(folder: &std::path::Path, keys: Keys) -> (Worker, Stream) {
+        let can = StreamName::new("can").unwrap();
+        let budgets = BTreeMap::from([(can.clone(), MIN_BUDGET_BYTES)]);
+        let (outbox, _) = Outbox::open(folder, keys.trust().site(), &budgets).unwrap();
+        let (outbox, bell) = (Arc::new(outbox), Arc::default());
+        let board = Board {
+            connected: true.into(),
+            keys: Mutex::new(Arc::new(KeyView::of(&keys))),
+            sessions: AtomicU64::new(0),
+            heartbeats: AtomicU64::new(0),
+            watches: Arc::default(),
+        };
+        let device = DeviceId::new("truck-7").unwrap();
+        let sealer = Sealer::sharing(device, keys, Arc::clone(outbox.sequence()));
+        let options = StreamOptions::records(can.clone()).linger(HOUR).budget_bytes(MIN_BUDGET_BYTES);
+        let intake = Arc::new(Intake::new(options, inline_bytes(MIN_BUDGET_BYTES), Arc::clone(&bell)));
+        let lane = Lane::new(Arc::clone(&intake), Arc::clone(outbox.log(&can).unwrap()));
+        let (_, asked) = mpsc::sync_channel(1);
+        let worker = Worker::new(sealer, outbox, Arc::new(board), bell, asked, HOUR, can, vec![lane]);
+        (worker, Stream { intake })
+    }
+
+    /// What is on its way to the disk gets there.
+    fn arrive(worker: &mut Worker) {
+        while !worker.lanes[0].ahead.is_empty() {
+            worker.bell.wait(None);
+            worker.collect(0);
+        }
+    }
+
+    /// The batch has its place before the heartbeat, and is sealed after it. Whoever waited for the batch was told that it was
+    /// durable when the heartbeat was.
+    #[test]
+    fn a_heartbeat_ahead_of_a_batch_that_was_put_back_does_not_pass_it_for_durable() {
+        let folder = tempfile::tempdir().unwrap();
+        let (keys, bundle) = trust();
+        let (mut worker, can) = worker(folder.path(), keys);
+        can.record(b"waits for a key").unwrap();
+        let batch = can.intake.close_batch();
+        worker.work(0, DeviceClock::since_boot());
+        let lane = &worker.lanes[0];
+        assert!(lane.held_back && lane.ahead.is_empty(), "it was taken, and put back");
+        // The key comes, and there is something to say: what an earlier life gave up.
+        worker.apply(&bundle).unwrap();
+        let (first, last) = (Seq::FIRST, Seq::new(9).unwrap());
+        let (stream, run) = (can.name().clone(), Run::new(1).unwrap());
+        let gap = Gap { stream, run, from: first, to: last, reason: GapReason::DroppedByPolicy };
+        worker.outbox.lose(&worker.lanes[0].log, Position(0), &[gap]).unwrap();
+        assert!(worker.say());
+        worker.write(0, DeviceClock::since_boot());
+        arrive(&mut worker);
+        assert_eq!(can.intake.in_memory().0, 1, "the batch is in memory");
+        assert!(worker.lanes[0].durable < batch, "and nobody is told that it is on the disk");
+        worker.work(0, DeviceClock::since_boot());
+        arrive(&mut worker);
+        assert_eq!((worker.lanes[0].durable, can.intake.in_memory().0), (batch, 0));
+    }
+}
