@@ -196,6 +196,15 @@ pub fn spki_sha256(der: &[u8]) -> Result<[u8; 32], IdentityError> {
     Ok(Sha256::digest(certificate.public_key().raw).into())
 }
 
+/// A certificate's SubjectPublicKeyInfo in DER.
+///
+/// # Errors
+/// [`IdentityError::Unreadable`].
+pub fn spki(der: &[u8]) -> Result<Vec<u8>, IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
+    Ok(certificate.public_key().raw.to_vec())
+}
+
 /// When a certificate ends, in seconds since 1970, and its serial number in lower-case hexadecimal.
 ///
 /// # Errors

@@ -292,7 +292,8 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::DataDirUnwritable
         | R::ConfigUnreadable
         | R::SealingFailed
-        | R::WouldOverwrite => Code::FailedPrecondition,
+        | R::WouldOverwrite
+        | R::ClockWrong => Code::FailedPrecondition,
 
         R::DeviceMismatch
         | R::SiteMismatch
@@ -469,7 +470,8 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::DataDirUnwritable
         | R::StateDamaged
         | R::SealingFailed
-        | R::WouldOverwrite => false,
+        | R::WouldOverwrite
+        | R::ClockWrong => false,
     }
 }
 

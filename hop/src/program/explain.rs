@@ -321,6 +321,10 @@ fn todo(reason: ErrorReason) -> &'static str {
             "Start the program: it goes on from its last good copy where there is one. Then look at the disk."
         }
         R::WouldOverwrite => "Choose another folder, or move away what stands there.",
+        R::ClockWrong => {
+            "Set the clock, and have it kept right (chrony, systemd-timesyncd, PTP). Devices go on sealing, and what waits is \
+             relayed: only dates that people read are wrong, and certificates may be refused."
+        }
         R::OutboxFull => "Let the device reach its gateway, or raise [outbox] max_bytes.",
         R::SealingFailed => "Look at `pithead-device key`: a session needs a key that may be sealed to.",
     }

@@ -1,5 +1,7 @@
 //! What every Pithead program does the same way: read its configuration, fail, log, tell the time, and stop.
 
+pub mod ask;
+pub mod check;
 pub mod clock;
 pub mod config;
 pub mod disk;
@@ -12,6 +14,10 @@ pub mod log;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 pub mod pulse;
+pub mod human;
+#[cfg(feature = "cli")]
+pub mod manual;
+pub mod paint;
 pub mod reference;
 pub mod stop;
 pub mod supervisor;
