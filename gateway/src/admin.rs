@@ -7,13 +7,14 @@
 //! | `/statusz` | everything as JSON, each state with its age |
 //! | `/metrics` | OpenMetrics text |
 //! | `/devices` | who is connected, how each is known, and when each device was last there, as JSON |
+//! | `POST /drain/SECONDS` | not ready from now on, and so many seconds later it stops as by SIGTERM |
 //! | `POST /refresh` | asks the source of statements now |
 //! | `POST /relay/pause`, `/relay/resume` | the relay stands still, or goes on |
 //! | `POST /refused/retry/NAME` | an envelope that the far end refused waits for it again |
 //! | `POST /relay/rate/...` | so many bytes a second, `none` for any amount, `configured` |
 //!
 //! No authentication: it listens on loopback unless configured otherwise, shows no secret, and whoever reaches it can
-//! delay what goes to the cloud and lose none of it. A page in a browser on this machine reaches it as well: an order that
+//! delay what goes to the cloud, stop the gateway, and lose nothing of what it has. A page in a browser on this machine reaches it as well: an order that
 //! comes from one (it says so itself, by `Origin`) is refused.
 
 use std::future::Future;
@@ -36,6 +37,7 @@ use pithead_sealing::Site;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::{since_boot, wall_ms};
 use crate::commands::spool as spool_facts;
@@ -93,7 +95,12 @@ pub struct Facts {
     pub control: Option<Control>,
     /// The ports for devices.
     pub doors: Arc<Doors>,
+    /// Has the program stop, as a signal does.
+    pub stop: CancellationToken,
 }
+
+/// The longest that a gateway goes on serving while it says that it is not ready.
+pub const GRACE_MAX: Duration = Duration::from_secs(3600);
 
 /// Takes the port.
 ///
@@ -126,6 +133,7 @@ pub async fn serve(
         .route("/statusz", get(statusz))
         .route("/devices", get(devices))
         .route("/metrics", get(metrics))
+        .route("/drain/{seconds}", post(drain))
         .route("/refresh", post(refresh))
         .route("/relay/pause", post(relay_pause))
         .route("/relay/resume", post(relay_resume))
@@ -156,13 +164,31 @@ async fn statusz(State(facts): State<Arc<Facts>>) -> Response {
 }
 
 async fn devices(State(facts): State<Arc<Facts>>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], format!("{:#}\n", facts.doors.devices())).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], format!("{:#}\n", facts.devices())).into_response()
 }
 
 async fn metrics(State(facts): State<Arc<Facts>>) -> Response {
     facts.measure();
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], facts.metrics.page()).into_response()
+}
+
+async fn drain(State(facts): State<Arc<Facts>>, Path(seconds): Path<u64>) -> Response {
+    let grace = Duration::from_secs(seconds);
+    if grace > GRACE_MAX {
+        return (StatusCode::BAD_REQUEST, format!("at most {} s\n", GRACE_MAX.as_secs())).into_response();
+    }
+    tracing::warn!(event = "gateway.drain_ordered", grace_s = seconds);
+    facts.health.drain();
+    let stop = facts.stop.clone();
+    tokio::spawn(async move {
+        // Another order, or a signal, may be sooner.
+        tokio::select! {
+            () = tokio::time::sleep(grace) => stop.cancel(),
+            () = stop.cancelled() => {}
+        }
+    });
+    (StatusCode::ACCEPTED, "draining\n").into_response()
 }
 
 async fn refresh(State(facts): State<Arc<Facts>>) -> Response {
@@ -243,6 +269,19 @@ async fn order(
 }
 
 impl Facts {
+    /// Who is there, and how much each device has sent.
+    fn devices(&self) -> Value {
+        let mut devices = self.doors.devices();
+        let sent: serde_json::Map<String, Value> = self
+            .shares
+            .sent()
+            .into_iter()
+            .map(|(device, bytes)| (device.to_string(), json!(bytes)))
+            .collect();
+        devices["sent_bytes"] = Value::Object(sent);
+        devices
+    }
+
     /// Everything, each state with its age.
     #[must_use]
     pub fn status(&self) -> Value {

@@ -1,10 +1,12 @@
 //! The command line: parsed here, done in [`commands`](crate::commands).
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::path::PathBuf;
 use std::process;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use pithead_hop::program::manual::{self, CompletedShell};
+use pithead_hop::program::paint::Paint;
 use pithead_hop::program::{self, ExitCode, ProgramError, log};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::DeviceId;
@@ -28,6 +30,9 @@ pub struct Cli {
     /// How log lines look: auto is text on a terminal and JSON otherwise.
     #[arg(long, global = true, default_value = "auto", value_parser = ["auto", "json", "text"])]
     pub log_format: String,
+    /// Paints nothing, as NO_COLOR in the environment does; without a terminal nothing is painted anyway.
+    #[arg(long, global = true)]
+    pub no_color: bool,
 }
 
 /// Where the configuration is.
@@ -73,6 +78,12 @@ pub enum Command {
     Init(Box<commands::init::Args>),
     /// Runs the gateway until it is told to stop (SIGTERM).
     Run(ConfigArg),
+    /// Whether this gateway would serve and go on serving: configuration, connectivity, production readiness, and the running
+    /// gateway. Each line that is not in order says what to do.
+    ///
+    /// Exits 0 if all is well, 3 with warnings, 4 if it would not serve, 78 if the configuration is bad. Before the first start:
+    /// `pithead-gateway check --pre`. It writes a small file into the data directory to measure the disk, and removes it.
+    Check(Box<commands::check::Args>),
     /// The version, and whether an opener of envelopes is in this build (it must not be).
     Version(OutputArg),
     /// Who the devices are.
@@ -98,13 +109,53 @@ pub enum Command {
         /// PH-1014, 1014 or TRUST_ROLLBACK.
         code: Option<String>,
     },
-    /// How the running gateway is. Exits 0 if all is well, 3 if degraded, 4 if not ready, 69 if it does not run.
+    /// How the running gateway is, what that means, and what to do. Exits 0 if all is well, 3 if degraded or something has to
+    /// be looked at, 4 if not ready, 69 if it does not run.
     Status {
         #[command(flatten)]
         config: ConfigArg,
         #[command(flatten)]
         output: OutputArg,
     },
+    /// The running gateway on one screen, drawn anew each second: rates, backlog and forecast, lamps, devices by traffic. `q` ends
+    /// it. For a pipe or a ticket: `pithead-gateway top --once`.
+    Top(commands::top::Args),
+    /// Has the running gateway say that it is not ready, and stop as by SIGTERM; ends when it has. What was acknowledged is on
+    /// the disk, and goes on from there with the next start.
+    ///
+    /// Exits 0 when it has stopped, 75 if it has not within the time-out, 69 if none runs. Behind a balancer: `pithead-gateway
+    /// drain --grace 15s`.
+    Drain(commands::drain::Args),
+    /// The gateway's own certificate, and those that it believes.
+    #[command(subcommand)]
+    Certificate(CertificateCommand),
+    /// Completions for a shell, on standard output: `pithead-gateway completions bash > /etc/bash_completion.d/pithead-gateway`.
+    Completions {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: CompletedShell,
+    },
+    /// Writes man pages: `pithead-gateway man --out /usr/local/share/man/man1`.
+    Man {
+        /// The folder; it is made if its parent exists.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+/// `certificate ...`
+#[derive(Debug, Subcommand)]
+pub enum CertificateCommand {
+    /// Until when each certificate is good. Exits 3 if one ends within a month.
+    Show {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// A new certificate for this gateway from the site CA whose key is here: the same key and names, other dates. A gateway that
+    /// runs takes it over. From a weekly timer: `pithead-gateway certificate renew --within 60d`.
+    Renew(commands::certificate::RenewArgs),
 }
 
 /// `device ...`
@@ -310,7 +361,24 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
     if let Err(error) = log::init(format, log::level(cli.verbose, cli.quiet + base)) {
         return Err(ProgramError::new(ErrorReason::ConfigInvalid, error.to_string()).exit(ExitCode::USAGE));
     }
+    let paint = Paint::for_screen(io::stdout().is_terminal(), cli.no_color);
     match cli.command {
+        Command::Check(args) => commands::check::run(&args, paint, out),
+        Command::Top(args) => commands::top::run(&args, paint, out),
+        Command::Drain(args) => commands::drain::run(&args, out),
+        Command::Certificate(CertificateCommand::Show { config, output }) => {
+            commands::certificate::show(&config.config, output.output, out)
+        }
+        Command::Certificate(CertificateCommand::Renew(args)) => commands::certificate::renew(&args, out),
+        Command::Completions { shell } => {
+            commands::write(out, &String::from_utf8_lossy(&manual::completions(Cli::command(), shell)))?;
+            Ok(ExitCode::OK)
+        }
+        Command::Man { out: folder } => {
+            let pages = manual::man(Cli::command(), &folder)?;
+            commands::write(out, &format!("{pages} pages in {}\n", folder.display()))?;
+            Ok(ExitCode::OK)
+        }
         Command::Init(args) => commands::init::run(&args, out),
         Command::Run(config) => crate::run::main(&config.config),
         Command::Device(DeviceCommand::Add { device, config }) => {
@@ -360,7 +428,9 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
             commands::refused::retry(&config.config, names, all, out)
         }
         Command::Explain { code } => commands::explain(code.as_deref(), out),
-        Command::Status { config, output } => commands::status::print(&config.config, output.output, out),
+        Command::Status { config, output } => {
+            commands::status::print(&config.config, output.output, paint, out)
+        }
     }
 }
 
@@ -385,6 +455,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn the_reference_says_what_the_program_says() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/cli-gateway.md");
+        program::reference::keep(page.as_ref(), &manual::reference(Cli::command())).unwrap();
     }
 
     #[test]

@@ -49,6 +49,15 @@ pub(super) fn statusz(admin: SocketAddr) -> Result<serde_json::Value, ProgramErr
     serde_json::from_str(&answer.body).map_err(|error| unreachable(admin, &error.to_string()))
 }
 
+/// A page as it is.
+pub(super) fn get(admin: SocketAddr, path: &str) -> Result<String, ProgramError> {
+    let answer = request(admin, "GET", path).map_err(|error| unreachable(admin, &error.to_string()))?;
+    match answer.status {
+        200 => Ok(answer.body),
+        status => Err(unreachable(admin, &format!("status {status}"))),
+    }
+}
+
 /// Who is connected; nothing if nobody answers.
 pub(super) fn devices(admin: SocketAddr) -> Option<serde_json::Value> {
     let answer = request(admin, "GET", "/devices").ok().filter(|answer| answer.status == 200)?;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use pithead_hop::identity::spki_sha256;
-use pithead_hop::program::{ExitCode, ProgramError, clock, disk, units};
+use pithead_hop::program::{ExitCode, ProgramError, clock, disk, human, units};
 use pithead_hop::tls::{Pem, pem::certificates_to_text};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::DeviceId;
@@ -191,13 +191,35 @@ fn add_by_token(
     material::site_ca(config)?;
     let token = token()?;
     let expires = Stamp(now.0 + args.ttl.as_secs());
-    file.change(|registry| {
+    let (waited, renews) = file.change(|registry| {
+        let known = registry.get(&args.name);
+        let waited = known
+            .and_then(|record| record.token.as_ref())
+            .is_some_and(|token| token.key.is_none() && token.expires_at > now);
+        let renews = known.is_some_and(|record| {
+            record.certificates.iter().any(|one| one.revoked_at.is_none() && one.not_after > now)
+        });
         registry.add(&args.name, args.mode, &[], now)?;
         registry.give_token(&args.name, &token, expires);
-        Ok::<_, NotChanged>(())
+        Ok::<_, NotChanged>((waited, renews))
     })?;
+    let mut said = String::new();
+    if waited {
+        said += &format!(
+            "{} was waiting for its enrolment already: the token that was given out before is good no more.\n",
+            args.name
+        );
+    }
+    if renews {
+        said += &format!(
+            "{name} has a certificate that is good. To give it another for the same key, on the device, before {expires}:\n\n\
+             pithead-device renew -c {name}/device.toml --gateway {address} --token {token} --fingerprint {fingerprint}\n\n\
+             To begin anew with a key of its own, as if the device were new:\n\n",
+            name = args.name,
+        );
+    }
     let text = format!(
-        "On the device, before {expires}, once, beside the trust root that the authority gave you for it:\n\n\
+        "{said}On the device, before {expires}, once, beside the trust root that the authority gave you for it:\n\n\
          pithead-device enroll --dir {name} --gateway {address} --token {token} --fingerprint {fingerprint} \
          --site {site} --device {name} --authority {authority} --root {root}\n\n\
          The trust root does not come from here: a gateway cannot say whom a device is to believe. Instead of its file,\n\
@@ -417,7 +439,9 @@ fn table(rows: &[Value], runs: bool) -> String {
         "DEVICE", "MODE", "ASSURANCE", "STATE", "CONNECTIONS", "SEEN", "CERTIFICATE UNTIL"
     );
     for row in rows {
-        let seen = row["seen_s_ago"].as_u64().map_or_else(|| "-".to_owned(), |ago| format!("{ago} s ago"));
+        let seen = row["seen_s_ago"]
+            .as_u64()
+            .map_or_else(|| "-".to_owned(), |ago| format!("{} ago", human::seconds(ago)));
         lines += &format!(
             "{:24} {:8} {:9} {:24} {:>11} {seen:>12}  {}\n",
             text(&row["device"]),

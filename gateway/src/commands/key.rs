@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pithead_hop::keys::KeyFile;
-use pithead_hop::program::{ExitCode, ProgramError, clock};
+use pithead_hop::program::{ExitCode, ProgramError, clock, human};
 use pithead_hop::status::reason_of_trust;
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::trust::{Clock, Device, Sha256Digest, StatementFields};
+use pithead_sealing::trust::{Bundle, Clock, Device, Sha256Digest, StatementFields};
 use serde_json::{Value, json};
 
 use super::admin_client;
@@ -47,7 +47,7 @@ pub fn show(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode
 }
 
 /// What the gateway has on its disk, whether it runs or not.
-fn last_known_good(data: &Path) -> Result<(Kept, Device), ProgramError> {
+pub(super) fn last_known_good(data: &Path) -> Result<(Kept, Device), ProgramError> {
     let folder = data.join("keys");
     let damaged = |what: &str| {
         ProgramError::new(ErrorReason::StateDamaged, format!("{}: {what}", folder.display()))
@@ -115,7 +115,7 @@ pub fn import(file: &Path, path: &Path, out: &mut dyn Write) -> Result<ExitCode,
         }
         Err(DirectoryError::Locked(_)) => {
             // Verified here as far as can be without the running gateway's state; it decides.
-            let trial = trial(&config, &material, &bundle);
+            let trial = trial(&config, &material, bundle.bundle.clone());
             trial.map_err(|error| {
                 ProgramError::new(reason_of_trust(error), format!("{}: {error}", file.display()))
                     .affects("what is in force stays in force")
@@ -135,12 +135,12 @@ pub fn import(file: &Path, path: &Path, out: &mut dyn Write) -> Result<ExitCode,
     }
 }
 
-/// What a device with the same provisioned root would say of the bundle.
-fn trial(
+/// What a device with the same provisioned root would say of the bundle; and the device, with it.
+pub(super) fn trial(
     config: &Config,
     material: &Material,
-    file: &KeyFile,
-) -> Result<(), pithead_sealing::trust::TrustError> {
+    bundle: Bundle,
+) -> Result<Device, pithead_sealing::trust::TrustError> {
     let kept = Store::open(&config.gateway.data_dir.join("keys")).ok().and_then(|(_, found)| match found {
         Found::Whole(kept) => Device::restore(&kept.device).ok(),
         Found::Nothing | Found::Damaged => None,
@@ -154,8 +154,8 @@ fn trial(
             Clock::default(),
         )?,
     };
-    let bundle = file.bundle.clone().newer_than(device.root_version());
-    device.apply(&bundle, trusted(config)).map(|_| ())
+    let bundle = bundle.newer_than(device.root_version());
+    device.apply(&bundle, trusted(config)).map(|_| device)
 }
 
 fn trusted(config: &Config) -> Clock {
@@ -214,11 +214,9 @@ fn describe(statement: &StatementFields, digest: &Sha256Digest) -> Value {
 }
 
 fn table(value: &Value) -> String {
-    let date = |field: &Value| {
-        let seconds = field.as_u64().and_then(|seconds| i64::try_from(seconds).ok());
-        let when = seconds.and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
-        when.map_or_else(|| "?".to_owned(), |when| format!("{}Z", when.date()))
-    };
+    let now = clock::wall_s();
+    let date =
+        |field: &Value| field.as_u64().map_or_else(|| "?".to_owned(), |at| human::moment_from(at, now));
     let text = |field: &Value| field.as_str().unwrap_or("-").to_owned();
     let mut lines =
         format!("statement {}.{} of {}", value["epoch"], value["sequence"], text(&value["authority"]));
@@ -233,9 +231,11 @@ fn table(value: &Value) -> String {
         let mark = if key["fingerprint"] == value["in_use"] { "*" } else { " " };
         let (status, bits) = (text(&key["status"]), &key["bits"]);
         lines += &format!(
-            "{mark} {status:12} RSA {bits}  {}\n    SHA-256    {}\n",
+            "{mark} {status:12} RSA {bits}  {}\n    SHA-256    {}\n    active from {}\n    sealed to until {}\n",
             text(&key["arn"]),
-            text(&key["fingerprint"])
+            text(&key["fingerprint"]),
+            date(&key["not_before"]),
+            date(&key["seal_until"]),
         );
     }
     lines

@@ -1,16 +1,22 @@
 //! What the command line can do besides running: each answers and ends.
 
+pub mod certificate;
+pub mod check;
 pub mod config;
 pub mod device;
+pub mod drain;
 pub mod init;
 pub mod key;
 pub mod refused;
 pub mod relay;
 pub mod spool;
 pub mod status;
+pub mod top;
 pub mod version;
 
 mod admin_client;
+mod meaning;
+mod reading;
 
 use std::io::{self, Write};
 
@@ -18,7 +24,7 @@ use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_proto::errors::v1::ErrorReason;
 
 /// Writes a result; a reader that has gone away (`| head`) is no failure of ours.
-fn write(out: &mut dyn Write, text: &str) -> Result<(), ProgramError> {
+pub(crate) fn write(out: &mut dyn Write, text: &str) -> Result<(), ProgramError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(ProgramError::new(ErrorReason::Unspecified, format!("cannot write the result: {error}")))

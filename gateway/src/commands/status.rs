@@ -1,12 +1,15 @@
-//! `status`: how the running gateway is, with an exit code for scripts.
+//! `status`: how the running gateway is, what that means, and what to do, with an exit code for scripts.
 
 use std::io::Write;
 use std::path::Path;
 
-use pithead_hop::program::{ExitCode, ProgramError};
-use serde_json::Value;
+use pithead_hop::program::paint::{Paint, Tone};
+use pithead_hop::program::{ExitCode, ProgramError, human};
+use serde_json::{Value, json};
 
-use super::admin_client::statusz;
+use super::admin_client;
+use super::meaning::{self, Meaning, text};
+use super::reading::Numbers;
 use crate::cli::Output;
 use crate::config::Config;
 
@@ -14,53 +17,123 @@ use crate::config::Config;
 ///
 /// # Errors
 /// When nobody answers there.
-pub fn print(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
+pub fn print(
+    path: &Path,
+    output: Output,
+    paint: Paint,
+    out: &mut dyn Write,
+) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
-    let status = statusz(config.admin.listen)?;
-    super::write(out, &if output == Output::Json { super::json(&status) } else { table(&status) })?;
-    Ok(code(&status))
+    let mut status = admin_client::statusz(config.admin.listen)?;
+    let numbers = Numbers::parse(&admin_client::get(config.admin.listen, "/metrics")?);
+    let meaning = meaning::of(&status, &numbers);
+    let code = code(&status, &meaning);
+    let shown = match output {
+        Output::Json => {
+            status["meaning"] = json!(meaning.sentence);
+            status["attention"] = json!(meaning.attention);
+            super::json(&status)
+        }
+        Output::Table => table(&status, &meaning, paint),
+    };
+    super::write(out, &shown)?;
+    Ok(code)
 }
 
-fn code(status: &Value) -> ExitCode {
+fn code(status: &Value, meaning: &Meaning) -> ExitCode {
     let lamps = status["dimensions"].as_object();
     let all_well = lamps.is_some_and(|lamps| lamps.values().all(|lamp| lamp["level"] == "ok"));
     match status["ready"].as_bool() {
-        Some(true) if all_well => ExitCode::OK,
+        Some(true) if all_well && meaning.attention.is_empty() => ExitCode::OK,
         Some(true) => ExitCode::DEGRADED,
         _ => ExitCode::NOT_READY,
     }
 }
 
-fn table(status: &Value) -> String {
-    let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+/// How a lamp is painted.
+pub(super) fn tone(level: &Value) -> Tone {
+    match level.as_str() {
+        Some("ok") => Tone::Good,
+        Some("degraded") => Tone::Warning,
+        _ => Tone::Bad,
+    }
+}
+
+fn table(status: &Value, meaning: &Meaning, paint: Paint) -> String {
     let ready = if status["ready"] == true { "ready" } else { "not ready" };
-    let mut text = format!("{} at {}: {ready}\n", word(&status["gateway"]), word(&status["site"]));
+    let up =
+        status["uptime_s"].as_u64().map_or_else(String::new, |up| format!(", up {}", human::seconds(up)));
+    let mut shown = format!("{} at {}: {ready}{up}\n", text(&status["gateway"]), text(&status["site"]));
+    shown += &format!("{}\n", meaning.sentence);
+    for what in &meaning.attention {
+        shown += &format!("  {} {what}\n", paint.word(Tone::Warning, "!"));
+    }
+    shown += "\n";
     for (name, lamp) in status["dimensions"].as_object().into_iter().flatten() {
-        let (level, words) = (word(&lamp["level"]), word(&lamp["words"]));
-        text += &format!("  {name:7} {level:9} {:>8} s  {words}\n", lamp["for_s"]);
+        let (level, words) = (text(&lamp["level"]), text(&lamp["words"]));
+        let age = lamp["for_s"].as_u64().map_or_else(|| "-".to_owned(), human::seconds);
+        let level = paint.word(tone(&lamp["level"]), &format!("{level:9}"));
+        shown += &format!("  {name:7} {level} {age:>12}  {words}\n");
     }
     for section in ["ingest", "keys", "spool", "relay"] {
-        text += &format!("{section}\n");
+        shown += &format!("\n{}\n", paint.word(Tone::Heading, section));
         for (name, value) in status[section].as_object().into_iter().flatten() {
             if !value.is_null() {
-                text += &format!("  {name:24} {}\n", word(value));
+                let (name, value) = fact(name, value);
+                shown += &format!("  {name:24} {value}\n");
             }
         }
     }
-    text
+    shown
+}
+
+/// A fact as people read it: the unit goes from its name into its value.
+fn fact(name: &str, value: &Value) -> (String, String) {
+    let Some(number) = value.as_u64() else { return (name.replace('_', " "), text(value)) };
+    let units: [(&str, &str, fn(u64) -> String); 4] = [
+        ("_bytes_per_s", "", |number| format!("{}/s", human::bytes(number))),
+        ("_bytes", "", human::bytes),
+        ("_s_ago", "", |number| format!("{} ago", human::seconds(number))),
+        ("_s", "", human::seconds),
+    ];
+    for (ending, instead, show) in units {
+        if let Some(stem) = name.strip_suffix(ending) {
+            return (format!("{}{instead}", stem.replace('_', " ")), show(number));
+        }
+    }
+    let plain = if name == "bytes" { human::bytes(number) } else { human::count(number) };
+    (name.replace('_', " "), plain)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn the_exit_code_says_well_degraded_or_not_ready() {
         let status = |ready: bool, relay: &str| json!({ "ready": ready, "dimensions": { "keys": { "level": "ok" }, "relay": { "level": relay } } });
-        assert_eq!(code(&status(true, "ok")), ExitCode::OK);
-        assert_eq!(code(&status(true, "degraded")), ExitCode::DEGRADED);
-        assert_eq!(code(&status(false, "ok")), ExitCode::NOT_READY);
-        assert_eq!(code(&json!({})), ExitCode::NOT_READY);
+        let well = Meaning { sentence: String::new(), attention: vec![] };
+        assert_eq!(code(&status(true, "ok"), &well), ExitCode::OK);
+        assert_eq!(code(&status(true, "degraded"), &well), ExitCode::DEGRADED);
+        assert_eq!(code(&status(false, "ok"), &well), ExitCode::NOT_READY);
+        assert_eq!(code(&json!({}), &well), ExitCode::NOT_READY);
+        let refused = Meaning { sentence: String::new(), attention: vec!["1 envelope was refused".into()] };
+        assert_eq!(code(&status(true, "ok"), &refused), ExitCode::DEGRADED);
+    }
+
+    #[test]
+    fn facts_have_their_units_in_their_values() {
+        for (name, value, shown) in [
+            ("capacity_bytes", json!(8_u64 << 30), ("capacity", "8.0 GiB")),
+            ("rate_bytes_per_s", json!(2 << 20), ("rate", "2.0 MiB/s")),
+            ("refreshed_s_ago", json!(65), ("refreshed", "1 min 5 s ago")),
+            ("oldest_age_s", json!(0), ("oldest age", "0 s")),
+            ("bytes", json!(12), ("bytes", "12 B")),
+            ("records", json!(1234), ("records", "1,234")),
+            ("disk_full", json!(false), ("disk full", "false")),
+            ("failure", json!("a\nb"), ("failure", "a\u{fffd}b")),
+        ] {
+            assert_eq!(fact(name, &value), (shown.0.to_owned(), shown.1.to_owned()));
+        }
     }
 }

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pithead_hop::identity::spki_sha256;
+use pithead_hop::identity::{PeerId, Role, spki_sha256};
 use pithead_hop::program::ProgramError;
 use pithead_hop::tls::{Pem, TlsError};
 use pithead_proto::errors::v1::ErrorReason;
@@ -14,8 +14,9 @@ use pithead_sealing::{DeviceId, Site};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    SubjectPublicKeyInfo,
 };
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, ServerName};
 use zeroize::Zeroizing;
 
 use super::registry::{Issued, Sha, Stamp};
@@ -205,6 +206,37 @@ impl SiteCa {
         self.sign(params, key, now, self.validity)
     }
 
+    /// A certificate for the gateway `named`, for the key of the one in DER that it has, with the same host names. The PEM has
+    /// the CAs above it, if there are any.
+    ///
+    /// # Errors
+    /// [`CaError`].
+    pub fn gateway_again(
+        &self,
+        old: &CertificateDer<'static>,
+        named: &PeerId,
+        hosts: &[ServerName<'static>],
+        now: Stamp,
+    ) -> Result<Signed, CaError> {
+        let key = spki_of(old)?;
+        let host = |host: &ServerName<'static>| match host {
+            ServerName::IpAddress(address) => Some(HostName::Address(IpAddr::from(*address))),
+            ServerName::DnsName(name) => Some(HostName::Name(name.as_ref().to_owned())),
+            _ => None,
+        };
+        let hosts: Vec<HostName> = hosts.iter().filter_map(host).collect();
+        let name = match &named.role {
+            Role::Gateway(name) => name.as_str(),
+            Role::Device(_) | Role::Operator(_) | Role::Applicant(_) => {
+                let why = format!("{named} is no gateway");
+                return Err(CaError::Unusable { origin: "the certificate".to_owned(), why });
+            }
+        };
+        let mut signed = self.sign(gateway_params(&self.site, name, &hosts)?, &key, now, GATEWAY_LIFE)?;
+        signed.pem += &pithead_hop::tls::pem::certificates_to_text(self.above.iter().map(AsRef::as_ref));
+        Ok(signed)
+    }
+
     fn sign(
         &self,
         mut params: CertificateParams,
@@ -225,6 +257,32 @@ impl SiteCa {
         };
         Ok(Signed { pem: certificate.pem(), certificate: certificate.der().clone(), issued })
     }
+}
+
+/// The public key of a certificate.
+fn spki_of(certificate: &CertificateDer<'_>) -> Result<SubjectPublicKeyInfo, CaError> {
+    let der = pithead_hop::identity::spki(certificate).map_err(|error| CaError::Unusable {
+        origin: "the certificate".to_owned(),
+        why: error.to_string(),
+    })?;
+    SubjectPublicKeyInfo::from_der(&der).map_err(unusable("the certificate's key"))
+}
+
+/// What a gateway's certificate says of it.
+fn gateway_params(site: &Site, name: &str, hosts: &[HostName]) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.subject_alt_names = vec![uri(&format!("spiffe://{site}/gateway/{name}"))?];
+    for host in hosts {
+        params.subject_alt_names.push(match host {
+            HostName::Name(host) => SanType::DnsName(host.as_str().try_into().map_err(unusable(host))?),
+            HostName::Address(address) => SanType::IpAddress(*address),
+        });
+    }
+    // A server for devices, and a client of the cloud.
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
 }
 
 fn uri(text: &str) -> Result<SanType, CaError> {
@@ -305,19 +363,7 @@ pub fn new_site(site: &Site, name: &str, hosts: &[HostName], now: Stamp) -> Resu
     let own = SiteCa { issuer, site: site.clone(), above: Vec::new(), validity: GATEWAY_LIFE };
 
     let pair = KeyPair::generate().map_err(unusable("a new key"))?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.subject_alt_names = vec![uri(&format!("spiffe://{site}/gateway/{name}"))?];
-    for host in hosts {
-        params.subject_alt_names.push(match host {
-            HostName::Name(host) => SanType::DnsName(host.as_str().try_into().map_err(unusable(host))?),
-            HostName::Address(address) => SanType::IpAddress(*address),
-        });
-    }
-    // A server for devices, and a client of the cloud.
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let gateway = own.sign(params, &pair, now, GATEWAY_LIFE)?;
+    let gateway = own.sign(gateway_params(site, name, hosts)?, &pair, now, GATEWAY_LIFE)?;
     Ok(NewSite {
         ca: ca.pem(),
         ca_key,
@@ -410,6 +456,26 @@ mod tests {
         // As a client of another gateway of the site.
         let now = rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(NOW.0 + 60));
         gate.admits(&[leaf], now).unwrap();
+    }
+
+    #[test]
+    fn a_renewed_gateway_has_the_same_key_and_names_and_other_dates() {
+        let (made, ca) = made();
+        let leaf = |text: &str| Pem::new("gateway.pem", text).certificates().unwrap().remove(0);
+        let old = leaf(&made.gateway);
+        let named = PeerId::from_certificate(&old).unwrap();
+        let hosts = pithead_hop::identity::host_names(&old).unwrap();
+        let later = Stamp(NOW.0 + 86_400);
+        let signed = ca.gateway_again(&old, &named, &hosts, later).unwrap();
+        let new = leaf(&signed.pem);
+        assert_eq!(PeerId::from_certificate(&new).unwrap(), named);
+        assert_eq!(pithead_hop::identity::host_names(&new).unwrap(), hosts);
+        assert_eq!(spki_sha256(&new).unwrap(), made.gateway_spki_sha256.0);
+        let (old, new) = (end_and_serial(&old).unwrap(), end_and_serial(&new).unwrap());
+        assert_eq!(new.0 - old.0, 86_400);
+        assert_ne!(new.1, old.1);
+        let device = PeerId::from_uri("spiffe://pit-7/device/truck-1").unwrap();
+        ca.gateway_again(&leaf(&made.gateway), &device, &hosts, later).unwrap_err();
     }
 
     #[test]

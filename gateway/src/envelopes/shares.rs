@@ -128,6 +128,8 @@ struct State {
 #[derive(Debug)]
 struct Held {
     bytes: u64,
+    /// What has come from it since it is known here, for screens.
+    sent: u64,
     /// None while it is full.
     bucket: Option<Bucket>,
 }
@@ -185,6 +187,7 @@ impl Shares {
         let Limits { rate, burst, .. } = self.0.limits;
         let mut state = self.lock();
         let held = state.device(device, now);
+        held.sent = held.sent.saturating_add(bytes);
         held.bucket.get_or_insert_with(|| Bucket::full(rate, burst, now)).spend(bytes, now);
     }
 
@@ -260,6 +263,14 @@ impl Shares {
         self.lock().devices.get(device).map_or(0, |held| held.bytes)
     }
 
+    /// Bytes that each device has sent itself, since it is known here. A device that is forgotten begins again at 0.
+    #[must_use]
+    pub fn sent(&self) -> Vec<(DeviceId, u64)> {
+        let state = self.lock();
+        let sent = state.devices.iter().filter(|(_, held)| held.sent > 0);
+        sent.map(|(device, held)| (device.clone(), held.sent)).collect()
+    }
+
     /// What a device may hold.
     #[must_use]
     pub fn per_device(&self) -> u64 {
@@ -285,7 +296,7 @@ impl State {
             self.devices
                 .retain(|_, held| held.bytes > 0 || held.bucket.is_some_and(|bucket| !bucket.is_full(now)));
         }
-        self.devices.entry(device.clone()).or_insert(Held { bytes: 0, bucket: None })
+        self.devices.entry(device.clone()).or_insert(Held { bytes: 0, sent: 0, bucket: None })
     }
 
     fn add(&mut self, device: &DeviceId, bytes: u64, now: Duration) {

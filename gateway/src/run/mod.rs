@@ -20,6 +20,7 @@ use crate::config::Config;
 use directory::DataDir;
 use material::Material;
 use serving::Serving;
+pub(crate) use serving::server_name;
 
 /// Runs until it is told to stop.
 ///
@@ -49,7 +50,7 @@ async fn run(
     for warning in material.warnings() {
         tracing::warn!(event = "tls.warning", warning);
     }
-    let serving = Serving::start(&config, material, &data).await?;
+    let serving = Serving::start(&config, material, &data, signals.stop.clone()).await?;
     loop {
         tokio::select! {
             () = signals.stop.cancelled() => break,

@@ -87,11 +87,12 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Starts everything. When this returns, devices are served.
+    /// Starts everything. When this returns, devices are served. Whoever is told to stop by its admin port cancels `stop`.
     pub(super) async fn start(
         config: &Config,
         material: Material,
         data: &DataDir,
+        stop: CancellationToken,
     ) -> Result<Self, ProgramError> {
         let started = since_boot();
         let metrics = Metrics::new();
@@ -315,6 +316,7 @@ impl Serving {
             relay: relay_report,
             control: config.relay.is_some().then_some(control),
             doors: doors.clone(),
+            stop,
         };
         let supervisor_stop = CancellationToken::new();
         let writes = spool.clone();
@@ -510,7 +512,8 @@ fn source(
     }
 }
 
-fn server_name(
+/// The name that is expected in the certificate of an endpoint.
+pub(crate) fn server_name(
     key: &str,
     name: Option<&str>,
     endpoint: &pithead_hop::connect::Endpoint,
