@@ -88,6 +88,23 @@ pub struct Published {
     pub spkis: Vec<Bytes>,
 }
 
+impl Published {
+    /// Reads a bundle file and verifies it, and changes nothing.
+    ///
+    /// # Errors
+    /// [`BooksError`].
+    pub fn read(path: &Path) -> Result<Self, BooksError> {
+        let size = fs::metadata(path).map_err(at(path))?.len();
+        let malformed = |what| BooksError::Malformed { path: path.to_owned(), what };
+        if size > BUNDLE_MAX {
+            return Err(malformed("it is larger than 1 MiB"));
+        }
+        let bytes = Bytes::from(fs::read(path).map_err(at(path))?);
+        let bundle = KeyBundle::decode(bytes).map_err(|_| malformed("it is not the protobuf message"))?;
+        believe(path, bundle)
+    }
+}
+
 /// How a statement that a device names stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatementStanding {
@@ -157,14 +174,7 @@ impl Books {
 
     /// Takes in a bundle file: verifies it, keeps its statement, and serves it if it is newer. True if something changed.
     pub fn take_in(&mut self, data_dir: &Path, path: &Path) -> Result<bool, BooksError> {
-        let size = fs::metadata(path).map_err(at(path))?.len();
-        let malformed = |what| BooksError::Malformed { path: path.to_owned(), what };
-        if size > BUNDLE_MAX {
-            return Err(malformed("it is larger than 1 MiB"));
-        }
-        let bytes = Bytes::from(fs::read(path).map_err(at(path))?);
-        let bundle = KeyBundle::decode(bytes).map_err(|_| malformed("it is not the protobuf message"))?;
-        let published = believe(path, bundle)?;
+        let published = Published::read(path)?;
         let statement = &published.statement;
         if let Some(served) = self.served.get(&published.site) {
             let refused =

@@ -1,8 +1,14 @@
 //! The command line.
 
-use crate::commands::{authority, device, inspect, open, run, site, verify};
+use crate::commands::authority::Output;
+use crate::commands::{authority, check, device, inspect, open, run, site, status, verify};
+use clap::CommandFactory as _;
 use pithead_hop::program::log::LogFormat;
+use pithead_hop::program::manual::{self, CompletedShell};
+use pithead_hop::program::paint::Paint;
 use pithead_hop::program::{ExitCode, ProgramError, explain};
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
 
 /// The reference cloud end of Pithead, and the authority's tool.
 #[derive(Debug, Clone, clap::Parser)]
@@ -17,6 +23,9 @@ pub struct Cli {
     /// How the log is written: `text`, `json`, or `auto` (JSON when stderr is not a terminal)
     #[arg(long, default_value = "auto", global = true)]
     pub log_format: LogFormat,
+    /// Paint nothing, as NO_COLOR in the environment does; without a terminal nothing is painted anyway
+    #[arg(long, global = true)]
+    pub no_color: bool,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -27,6 +36,21 @@ pub struct Cli {
 pub enum Command {
     /// Take envelopes from gateways, open them and make their plaintext durable
     Run(run::Args),
+    /// Whether this decryptor would serve and go on serving: configuration, KMS, production readiness, and the running program
+    ///
+    /// Each line that is not in order says what to do. Exits 0 if all is well, 3 with warnings, 4 if it would not serve, 78 if the
+    /// configuration is bad. Before the first start: `pithead-decryptor check --pre`. It writes a small file into the data
+    /// directory and beside what the sink writes, to measure the disk, and removes it.
+    Check(check::Args),
+    /// How the running decryptor is, and what to do; exits 0 if all is well, 3 if something has to be looked at, 4 if it does not
+    /// serve, 69 if it does not run
+    Status(status::Args),
+    /// The version, and that an opener of envelopes is in this build
+    Version {
+        /// How it is printed
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
     /// Open one sealed envelope
     Open(open::Args),
     /// Show what a sealed envelope says in clear; needs no key
@@ -46,13 +70,35 @@ pub enum Command {
     },
     /// Print the configuration file with every key, commented
     ConfigTemplate,
+    /// Completions for a shell, on standard output: `pithead-decryptor completions bash`
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: CompletedShell,
+    },
+    /// Write man pages: `pithead-decryptor man --out /usr/local/share/man/man1`
+    Man {
+        /// The folder; it is made if its parent exists
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 impl Cli {
     /// Does what it says, and gives the exit code.
     #[allow(clippy::print_stdout, reason = "the answer of a command")]
     pub async fn run(self) -> Result<ExitCode, ProgramError> {
+        let paint = Paint::for_screen(std::io::stdout().is_terminal(), self.no_color);
         match self.command {
+            Command::Check(args) => return check::run(&args, paint).await,
+            Command::Status(args) => return status::run(&args, paint),
+            Command::Version { output } => print!("{}", status::version(output)),
+            Command::Completions { shell } => {
+                print!("{}", String::from_utf8_lossy(&manual::completions(Self::command(), shell)));
+            }
+            Command::Man { out } => {
+                println!("{} pages in {}", manual::man(Self::command(), &out)?, out.display());
+            }
             Command::Verify(args) => return verify::run(args),
             Command::Run(args) => run::run(args).await?,
             Command::Open(args) => open::run(args).await?,
@@ -64,5 +110,21 @@ impl Cli {
             Command::ConfigTemplate => print!("{}", crate::config::TEMPLATE),
         }
         Ok(ExitCode::OK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_reference_says_what_the_program_says() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/cli-decryptor.md");
+        pithead_hop::program::reference::keep(page.as_ref(), &manual::reference(Cli::command())).unwrap();
     }
 }

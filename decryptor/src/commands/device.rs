@@ -110,6 +110,9 @@ pub fn run(args: &Args) -> Result<(), ProgramError> {
                 Change::Key(kid) => println!("added the key {kid} for {name}"),
                 Change::Policy => println!("changed what is asked of {name}"),
             }
+            if *required && !has_key(&devices::list(&data_dir)?, name) {
+                println!("{}", nothing_is_taken(name));
+            }
         }
         Command::List { output: Output::Table } => print!("{}", table(&devices::list(&data_dir)?)),
         Command::List { output: Output::Json } => {
@@ -131,6 +134,20 @@ pub fn run(args: &Args) -> Result<(), ProgramError> {
     Ok(())
 }
 
+fn has_key(listed: &[devices::Listed], name: &DeviceName) -> bool {
+    let name = name.to_string();
+    let mut own = listed.iter().filter(|device| device.name == name).flat_map(|device| &device.keys);
+    own.any(|key| key.revoked.is_none())
+}
+
+/// What is asked of a device that cannot give it.
+fn nothing_is_taken(name: &DeviceName) -> String {
+    format!(
+        "warning: no key is registered for {name}, and it has to sign: all that it sends is refused from now on, and is not lost.\n\
+         Register its key: pithead-decryptor device add {name} --key device.pub"
+    )
+}
+
 fn table(devices: &[devices::Listed]) -> String {
     let mut text = String::new();
     for device in devices {
@@ -145,4 +162,26 @@ fn table(devices: &[devices::Listed]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_has_to_sign_and_has_no_key_is_warned_of() {
+        let key = |revoked: Option<&str>| devices::ListedKey {
+            kid: "ab".repeat(16),
+            added: None,
+            revoked: revoked.map(str::to_owned),
+        };
+        let listed =
+            |keys| vec![devices::Listed { name: "pit-7/truck-1".into(), policy: Policy::Required, keys }];
+        let name: DeviceName = "pit-7/truck-1".parse().unwrap();
+        assert!(!has_key(&listed(vec![]), &name));
+        assert!(!has_key(&listed(vec![key(Some("2026-11-27T00:00:00Z"))]), &name));
+        assert!(has_key(&listed(vec![key(Some("2026-11-27T00:00:00Z")), key(None)]), &name));
+        assert!(!has_key(&listed(vec![key(None)]), &"pit-7/truck-2".parse().unwrap()));
+        assert!(nothing_is_taken(&name).contains("device add pit-7/truck-1 --key device.pub"));
+    }
 }

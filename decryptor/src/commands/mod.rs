@@ -3,9 +3,11 @@
 //! tests call the same function.
 
 pub mod authority;
+pub mod check;
 pub mod device;
 pub mod inspect;
 pub mod open;
 pub mod run;
 pub mod site;
+pub mod status;
 pub mod verify;

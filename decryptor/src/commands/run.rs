@@ -392,7 +392,8 @@ impl KeyUnwrapper for LocalFirst {
     }
 }
 
-fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
+/// Certificate, key, and the sites that may connect.
+pub(super) fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
     let sites = sites::trust(config)?;
     if sites.is_empty() {
         return Err(ProgramError::new(ErrorReason::ConfigInvalid, "no site is known: nobody could connect")
