@@ -2,10 +2,14 @@
 
 use std::{fmt, io::BufRead, path::PathBuf, process, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use pithead_hop::{
     connect::Endpoint,
-    program::{self, ExitCode, ProgramError, explain, log, units},
+    program::{
+        self, ExitCode, ProgramError, explain, log,
+        manual::{self, CompletedShell},
+        units,
+    },
 };
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{
@@ -43,8 +47,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Makes a device in a folder: names, certificate, and the trust root that it believes from now on. With a token it gets
-    /// its certificate over the network; otherwise out of files.
+    /// its certificate over the network; otherwise out of files. Given again with the token that it was enrolled with, it says so
+    /// and sends nothing.
     Enroll(Box<EnrollArgs>),
+    /// A new certificate for the same device and key, with a token of `pithead-gateway device add`: before the old one ends. What
+    /// the device believes, its numbers, its outbox and its file stay as they are, and the cloud knows its key.
+    Renew(RenewArgs),
     /// The key that the device seals to, verified here; asks the gateway for news first.
     Key {
         /// Asks nobody: what is believed now.
@@ -80,6 +88,31 @@ enum Command {
         /// PH-1014, 1014 or TRUST_ROLLBACK.
         code: Option<String>,
     },
+    /// Completions for a shell, on standard output: `pithead-device completions bash`.
+    Completions {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: CompletedShell,
+    },
+    /// Writes man pages: `pithead-device man --out /usr/local/share/man/man1`.
+    Man {
+        /// The folder; it is made if its parent exists.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RenewArgs {
+    /// The enrolment port of a gateway, as `device add` has printed it.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) gateway: Endpoint,
+    /// The one-time token, or - to read it from standard input, where no list of processes shows it.
+    #[arg(long)]
+    pub(crate) token: Token,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo) of the enrolment port, as `device add` has printed it.
+    #[arg(long, value_name = "SHA256")]
+    pub(crate) fingerprint: Sha256,
 }
 
 /// A SHA-256, told by another way; with colons if whoever printed it liked them.
@@ -368,6 +401,7 @@ pub(crate) fn main() -> process::ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
     match &cli.command {
         Command::Enroll(arguments) => enroll::run(arguments, cli.output),
+        Command::Renew(arguments) => enroll::renew(&cli.config, arguments, cli.output),
         Command::Key { offline, bundle } => {
             let from = match (offline, bundle) {
                 (true, _) => key::From::Nobody,
@@ -393,6 +427,14 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
             print_text(&explain::answer(code.as_deref())?);
             Ok(ExitCode::OK)
         }
+        Command::Completions { shell } => {
+            print_text(&String::from_utf8_lossy(&manual::completions(Cli::command(), *shell)));
+            Ok(ExitCode::OK)
+        }
+        Command::Man { out } => {
+            print_text(&format!("{} pages in {}\n", manual::man(Cli::command(), out)?, out.display()));
+            Ok(ExitCode::OK)
+        }
     }
 }
 
@@ -414,6 +456,17 @@ pub(crate) fn in_runtime(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_reference_says_what_the_program_says() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/cli-device.md");
+        program::reference::keep(page.as_ref(), &manual::reference(Cli::command())).unwrap();
+    }
 
     #[test]
     fn a_token_is_never_shown_and_may_come_on_standard_input() {

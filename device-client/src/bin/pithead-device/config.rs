@@ -141,6 +141,12 @@ impl Config {
         all.map(|(what, path)| (what, self.folder.join(path))).collect()
     }
 
+    /// The device's own certificate and its key, if it has them.
+    pub(crate) fn identity_files(&self) -> Option<(PathBuf, PathBuf)> {
+        let section = self.file.gateway.as_ref()?;
+        Some((self.folder.join(section.certificate.as_ref()?), self.folder.join(section.key.as_ref()?)))
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.folder.join(&self.file.device.state)
     }

@@ -17,7 +17,7 @@ use pithead_sealing::names::{DeviceId, Site};
 use serde_json::json;
 
 use crate::{
-    cli::EnrollArgs,
+    cli::{EnrollArgs, RenewArgs},
     failure, key,
     output::Output,
     signer::{self, Signer},
@@ -31,6 +31,11 @@ pub(crate) fn run(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, Pr
         }
         None => by_files(arguments, output),
     }
+}
+
+pub(crate) fn renew(file: &Path, arguments: &RenewArgs, output: Output) -> Result<ExitCode, ProgramError> {
+    let token = arguments.token.get(io::stdin().lock())?;
+    crate::cli::in_runtime(online::renew(file, arguments, &token, output))
 }
 
 fn by_files(arguments: &EnrollArgs, output: Output) -> Result<ExitCode, ProgramError> {

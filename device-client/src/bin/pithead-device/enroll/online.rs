@@ -10,6 +10,7 @@
 //! DIR/enroll.key     the key, from before the first attempt until the answer is kept: a lost answer is asked for again with it
 //! DIR/device.key     the same key then, device.pem its certificate, device.pub its public half for the cloud's registry
 //! DIR/ca.pem         the CAs of the gateways
+//! DIR/enroll.done    SHA-256 of the token that gave it, so that the same command again is known for what it is
 //! ```
 
 use std::{fmt, fs, path::Path, time::Duration};
@@ -22,7 +23,7 @@ use pithead_device_client::{
 };
 use pithead_hop::{
     connect::{ConnectOptions, Endpoint, connect},
-    identity::{PeerId, Role, spki_sha256},
+    identity::{PeerId, Role, end_and_serial, spki_sha256},
     keys::{KeyFile, MESSAGE_MAX},
     program::{ExitCode, ProgramError},
     status::Remote,
@@ -42,7 +43,13 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::{cannot_write, read, replace_private, write};
-use crate::{cli::EnrollArgs, failure, key, output::Output, signer::Signer};
+use crate::{
+    cli::{EnrollArgs, RenewArgs},
+    config::Config,
+    failure, key, moment,
+    output::Output,
+    signer::Signer,
+};
 
 /// How long the answer may take: the gateway writes to its disk before it gives one.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -112,11 +119,25 @@ pub(super) async fn run(
     };
     let fingerprint = arguments.fingerprint.as_ref().ok_or_else(|| wrong("--token needs --fingerprint"))?;
     let dir = &arguments.dir;
+    if let Some(standing) = Enrolled::with(dir, token) {
+        // Sent again with another key, a spent token looks like somebody else's to the gateway.
+        output.print(&standing.facts(dir));
+        return Ok(ExitCode::OK);
+    }
     fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
     let pair = drawn(dir)?;
-    let answer = ask(gateway, fingerprint.0, token, &pair).await?;
+    let answer =
+        ask(gateway, fingerprint.0, token, &pair).await.map_err(|error| match Enrolled::in_folder(dir) {
+            Some(standing) if error.reason == ErrorReason::EnrollTokenUsed => error
+                .affects(format!("this folder is enrolled already as {}, and goes on with that", standing.peer))
+                .todo(
+                    "nothing, if the token was used here; for a new certificate: pithead-device renew, with a token of its own",
+                ),
+            _ => error,
+        })?;
 
-    let answer = Answer::read(answer, arguments, &pair)?;
+    let expected = (arguments.site.as_ref(), arguments.device.as_ref());
+    let answer = Answer::read(answer, expected, &pair)?;
     let root = root.choose(&answer.bundle)?;
     let authority = match &arguments.authority {
         Some(authority) => authority.clone(),
@@ -141,6 +162,7 @@ pub(super) async fn run(
     };
     let text = super::device_toml(&names, Some(&gateway), !arguments.no_sign);
     let before = super::write_config(&file, &text)?;
+    write(&dir.join(DONE), Enrolled::mark(token).as_bytes())?;
     // Last: until here the same command goes on where it was.
     let drawn = dir.join(DRAWN);
     fs::remove_file(&drawn).map_err(|error| cannot_write(&drawn, &error))?;
@@ -154,6 +176,50 @@ pub(super) async fn run(
     fields.extend(before.map(|before| ("file_before", json!(before.display().to_string()))));
     fields.extend(signer.facts());
     fields.extend(key::facts(&keys));
+    output.print(&fields);
+    Ok(ExitCode::OK)
+}
+
+/// A new certificate for the key that the device has. The protocol gives one for any key whose holder has a token, and asks nothing
+/// else: so the device keeps what the cloud knows it by, and nothing but its certificate changes.
+pub(super) async fn renew(
+    file: &Path,
+    arguments: &RenewArgs,
+    token: &str,
+    output: Output,
+) -> Result<ExitCode, ProgramError> {
+    let config = Config::load(file)?;
+    let Some((certificate, key)) = config.identity_files() else {
+        return Err(ProgramError::new(ErrorReason::ConfigInvalid, "this device has no certificate")
+            .todo("one that is known by its address needs none; otherwise enrol it: pithead-device enroll"));
+    };
+    let tls = |error| failure::tls(&error);
+    let before = Pem::read(&certificate).and_then(|pem| pem.certificates()).map_err(tls)?;
+    let secret = Pem::read(&key).and_then(|pem| pem.private_key()).map_err(tls)?;
+    let pair = KeyPair::try_from(&secret).map_err(|error| {
+        ProgramError::new(ErrorReason::ConfigInvalid, format!("{}: {error}", key.display()))
+            .todo("a gateway signs P-256 keys in PKCS#8; with another key, have the CA renew that signed it")
+    })?;
+    let answer = ask(&arguments.gateway, arguments.fingerprint.0, token, &pair).await?;
+    let answer = Answer::read(answer, (Some(config.site()), Some(config.id())), &pair)?;
+    write(&certificate, answer.certificates.as_bytes())?;
+    let until = |der: &[u8]| end_and_serial(der).map(|(end, _)| end).ok();
+    let mut fields = vec![
+        ("device", json!(answer.device.to_string())),
+        ("site", json!(answer.site.to_string())),
+        ("certificate", json!(certificate.display().to_string())),
+    ];
+    let after = Pem::read(&certificate).and_then(|pem| pem.certificates()).map_err(tls)?;
+    if let Some(end) = after.first().and_then(|leaf| until(leaf)) {
+        fields.extend(moment::fields("until", "until_text", end));
+    }
+    if let Some(end) = before.first().and_then(|leaf| until(leaf)) {
+        fields.extend(moment::fields("until_before", "until_before_text", end));
+    }
+    fields.push((
+        "in_force",
+        json!("for every client that is opened from now on; one that runs shows the old one"),
+    ));
     output.print(&fields);
     Ok(ExitCode::OK)
 }
@@ -219,6 +285,48 @@ fn another(dir: &Path, why: &dyn fmt::Display) -> ProgramError {
 
 /// The name of a key that is not yet anybody's.
 const DRAWN: &str = "enroll.key";
+/// What a token that was used here is known by.
+const DONE: &str = "enroll.done";
+
+/// A folder that has a certificate.
+struct Enrolled {
+    peer: PeerId,
+    until_s: u64,
+}
+
+impl Enrolled {
+    /// As whom a folder is enrolled.
+    fn in_folder(dir: &Path) -> Option<Self> {
+        if !dir.join("device.toml").exists() || !dir.join("device.key").exists() {
+            return None;
+        }
+        let chain = Pem::read(&dir.join("device.pem")).and_then(|pem| pem.certificates()).ok()?;
+        let leaf = chain.first()?;
+        let peer = PeerId::from_certificate(leaf).ok()?;
+        Some(Self { peer, until_s: end_and_serial(leaf).ok()?.0 })
+    }
+
+    /// The same, if it was this token that gave it.
+    fn with(dir: &Path, token: &str) -> Option<Self> {
+        let mark = fs::read_to_string(dir.join(DONE)).ok()?;
+        (mark == Self::mark(token)).then(|| Self::in_folder(dir))?
+    }
+
+    /// A token has 128 bits: its hash gives nothing away, and it is spent.
+    fn mark(token: &str) -> String {
+        hex::encode(Sha256::digest(token))
+    }
+
+    fn facts(&self, dir: &Path) -> Vec<(&'static str, serde_json::Value)> {
+        let mut fields = vec![
+            ("already_enrolled_as", json!(self.peer.to_string())),
+            ("file", json!(dir.join("device.toml").display().to_string())),
+        ];
+        fields.extend(moment::fields("certificate_until", "certificate_until_text", self.until_s));
+        fields.push(("sent", json!("nothing: this token was used here, and the folder has what it gave")));
+        fields
+    }
+}
 
 /// The key of the attempt before, or a new one. It is on disk before it is shown to anybody.
 fn drawn(dir: &Path) -> Result<KeyPair, ProgramError> {
@@ -284,7 +392,12 @@ struct Answer {
 }
 
 impl Answer {
-    fn read(answer: EnrollResponse, arguments: &EnrollArgs, pair: &KeyPair) -> Result<Self, ProgramError> {
+    /// Reads it, and takes it only for the site and the device that are expected, where they are.
+    fn read(
+        answer: EnrollResponse,
+        expected: (Option<&Site>, Option<&DeviceId>),
+        pair: &KeyPair,
+    ) -> Result<Self, ProgramError> {
         let wrong = |what: String| {
             ProgramError::new(ErrorReason::PeerUntrusted, format!("the gateway's answer: {what}"))
                 .affects("the device is not enrolled")
@@ -294,8 +407,8 @@ impl Answer {
             answer;
         let site = Site::new(&site).map_err(|_| wrong("no site's name".into()))?;
         let device = DeviceId::new(&device).map_err(|_| wrong("no device's name".into()))?;
-        if arguments.site.as_ref().is_some_and(|expected| *expected != site)
-            || arguments.device.as_ref().is_some_and(|expected| *expected != device)
+        if expected.0.is_some_and(|expected| *expected != site)
+            || expected.1.is_some_and(|expected| *expected != device)
         {
             return Err(wrong(format!("it is for device {device} of site {site}")));
         }
