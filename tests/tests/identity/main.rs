@@ -5,6 +5,7 @@
 mod enroll;
 mod network;
 mod reload;
+mod renew;
 mod revoke;
 
 use std::{
