@@ -88,7 +88,7 @@ fn table(status: &Value, meaning: &Meaning, paint: Paint) -> String {
 }
 
 /// A fact as people read it: the unit goes from its name into its value.
-fn fact(name: &str, value: &Value) -> (String, String) {
+pub(super) fn fact(name: &str, value: &Value) -> (String, String) {
     let Some(number) = value.as_u64() else { return (name.replace('_', " "), text(value)) };
     let units: [(&str, &str, fn(u64) -> String); 4] = [
         ("_bytes_per_s", "", |number| format!("{}/s", human::bytes(number))),

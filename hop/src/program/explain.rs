@@ -3,6 +3,8 @@
 //! The meaning is the registry's own comment (`pithead.errors.v1`), so that the wire contract, the page in the documents and
 //! the screen say the same. What to do is said here, once for every program.
 
+mod effect;
+
 use std::fmt::Write as _;
 
 use pithead_proto::errors::{REGISTRY, v1::ErrorReason};
@@ -19,6 +21,8 @@ pub struct Explanation {
     pub section: &'static str,
     /// What it means, in sentences.
     pub meaning: &'static str,
+    /// What it affects, and what it leaves alone.
+    pub affects: &'static str,
     /// What to do about it.
     pub todo: &'static str,
 }
@@ -33,13 +37,14 @@ impl Explanation {
 
 impl std::fmt::Display for Explanation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { reason, section, meaning, todo } = self;
+        let Self { reason, section, meaning, affects, todo } = self;
         let again = if status::is_retryable(*reason) { "yes" } else { "no" };
         writeln!(f, "{} {}  ({section})\n", reason.code(), reason.name())?;
         for line in meaning.lines() {
             writeln!(f, "  {}", line.trim().trim_start_matches("//").trim())?;
         }
-        writeln!(f, "\n  what to do   {todo}")?;
+        writeln!(f, "\n  affects      {affects}")?;
+        writeln!(f, "  what to do   {todo}")?;
         writeln!(f, "  gRPC         {:?}", status::code_of(*reason))?;
         writeln!(f, "  retry helps  {again}")?;
         writeln!(f, "  exit code    {}", ExitCode::of(*reason).get())
@@ -60,7 +65,13 @@ pub fn all() -> impl Iterator<Item = Explanation> {
         };
         let (name, _) = value.split_once(" = ")?;
         let reason = ErrorReason::from_name(name).filter(|reason| *reason != ErrorReason::Unspecified)?;
-        Some(Explanation { reason, section, meaning: comment.trim(), todo: todo(reason) })
+        Some(Explanation {
+            reason,
+            section,
+            meaning: comment.trim(),
+            affects: effect::affects(reason),
+            todo: todo(reason),
+        })
     })
 }
 
@@ -343,6 +354,7 @@ mod tests {
             let explained = Explanation::of(reason).expect("explained");
             assert!(explained.meaning.starts_with("// ") && explained.todo.ends_with('.'), "{reason:?}");
             assert!(!explained.section.is_empty(), "{reason:?}");
+            assert!(explained.affects.ends_with('.') && explained.affects.len() > 10, "{reason:?}");
             let by_number = answer(Some(&reason.code())).expect("found");
             assert!(by_number.contains(reason.name()) && !by_number.contains("//"), "{by_number}");
             assert_eq!(answer(Some(&reason.name().to_lowercase())).as_ref(), Ok(&by_number));
