@@ -49,13 +49,9 @@ pub fn explain(code: Option<&str>, out: &mut dyn Write) -> Result<ExitCode, Prog
     done(out, &pithead_hop::program::explain::answer(code)?)
 }
 
-/// A fact a line, with its unit in its value.
+/// A fact a line, with the names that JSON has: scripts look for them as well.
 fn table(facts: &serde_json::Value) -> String {
+    let word = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let facts = facts.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
-    facts
-        .map(|(name, value)| {
-            let (name, value) = status::fact(name, value);
-            format!("{name:28} {value}\n")
-        })
-        .collect()
+    facts.map(|(name, value)| format!("{name:28} {}\n", word(value))).collect()
 }

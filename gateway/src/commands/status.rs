@@ -61,20 +61,19 @@ pub(super) fn tone(level: &Value) -> Tone {
 
 fn table(status: &Value, meaning: &Meaning, paint: Paint) -> String {
     let ready = if status["ready"] == true { "ready" } else { "not ready" };
-    let up =
-        status["uptime_s"].as_u64().map_or_else(String::new, |up| format!(", up {}", human::seconds(up)));
-    let mut shown = format!("{} at {}: {ready}{up}\n", text(&status["gateway"]), text(&status["site"]));
-    shown += &format!("{}\n", meaning.sentence);
-    for what in &meaning.attention {
-        shown += &format!("  {} {what}\n", paint.word(Tone::Warning, "!"));
-    }
-    shown += "\n";
+    let mut shown = format!("{} at {}: {ready}\n", text(&status["gateway"]), text(&status["site"]));
     for (name, lamp) in status["dimensions"].as_object().into_iter().flatten() {
         let (level, words) = (text(&lamp["level"]), text(&lamp["words"]));
         let age = lamp["for_s"].as_u64().map_or_else(|| "-".to_owned(), human::seconds);
         let level = paint.word(tone(&lamp["level"]), &format!("{level:9}"));
         shown += &format!("  {name:7} {level} {age:>12}  {words}\n");
     }
+    shown += &format!("\n{}\n", meaning.sentence);
+    for what in &meaning.attention {
+        shown += &format!("  {} {what}\n", paint.word(Tone::Warning, "!"));
+    }
+    let up = status["uptime_s"].as_u64().map_or_else(|| "-".to_owned(), human::seconds);
+    shown += &format!("version {}, up {up}\n", text(&status["version"]));
     for section in ["ingest", "keys", "spool", "relay"] {
         shown += &format!("\n{}\n", paint.word(Tone::Heading, section));
         for (name, value) in status[section].as_object().into_iter().flatten() {
@@ -88,7 +87,7 @@ fn table(status: &Value, meaning: &Meaning, paint: Paint) -> String {
 }
 
 /// A fact as people read it: the unit goes from its name into its value.
-pub(super) fn fact(name: &str, value: &Value) -> (String, String) {
+fn fact(name: &str, value: &Value) -> (String, String) {
     let Some(number) = value.as_u64() else { return (name.replace('_', " "), text(value)) };
     let units: [(&str, &str, fn(u64) -> String); 4] = [
         ("_bytes_per_s", "", |number| format!("{}/s", human::bytes(number))),

@@ -43,8 +43,8 @@ impl std::fmt::Display for Explanation {
         for line in meaning.lines() {
             writeln!(f, "  {}", line.trim().trim_start_matches("//").trim())?;
         }
-        writeln!(f, "\n  affects      {affects}")?;
-        writeln!(f, "  what to do   {todo}")?;
+        writeln!(f, "\n  what to do   {todo}")?;
+        writeln!(f, "  affects      {affects}")?;
         writeln!(f, "  gRPC         {:?}", status::code_of(*reason))?;
         writeln!(f, "  retry helps  {again}")?;
         writeln!(f, "  exit code    {}", ExitCode::of(*reason).get())
