@@ -12,21 +12,21 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
-use pithead_hop::accept::{AcceptHandle, BindError};
-use pithead_hop::program::clock;
+use pithead_hop::accept::AcceptHandle;
+use pithead_hop::program::admin::{AdminAddress, AdminListener};
 use pithead_hop::program::disk::Room;
 use pithead_hop::program::health::Level;
 use pithead_hop::program::metrics::advance;
+use pithead_hop::program::reload::LastReload;
+use pithead_hop::program::{ProgramError, clock};
 use pithead_hop::tls::Expiries;
 use pithead_sealing::trust::UnixTime;
 use serde_json::{Value, json};
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Where the program stands in its life.
@@ -70,6 +70,8 @@ pub struct Status {
     reloads: Mutex<Reloads>,
     books: OnceLock<Arc<ArcSwap<Books>>>,
     authority: OnceLock<Arc<ArcSwap<Vec<SiteStanding>>>>,
+    /// What came of the last reload.
+    pub reload: LastReload,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl Status {
             accept,
             sink,
             authority: OnceLock::new(),
+            reload: LastReload::default(),
         })
     }
 
@@ -218,6 +221,7 @@ impl Status {
             "sites": self.books.get().map(|books| sites_json(&books.load())),
             "tls": tls,
             "config": config,
+            "reload": self.reload.json(clock::since_boot()),
             "disk": room(&self.data),
             "sink_disk": room(&self.sink),
             "envelopes": {
@@ -356,26 +360,22 @@ async fn metrics(State(status): State<Arc<Status>>) -> impl IntoResponse {
 /// The bound admin port.
 #[derive(Debug)]
 pub struct Admin {
-    listener: TcpListener,
-    address: SocketAddr,
+    listener: AdminListener,
+    address: AdminAddress,
 }
 
 impl Admin {
-    /// Takes the port.
-    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let impossible = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => BindError::Taken(address),
-            _ => BindError::Impossible { address, source },
-        };
-        let listener = TcpListener::bind(address).await.map_err(impossible)?;
-        let address = listener.local_addr().map_err(impossible)?;
+    /// Takes the port, or the socket.
+    pub async fn bind(address: &AdminAddress) -> Result<Self, ProgramError> {
+        let listener = address.bind().await?;
+        let address = listener.address().unwrap_or_else(|| address.clone());
         Ok(Self { listener, address })
     }
 
     /// Where it listens.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &AdminAddress {
+        &self.address
     }
 
     /// Serves until `stop`.
@@ -386,6 +386,12 @@ impl Admin {
             .route("/statusz", get(statusz))
             .route("/metrics", get(metrics))
             .with_state(status);
-        axum::serve(self.listener, pages).with_graceful_shutdown(stop.cancelled_owned()).await
+        let stop = stop.cancelled_owned();
+        match self.listener {
+            AdminListener::Tcp(listener) => axum::serve(listener, pages).with_graceful_shutdown(stop).await,
+            AdminListener::Unix(listener, _file) => {
+                axum::serve(listener, pages).with_graceful_shutdown(stop).await
+            }
+        }
     }
 }

@@ -155,6 +155,12 @@ impl Books {
         Ok(books)
     }
 
+    /// The same books with other keys that the configuration names besides.
+    #[must_use]
+    pub fn allowing(&self, allow: &[KeyArn]) -> Self {
+        Self { allowed: allow.iter().cloned().collect(), ..self.clone() }
+    }
+
     fn note(&mut self, fields: &StatementFields, digest: &Sha256Digest) {
         self.known.extend(fields.keys.iter().map(|key| key.arn.clone()));
         let mut short = [0; 16];

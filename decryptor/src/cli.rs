@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::commands::authority::Output;
-use crate::commands::{authority, check, device, inspect, open, run, site, status, verify};
+use crate::commands::{authority, check, config, device, init, inspect, open, run, site, status, verify};
 use clap::CommandFactory as _;
 use pithead_hop::program::log::LogFormat;
 use pithead_hop::program::manual::{self, CompletedShell};
@@ -68,8 +68,11 @@ pub enum Command {
         /// PH-1014, 1014 or TRUST_ROLLBACK
         code: Option<String>,
     },
-    /// Print the configuration file with every key, commented
-    ConfigTemplate,
+    /// The configuration file
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Make the cloud's end in a folder: a configuration, and if asked its CA and certificate. Says what to do next
+    Init(Box<init::Args>),
     /// Completions for a shell, on standard output: `pithead-decryptor completions bash`
     Completions {
         /// Which shell
@@ -107,7 +110,8 @@ impl Cli {
             Command::Device(args) => device::run(&args)?,
             Command::Authority(args) => authority::run(*args).await?,
             Command::Explain { code } => print!("{}", explain::answer(code.as_deref())?),
-            Command::ConfigTemplate => print!("{}", crate::config::TEMPLATE),
+            Command::Config(command) => print!("{}", config::run(&command)?),
+            Command::Init(args) => print!("{}", init::run(&args)?),
         }
         Ok(ExitCode::OK)
     }

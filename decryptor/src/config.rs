@@ -5,23 +5,37 @@
 
 use pithead_hop::accept::Limits;
 use pithead_hop::ingest::{IngestLimits, UploadLimits};
-use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
+use pithead_hop::program::admin::AdminAddress;
+use pithead_hop::program::config::change::Live;
+use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration, Loaded, Wrong};
 use pithead_sealing::Site;
 use pithead_sealing::trust::KeyArn;
-use serde::{Deserialize, Deserializer, de::Error as _};
-use std::fmt;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// The prefix of environment variables that stand for keys of the file.
 pub const ENV_PREFIX: &str = "PITHEAD";
+
+/// What SIGHUP applies while the program runs. Everything else needs a restart, and is named then.
+///
+/// Who adds a key here has it applied in `commands/run/reload.rs`.
+pub const LIVE: Live = Live(&[
+    "decryptor.certificate",
+    "decryptor.private_key",
+    "ingest.limits.*",
+    "site",
+    "keys.bundles",
+    "keys.allow",
+    "keys.poll",
+    "stop.*",
+]);
 
 /// Every key, commented.
 pub const TEMPLATE: &str = include_str!("config.template.toml");
 
 /// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// What this decryptor is.
@@ -53,7 +67,7 @@ pub struct Config {
 }
 
 /// `[decryptor]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Decryptor {
     /// Where ledger, poison, conflicts and accepted statements lie. It must exist.
@@ -65,7 +79,7 @@ pub struct Decryptor {
 }
 
 /// `[ingest]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ingest {
     /// Where gateways connect.
@@ -82,11 +96,11 @@ pub struct Ingest {
 }
 
 /// `[[site]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SiteEntry {
     /// The site's name.
-    #[serde(deserialize_with = "parsed")]
+    #[serde(with = "config::text")]
     pub name: Site,
     /// PEM: the CA of its gateways and devices.
     pub ca: PathBuf,
@@ -96,14 +110,14 @@ pub struct SiteEntry {
 }
 
 /// `[keys]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keys {
     /// Bundle files as `authority statement --out` writes them, one per site; those of `[authority]` come by themselves.
     #[serde(default)]
     pub bundles: Vec<PathBuf>,
     /// Key ARNs that may be unwrapped besides those that the statements name.
-    #[serde(default, deserialize_with = "parsed_all")]
+    #[serde(default, with = "config::text::list")]
     pub allow: Vec<KeyArn>,
     /// How often the bundle files are looked at.
     #[serde(default = "poll")]
@@ -111,7 +125,7 @@ pub struct Keys {
 }
 
 /// `[authority]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Authority {
     /// The authority's folder. This program writes statements, bundles and the audit log there.
@@ -123,7 +137,7 @@ pub struct Authority {
     #[serde(default)]
     pub statement_passphrase_file: Option<PathBuf>,
     /// The statement key in KMS.
-    #[serde(default, deserialize_with = "parsed_if_any")]
+    #[serde(default, with = "config::text::option")]
     pub statement_kms_key: Option<KeyArn>,
     /// How old a site's last statement becomes before it is issued again.
     #[serde(default = "every")]
@@ -134,7 +148,7 @@ pub struct Authority {
 }
 
 /// `[unwrap]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unwrap {
     /// With AWS KMS; endpoint and credentials from the usual AWS variables.
@@ -146,18 +160,18 @@ pub struct Unwrap {
 }
 
 /// `[[unwrap.local]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocalKey {
     /// The ARN under which the statements name it.
-    #[serde(deserialize_with = "parsed")]
+    #[serde(with = "config::text")]
     pub arn: KeyArn,
     /// PEM: the RSA private key.
     pub private_key: PathBuf,
 }
 
 /// `[sink]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sink {
     /// `folder` or `jsonl`.
@@ -167,7 +181,7 @@ pub struct Sink {
 }
 
 /// What kind of sink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SinkKind {
     /// One file per envelope.
@@ -177,15 +191,15 @@ pub enum SinkKind {
 }
 
 /// `[admin]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Where health and metrics are asked for. Keep it on loopback: it has no authentication.
-    pub listen: SocketAddr,
+    /// Where health and metrics are asked for. Keep it on loopback, or a socket: it has no authentication.
+    pub listen: AdminAddress,
 }
 
 /// `[stop]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stop {
     /// For what was admitted and is not yet written.
@@ -204,7 +218,7 @@ impl Default for Keys {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7490)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7490)).into() }
     }
 }
 
@@ -240,52 +254,79 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], pointing at the place.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let mut config: Self = config::load(path, ENV_PREFIX)?;
-        config.check().map_err(|message| ConfigError::invalid(path, message))?;
-        config.resolve(path.parent().unwrap_or(Path::new("")));
-        Ok(config)
+        Self::read(path).map(|loaded| loaded.value)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// As [`load`](Self::load), and where each key came from.
+    ///
+    /// # Errors
+    /// [`ConfigError`], pointing at the place.
+    pub fn read(path: &Path) -> Result<Loaded<Self>, ConfigError> {
+        let mut loaded: Loaded<Self> = config::load(path, ENV_PREFIX)?;
+        loaded.value.check().map_err(|wrong| loaded.sources.fault(wrong))?;
+        loaded.value.resolve(path.parent().unwrap_or(Path::new("")));
+        Ok(loaded)
+    }
+
+    /// What does not go together although each key is good by itself.
+    ///
+    /// # Errors
+    /// What it is, and of which key it is said.
+    pub fn check(&self) -> Result<(), Wrong> {
         for (at, site) in self.sites.iter().enumerate() {
             if self.sites[..at].iter().any(|other| other.name == site.name) {
-                return Err(format!("[[site]] names {} twice", site.name));
+                return Err(Wrong::at(
+                    format!("site[{at}].name"),
+                    format!("[[site]] names {} twice", site.name),
+                ));
             }
         }
         if self.keys.bundles.is_empty() && self.keys.allow.is_empty() && self.authority.is_none() {
-            return Err("[keys] needs `bundles` or `allow`, or there has to be [authority]: no envelope would be admitted".into());
+            return Err(Wrong::at_any(
+                &["keys.bundles", "keys.allow"],
+                "[keys] needs `bundles` or `allow`, or there has to be [authority]: no envelope would be admitted",
+            ));
         }
         if let Some(authority) = &self.authority {
             let in_file = authority.statement_key.is_some() || authority.statement_passphrase_file.is_some();
             if authority.statement_kms_key.is_some() && in_file {
-                return Err("[authority] has `statement_kms_key` and a key file: one key signs".into());
+                return Err(Wrong::at(
+                    "authority.statement_kms_key",
+                    "[authority] has `statement_kms_key` and a key file: one key signs",
+                ));
             }
             if authority.every.get() < EVERY_MIN.get() || authority.every.get() > EVERY_MAX.get() {
-                return Err(
-                    "[authority] `every` is from 1h to 29d: a statement is stale after 30 days".into()
-                );
+                return Err(Wrong::at(
+                    "authority.every",
+                    "[authority] `every` is from 1h to 29d: a statement is stale after 30 days",
+                ));
             }
         }
         if !self.unwrap.kms && self.unwrap.local.is_empty() {
-            return Err(
-                "[unwrap] needs `kms = true` or [[unwrap.local]]: somebody holds the private keys".into()
-            );
+            return Err(Wrong::at(
+                "unwrap.kms",
+                "[unwrap] needs `kms = true` or [[unwrap.local]]: somebody holds the private keys",
+            ));
         }
         for (at, key) in self.unwrap.local.iter().enumerate() {
             if self.unwrap.local[..at].iter().any(|other| other.arn == key.arn) {
-                return Err(format!("[[unwrap.local]] names {} twice", key.arn));
+                return Err(Wrong::at(
+                    format!("unwrap.local[{at}].arn"),
+                    format!("[[unwrap.local]] names {} twice", key.arn),
+                ));
             }
         }
-        if self.admin.listen == self.ingest.listen && self.admin.listen.port() != 0 {
-            return Err("[admin] and [ingest] `listen` on the same address".into());
+        let ingest = self.ingest.listen;
+        if self.admin.listen.socket_addr() == Some(ingest) && ingest.port() != 0 {
+            return Err(Wrong::at_any(
+                &["admin.listen", "ingest.listen"],
+                "[admin] and [ingest] `listen` on the same address",
+            ));
         }
-        self.ingest.calls.check().map_err(|error| format!("[ingest.calls] {error}"))?;
-        self.ingest.limits.check().map_err(|error| format!("[ingest.limits] {error}"))?;
-        if self.ingest.limits.unfinished < self.ingest.calls.request {
-            return Err("[ingest.limits] `unfinished` has to be at least [ingest.calls] `request`".into());
-        }
+        config::check_ingest("ingest.calls", &self.ingest.calls)?;
+        config::check_port("ingest.limits", &self.ingest.limits, "ingest.calls", &self.ingest.calls)?;
         if self.keys.poll.is_zero() {
-            return Err("[keys] `poll` must be above 0".into());
+            return Err(Wrong::at("keys.poll", "[keys] `poll` must be above 0"));
         }
         Ok(())
     }
@@ -315,23 +356,6 @@ impl Config {
     }
 }
 
-fn parsed<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-}
-
-fn parsed_if_any<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    parsed(deserializer).map(Some)
-}
-
-fn parsed_all<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
-    let texts = Vec::<String>::deserialize(deserializer)?;
-    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -349,10 +373,10 @@ mod tests {
 
     #[test]
     fn every_limit_of_the_port_is_in_the_template_with_its_default() {
-        let section = TEMPLATE.split("# [ingest.limits]\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        let section = TEMPLATE.split("#[ingest.limits]\n").nth(1).unwrap().split("\n\n").next().unwrap();
         let settings: String = section
             .lines()
-            .filter_map(|line| line.strip_prefix("# "))
+            .filter_map(|line| line.strip_prefix('#'))
             .filter(|line| line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()))
             .map(|line| format!("{line}\n"))
             .collect();
@@ -374,7 +398,12 @@ mod tests {
         };
         assert!(with("kms = true", "kms = false").contains("[unwrap] needs"));
         assert!(with("bundles = [\"bundle.pb\"]", "bundles = []").contains("[keys] needs"));
-        let limits = with("# [ingest.limits]\n# connections = 4096", "[ingest.limits]\nconnections = 0");
+        let section = with("kms = true", "kms = false");
+        assert!(
+            section.contains("decryptor.toml:") && section.contains("kms = false") && section.contains('^'),
+            "{section}"
+        );
+        let limits = with("#[ingest.limits]\n#connections = 4096", "[ingest.limits]\nconnections = 0");
         assert!(limits.contains("[ingest.limits] `connections` has to be at least 1"), "{limits}");
         let typo = with("data_dir", "datadir");
         assert!(typo.contains("did you mean") && typo.contains('^'), "{typo}");
@@ -399,5 +428,27 @@ mod tests {
         assert!(load(&both).unwrap_err().to_string().contains("one key signs"));
         assert!(load("every = \"30s\"").unwrap_err().to_string().contains("from 1h to 29d"));
         assert!(load("statement_kms_key = \"alias/x\"").is_err());
+    }
+
+    #[test]
+    fn the_page_about_the_configuration_says_what_the_program_knows() {
+        use pithead_hop::program::{config::reference::Reference, reference};
+        let about = Reference {
+            program: "pithead-decryptor",
+            template: TEMPLATE,
+            prefix: ENV_PREFIX,
+            live: Some(LIVE),
+            elsewhere: &[],
+        };
+        let page = about.page::<Config>().unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/config-decryptor.md");
+        reference::keep(&path, &page).unwrap();
+    }
+
+    #[test]
+    fn the_sample_that_is_shipped_is_read() {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/decryptor.toml");
+        let config = Config::load(&sample).unwrap();
+        assert_eq!(config.sites[0].name.as_str(), "pit-7");
     }
 }

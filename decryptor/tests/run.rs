@@ -192,7 +192,8 @@ impl Running {
 
     async fn page(&self, path: &str) -> String {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let mut stream = tokio::net::TcpStream::connect(self.addresses.admin).await.unwrap();
+        let mut stream =
+            tokio::net::TcpStream::connect(self.addresses.admin.socket_addr().unwrap()).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();

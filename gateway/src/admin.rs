@@ -8,6 +8,7 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/devices` | who is connected, how each is known, and when each device was last there, as JSON |
 //! | `POST /drain/SECONDS` | not ready from now on, and so many seconds later it stops as by SIGTERM |
+//! | `POST /reload` | reads the configuration again, as SIGHUP does, and says what came of it: JSON, 200 if it was taken and 409 if not |
 //! | `POST /refresh` | asks the source of statements now |
 //! | `POST /relay/pause`, `/relay/resume` | the relay stands still, or goes on |
 //! | `POST /refused/retry/NAME` | an envelope that the far end refused waits for it again |
@@ -19,24 +20,24 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use pithead_hop::identity::GatewayName;
-use pithead_hop::program::{ProgramError, clock};
+use pithead_hop::program::admin::AdminListener;
+use pithead_hop::program::clock;
+use pithead_hop::program::reload::{LastReload, Outcome};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{since_boot, wall_ms};
@@ -97,25 +98,20 @@ pub struct Facts {
     pub doors: Arc<Doors>,
     /// Has the program stop, as a signal does.
     pub stop: CancellationToken,
+    /// Orders to reload, and what came of the last one.
+    pub reload: ReloadDesk,
 }
 
 /// The longest that a gateway goes on serving while it says that it is not ready.
 pub const GRACE_MAX: Duration = Duration::from_secs(3600);
 
-/// Takes the port.
-///
-/// # Errors
-/// When another program has it.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, ProgramError> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let (reason, what) = match error.kind() {
-            io::ErrorKind::AddrInUse => (ErrorReason::PortTaken, format!("{address} is in use")),
-            _ => (ErrorReason::ConfigInvalid, format!("cannot listen on {address}: {error}")),
-        };
-        ProgramError::new(reason, what)
-            .affects("health and metrics cannot be asked for")
-            .todo("stop the other program, or set [admin] listen")
-    })
+/// Where orders to reload are taken.
+#[derive(Debug, Clone)]
+pub struct ReloadDesk {
+    /// Each brings the place for its answer.
+    pub orders: mpsc::Sender<oneshot::Sender<Outcome>>,
+    /// What came of the last one, whoever ordered it.
+    pub last: LastReload,
 }
 
 /// Serves the pages until `stop` resolves.
@@ -123,7 +119,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ProgramError> {
 /// # Errors
 /// When the listener breaks.
 pub async fn serve(
-    listener: TcpListener,
+    listener: AdminListener,
     facts: Arc<Facts>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -134,6 +130,7 @@ pub async fn serve(
         .route("/devices", get(devices))
         .route("/metrics", get(metrics))
         .route("/drain/{seconds}", post(drain))
+        .route("/reload", post(reload))
         .route("/refresh", post(refresh))
         .route("/relay/pause", post(relay_pause))
         .route("/relay/resume", post(relay_resume))
@@ -141,7 +138,12 @@ pub async fn serve(
         .route("/refused/retry/{name}", post(refused_retry))
         .layer(middleware::from_fn(orders_come_from_programs))
         .with_state(facts);
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
+    match listener {
+        AdminListener::Tcp(listener) => axum::serve(listener, router).with_graceful_shutdown(stop).await,
+        AdminListener::Unix(listener, _file) => {
+            axum::serve(listener, router).with_graceful_shutdown(stop).await
+        }
+    }
 }
 
 async fn readyz(State(facts): State<Arc<Facts>>) -> Response {
@@ -194,6 +196,19 @@ async fn drain(State(facts): State<Arc<Facts>>, Path(seconds): Path<u64>) -> Res
 async fn refresh(State(facts): State<Arc<Facts>>) -> Response {
     facts.poke.notify_one();
     (StatusCode::ACCEPTED, "asked\n").into_response()
+}
+
+async fn reload(State(facts): State<Arc<Facts>>) -> Response {
+    let (answer, answered) = oneshot::channel();
+    let outcome = match facts.reload.orders.send(answer).await {
+        Ok(()) => answered.await.ok(),
+        Err(_) => None,
+    };
+    let Some(outcome) = outcome else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping\n").into_response();
+    };
+    let status = if outcome.is_taken() { StatusCode::OK } else { StatusCode::CONFLICT };
+    (status, Json(outcome.json())).into_response()
 }
 
 /// A page from elsewhere cannot leave `Origin` out of a POST.
@@ -311,6 +326,7 @@ impl Facts {
             "words": summary.words,
             "dimensions": dimensions,
             "rates": lately.as_json(),
+            "reload": self.reload.last.json(now),
             "ingest": self.doors.counts(),
             "keys": {
                 "epoch": book.as_ref().map(|keys| keys.version().epoch),

@@ -95,6 +95,9 @@ pub enum Command {
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Has the running gateway read its file again, and says what came of it. Exits 0 if all of it is in force, 3 if something
+    /// needs a restart, 1 if it was refused and the one before stays in force, 69 if no gateway runs.
+    Reload(commands::reload::Args),
     /// What waits on disk.
     #[command(subcommand)]
     Spool(SpoolCommand),
@@ -236,10 +239,23 @@ pub enum KeyCommand {
 /// `config ...`
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Reads the file and every file that it names, and says what is wrong.
-    Check(ConfigArg),
-    /// What is in force: the file, the defaults and the environment together.
-    Show(ConfigArg),
+    /// Reads the file and every file that it names, looks at the data directory, and says what is wrong.
+    Check {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// What is in force: the file, the environment and the defaults together.
+    Show {
+        /// Also where each value comes from: a line, a variable, or the default.
+        #[arg(long)]
+        origin: bool,
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
     /// A file with every key and its meaning.
     Template,
 }
@@ -409,8 +425,13 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
         Command::Key(KeyCommand::History { config, output }) => {
             commands::key::history(&config.config, output.output, out)
         }
-        Command::Config(ConfigCommand::Check(config)) => commands::config::check(&config.config, out),
-        Command::Config(ConfigCommand::Show(config)) => commands::config::show(&config.config, out),
+        Command::Config(ConfigCommand::Check { config, output }) => {
+            commands::config::check(&config.config, output.output, out)
+        }
+        Command::Config(ConfigCommand::Show { origin, config, output }) => {
+            commands::config::show(&config.config, origin, output.output, out)
+        }
+        Command::Reload(args) => commands::reload::run(&args, out),
         Command::Config(ConfigCommand::Template) => commands::config::template(out),
         Command::Spool(command) => spool(command, out),
         Command::Relay(RelayCommand::Status { config, output }) => {

@@ -3,18 +3,19 @@
 //! `config template` prints [`TEMPLATE`], where every key stands with its meaning and its default. Paths are relative to
 //! the file's own folder.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use pithead_hop::accept::{Limits, limits::fit_files};
 use pithead_hop::connect::Endpoint;
 use pithead_hop::ingest::{IngestLimits, UploadLimits};
-use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration};
+use pithead_hop::program::admin::AdminAddress;
+use pithead_hop::program::config::change::Live;
+use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration, Loaded, Sources, Wrong};
 use pithead_hop::tls::CrlExpiry;
 use pithead_sealing::{Site, StreamName};
-use serde::{Deserialize, Deserializer, de::Error as _};
+use rustls::pki_types::ServerName;
+use serde::{Deserialize, Serialize};
 
 use crate::devices::enroll;
 use crate::envelopes::budgets::Allowance;
@@ -22,11 +23,46 @@ use crate::envelopes::budgets::Allowance;
 /// The prefix of environment variables that stand for keys of the file.
 pub const ENV_PREFIX: &str = "PITHEAD";
 
+/// What a reload applies while the gateway runs. Everything else needs a restart, and is named then.
+///
+/// Who adds a key here has it applied in `run/reload.rs`.
+pub const LIVE: Live = Live(&[
+    "gateway.certificate",
+    "gateway.private_key",
+    "keys.upstream",
+    "keys.upstream_ca",
+    "keys.upstream_name",
+    "keys.bundle",
+    "keys.min_interval",
+    "keys.max_interval",
+    "ingest.device_ca",
+    "ingest.crls",
+    "ingest.crl_expiry",
+    "ingest.per_device.*",
+    "ingest.limits.*",
+    "network.limits.*",
+    "enroll.ca",
+    "enroll.ca_key",
+    "enroll.gateway_ca",
+    "enroll.endpoints",
+    "enroll.server_name",
+    "enroll.address",
+    "enroll.validity",
+    "spool.per_device",
+    "relay.endpoint",
+    "relay.ca",
+    "relay.name",
+    "relay.window",
+    "relay.rate",
+    "relay.answer_timeout",
+    "stop.*",
+]);
+
 /// Every key, commented.
 pub const TEMPLATE: &str = include_str!("config.template.toml");
 
 /// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Who this gateway is.
@@ -58,11 +94,11 @@ pub struct Config {
 }
 
 /// `[gateway]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gateway {
     /// The site it serves.
-    #[serde(deserialize_with = "parsed")]
+    #[serde(with = "config::text")]
     pub site: Site,
     /// Where state and spool lie. It must exist.
     pub data_dir: PathBuf,
@@ -73,7 +109,7 @@ pub struct Gateway {
 }
 
 /// `[trust]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Trust {
     /// The authority's name in the trust root.
@@ -86,7 +122,7 @@ pub struct Trust {
 }
 
 /// `[keys]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keys {
     /// The upstream `KeyService`.
@@ -109,7 +145,7 @@ pub struct Keys {
 }
 
 /// `[ingest]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ingest {
     /// Where devices connect.
@@ -137,7 +173,7 @@ pub struct Ingest {
 }
 
 /// `[network]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
     /// Where such devices connect.
@@ -148,7 +184,7 @@ pub struct Network {
 }
 
 /// `[enroll]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Enroll {
     /// Where devices enrol over the network; without it they are given their files by hand.
@@ -172,7 +208,7 @@ pub struct Enroll {
 }
 
 /// `[ingest.per_device]`
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PerDevice {
     /// Bytes a second, in the long run.
@@ -206,7 +242,7 @@ impl Default for PerDevice {
 }
 
 /// `[spool]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spool {
     /// The disk budget.
@@ -222,19 +258,19 @@ pub struct Spool {
 }
 
 /// `[spool.lanes]`: streams that are in neither wait in the second.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lanes {
     /// Streams that are relayed before all others.
-    #[serde(deserialize_with = "all_parsed")]
+    #[serde(with = "config::text::list")]
     pub first: Vec<StreamName>,
     /// Streams that are relayed after all others.
-    #[serde(deserialize_with = "all_parsed")]
+    #[serde(with = "config::text::list")]
     pub third: Vec<StreamName>,
 }
 
 /// `[relay]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Relay {
     /// The decryptor, or another gateway.
@@ -257,15 +293,15 @@ pub struct Relay {
 }
 
 /// `[admin]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Where health and metrics are asked for. Keep it on loopback: it has no authentication.
-    pub listen: SocketAddr,
+    /// Where health and metrics are asked for. Keep it on loopback, or a socket: it has no authentication.
+    pub listen: AdminAddress,
 }
 
 /// `[stop]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stop {
     /// For calls under way.
@@ -292,7 +328,7 @@ impl Default for Spool {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7480)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7480)).into() }
     }
 }
 
@@ -340,85 +376,150 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], pointing at the place.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let mut config: Self = config::load(path, ENV_PREFIX)?;
-        config.check().map_err(|message| ConfigError::invalid(path, message))?;
-        config.resolve(path.parent().unwrap_or(Path::new("")));
-        Ok(config)
+        Self::read(path).map(|loaded| loaded.value)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// As [`load`](Self::load), and where each key came from.
+    ///
+    /// # Errors
+    /// [`ConfigError`], pointing at the place.
+    pub fn read(path: &Path) -> Result<Loaded<Self>, ConfigError> {
+        let mut loaded: Loaded<Self> = config::load(path, ENV_PREFIX)?;
+        loaded.value.settle(&loaded.sources)?;
+        loaded.value.resolve(path.parent().unwrap_or(Path::new("")));
+        Ok(loaded)
+    }
+
+    /// What does not go together, and what one key says for another.
+    fn settle(&mut self, sources: &Sources) -> Result<(), ConfigError> {
+        self.check().map_err(|wrong| sources.fault(wrong))?;
+        let network = self.network.as_ref().map(|network| ("network", network.limits.stop_grace));
+        for (section, grace) in [("ingest", self.ingest.limits.stop_grace)].into_iter().chain(network) {
+            // How long a port may take to stop is said once, for all of them. What `config show` prints says it twice.
+            let key = format!("{section}.limits.stop_grace");
+            if sources.get(&key).is_some() && grace != self.stop.intake {
+                let words = format!("[{section}.limits] `stop_grace` is [stop] `intake` here; set that");
+                return Err(sources.fault(Wrong::at(key, words)));
+            }
+        }
+        self.ingest.limits.stop_grace = self.stop.intake;
+        if let Some(network) = &mut self.network {
+            network.limits.stop_grace = self.stop.intake;
+        }
+        Ok(())
+    }
+
+    /// What does not go together although each key is good by itself.
+    ///
+    /// # Errors
+    /// What it is, and of which key it is said.
+    pub fn check(&self) -> Result<(), Wrong> {
         let keys = &self.keys;
         match (&keys.upstream, &keys.bundle) {
             (None, None) => {
-                return Err("[keys] needs `upstream` or `bundle`: statements come from somewhere".into());
+                return Err(Wrong::at(
+                    "keys.upstream",
+                    "[keys] needs `upstream` or `bundle`: statements come from somewhere",
+                ));
             }
-            (Some(_), Some(_)) => return Err("[keys] has both `upstream` and `bundle`; name one".into()),
+            (Some(_), Some(_)) => {
+                return Err(Wrong::at("keys.bundle", "[keys] has both `upstream` and `bundle`; name one"));
+            }
             (Some(_), None) if keys.upstream_ca.is_none() => {
-                return Err("[keys] `upstream` needs `upstream_ca`".into());
+                return Err(Wrong::at("keys.upstream", "[keys] `upstream` needs `upstream_ca`"));
             }
             (Some(_), None) | (None, Some(_)) => {}
         }
         if keys.min_interval > keys.max_interval || keys.min_interval.is_zero() {
-            return Err("[keys] `min_interval` must be above 0 and not above `max_interval`".into());
+            return Err(Wrong::at_any(
+                &["keys.min_interval", "keys.max_interval"],
+                "[keys] `min_interval` must be above 0 and not above `max_interval`",
+            ));
         }
-        if self.admin.listen == self.ingest.listen && self.admin.listen.port() != 0 {
-            return Err("[admin] and [ingest] `listen` on the same address".into());
-        }
-        let network = self.network.as_ref().map(|network| ("[network]", network.listen));
-        let enroll = self.enroll.as_ref().and_then(|enroll| enroll.listen).map(|listen| ("[enroll]", listen));
-        let mut taken = vec![("[ingest]", self.ingest.listen), ("[admin]", self.admin.listen)];
-        for (section, listen) in network.into_iter().chain(enroll) {
-            if let Some((other, _)) = taken.iter().find(|(_, one)| *one == listen && listen.port() != 0) {
-                // One port has one way of knowing who comes, or somebody would choose the weaker one.
-                return Err(format!("{section} and {other} `listen` on the same address"));
-            }
-            taken.push((section, listen));
-        }
+        self.check_ports()?;
         if let Some(enroll) = &self.enroll {
             if enroll.validity.is_zero() {
-                return Err("[enroll] `validity` must be above 0".into());
+                return Err(Wrong::at("enroll.validity", "[enroll] `validity` must be above 0"));
             }
             if enroll.listen.is_some() && (enroll.endpoints.is_empty() || enroll.address.is_none()) {
-                return Err(
-                    "[enroll] `listen` needs `address`, and `endpoints`: where devices go then".into()
-                );
+                return Err(Wrong::at(
+                    "enroll.listen",
+                    "[enroll] `listen` needs `address`, and `endpoints`: where devices go then",
+                ));
             }
         }
         let devices = &self.ingest.per_device;
         if devices.rate.get() == 0 || devices.burst < self.ingest.envelopes.inline {
-            return Err("[ingest.per_device] `rate` must be above 0, and `burst` hold one envelope".into());
+            return Err(Wrong::at_any(
+                match devices.rate.get() {
+                    0 => &["ingest.per_device.rate"],
+                    _ => &["ingest.per_device.burst", "ingest.envelopes.inline"],
+                },
+                "[ingest.per_device] `rate` must be above 0, and `burst` hold one envelope",
+            ));
         }
         if devices.sessions_per_hour == 0 || devices.session_burst == 0 {
-            return Err(
-                "[ingest.per_device] `sessions_per_hour` and `session_burst` must be at least 1".into()
-            );
+            return Err(Wrong::at(
+                match devices.sessions_per_hour {
+                    0 => "ingest.per_device.sessions_per_hour",
+                    _ => "ingest.per_device.session_burst",
+                },
+                "[ingest.per_device] `sessions_per_hour` and `session_burst` must be at least 1",
+            ));
         }
-        self.ingest.envelopes.check().map_err(|error| format!("[ingest.envelopes] {error}"))?;
-        let network = self.network.as_ref().map(|network| ("[network.limits]", &network.limits));
-        for (section, limits) in [("[ingest.limits]", &self.ingest.limits)].into_iter().chain(network) {
-            limits.check().map_err(|error| format!("{section} {error}"))?;
-            if limits.unfinished < self.ingest.envelopes.request {
-                return Err(format!(
-                    "{section} `unfinished` has to be at least [ingest.envelopes] `request`"
-                ));
-            }
+        config::check_ingest("ingest.envelopes", &self.ingest.envelopes)?;
+        let network = self.network.as_ref().map(|network| ("network.limits", &network.limits));
+        for (section, limits) in [("ingest.limits", &self.ingest.limits)].into_iter().chain(network) {
+            config::check_port(section, limits, "ingest.envelopes", &self.ingest.envelopes)?;
         }
         if let Some(relay) = &self.relay {
             if relay.rate.is_some_and(|rate| rate.get() == 0) {
-                return Err(
-                    "[relay] `rate` is 0; `pithead-gateway relay pause` has the relay stand still".into()
-                );
+                return Err(Wrong::at(
+                    "relay.rate",
+                    "[relay] `rate` is 0; `pithead-gateway relay pause` has the relay stand still",
+                ));
             }
             if relay.answer_timeout.is_zero() {
-                return Err("[relay] `answer_timeout` must be above 0".into());
+                return Err(Wrong::at("relay.answer_timeout", "[relay] `answer_timeout` must be above 0"));
+            }
+        }
+        for (key, name, endpoint) in [
+            ("keys.upstream_name", &keys.upstream_name, keys.upstream.is_some()),
+            ("relay.name", &self.relay.as_ref().and_then(|relay| relay.name.clone()), self.relay.is_some()),
+        ] {
+            if let Some(name) = name.as_ref().filter(|_| endpoint)
+                && ServerName::try_from(name.as_str()).is_err()
+            {
+                return Err(Wrong::at(key, format!("{name:?} is no host name")));
             }
         }
         let lanes = &self.spool.lanes;
         if let Some(both) = lanes.first.iter().find(|stream| lanes.third.contains(stream)) {
-            return Err(format!("[spool.lanes] has `{both}` both in `first` and in `third`"));
+            return Err(Wrong::at(
+                "spool.lanes.third",
+                format!("[spool.lanes] has `{both}` both in `first` and in `third`"),
+            ));
         }
         if self.trust.authority.is_empty() {
-            return Err("[trust] `authority` is empty".into());
+            return Err(Wrong::at("trust.authority", "[trust] `authority` is empty"));
+        }
+        Ok(())
+    }
+
+    fn check_ports(&self) -> Result<(), Wrong> {
+        let network = self.network.as_ref().map(|network| ("network", network.listen));
+        let enroll = self.enroll.as_ref().and_then(|enroll| enroll.listen).map(|listen| ("enroll", listen));
+        let admin = self.admin.listen.socket_addr().map(|listen| ("admin", listen));
+        let mut taken = vec![("ingest", self.ingest.listen)];
+        for (section, listen) in admin.into_iter().chain(network).chain(enroll) {
+            if let Some((other, _)) = taken.iter().find(|(_, one)| *one == listen && listen.port() != 0) {
+                // One port has one way of knowing who comes, or somebody would choose the weaker one.
+                return Err(Wrong::at_any(
+                    &[&format!("{section}.listen"), &format!("{other}.listen")],
+                    format!("[{section}] and [{other}] `listen` on the same address"),
+                ));
+            }
+            taken.push((section, listen));
         }
         Ok(())
     }
@@ -464,27 +565,6 @@ impl Config {
             *path = base.join(&*path);
         }
     }
-}
-
-/// A value that has a grammar of its own, as text.
-fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr,
-    T::Err: fmt::Display,
-{
-    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-}
-
-/// As [`parsed`], for a list.
-fn all_parsed<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr,
-    T::Err: fmt::Display,
-{
-    let texts = Vec::<String>::deserialize(deserializer)?;
-    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
 }
 
 #[cfg(test)]
@@ -685,7 +765,7 @@ mod tests {
             }
             let text = String::from_utf8(bytes).unwrap();
             match config::parse::<Config>(&text, "gateway.toml", ENV_PREFIX, []) {
-                Ok(config) => drop(config.check()),
+                Ok(mut loaded) => drop(loaded.value.settle(&loaded.sources)),
                 Err(error) => assert!(!error.to_string().is_empty()),
             }
         }
@@ -697,5 +777,57 @@ mod tests {
         let path = folder.path().join("gateway.toml");
         std::fs::write(&path, TEMPLATE.replace("/etc/pithead/root.cose", "root.cose")).unwrap();
         assert_eq!(Config::load(&path).unwrap().trust.root, folder.path().join("root.cose"));
+    }
+
+    #[test]
+    fn the_page_about_the_configuration_says_what_the_program_knows() {
+        use pithead_hop::program::{config::reference::Reference, reference};
+        let about = Reference {
+            program: "pithead-gateway",
+            template: TEMPLATE,
+            prefix: ENV_PREFIX,
+            live: Some(LIVE),
+            // Said once for all ports, in [stop]; and as [ingest.limits].
+            elsewhere: &["ingest.limits.stop_grace", "network.limits"],
+        };
+        let page = about.page::<Config>().unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/config-gateway.md");
+        reference::keep(&path, &page).unwrap();
+    }
+
+    #[test]
+    fn the_sample_that_is_shipped_is_read() {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/gateway.toml");
+        let config = Config::load(&sample).unwrap();
+        assert_eq!(config.gateway.site.as_str(), "pit-7");
+    }
+
+    #[test]
+    fn what_does_not_go_together_points_at_its_line() {
+        let line = |text: &str| TEMPLATE.lines().position(|line| line == text).unwrap() + 1;
+        for (from, to, key) in [
+            ("#min_interval = \"1min\"", "min_interval = \"1h\"", "[keys] `min_interval`"),
+            (
+                "#validity = \"730d\"",
+                "#validity = \"730d\"\n[enroll]\nca_key = \"k\"\nvalidity = \"0s\"",
+                "[enroll] `validity`",
+            ),
+            ("#rate = \"2MiB\"", "rate = \"0B\"", "[relay] `rate`"),
+            ("#frame = \"16KiB\"", "frame = \"1KiB\"", "[ingest.limits] `frame`"),
+            ("#window = \"8MiB\"", "window = \"1KiB\"", "[ingest.envelopes] `window`"),
+            ("#listen = \"127.0.0.1:7480\"", "listen = \"0.0.0.0:7443\"", "[admin] and [ingest] `listen`"),
+            ("#unfinished = \"16MiB\"", "stop_grace = \"1s\"", "[ingest.limits] `stop_grace`"),
+        ] {
+            let at = line(from) + to.matches('\n').count();
+            let error = load(&TEMPLATE.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(&format!("gateway.toml:{at}:")) && error.contains(key), "{error}");
+            assert!(error.contains(&format!("  {at} | ")) && error.contains('^'), "{error}");
+        }
+        // A key that is missing points at its section.
+        let section = line("[keys]");
+        let without = load(&TEMPLATE.replace("upstream_ca = ", "#upstream_ca = ")).unwrap_err().to_string();
+        assert!(without.contains("needs `upstream_ca`") && without.contains("upstream = "), "{without}");
+        let without = load(&TEMPLATE.replace("\nupstream", "\n#upstream")).unwrap_err().to_string();
+        assert!(without.contains(&format!("gateway.toml:{section}:2: [keys] needs")), "{without}");
     }
 }

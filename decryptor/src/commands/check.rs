@@ -98,13 +98,13 @@ async fn look(args: &Args, config: &Config, report: &mut Report) {
     }
     disk(config, report);
     report.add(PRODUCTION, "open files", open_files(config));
-    report.add(PRODUCTION, "admin port", machine::admin_port(config.admin.listen));
+    report.add(PRODUCTION, "admin port", machine::admin_port(&config.admin.listen));
     if args.pre {
         report.add(PRODUCTION, "[ingest] listen", machine::port(config.ingest.listen));
-        report.add(PRODUCTION, "[admin] listen", machine::port(config.admin.listen));
+        report.add(PRODUCTION, "[admin] listen", machine::admin_listen(&config.admin.listen));
         return;
     }
-    match status::statusz(config.admin.listen) {
+    match status::statusz(&config.admin.listen) {
         Ok(status) => running(&status, report),
         Err(error) => {
             let finding = Finding::of(&error, Grade::Warning)

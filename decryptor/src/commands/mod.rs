@@ -4,7 +4,9 @@
 
 pub mod authority;
 pub mod check;
+pub mod config;
 pub mod device;
+pub mod init;
 pub mod inspect;
 pub mod open;
 pub mod run;

@@ -5,6 +5,7 @@
 //! into the writing thread; last group and ledger; the authority's act, if one is under way; admin port.
 
 mod authority;
+mod reload;
 
 use crate::admin::{Admin, Phase, Status};
 use crate::aside::Area;
@@ -24,14 +25,16 @@ use crate::sites;
 use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper, KmsUnwrapper, LocalKeys, Unwrapping};
 use crate::vitals;
 use arc_swap::ArcSwap;
-use pithead_hop::accept::{AcceptHandle, Acceptor};
+use pithead_hop::accept::Acceptor;
 use pithead_hop::ingest::{IngestServer, UploadStore};
+use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::stop::{Reloads, Signals};
 use pithead_hop::program::supervisor::{self, Asked};
-use pithead_hop::program::{ProgramError, clock, files, grpc_health};
-use pithead_hop::tls::{CrlExpiry, Denied, Pem, ServerTls};
+use pithead_hop::program::{ProgramError, clock, disk, files, grpc_health};
+use pithead_hop::tls::{CrlExpiry, Pem, ServerTls};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::KeyArn;
+use reload::Reloader;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,12 +63,12 @@ pub struct Args {
 }
 
 /// Where a running decryptor is reached.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Addresses {
     /// By gateways.
     pub ingest: SocketAddr,
     /// By operators.
-    pub admin: SocketAddr,
+    pub admin: AdminAddress,
 }
 
 /// Runs until a signal says stop.
@@ -86,7 +89,7 @@ pub async fn serve(
 ) -> Result<(), ProgramError> {
     let config = Config::load(path)?;
     let data_dir = config.decryptor.data_dir.clone();
-    check_data_dir(&data_dir)?;
+    disk::probe(&data_dir).map_err(|error| cannot_write(&data_dir, &error))?;
     let tls = tls(&config)?;
     let mut limits = config.ingest.limits.clone();
     let files = files::raise_limit();
@@ -100,8 +103,8 @@ pub async fn serve(
         );
     }
     let acceptor = Acceptor::bind(config.ingest.listen, tls.build()?, limits).await?;
-    let admin = Admin::bind(config.admin.listen).await?;
-    let addresses = Addresses { ingest: acceptor.local_addr(), admin: admin.address() };
+    let admin = Admin::bind(&config.admin.listen).await?;
+    let addresses = Addresses { ingest: acceptor.local_addr(), admin: admin.address().clone() };
 
     let mut books = Books::open(&data_dir, &config.keys.allow)?;
     let mut authority = authority::Authority::open(&config).await?;
@@ -218,6 +221,7 @@ pub async fn serve(
     let _ = started.send(addresses);
 
     let mut poll = tokio::time::interval(config.keys.poll.get());
+    let mut reloader = Reloader::new(path, config, Arc::clone(&status));
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
@@ -236,11 +240,18 @@ pub async fn serve(
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
             }
             () = next(&mut reloads) => {
+                if reloader.turn(&handle).await {
+                    let keys = &reloader.in_force().keys;
+                    bundles.look_at(&keys.bundles);
+                    books.store(Arc::new(books.load().allowing(&keys.allow)));
+                    if poll.period() != keys.poll.get() {
+                        poll = tokio::time::interval(keys.poll.get());
+                    }
+                }
                 bundles.forget();
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
                 watch.forget();
                 look_at_devices(&mut watch, &devices, &uploads, &metrics);
-                reload(path, &handle, &status);
             }
         }
     }
@@ -252,6 +263,7 @@ pub async fn serve(
         Ok(stopped) => tracing::info!(event = "stop.ended", part = "intake", killed = stopped.killed),
         Err(error) => tracing::error!(event = "stop.failed", part = "intake", %error),
     }
+    let config = reloader.in_force();
     within("pipeline", config.stop.pipeline.get(), pipeline.drain()).await;
     let end = tokio::time::timeout(config.stop.ledger.get(), &mut scribe_end).await;
     let result = match end {
@@ -351,7 +363,9 @@ async fn open_uploads(config: &Config, registry: &Arc<Mutex<Registry>>) -> Resul
     opened.await.map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))?
 }
 
-async fn unwrapper(config: &Config) -> Result<(Arc<dyn KeyUnwrapper>, Option<Kms>), ProgramError> {
+pub(in crate::commands) async fn unwrapper(
+    config: &Config,
+) -> Result<(Arc<dyn KeyUnwrapper>, Option<Kms>), ProgramError> {
     let local = if config.unwrap.local.is_empty() {
         None
     } else {
@@ -393,7 +407,7 @@ impl KeyUnwrapper for LocalFirst {
 }
 
 /// Certificate, key, and the sites that may connect.
-pub(super) fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
+pub(in crate::commands) fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
     let sites = sites::trust(config)?;
     if sites.is_empty() {
         return Err(ProgramError::new(ErrorReason::ConfigInvalid, "no site is known: nobody could connect")
@@ -405,29 +419,6 @@ pub(super) fn tls(config: &Config) -> Result<ServerTls, ProgramError> {
         sites,
         crl_expiry: CrlExpiry::UseStale,
     })
-}
-
-/// Certificates, CAs, revocation lists: all of the new ones, or the old ones. Whoever would not be let in now is cut.
-fn reload(path: &Path, handle: &AcceptHandle, status: &Status) {
-    let fresh = Config::load(path).map_err(ProgramError::from).and_then(|config| {
-        let tls = tls(&config)?;
-        Ok((tls.gate(Denied::default())?, tls.expiries()))
-    });
-    match fresh {
-        Ok((gate, expiries)) => {
-            handle.swap_tls(gate);
-            status.reloaded(Some(expiries));
-            let handle = handle.clone();
-            tokio::task::spawn_blocking(move || {
-                let cut = handle.cut_who_is_not_admitted();
-                tracing::info!(event = "tls.reloaded", cut);
-            });
-        }
-        Err(error) => {
-            status.reloaded(None);
-            tracing::error!(event = "tls.reload_refused", %error, "the old ones stay in force");
-        }
-    }
 }
 
 /// The bundle files and when they last changed.
@@ -452,6 +443,19 @@ impl Bundles {
         for path in paths.filter(|path| path.extension().is_some_and(|ext| ext == "pb")) {
             if !self.files.iter().any(|(known, _)| *known == path) {
                 self.files.push((path, None));
+            }
+        }
+    }
+
+    /// From now on these, besides those of the authority's folder. What a bundle has brought stays when it is not looked at any
+    /// more.
+    fn look_at(&mut self, paths: &[PathBuf]) {
+        let folder = self.folder.clone();
+        let is_of_folder = |path: &Path| folder.as_deref().is_some_and(|folder| path.starts_with(folder));
+        self.files.retain(|(path, _)| paths.contains(path) || is_of_folder(path));
+        for path in paths {
+            if !self.files.iter().any(|(known, _)| known == path) {
+                self.files.push((path.clone(), None));
             }
         }
     }
@@ -561,17 +565,6 @@ fn show_statement(metrics: &Metrics, books: &Books, data_keys: &DataKeys) {
     let newest = books.served().values().map(|published| published.statement.sequence).max().unwrap_or(0);
     vitals::show_statements(metrics, books);
     metrics.statement_sequence.set(i64::try_from(newest).unwrap_or(i64::MAX));
-}
-
-/// A data directory that cannot be written is said at once, before anything is promised to anybody.
-fn check_data_dir(data_dir: &Path) -> Result<(), ProgramError> {
-    let probe = data_dir.join(".writable");
-    let write = || {
-        std::fs::write(&probe, clock::wall_us().to_string())?;
-        std::fs::File::open(&probe)?.sync_all()?;
-        std::fs::remove_file(&probe)
-    };
-    write().map_err(|error| cannot_write(data_dir, &error))
 }
 
 fn cannot_write(data_dir: &Path, error: &io::Error) -> ProgramError {

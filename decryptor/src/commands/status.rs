@@ -2,11 +2,11 @@
 
 use crate::commands::authority::Output;
 use crate::config::Config;
+use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::paint::{Paint, Tone};
 use pithead_hop::program::{ExitCode, ProgramError, ask, human};
 use pithead_proto::errors::v1::ErrorReason;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Arguments of `status`.
@@ -24,7 +24,7 @@ pub struct Args {
 ///
 /// # Errors
 /// When nobody answers.
-pub fn statusz(admin: SocketAddr) -> Result<Value, ProgramError> {
+pub fn statusz(admin: &AdminAddress) -> Result<Value, ProgramError> {
     let away = |why: String| {
         ProgramError::new(ErrorReason::PeerUnreachable, format!("no decryptor answers on {admin}: {why}"))
             .todo("check that it runs and that [admin] listen is the same in its configuration")
@@ -108,7 +108,7 @@ pub fn attention(status: &Value) -> Vec<String> {
 #[allow(clippy::print_stdout, reason = "the answer of a command")]
 pub fn run(args: &Args, paint: Paint) -> Result<ExitCode, ProgramError> {
     let config = Config::load(&args.config)?;
-    let mut status = statusz(config.admin.listen)?;
+    let mut status = statusz(&config.admin.listen)?;
     let attention = attention(&status);
     let code = match (serves(&status), attention.is_empty()) {
         (true, true) => ExitCode::OK,

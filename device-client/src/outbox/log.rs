@@ -299,12 +299,11 @@ impl Log {
                     let here = (waiting.identity.run, waiting.identity.seq);
                     let before = reader.newest.replace(here);
                     if let Some(index) = lost.take()
+                        && let Some(all) = self.between(before, here)
                         && let Read::Lost { gaps, .. } = &mut read[index]
                     {
-                        if let Some(all) = self.between(before, here) {
-                            gaps.retain(|gap| gap.run != all.run || gap.to < all.from || all.to < gap.from);
-                            gaps.push(all);
-                        }
+                        gaps.retain(|gap| gap.run != all.run || gap.to < all.from || all.to < gap.from);
+                        gaps.push(all);
                     }
                 }
             }

@@ -133,7 +133,7 @@ pub fn renew(args: &RenewArgs, out: &mut dyn Write) -> Result<ExitCode, ProgramE
 
 /// Whether a gateway that runs has it already.
 fn taken_over(config: &Config) -> String {
-    match admin_client::post(config.admin.listen, "/reload") {
+    match admin_client::post(&config.admin.listen, "/reload") {
         Ok(_) => "the running gateway has taken it over; connections go on".to_owned(),
         Err(error) => format!(
             "not in force in a gateway that runs ({}): have it reload with SIGHUP (systemctl reload pithead-gateway)",

@@ -88,7 +88,7 @@ pub fn run(args: &Args, paint: Paint, out: &mut dyn Write) -> Result<ExitCode, P
 
 async fn look(args: &Args, config: &Config, report: &mut Report) {
     // Read first, and again when everything else is done: what came in between is the rate.
-    let first = if args.pre { None } else { Some(Reading::take(config.admin.listen)) };
+    let first = if args.pre { None } else { Some(Reading::take(&config.admin.listen)) };
     let material = configuration(config, report);
     let (kept, damaged) = match last_known_good(&config.gateway.data_dir) {
         Ok((_, device)) => (Some(device), None),
@@ -119,7 +119,7 @@ async fn look(args: &Args, config: &Config, report: &mut Report) {
     );
     report.add(PRODUCTION, "key statement", statement);
     report.add(PRODUCTION, "open files", open_files(config));
-    report.add(PRODUCTION, "admin port", machine::admin_port(config.admin.listen));
+    report.add(PRODUCTION, "admin port", machine::admin_port(&config.admin.listen));
     match first {
         None => ports(config, report),
         Some(Err(error)) => {
@@ -129,7 +129,7 @@ async fn look(args: &Args, config: &Config, report: &mut Report) {
         }
         Some(Ok(first)) => {
             tokio::time::sleep_until((first.at + MEASURED_MIN).into()).await;
-            let second = Reading::take(config.admin.listen);
+            let second = Reading::take(&config.admin.listen);
             running(&first, report);
             report.add(
                 PRODUCTION,
@@ -276,10 +276,11 @@ fn ports(config: &Config, report: &mut Report) {
     let network = config.network.as_ref().map(|network| ("[network] listen", network.listen));
     let enroll =
         config.enroll.as_ref().and_then(|enroll| enroll.listen).map(|listen| ("[enroll] listen", listen));
-    let own = [("[ingest] listen", config.ingest.listen), ("[admin] listen", config.admin.listen)];
-    for (name, address) in own.into_iter().chain(network).chain(enroll) {
+    let ingest = [("[ingest] listen", config.ingest.listen)];
+    for (name, address) in ingest.into_iter().chain(network).chain(enroll) {
         report.add(PRODUCTION, name, machine::port(address));
     }
+    report.add(PRODUCTION, "[admin] listen", machine::admin_listen(&config.admin.listen));
     report.add(PRODUCTION, "data directory", nobody_works_in(&config.gateway.data_dir));
 }
 

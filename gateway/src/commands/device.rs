@@ -368,7 +368,7 @@ pub fn revoke(
 pub fn list(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
     let registry = registry_of(&config)?.read()?;
-    let running = admin_client::devices(config.admin.listen);
+    let running = admin_client::devices(&config.admin.listen);
     let rows = rows(&registry, running.as_ref());
     let text = match output {
         Output::Json => super::json(&json!({ "gateway_runs": running.is_some(), "devices": rows })),

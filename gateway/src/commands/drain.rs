@@ -53,7 +53,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     })?;
     let limit = args.timeout.map_or_else(|| limit(&config.stop, args.grace.get()), units::Duration::get);
     let asked = Instant::now();
-    admin_client::post(config.admin.listen, &format!("/drain/{}", args.grace.as_secs()))?;
+    admin_client::post(&config.admin.listen, &format!("/drain/{}", args.grace.as_secs()))?;
     if released(lock, limit).map_err(|error| {
         ProgramError::new(ErrorReason::DiskFailed, format!("the lock of {}: {error}", data.display()))
             .affects("the gateway was told to stop; whether it has ended is not known")

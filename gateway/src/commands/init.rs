@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use pithead_hop::connect::Endpoint;
 use pithead_hop::identity::GatewayName;
 use pithead_hop::keys::KeyFile;
+use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::{ExitCode, ProgramError, clock, disk};
 use pithead_hop::status::reason_of_trust;
 use pithead_hop::tls::Pem;
@@ -55,8 +56,8 @@ pub struct Args {
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7444")]
     enroll_listen: SocketAddr,
     /// Where health and metrics are asked for.
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7480")]
-    admin_listen: SocketAddr,
+    #[arg(long, value_name = "IP:PORT|unix:PATH", default_value = "127.0.0.1:7480")]
+    admin_listen: AdminAddress,
 }
 
 fn gateway_name(text: &str) -> Result<GatewayName, String> {
@@ -198,13 +199,14 @@ fn configuration(args: &Args) -> String {
          address = {enroll}\nendpoints = [{device}]\n\n\
          [spool]\n# What may wait for the cloud: days of outage times bytes a day.\nmax_size = \"8GiB\"\n\n\
          {relay}\
-         [admin]\n# Health, status and metrics. No authentication: keep it on loopback.\nlisten = \"{admin_listen}\"\n",
+         [admin]\n# Health, status and metrics. No authentication: keep it on loopback, or a socket.\nlisten = {admin}\n",
         name = args.name,
         site = args.site,
         site_text = text(args.site.as_str()),
         authority = text(&args.authority),
         enroll = text(&enroll),
         device = text(&device),
+        admin = text(&admin_listen.to_string()),
     )
 }
 

@@ -124,7 +124,7 @@ pub fn import(file: &Path, path: &Path, out: &mut dyn Write) -> Result<ExitCode,
             disk::replace(&directory::inbox_below(data).join(name), &bytes).map_err(|error| {
                 ProgramError::new(ErrorReason::DataDirUnwritable, format!("{}: {error}", data.display()))
             })?;
-            let told = admin_client::request(config.admin.listen, "POST", "/refresh").is_ok();
+            let told = admin_client::request(&config.admin.listen, "POST", "/refresh").is_ok();
             let when = if told { "now" } else { "at its next refresh" };
             super::done(
                 out,

@@ -9,6 +9,7 @@ pub mod init;
 pub mod key;
 pub mod refused;
 pub mod relay;
+pub mod reload;
 pub mod spool;
 pub mod status;
 pub mod top;

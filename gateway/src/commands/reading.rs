@@ -1,9 +1,9 @@
 //! The running gateway, read once over its admin port: its state, its numbers, who is there. Two readings make rates.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use pithead_hop::program::ProgramError;
+use pithead_hop::program::admin::AdminAddress;
 use serde_json::Value;
 
 use super::admin_client;
@@ -26,7 +26,7 @@ impl Reading {
     ///
     /// # Errors
     /// When nobody answers.
-    pub(super) fn take(admin: SocketAddr) -> Result<Self, ProgramError> {
+    pub(super) fn take(admin: &AdminAddress) -> Result<Self, ProgramError> {
         let at = Instant::now();
         let status = admin_client::statusz(admin)?;
         let numbers = Numbers::parse(&admin_client::get(admin, "/metrics")?);

@@ -52,7 +52,7 @@ pub fn retry(
         if all { listed(&config)?.entries.into_iter().map(|(name, _)| name).collect() } else { names };
     let mut code = ExitCode::OK;
     for name in names {
-        let answer = admin_client::post(config.admin.listen, &format!("/refused/retry/{name}"));
+        let answer = admin_client::post(&config.admin.listen, &format!("/refused/retry/{name}"));
         let said = match answer {
             Ok(said) => said.trim_end().to_owned(),
             Err(error) if error.exit == ExitCode::PEER_UNAVAILABLE => return Err(error),

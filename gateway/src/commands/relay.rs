@@ -17,7 +17,7 @@ use crate::envelopes::relay::control::Rate;
 /// When no gateway answers.
 pub fn status(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
-    let mut status = admin_client::statusz(config.admin.listen)?;
+    let mut status = admin_client::statusz(&config.admin.listen)?;
     let lamp = status["dimensions"]["relay"].take();
     let mut facts = status["relay"].take();
     facts["level"] = lamp["level"].clone();
@@ -59,6 +59,6 @@ pub fn rate(path: &Path, rate: &str, out: &mut dyn Write) -> Result<ExitCode, Pr
 
 fn order(path: &Path, what: &str, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
-    let answer = admin_client::post(config.admin.listen, what)?;
+    let answer = admin_client::post(&config.admin.listen, what)?;
     super::done(out, &answer)
 }

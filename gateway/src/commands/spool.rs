@@ -33,7 +33,7 @@ use crate::run::directory::uploads_below;
 /// When there is neither.
 pub fn stat(data: &DataArg, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let running = match data.data_dir {
-        None => statusz(Config::load(&data.config.config)?.admin.listen).ok(),
+        None => statusz(&Config::load(&data.config.config)?.admin.listen).ok(),
         Some(_) => None,
     };
     let facts = match running {

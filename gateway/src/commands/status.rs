@@ -24,8 +24,8 @@ pub fn print(
     out: &mut dyn Write,
 ) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
-    let mut status = admin_client::statusz(config.admin.listen)?;
-    let numbers = Numbers::parse(&admin_client::get(config.admin.listen, "/metrics")?);
+    let mut status = admin_client::statusz(&config.admin.listen)?;
+    let numbers = Numbers::parse(&admin_client::get(&config.admin.listen, "/metrics")?);
     let meaning = meaning::of(&status, &numbers);
     let code = code(&status, &meaning);
     let shown = match output {

@@ -8,9 +8,9 @@ mod frame;
 mod screen;
 
 use std::io::{self, IsTerminal as _, Write};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::paint::Paint;
 use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_proto::errors::v1::ErrorReason;
@@ -42,13 +42,13 @@ pub struct Args {
 pub fn run(args: &Args, paint: Paint, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let config = Config::load(&args.config.config)?;
     let admin = config.admin.listen;
-    let first = Reading::take(admin)?;
+    let first = Reading::take(&admin)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
     if args.once || !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         let second = runtime.block_on(async {
             tokio::time::sleep_until((first.at + EVERY).into()).await;
-            Reading::take(admin)
+            Reading::take(&admin)
         })?;
         let width = screen::size().map_or(frame::WIDTH, |(width, _)| width);
         let frame = Frame::of(Some(&first), &second, None);
@@ -64,7 +64,7 @@ fn failed(error: &io::Error) -> ProgramError {
     ProgramError::new(ErrorReason::Internal, format!("the terminal: {error}"))
 }
 
-async fn live(admin: SocketAddr, first: Reading, paint: Paint) -> Result<ExitCode, ProgramError> {
+async fn live(admin: AdminAddress, first: Reading, paint: Paint) -> Result<ExitCode, ProgramError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failed(&error))?;
     let mut resized = signal(SignalKind::window_change()).map_err(|error| failed(&error))?;
@@ -89,7 +89,8 @@ async fn live(admin: SocketAddr, first: Reading, paint: Paint) -> Result<ExitCod
             },
             _ = tick.tick() => {
                 // It blocks for at most some seconds, and the keys are to be answered meanwhile.
-                let reading = tokio::task::spawn_blocking(move || Reading::take(admin)).await;
+                let admin = admin.clone();
+                let reading = tokio::task::spawn_blocking(move || Reading::take(&admin)).await;
                 match reading {
                     Ok(Ok(reading)) => {
                         before = Some(std::mem::replace(&mut now, reading));

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use pithead_hop::accept::{AcceptHandle, AcceptStats, AddressBook, Connected, Door};
+use pithead_hop::accept::{AcceptHandle, AcceptStats, AddressBook, Connected, Door, Limits};
 use pithead_hop::identity::{Assurance, Peer, Role};
 use pithead_hop::tls::{Denied, Gate, ServerTls, TlsError};
 use pithead_sealing::{DeviceId, Site};
@@ -131,6 +131,18 @@ impl Doors {
         let cut = self.ports.certificate.cut(is_denied);
         let gone = self.ports.network.as_ref().map_or(0, AcceptHandle::cut_who_is_not_admitted);
         Ok(cut + gone)
+    }
+
+    /// Other limits of the ports, from now on: of the one for devices with a certificate, of the one for devices that are known
+    /// by their address, and of the one for those that are to be enrolled.
+    pub fn change_limits(&self, certificate: Limits, network: Option<Limits>, enroll: Limits) {
+        self.ports.certificate.change_limits(certificate);
+        if let (Some(port), Some(limits)) = (&self.ports.network, network) {
+            port.change_limits(limits);
+        }
+        if let Some(port) = &self.ports.enroll {
+            port.change_limits(enroll);
+        }
     }
 
     fn swap(&self, built: &Built) {

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use moka::sync::Cache;
 use pithead_hop::accept::{Limits, REFUSED_LOG_INTERVAL, RemoteAddress, Seldom, host_of};
@@ -78,12 +79,20 @@ pub struct Told {
     pub gateway_ca: Vec<CertificateDer<'static>>,
 }
 
+/// Who signs, and what is said beside: read again at a reload, and both together.
+#[derive(Debug, Clone)]
+pub struct Issuing {
+    /// Who signs.
+    pub ca: Arc<SiteCa>,
+    /// What is said.
+    pub told: Told,
+}
+
 /// Serves enrolment.
 #[derive(Debug)]
 pub struct Enrolment {
     file: RegistryFile,
-    ca: Arc<SiteCa>,
-    told: Told,
+    issuing: Arc<ArcSwap<Issuing>>,
     book: Book,
     metrics: Metrics,
     wall_s: fn() -> u64,
@@ -139,14 +148,13 @@ impl Enrolment {
     #[must_use]
     pub fn new(
         file: RegistryFile,
-        ca: Arc<SiteCa>,
-        told: Told,
+        issuing: Arc<ArcSwap<Issuing>>,
         book: Book,
         metrics: Metrics,
         wall_s: fn() -> u64,
     ) -> Self {
         let wrong = Cache::builder().max_capacity(ADDRESSES_MAX).time_to_live(WRONG_FOR).build();
-        Self { file, ca, told, book, metrics, wall_s, wrong, log_next: Seldom::new(REFUSED_LOG_INTERVAL) }
+        Self { file, issuing, book, metrics, wall_s, wrong, log_next: Seldom::new(REFUSED_LOG_INTERVAL) }
     }
 
     /// As tonic's routes take it.
@@ -176,7 +184,9 @@ impl Enrolment {
             return Err(Refusal::new(ErrorReason::KeysNotReady, "no statement was ever accepted here")
                 .retry_after(spread(NOT_READY_WAIT, random())));
         };
-        let (file, ca, now) = (self.file.clone(), self.ca.clone(), Stamp((self.wall_s)()));
+        // The same from here to the answer, whatever is reloaded meanwhile.
+        let issuing = self.issuing.load_full();
+        let (file, ca, now) = (self.file.clone(), issuing.ca.clone(), Stamp((self.wall_s)()));
         let made = tokio::task::spawn_blocking(move || {
             file.change(|registry| {
                 let device = registry.redeem(&token, proven.key(), now)?;
@@ -204,25 +214,26 @@ impl Enrolment {
             serial = signed.issued.serial,
             not_after = %signed.issued.not_after,
         );
-        Ok(self.response(&device, &signed.certificate, keys.export().to_proto()))
+        Ok(response(&issuing, &device, &signed.certificate, keys.export().to_proto()))
     }
+}
 
-    fn response(
-        &self,
-        device: &DeviceId,
-        certificate: &CertificateDer<'static>,
-        bundle: pithead_proto::keys::v1::KeyBundle,
-    ) -> EnrollResponse {
-        let bytes = |der: &CertificateDer<'static>| Bytes::copy_from_slice(der);
-        EnrollResponse {
-            site: self.told.site.to_string(),
-            device: device.to_string(),
-            certificates: std::iter::once(certificate).chain(self.ca.above()).map(bytes).collect(),
-            gateway_ca: self.told.gateway_ca.iter().map(bytes).collect(),
-            endpoints: self.told.endpoints.iter().map(Endpoint::to_string).collect(),
-            server_name: self.told.server_name.clone().unwrap_or_default(),
-            bundle: Some(bundle),
-        }
+fn response(
+    issuing: &Issuing,
+    device: &DeviceId,
+    certificate: &CertificateDer<'static>,
+    bundle: pithead_proto::keys::v1::KeyBundle,
+) -> EnrollResponse {
+    let Issuing { ca, told } = issuing;
+    let bytes = |der: &CertificateDer<'static>| Bytes::copy_from_slice(der);
+    EnrollResponse {
+        site: told.site.to_string(),
+        device: device.to_string(),
+        certificates: std::iter::once(certificate).chain(ca.above()).map(bytes).collect(),
+        gateway_ca: told.gateway_ca.iter().map(bytes).collect(),
+        endpoints: told.endpoints.iter().map(Endpoint::to_string).collect(),
+        server_name: told.server_name.clone().unwrap_or_default(),
+        bundle: Some(bundle),
     }
 }
 

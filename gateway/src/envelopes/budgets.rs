@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use moka::sync::Cache;
 use pithead_sealing::DeviceId;
 
@@ -60,11 +61,22 @@ pub struct OverBudget {
     pub retry_after: Duration,
 }
 
-/// The budgets of all devices.
+/// The budgets of all devices. Clones are the same ones.
+#[derive(Debug, Clone)]
+pub struct Budgets(Arc<ArcSwap<InForce>>);
+
 #[derive(Debug)]
-pub struct Budgets {
+struct InForce {
     allowance: Allowance,
     devices: Cache<DeviceId, Arc<Mutex<Budget>>>,
+}
+
+impl InForce {
+    fn new(allowance: Allowance) -> Self {
+        // A hundred years are as good as for ever, and what the cache can count.
+        let idle = allowance.full_again().min(Duration::from_secs(100 * 365 * 86_400));
+        Self { allowance, devices: Cache::builder().max_capacity(DEVICES_MAX).time_to_idle(idle).build() }
+    }
 }
 
 impl Default for Budgets {
@@ -77,9 +89,21 @@ impl Budgets {
     /// Budgets of so much for each device.
     #[must_use]
     pub fn new(allowance: Allowance) -> Self {
-        // A hundred years are as good as for ever, and what the cache can count.
-        let idle = allowance.full_again().min(Duration::from_secs(100 * 365 * 86_400));
-        Self { allowance, devices: Cache::builder().max_capacity(DEVICES_MAX).time_to_idle(idle).build() }
+        Self(Arc::new(ArcSwap::from_pointee(InForce::new(allowance))))
+    }
+
+    /// From now on another allowance. What a device has left it keeps, as far as the new burst goes; what it has used before is
+    /// not forgotten.
+    pub fn change(&self, allowance: Allowance) {
+        let before = self.0.load_full();
+        if before.allowance == allowance {
+            return;
+        }
+        let next = InForce::new(allowance);
+        for (device, budget) in &before.devices {
+            next.devices.insert((*device).clone(), budget);
+        }
+        self.0.store(Arc::new(next));
     }
 
     /// Pays for those of an envelope's EDKs that are new for the device, all or none. `now` is operating time.
@@ -87,9 +111,13 @@ impl Budgets {
     /// # Errors
     /// [`OverBudget`] if the bucket does not hold that many; nothing is paid or remembered then.
     pub fn spend(&self, device: &DeviceId, edks: &[EdkHash], now: Duration) -> Result<(), OverBudget> {
-        let full = || Arc::new(Mutex::new(Budget::full(self.allowance, now)));
-        let budget = self.devices.get_with_by_ref(device, full);
-        budget.lock().unwrap_or_else(PoisonError::into_inner).spend(edks, now)
+        let in_force = self.0.load();
+        let allowance = in_force.allowance;
+        let full = || Arc::new(Mutex::new(Budget::full(allowance, now)));
+        let budget = in_force.devices.get_with_by_ref(device, full);
+        let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.adapt(allowance, now);
+        budget.spend(edks, now)
     }
 }
 
@@ -97,7 +125,7 @@ impl Budgets {
 impl Budgets {
     /// How many data keys of the device are remembered.
     pub(crate) fn remembered(&self, device: &DeviceId) -> usize {
-        let budget = self.devices.get(device);
+        let budget = self.0.load().devices.get(device);
         budget.map_or(0, |budget| budget.lock().unwrap_or_else(PoisonError::into_inner).recent.len())
     }
 }
@@ -117,6 +145,21 @@ impl Budget {
         Self { allowance, empty_at: now, ahead: allowance.full_again(), recent: VecDeque::new() }
     }
 
+    /// Time is what is saved, and under another allowance the same number of data keys is another time.
+    fn adapt(&mut self, allowance: Allowance, now: Duration) {
+        if self.allowance == allowance {
+            return;
+        }
+        let keys = self.saved(now).as_secs_f64() / self.allowance.token().as_secs_f64();
+        let keys = keys.min(f64::from(allowance.burst));
+        (self.ahead, self.empty_at) = (allowance.token().mul_f64(keys), now);
+        self.allowance = allowance;
+    }
+
+    fn saved(&self, now: Duration) -> Duration {
+        (self.ahead + now.saturating_sub(self.empty_at)).min(self.allowance.full_again())
+    }
+
     fn spend(&mut self, edks: &[EdkHash], now: Duration) -> Result<(), OverBudget> {
         let mut new: Vec<EdkHash> = Vec::new();
         for edk in edks {
@@ -127,7 +170,7 @@ impl Budget {
         if new.is_empty() {
             return Ok(());
         }
-        let saved = (self.ahead + now.saturating_sub(self.empty_at)).min(self.allowance.full_again());
+        let saved = self.saved(now);
         let price = self.allowance.token() * u32::try_from(new.len()).unwrap_or(u32::MAX);
         (self.ahead, self.empty_at) = (saved, now);
         if saved < price {
@@ -207,6 +250,25 @@ mod tests {
         budget.spend(&[edk(1)], later).unwrap();
         assert_eq!(budget.ahead, allowance.full_again() - allowance.token());
     }
+    #[test]
+    fn another_allowance_counts_at_once_and_forgives_nothing() {
+        let budgets = Budgets::new(Allowance { per_hour: 60, burst: 4 });
+        let truck = device("truck-1");
+        assert_eq!(budgets.spend(&truck, &[edk(1), edk(2), edk(3)], START), Ok(()));
+        // One is left; a larger burst is filled at the new rate.
+        budgets.change(Allowance { per_hour: 3600, burst: 100 });
+        assert_eq!(budgets.spend(&truck, &[edk(1), edk(4)], START), Ok(()), "and an old one costs nothing");
+        let refused = budgets.spend(&truck, &[edk(5)], START).unwrap_err();
+        assert_eq!((refused.retry_after, refused.allowance.burst), (Duration::from_secs(1), 100));
+        assert_eq!(budgets.spend(&truck, &[edk(5)], START + Duration::from_secs(1)), Ok(()));
+        // Whoever has saved more than the new burst has that.
+        let later = START + Duration::from_secs(3600);
+        budgets.change(Allowance { per_hour: 60, burst: 2 });
+        assert_eq!(budgets.spend(&truck, &[edk(6), edk(7)], later), Ok(()));
+        assert!(budgets.spend(&truck, &[edk(8)], later).is_err());
+        assert_eq!(budgets.spend(&device("truck-2"), &[edk(1), edk(2)], later), Ok(()));
+    }
+
     #[test]
     fn a_site_that_allows_other_numbers_has_them_and_the_refusal_says_them() {
         let budgets = Budgets::new(Allowance { per_hour: 60, burst: 2 });

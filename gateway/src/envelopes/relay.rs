@@ -95,6 +95,18 @@ pub struct Target {
     pub answer_timeout: Duration,
 }
 
+impl Target {
+    /// Whether a call to the one is a call to the other. A new certificate ends no call.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let of = |target: &Self| {
+            let Self { endpoint, name, tls: _, window_bytes, answer_timeout } = target.clone();
+            (endpoint, name, window_bytes, answer_timeout)
+        };
+        of(self) == of(other)
+    }
+}
+
 /// The relay of one gateway.
 #[derive(Debug)]
 pub struct Relay {
@@ -166,6 +178,8 @@ enum Ended {
     Unanswered(Duration),
     #[error("paused")]
     Paused,
+    #[error("another far end, or other bounds")]
+    Moved,
     #[error("told to stop")]
     Stopped,
 }
@@ -179,7 +193,7 @@ impl Ended {
             Self::Refused(RefusedError::Full { .. }) => Some(ErrorReason::SpoolFull),
             Self::Refused(_) => Some(ErrorReason::DiskFailed),
             Self::Unanswered(_) => Some(ErrorReason::PeerUnreachable),
-            Self::Paused | Self::Stopped => None,
+            Self::Paused | Self::Moved | Self::Stopped => None,
         }
     }
 
@@ -194,9 +208,9 @@ impl Ended {
 
 impl Relay {
     /// Sends until it is told to stop; then waits for the answers to what is under way, and writes down what was
-    /// answered. Whoever awaits this sets the limit.
-    pub async fn run(self, target: Target, stop: CancellationToken) {
-        self.metrics.relay_window(target.window_bytes);
+    /// answered. Whoever awaits this sets the limit. Another target ends the call under way in the same way, and begins the next
+    /// one there.
+    pub async fn run(self, mut targets: watch::Receiver<Target>, stop: CancellationToken) {
         let mut backoff = Backoff::new(Policy::default());
         let mut progress = Progress::new(self.spool.clone(), self.numbers.clone(), self.uploads.clone());
         let mut alarm = Alarm::default();
@@ -210,8 +224,10 @@ impl Relay {
                 continue;
             }
             let before = progress.passed();
+            let target = targets.borrow_and_update().clone();
+            self.metrics.relay_window(target.window_bytes);
             let tolerant = unreadable.filter(|(_, tries)| *tries >= UNREADABLE_TRIES).map(|(lane, _)| lane);
-            let ended = self.call(&target, &mut progress, &mut alarm, tolerant, &stop).await;
+            let ended = self.call(&target, &mut targets, &mut progress, &mut alarm, tolerant, &stop).await;
             // A call that brought something forward was a good one: the next failure starts from the beginning.
             if progress.passed() > before {
                 backoff.reset();
@@ -219,6 +235,11 @@ impl Relay {
             progress.reclaim_now().await;
             match ended {
                 Ended::Stopped => break,
+                Ended::Moved => {
+                    tracing::info!(event = "relay.moved", endpoint = %targets.borrow().endpoint);
+                    backoff.reset();
+                    continue;
+                }
                 Ended::Paused => {
                     // Whoever lets it go on has looked at what was refused.
                     alarm.forget();
@@ -239,6 +260,7 @@ impl Relay {
                 () = tokio::time::sleep(delay) => {}
                 // A pause shows at once, and whoever lets it go on by hand does not want to wait an hour.
                 _ = orders.changed() => {}
+                () = is_moved(&mut targets) => backoff.reset(),
                 () = stop.cancelled() => break,
             }
             if matches!(ended, Ended::Refused(_)) {
@@ -279,6 +301,7 @@ impl Relay {
     async fn call(
         &self,
         target: &Target,
+        targets: &mut watch::Receiver<Target>,
         progress: &mut Progress,
         alarm: &mut Alarm,
         tolerant: Option<Lane>,
@@ -303,6 +326,7 @@ impl Relay {
                 Err(ended) => return ended,
             },
             () = is_paused(&mut orders) => return Ended::Paused,
+            () = is_moved(targets) => return Ended::Moved,
             () = stop.cancelled() => return Ended::Stopped,
         };
         self.up();
@@ -314,8 +338,8 @@ impl Relay {
             answer_by: None,
             answer_timeout: target.answer_timeout,
         };
-        let mut ended = self.send_and_listen(&mut call, progress, alarm, &mut orders, stop).await;
-        if matches!(ended, Ended::Paused | Ended::Stopped) {
+        let mut ended = self.send_and_listen(&mut call, progress, alarm, &mut orders, targets, stop).await;
+        if matches!(ended, Ended::Paused | Ended::Moved | Ended::Stopped) {
             ended = self.wind_down(&mut call, progress, alarm, ended).await;
         }
         if call.large.has_advanced() {
@@ -332,6 +356,7 @@ impl Relay {
         progress: &mut Progress,
         alarm: &mut Alarm,
         orders: &mut watch::Receiver<Orders>,
+        targets: &mut watch::Receiver<Target>,
         stop: &CancellationToken,
     ) -> Ended {
         loop {
@@ -382,6 +407,7 @@ impl Relay {
                 () = progress.due() => progress.reclaim_now().await,
                 () = reached(answer_by_now) => return Ended::Unanswered(*answer_timeout),
                 () = is_paused(orders) => return Ended::Paused,
+                () = is_moved(targets) => return Ended::Moved,
                 () = stop.cancelled() => return Ended::Stopped,
             }
         }
@@ -523,6 +549,14 @@ async fn reached(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Cancel safe. Whoever has seen it sees it no more.
+async fn is_moved(targets: &mut watch::Receiver<Target>) {
+    if targets.changed().await.is_err() {
+        // Nobody is left who could say so.
+        std::future::pending().await
     }
 }
 

@@ -58,6 +58,14 @@ pub struct Limits {
     pub keeps_for_first: bool,
 }
 
+impl Limits {
+    /// The bound per device is at least [`DEVICE_PERCENT`] of a spool of this size.
+    fn in_spool(mut self, capacity: u64) -> Self {
+        self.device_bytes = self.device_bytes.max(capacity / 100 * DEVICE_PERCENT);
+        self
+    }
+}
+
 /// How full the spool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
@@ -112,12 +120,14 @@ pub struct Shares(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    limits: Limits,
+    /// Of the spool.
+    capacity: u64,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    limits: Limits,
     devices: HashMap<DeviceId, Held>,
     /// Of all devices.
     bytes: u64,
@@ -159,9 +169,21 @@ impl Drop for Share {
 impl Shares {
     /// Nobody holds anything. The bound per device is at least [`DEVICE_PERCENT`] of the spool's `capacity`.
     #[must_use]
-    pub fn new(mut limits: Limits, capacity: u64) -> Self {
-        limits.device_bytes = limits.device_bytes.max(capacity / 100 * DEVICE_PERCENT);
-        Self(Arc::new(Inner { limits, state: Mutex::default() }))
+    pub fn new(limits: Limits, capacity: u64) -> Self {
+        let limits = limits.in_spool(capacity);
+        let state = State { limits, devices: HashMap::new(), bytes: 0, holding: 0 };
+        Self(Arc::new(Inner { capacity, state: Mutex::new(state) }))
+    }
+
+    /// From now on other bounds. What a device holds above a smaller one stays, and nothing more is taken from it until it is
+    /// below; what it owes is worn off at the new rate.
+    pub fn change(&self, limits: Limits, now: Duration) {
+        let mut state = self.lock();
+        state.limits = limits.in_spool(self.0.capacity);
+        let Limits { rate, burst, .. } = state.limits;
+        for bucket in state.devices.values_mut().filter_map(|held| held.bucket.as_mut()) {
+            bucket.change(rate, burst, now);
+        }
     }
 
     /// Before anything of a body is looked at: whether the device may send at all now.
@@ -171,7 +193,7 @@ impl Shares {
     pub fn ready(&self, device: &DeviceId, now: Duration) -> Result<(), Over> {
         let state = self.lock();
         let Some(held) = state.devices.get(device) else { return Ok(()) };
-        let limits = &self.0.limits;
+        let limits = &state.limits;
         if held.bytes >= limits.device_bytes {
             return Err(Over::Device { held: held.bytes, limit: limits.device_bytes });
         }
@@ -184,8 +206,8 @@ impl Shares {
     /// So many bytes have come from the device itself. They are paid for after the fact, so that what has crossed the radio is
     /// not thrown away; while the device is in debt, [`ready`](Self::ready) refuses.
     pub fn charge(&self, device: &DeviceId, bytes: u64, now: Duration) {
-        let Limits { rate, burst, .. } = self.0.limits;
         let mut state = self.lock();
+        let Limits { rate, burst, .. } = state.limits;
         let held = state.device(device, now);
         held.sent = held.sent.saturating_add(bytes);
         held.bucket.get_or_insert_with(|| Bucket::full(rate, burst, now)).spend(bytes, now);
@@ -203,8 +225,8 @@ impl Shares {
         fill: Fill,
         now: Duration,
     ) -> Result<Share, Over> {
-        let limits = &self.0.limits;
         let mut state = self.lock();
+        let limits = state.limits;
         let all = state.bytes.max(1);
         let held = state.devices.get(device).map_or(0, |held| held.bytes);
         if held + bytes > limits.device_bytes {
@@ -274,7 +296,7 @@ impl Shares {
     /// What a device may hold.
     #[must_use]
     pub fn per_device(&self) -> u64 {
-        self.0.limits.device_bytes
+        self.lock().limits.device_bytes
     }
 
     /// How many devices hold something, and how much the one that holds most.
@@ -384,6 +406,23 @@ mod tests {
         assert!(is_taken(&shares, Lane::First, 100));
         let nothing_urgent = Shares::new(Limits { keeps_for_first: false, ..LIMITS }, 10 * GIB);
         assert!(is_taken(&nothing_urgent, Lane::Second, 100));
+    }
+
+    #[test]
+    fn other_bounds_count_from_now_on_and_what_is_here_stays() {
+        let shares = Shares::new(LIMITS, 10 * GIB);
+        let truck = device("truck-1");
+        shares.admit(&truck, Lane::First, 600 * MIB, at_percent(1), NOW).unwrap().keep();
+        shares.charge(&truck, 544 * MIB, NOW);
+        // 32 MiB of debt, worn off at 1 MiB a second; and no more than a twentieth of the spool, which is more than 1 MiB.
+        shares.change(Limits { device_bytes: MIB, rate: MIB, burst: MIB, ..LIMITS }, NOW);
+        let limit = 10 * GIB / 100 * 5;
+        assert_eq!(shares.ready(&truck, NOW), Err(Over::Device { held: 600 * MIB, limit }));
+        shares.left(&truck, 200 * MIB);
+        let retry_after = Duration::from_secs(32);
+        assert_eq!(shares.ready(&truck, NOW), Err(Over::Rate { rate: MIB, retry_after }));
+        assert_eq!(shares.ready(&truck, NOW + retry_after), Ok(()));
+        assert_eq!(shares.per_device(), limit);
     }
 
     #[test]

@@ -98,6 +98,30 @@ impl SharedReport {
     }
 }
 
+/// Where to look from now on, and how often. A reload leaves it here and wakes the task; a later one replaces it.
+#[derive(Debug)]
+pub struct Change {
+    /// Where statements come from.
+    pub source: Box<dyn StatementSource>,
+    /// How often it is asked.
+    pub intervals: Intervals,
+}
+
+/// Hands a [`Change`] over. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct NextChange(Arc<Mutex<Option<Change>>>);
+
+impl NextChange {
+    /// Leaves one.
+    pub fn leave(&self, change: Change) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(change);
+    }
+
+    fn take(&self) -> Option<Change> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// The background task of the key path.
 #[derive(Debug)]
 pub struct Refresh {
@@ -121,6 +145,8 @@ pub struct Refresh {
     pub history: Arc<History>,
     /// Somebody wants it looked at now.
     pub poke: Arc<Notify>,
+    /// What a reload has brought.
+    pub next: NextChange,
 }
 
 impl Refresh {
@@ -130,6 +156,10 @@ impl Refresh {
         let mut save = tokio::time::interval(SAVE_EVERY);
         save.tick().await;
         loop {
+            if let Some(Change { source, intervals }) = self.next.take() {
+                (self.source, self.intervals) = (source, intervals);
+                backoff = Backoff::new(Policy { first: FIRST_RETRY, max: intervals.max });
+            }
             let visit = tokio::select! {
                 visit = self.visit() => visit,
                 () = stop.cancelled() => break,

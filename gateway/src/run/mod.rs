@@ -8,6 +8,7 @@
 pub mod directory;
 pub mod material;
 
+mod reload;
 mod serving;
 mod stopping;
 
@@ -19,6 +20,7 @@ use pithead_proto::errors::v1::ErrorReason;
 use crate::config::Config;
 use directory::DataDir;
 use material::Material;
+use reload::Reloader;
 use serving::Serving;
 pub(crate) use serving::server_name;
 
@@ -34,7 +36,7 @@ pub fn main(path: &Path) -> Result<ExitCode, ProgramError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let ended = runtime.block_on(async {
         let signals = Signals::listen().map_err(failed)?;
-        run(config, material, data, signals).await
+        run(path, config, material, data, signals).await
     });
     // Every part had its limit; what hangs in the disk's driver beyond it must not keep the program.
     runtime.shutdown_background();
@@ -42,6 +44,7 @@ pub fn main(path: &Path) -> Result<ExitCode, ProgramError> {
 }
 
 async fn run(
+    path: &Path,
     config: Config,
     material: Material,
     data: DataDir,
@@ -50,41 +53,23 @@ async fn run(
     for warning in material.warnings() {
         tracing::warn!(event = "tls.warning", warning);
     }
-    let serving = Serving::start(&config, material, &data, signals.stop.clone()).await?;
+    let (desk, mut orders) = reload::desk();
+    let mut serving = Serving::start(&config, material, &data, signals.stop.clone(), desk.clone()).await?;
+    let mut reloader = Reloader::new(path.to_owned(), config, desk.last);
     loop {
         tokio::select! {
             () = signals.stop.cancelled() => break,
-            () = signals.reloads.next() => reload(&config, &serving).await,
+            () = signals.reloads.next() => drop(reloader.turn(&mut serving).await),
+            Some(answer) = orders.recv() => {
+                // Whoever asked may have gone away; it was done all the same.
+                let _ = answer.send(reloader.turn(&mut serving).await);
+            }
         }
     }
-    serving.stop(&config.stop).await;
+    // Nobody is answered any more, and whoever waits is told so.
+    drop(orders);
+    serving.stop(&reloader.in_force().stop).await;
     // The lock goes last: until here nobody else may touch the directory.
     drop(data);
     Ok(ExitCode::OK)
-}
-
-/// Certificates and revocation lists are read again, for the ports, the relay and the upstream; what is wrong leaves all the
-/// old ones in force. Whoever would not be let in with the new ones is cut.
-async fn reload(config: &Config, serving: &Serving) {
-    serving.poke.notify_one();
-    let reloaded = match Material::reload(config, &serving.name) {
-        Ok(material) => {
-            for warning in material.warnings() {
-                tracing::warn!(event = "tls.warning", warning);
-            }
-            let expiries = material.server.expiries();
-            serving.swap_tls(material).await.map(|cut| (cut, expiries))
-        }
-        Err(error) => Err(error),
-    };
-    match reloaded {
-        Ok((cut, expiries)) => {
-            serving.vitals.reloaded(Some(expiries));
-            tracing::info!(event = "tls.reloaded", cut);
-        }
-        Err(error) => {
-            serving.vitals.reloaded(None);
-            tracing::error!(event = "tls.reload_refused", %error);
-        }
-    }
 }

@@ -23,12 +23,11 @@ use tonic::service::Routes;
 use super::directory::DataDir;
 use super::material::Material;
 use super::stopping::part;
-use crate::admin::{self, Facts};
+use crate::admin::{self, Facts, ReloadDesk};
 use crate::clock::{GatewayClock, since_boot};
 use crate::config::{self, Config};
-use crate::devices::ca::SiteCa;
 use crate::devices::doors::{Built, Doors, Ports};
-use crate::devices::enroll::{self, Enrolment, Told};
+use crate::devices::enroll::{self, Enrolment, Issuing, Told};
 use crate::envelopes::budgets::Budgets;
 use crate::envelopes::idle::Idle;
 use crate::envelopes::intake::{Parts, SpoolIntake};
@@ -44,7 +43,7 @@ use crate::health::{Health, Level};
 use crate::keys::book::Book;
 use crate::keys::history::History;
 use crate::keys::keeper::{Keeper, OpenError, Origin};
-use crate::keys::refresh::{Intervals, Refresh, SharedReport};
+use crate::keys::refresh::{Change, Intervals, NextChange, Refresh, SharedReport};
 use crate::keys::service;
 use crate::keys::spki_source::{KmsSpkis, SpkiSource};
 use crate::keys::statement_source::{BundleFile, StatementSource, Upstream};
@@ -76,8 +75,15 @@ pub(super) struct Serving {
     /// Told of reloads.
     pub(super) vitals: Vitals,
     doors: Arc<Doors>,
+    /// What a reload brings to the refresh of keys.
+    next_source: NextChange,
     keys_tls: Option<watch::Sender<Arc<ClientConfig>>>,
     relay_tls: Option<watch::Sender<Arc<ClientConfig>>>,
+    relay_target: Option<watch::Sender<Target>>,
+    control: Control,
+    shares: Shares,
+    budgets: Budgets,
+    issuing: Option<Arc<ArcSwap<Issuing>>>,
     spool: EnvelopeSpool,
     intake: (CancellationToken, Vec<JoinHandle<()>>),
     relay: (CancellationToken, Option<JoinHandle<()>>),
@@ -93,6 +99,7 @@ impl Serving {
         material: Material,
         data: &DataDir,
         stop: CancellationToken,
+        reload: ReloadDesk,
     ) -> Result<Self, ProgramError> {
         let started = since_boot();
         let metrics = Metrics::new();
@@ -106,8 +113,7 @@ impl Serving {
 
         // Both ports first: nothing on disk is touched by a second gateway that was started by mistake.
         let files = files::raise_limit();
-        let (mut limits, network_limits, room) = config.fitted(files);
-        limits.stop_grace = config.stop.intake;
+        let (limits, network_limits, room) = config.fitted(files);
         if let Some(room) = room {
             tracing::warn!(
                 event = "accept.few_files",
@@ -122,14 +128,13 @@ impl Serving {
         let registry = Arc::new(ArcSwap::from_pointee(registry));
         let acceptor = Acceptor::bind(config.ingest.listen, built.certificate.clone(), limits).await?;
         let network = match config.network.iter().zip(network_limits).next() {
-            Some((network, mut limits)) => {
-                limits.stop_grace = config.stop.intake;
+            Some((network, limits)) => {
                 Some(Acceptor::bind(network.listen, built.network.clone(), limits).await?)
             }
             None => None,
         };
         let enroll = enroll_port(config, &material, &built).await?;
-        let admin_port = admin::bind(config.admin.listen).await?;
+        let admin_port = config.admin.listen.bind().await?;
 
         // Key path.
         let disk_failed = |error: &dyn std::fmt::Display| {
@@ -145,17 +150,19 @@ impl Serving {
         let watched = |tls: &Option<Arc<ClientConfig>>| tls.clone().map(watch::Sender::new);
         let (keys_tls, relay_tls) = (watched(&material.keys), watched(&material.relay));
         let (poke, report) = (Arc::new(Notify::new()), SharedReport::default());
+        let next_source = NextChange::default();
         let refresh = Refresh {
             keeper,
             source: source(config, keys_tls.as_ref())?,
             inbox: data.inbox(),
-            intervals: Intervals { min: config.keys.min_interval.get(), max: config.keys.max_interval.get() },
+            intervals: intervals(config),
             clock: GatewayClock::start(config.trust.trusted_clock),
             health: health.clone(),
             metrics: metrics.clone(),
             report: report.clone(),
             history: history.clone(),
             poke: poke.clone(),
+            next: next_source.clone(),
         };
 
         // Envelope path.
@@ -167,13 +174,8 @@ impl Serving {
             corrupt_records = recovery.corrupt_records,
         );
         metrics.spool_corrupt(recovery.corrupt_records);
-        let limits = shares::Limits {
-            device_bytes: config.spool.per_device.get(),
-            rate: config.ingest.per_device.rate.get(),
-            burst: config.ingest.per_device.burst.get(),
-            keeps_for_first: !config.spool.lanes.first.is_empty(),
-        };
-        let shares = Shares::new(limits, config.spool.max_size.get());
+        let shares = Shares::new(per_device(config), config.spool.max_size.get());
+        let budgets = Budgets::new(config.ingest.per_device.sessions());
         let conflict_bytes = config.spool.conflicts_per_device.get();
         let idle = Idle::open(&data.idle()).map_err(|error| disk_failed(&error))?;
         let large = UploadStore::open(&data.uploads(), config.uploads, since_boot())
@@ -183,8 +185,8 @@ impl Serving {
         let refused_size = config.relay.as_ref().map_or(0, |relay| relay.refused_size.get());
         let refused = Refused::open(&data.refused(), refused_size, metrics.clone(), shares.clone());
         let refused = Arc::new(refused.map_err(|error| disk_failed(&error))?);
-        let rate = config.relay.as_ref().and_then(|relay| relay.rate).map(|rate| rate.get());
-        let control = Control::open(data.orders(), rate).map_err(|error| disk_failed(&error))?;
+        let control =
+            Control::open(data.orders(), configured_rate(config)).map_err(|error| disk_failed(&error))?;
         for head in recovery.corrupt.iter().flat_map(|range| &range.heads) {
             if let Some(identity) = numbers.quarantined(head) {
                 tracing::error!(event = "spool.envelope_damaged", %identity);
@@ -196,7 +198,7 @@ impl Serving {
             gateway: material.name.clone(),
             history: history.clone(),
             book: book.clone(),
-            budgets: Budgets::new(config.ingest.per_device.sessions()),
+            budgets: budgets.clone(),
             numbers: numbers.clone(),
             shares: shares.clone(),
             spool: spool.clone(),
@@ -232,10 +234,11 @@ impl Serving {
         }
         let mut served = vec![serve(acceptor, routes.clone(), &intake_stop)];
         served.extend(network.map(|network| serve(network, routes, &intake_stop)));
-        served.extend(enroll.map(|(port, ca, told)| {
+        let issuing = enroll.as_ref().map(|(_, issuing)| issuing.clone());
+        served.extend(enroll.map(|(port, issuing)| {
             tracing::info!(event = "enroll.listening", address = %port.local_addr());
             let (book, metrics) = (book.clone(), metrics.clone());
-            let enrolment = Enrolment::new(data.devices(), ca, told, book, metrics, wall_s);
+            let enrolment = Enrolment::new(data.devices(), issuing, book, metrics, wall_s);
             serve(port, Routes::new(enrolment.into_service()), &intake_stop)
         }));
         metrics.registry_good(true);
@@ -270,15 +273,12 @@ impl Serving {
         health.set(Dimension::Ingest, Level::Ok, format!("listening on {address}"), now);
 
         let relay_report = RelayReport::default();
+        let mut relay_target = None;
         let relay = match (&config.relay, &relay_tls) {
             (Some(section), Some(tls)) => {
-                let target = Target {
-                    endpoint: section.endpoint.clone(),
-                    name: server_name("[relay] name", section.name.as_deref(), &section.endpoint)?,
-                    tls: tls.subscribe(),
-                    window_bytes: section.window.get(),
-                    answer_timeout: section.answer_timeout.get(),
-                };
+                let target = watch::Sender::new(target(section, tls)?);
+                let targets = target.subscribe();
+                relay_target = Some(target);
                 let relay = Relay {
                     spool: spool.clone(),
                     numbers: numbers.clone(),
@@ -289,7 +289,7 @@ impl Serving {
                     report: relay_report.clone(),
                     control: control.clone(),
                 };
-                Some(tokio::spawn(relay.run(target, relay_stop.clone())))
+                Some(tokio::spawn(relay.run(targets, relay_stop.clone())))
             }
             _ => {
                 health.set(Dimension::Relay, Level::Ok, "not configured: envelopes wait here", now);
@@ -312,11 +312,12 @@ impl Serving {
             spool: spool.clone(),
             refused,
             retry,
-            shares,
+            shares: shares.clone(),
             relay: relay_report,
-            control: config.relay.is_some().then_some(control),
+            control: config.relay.is_some().then_some(control.clone()),
             doors: doors.clone(),
             stop,
+            reload,
         };
         let supervisor_stop = CancellationToken::new();
         let writes = spool.clone();
@@ -326,7 +327,7 @@ impl Serving {
             move || writes.busy_for(),
             supervisor_stop.clone(),
         ));
-        let admin_address = admin_port.local_addr().ok();
+        let admin_address = admin_port.address();
         let told = admin_stop.clone();
         let admin = tokio::spawn(async move {
             let stop = async move { told.cancelled().await };
@@ -344,10 +345,16 @@ impl Serving {
             health,
             poke,
             vitals,
+            next_source,
             name: material.name,
             doors,
             keys_tls,
             relay_tls,
+            relay_target,
+            control,
+            shares,
+            budgets,
+            issuing,
             spool,
             intake: (intake_stop, served),
             relay: (relay_stop, relay),
@@ -356,18 +363,54 @@ impl Serving {
         })
     }
 
-    /// New handshakes, of devices here and ours elsewhere, are done with these; live connections go on, but for those that
-    /// would not be let in now. Returns how many were cut.
-    pub(super) async fn swap_tls(&self, material: Material) -> Result<usize, ProgramError> {
+    /// Puts in force what can be without a restart, which [`LIVE`](config::LIVE) names. New handshakes, of devices here and
+    /// ours elsewhere, are done with the new certificates; live connections go on, but for those that would not be let in now.
+    /// Returns how many were cut.
+    ///
+    /// What can fail comes first, so that all of it is in force or nothing.
+    pub(super) async fn apply(&mut self, config: &Config, material: Material) -> Result<usize, ProgramError> {
+        let keys_tls = match (&self.keys_tls, &material.keys) {
+            (None, Some(tls)) => Some(watch::Sender::new(tls.clone())),
+            _ => None,
+        };
+        let source = source(config, keys_tls.as_ref().or(self.keys_tls.as_ref()))?;
+        let next_target = match (&config.relay, &self.relay_tls) {
+            (Some(section), Some(tls)) => Some(target(section, tls)?),
+            _ => None,
+        };
+        let issuing = config.enroll.as_ref().and_then(|section| issuing(config, section, &material));
         let (doors, server) = (self.doors.clone(), material.server);
         let cut = tokio::task::spawn_blocking(move || doors.reload(server));
         let cut =
             cut.await.map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))??;
+
+        if let Some(tls) = keys_tls {
+            self.keys_tls = Some(tls);
+        }
         for (ours, new) in [(&self.keys_tls, material.keys), (&self.relay_tls, material.relay)] {
             if let (Some(ours), Some(new)) = (ours, new) {
                 ours.send_replace(new);
             }
         }
+        self.next_source.leave(Change { source, intervals: intervals(config) });
+        self.poke.notify_one();
+        if let (Some(ours), Some(next)) = (&self.relay_target, next_target) {
+            ours.send_if_modified(|target| {
+                let is_new = !target.is_same(&next);
+                if is_new {
+                    *target = next;
+                }
+                is_new
+            });
+        }
+        if let (Some(ours), Some(issuing)) = (&self.issuing, issuing) {
+            ours.store(Arc::new(issuing));
+        }
+        let (certificate, network, _) = config.fitted(files::raise_limit());
+        self.doors.change_limits(certificate, network, enroll_limits(config));
+        self.control.configure(configured_rate(config));
+        self.shares.change(per_device(config), since_boot());
+        self.budgets.change(config.ingest.per_device.sessions());
         Ok(cut)
     }
 
@@ -418,23 +461,60 @@ fn serve(port: Acceptor, routes: Routes, stop: &CancellationToken) -> JoinHandle
     })
 }
 
-/// The port where devices enrol, if there is one, and what they are given there.
-async fn enroll_port(
-    config: &Config,
-    material: &Material,
-    built: &Built,
-) -> Result<Option<(Acceptor, Arc<SiteCa>, Told)>, ProgramError> {
-    let Some(section) = &config.enroll else { return Ok(None) };
-    let (Some(listen), Some(ca)) = (section.listen, &material.site_ca) else { return Ok(None) };
-    let limits = Limits { stop_grace: config.stop.intake, ..enroll::limits() };
-    let port = Acceptor::bind(listen, built.enroll.clone(), limits).await?;
+fn enroll_limits(config: &Config) -> Limits {
+    Limits { stop_grace: config.stop.intake, ..enroll::limits() }
+}
+
+fn intervals(config: &Config) -> Intervals {
+    Intervals { min: config.keys.min_interval.get(), max: config.keys.max_interval.get() }
+}
+
+fn configured_rate(config: &Config) -> Option<u64> {
+    config.relay.as_ref().and_then(|relay| relay.rate).map(|rate| rate.get())
+}
+
+fn per_device(config: &Config) -> shares::Limits {
+    shares::Limits {
+        device_bytes: config.spool.per_device.get(),
+        rate: config.ingest.per_device.rate.get(),
+        burst: config.ingest.per_device.burst.get(),
+        keeps_for_first: !config.spool.lanes.first.is_empty(),
+    }
+}
+
+fn target(section: &config::Relay, tls: &watch::Sender<Arc<ClientConfig>>) -> Result<Target, ProgramError> {
+    Ok(Target {
+        endpoint: section.endpoint.clone(),
+        name: server_name("[relay] name", section.name.as_deref(), &section.endpoint)?,
+        tls: tls.subscribe(),
+        window_bytes: section.window.get(),
+        answer_timeout: section.answer_timeout.get(),
+    })
+}
+
+/// What devices are given that enrol here, if somebody signs them here.
+fn issuing(config: &Config, section: &config::Enroll, material: &Material) -> Option<Issuing> {
     let told = Told {
         site: config.gateway.site.clone(),
         endpoints: section.endpoints.clone(),
         server_name: section.server_name.clone(),
         gateway_ca: material.gateway_ca.clone(),
     };
-    Ok(Some((port, ca.clone(), told)))
+    Some(Issuing { ca: material.site_ca.clone()?, told })
+}
+
+/// The port where devices enrol, if there is one, and what they are given there.
+async fn enroll_port(
+    config: &Config,
+    material: &Material,
+    built: &Built,
+) -> Result<Option<(Acceptor, Arc<ArcSwap<Issuing>>)>, ProgramError> {
+    let Some(section) = &config.enroll else { return Ok(None) };
+    let (Some(listen), Some(issuing)) = (section.listen, issuing(config, section, material)) else {
+        return Ok(None);
+    };
+    let port = Acceptor::bind(listen, built.enroll.clone(), enroll_limits(config)).await?;
+    Ok(Some((port, Arc::new(ArcSwap::from_pointee(issuing)))))
 }
 
 fn with_margin(limit: ConfigDuration) -> Duration {

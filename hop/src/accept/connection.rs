@@ -65,7 +65,7 @@ pub(super) async fn run(
     let Arrival { tcp, from, _place } = arrival;
     shared.counters.open.add();
     let _open = Open(shared.clone());
-    let limit = shared.limits.handshake_timeout.get();
+    let limit = shared.limits.load().handshake_timeout.get();
     shared.counters.handshaking.add();
     let go = CancellationToken::new();
     // In a box of its own, which is gone when the handshake is over: a connection lives for hours.
@@ -260,7 +260,8 @@ async fn serve(
     routes: Routes,
     stop: CancellationToken,
 ) -> Ended {
-    let limits = &shared.limits;
+    // What they are when it begins holds for its life.
+    let limits = shared.limits.load_full();
     // Who is let in only to be told so has nothing to stay for.
     let idle = if turned_away.is_some() { limits.first_request.min(limits.idle) } else { limits.idle };
     let activity = Activity::new();

@@ -136,6 +136,18 @@ pub enum LimitsError {
     MoreThanAll(&'static str),
 }
 
+impl LimitsError {
+    /// The key that it is about.
+    #[must_use]
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Zero(name) | Self::NoTime(name) | Self::MoreThanAll(name) => name,
+            Self::Size { name, .. } => name,
+            Self::ConnectionWindow => "connection_window",
+        }
+    }
+}
+
 /// HTTP/2's own bounds of a frame, and of a window. A window below 64 KiB is smaller than the one that every peer begins with.
 const FRAME: (ByteSize, ByteSize) = (ByteSize::kib(16), ByteSize::from_bytes((1 << 24) - 1));
 const WINDOW: (ByteSize, ByteSize) = (ByteSize::kib(64), ByteSize::from_bytes((1 << 31) - 1));

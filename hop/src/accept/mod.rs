@@ -110,6 +110,27 @@ impl AcceptHandle {
         self.0.door.store(Arc::new(door.into()));
     }
 
+    /// Other limits, from now on: rates, places and numbers of connections for whoever comes next, and what holds within one
+    /// connection for those that begin. Whoever is there keeps what it has. Inside a tokio runtime.
+    pub fn change_limits(&self, limits: Limits) {
+        let shared = &self.0;
+        let rate = |per_second, burst| Rate { per_second, burst };
+        shared.arrivals.change(
+            rate(limits.connections_per_second, limits.connection_burst),
+            rate(limits.connections_per_second_per_ip, limits.connection_burst_per_ip),
+        );
+        shared.per_ip.change(limits.connections_per_ip);
+        let requests = rate(limits.requests_per_second, limits.request_burst);
+        shared.roster.change(limits.connections_per_identity, requests, limits.unfinished.get_usize());
+        let before = shared.limits.swap(Arc::new(limits.clone()));
+        for (places, before, now) in [
+            (&shared.connections, before.connections, limits.connections),
+            (&shared.handshakes, before.handshakes, limits.handshakes),
+        ] {
+            resize(places, before, now);
+        }
+    }
+
     /// Cuts the live connections of everybody whom the door in force would not let in now; returns how many. Takes a
     /// fraction of a millisecond for each connection: not for an async thread.
     pub fn cut_who_is_not_admitted(&self) -> usize {
@@ -151,7 +172,7 @@ impl AcceptHandle {
 struct Shared {
     door: ArcSwap<Door>,
     live: Arc<live::Live>,
-    limits: Limits,
+    limits: ArcSwap<Limits>,
     connections: Arc<Semaphore>,
     arrivals: Arrivals,
     per_ip: Arc<PerIp>,
@@ -201,16 +222,16 @@ impl Acceptor {
         let shared = Arc::new(Shared {
             door: ArcSwap::from_pointee(door.into()),
             live: Arc::default(),
-            connections: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
+            connections: Arc::new(Semaphore::new(places(limits.connections))),
             arrivals,
             per_ip: PerIp::new(limits.connections_per_ip),
             silent: Arc::default(),
-            handshakes: Arc::new(Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS))),
+            handshakes: Arc::new(Semaphore::new(places(limits.handshakes))),
             roster: Roster::new(limits.connections_per_identity, requests, limits.unfinished.get_usize()),
             counters: Counters::default(),
             calls: calls::Calls::default(),
             log_next: Seldom::new(REFUSED_LOG_INTERVAL),
-            limits,
+            limits: ArcSwap::from_pointee(limits),
         });
         Ok(Self { listener, address, shared })
     }
@@ -260,7 +281,8 @@ impl Acceptor {
         tasks.close();
         let killed = || shared.counters.ended_as(Ended::Killed);
         let before = killed();
-        if timeout(shared.limits.stop_grace.get(), tasks.wait()).await.is_err() {
+        let grace = shared.limits.load().stop_grace.get();
+        if timeout(grace, tasks.wait()).await.is_err() {
             kill.cancel();
             tasks.wait().await;
         }
@@ -270,6 +292,29 @@ impl Acceptor {
         }
         Stopped { killed }
     }
+}
+
+/// As many places as a semaphore can have, and at least one.
+fn places(limit: usize) -> usize {
+    // tokio counts those that are asked for at once in 32 bits, and a resize asks for the difference.
+    limit.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
+}
+
+/// More places at once; fewer as those who have them leave.
+fn resize(semaphore: &Arc<Semaphore>, before: usize, now: usize) {
+    let (before, now) = (places(before), places(now));
+    if now >= before {
+        semaphore.add_permits(now - before);
+        return;
+    }
+    let semaphore = semaphore.clone();
+    tokio::spawn(async move {
+        // Whoever waits here is served in its turn, so it ends when enough have left.
+        let fewer = u32::try_from(before - now).unwrap_or(u32::MAX);
+        if let Ok(left) = semaphore.acquire_many_owned(fewer).await {
+            left.forget();
+        }
+    });
 }
 
 async fn take(

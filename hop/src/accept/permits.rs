@@ -6,10 +6,14 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,13 +31,18 @@ pub fn host_of(ip: IpAddr) -> IpAddr {
 /// Connections per source address.
 #[derive(Debug)]
 pub(super) struct PerIp {
-    limit: usize,
+    limit: AtomicUsize,
     counts: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl PerIp {
     pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, counts: Mutex::default() })
+        Arc::new(Self { limit: AtomicUsize::new(limit), counts: Mutex::default() })
+    }
+
+    /// From now on so many. Whoever has more keeps them.
+    pub(super) fn change(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// A place for one more from this address, given back when dropped.
@@ -41,7 +50,7 @@ impl PerIp {
         let ip = host_of(ip);
         let mut counts = lock(&self.counts);
         let count = counts.entry(ip).or_default();
-        if *count >= self.limit {
+        if *count >= self.limit.load(Ordering::Relaxed) {
             return None;
         }
         *count += 1;
@@ -76,13 +85,13 @@ const ADDRESSES_LOOK: usize = 1_024;
 /// How fast new connections come, in all and from one address.
 #[derive(Debug)]
 pub(super) struct Arrivals {
-    rate: Rate,
-    per_ip: Rate,
     state: Mutex<Lately>,
 }
 
 #[derive(Debug)]
 struct Lately {
+    rate: Rate,
+    per_ip: Rate,
     all: Bucket,
     /// Of addresses that are not at their full burst again.
     by_ip: HashMap<IpAddr, Bucket>,
@@ -91,21 +100,29 @@ struct Lately {
 
 impl Arrivals {
     pub(super) fn new(rate: Rate, per_ip: Rate, now: Instant) -> Self {
-        let lately = Lately { all: Bucket::full(rate, now), by_ip: HashMap::new(), look_at: ADDRESSES_LOOK };
-        Self { rate, per_ip, state: Mutex::new(lately) }
+        let all = Bucket::full(rate, now);
+        let lately = Lately { rate, per_ip, all, by_ip: HashMap::new(), look_at: ADDRESSES_LOOK };
+        Self { state: Mutex::new(lately) }
+    }
+
+    /// From now on other rates. Nobody gets back what was used up.
+    pub(super) fn change(&self, rate: Rate, per_ip: Rate) {
+        let mut state = lock(&self.state);
+        (state.rate, state.per_ip) = (rate, per_ip);
     }
 
     /// Whether one more may come from there now. One address that comes too fast takes nothing from the others.
     pub(super) fn take(&self, ip: IpAddr, now: Instant) -> bool {
         let ip = host_of(ip);
         let mut state = lock(&self.state);
-        let Lately { all, by_ip, look_at } = &mut *state;
-        let mut own = by_ip.get(&ip).copied().unwrap_or_else(|| Bucket::full(self.per_ip, now));
-        if own.take(self.per_ip, now).is_err() || all.take(self.rate, now).is_err() {
+        let Lately { rate, per_ip, all, by_ip, look_at } = &mut *state;
+        let (rate, per_ip) = (*rate, *per_ip);
+        let mut own = by_ip.get(&ip).copied().unwrap_or_else(|| Bucket::full(per_ip, now));
+        if own.take(per_ip, now).is_err() || all.take(rate, now).is_err() {
             return false;
         }
         if by_ip.len() >= *look_at {
-            by_ip.retain(|_, bucket| !bucket.is_full(self.per_ip, now));
+            by_ip.retain(|_, bucket| !bucket.is_full(per_ip, now));
             *look_at = (by_ip.len() * 2).clamp(ADDRESSES_LOOK, ADDRESSES_MAX);
         }
         if by_ip.len() < ADDRESSES_MAX || by_ip.contains_key(&ip) {
@@ -192,11 +209,17 @@ impl Cut {
 /// The live connections by identity: counted by it, and the oldest cut when they are too many.
 #[derive(Debug)]
 pub(super) struct Roster {
+    bounds: ArcSwap<Bounds>,
+    holders: Mutex<Holders>,
+}
+
+/// What one identity may.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
     limit: usize,
     rate: Rate,
-    /// Bytes of requests that an identity may have begun and not ended.
+    /// Bytes of requests that it may have begun and not ended.
     unfinished: usize,
-    holders: Mutex<Holders>,
 }
 
 #[derive(Debug, Default)]
@@ -222,21 +245,28 @@ struct Entry {
 
 impl Roster {
     pub(super) fn new(limit: usize, rate: Rate, unfinished: usize) -> Arc<Self> {
-        Arc::new(Self { limit: limit.max(1), rate, unfinished, holders: Mutex::default() })
+        let bounds = Bounds { limit: limit.max(1), rate, unfinished };
+        Arc::new(Self { bounds: ArcSwap::from_pointee(bounds), holders: Mutex::default() })
+    }
+
+    /// From now on other bounds; that of unfinished bytes for those who are not connected yet.
+    pub(super) fn change(&self, limit: usize, rate: Rate, unfinished: usize) {
+        self.bounds.store(Arc::new(Bounds { limit: limit.max(1), rate, unfinished }));
     }
 
     /// Enters a connection. If its identity has too many, the oldest is cut; the answer says whether.
     pub(super) fn enter(self: &Arc<Self>, peer: &Peer, cut: Cut, now: Instant) -> (RosterPlace, bool) {
+        let Bounds { limit, rate, unfinished } = **self.bounds.load();
         let mut holders = lock(&self.holders);
         let number = holders.next;
         holders.next += 1;
         let holder = holders.by_id.entry(peer.id.clone()).or_insert_with(|| Holder {
             connections: VecDeque::new(),
-            bucket: Arc::new(Mutex::new(Bucket::full(self.rate, now))),
-            unfinished: Unfinished::new(self.unfinished),
+            bucket: Arc::new(Mutex::new(Bucket::full(rate, now))),
+            unfinished: Unfinished::new(unfinished),
         });
         let mut replaced = false;
-        while holder.connections.len() >= self.limit {
+        while holder.connections.len() >= limit {
             if let Some(oldest) = holder.connections.pop_front() {
                 oldest.cut.now(Ended::Replaced);
                 replaced = true;
@@ -283,7 +313,7 @@ impl RosterPlace {
 
     /// Takes one request from the identity's rate; says how long to wait if there is none.
     pub(super) fn request(&self, now: Instant) -> Result<(), Duration> {
-        lock(&self.bucket).take(self.all.rate, now)
+        lock(&self.bucket).take(self.all.bounds.load().rate, now)
     }
 }
 
@@ -425,6 +455,35 @@ mod tests {
         );
         drop(places);
         assert!(lock(&silent.0).by_age.is_empty());
+    }
+
+    #[test]
+    fn other_bounds_count_for_whoever_comes_next_and_take_nothing_from_those_who_are_there() {
+        let (start, ip) = (Instant::now(), IpAddr::from([10, 0, 0, 1]));
+        let places = PerIp::new(2);
+        let _held: Vec<_> = (0..2).map(|_| places.take(ip).expect("one of two")).collect();
+        places.change(1);
+        assert!(places.take(ip).is_none());
+        places.change(3);
+        assert!(places.take(ip).is_some());
+
+        let slow = Rate { per_second: 1, burst: 1 };
+        let arrivals = Arrivals::new(RATE, slow, start);
+        assert!(arrivals.take(ip, start) && !arrivals.take(ip, start));
+        arrivals.change(RATE, Rate { per_second: 100, burst: 10 });
+        assert!(!arrivals.take(ip, start), "what was used up is");
+        assert!(arrivals.take(ip, start + Duration::from_millis(10)));
+
+        let roster = Roster::new(2, slow, 1 << 20);
+        let (first, _) = roster.enter(&peer("a"), Cut::default(), start);
+        assert!(first.request(start).is_ok() && first.request(start).is_err());
+        roster.change(1, Rate { per_second: 100, burst: 10 }, 1 << 20);
+        assert!(
+            first.request(start + Duration::from_millis(10)).is_ok(),
+            "who is connected has the new rate"
+        );
+        let (_second, replaced) = roster.enter(&peer("a"), Cut::default(), start);
+        assert!(replaced, "and one connection where there may be one");
     }
 
     #[test]

@@ -53,6 +53,18 @@ pub enum LimitsError {
     WindowEnvelopes,
 }
 
+impl LimitsError {
+    /// The keys that it is about.
+    #[must_use]
+    pub fn keys(&self) -> &'static [&'static str] {
+        match self {
+            Self::Request => &["request", "inline"],
+            Self::Window => &["window", "inline"],
+            Self::WindowEnvelopes => &["window_envelopes"],
+        }
+    }
+}
+
 impl IngestLimits {
     /// Refuses limits under which the largest envelope could not be sent at all.
     ///

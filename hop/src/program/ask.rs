@@ -1,8 +1,9 @@
 //! The little HTTP that asking one's own admin port takes: one request, one answer, the connection closed.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
+
+use super::admin::AdminAddress;
 
 /// A healthy program answers at once.
 pub const LIMIT: Duration = Duration::from_secs(5);
@@ -22,13 +23,20 @@ pub struct Answer {
 ///
 /// # Errors
 /// What the system says, or that the answer is none.
-pub fn request(admin: SocketAddr, method: &str, path: &str) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&admin, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
+pub fn request(admin: &AdminAddress, method: &str, path: &str) -> io::Result<Answer> {
+    request_within(LIMIT, admin, method, path)
+}
+
+/// As [`request`], for an answer that takes its time: no step of it longer than `limit`.
+///
+/// # Errors
+/// As [`request`].
+pub fn request_within(limit: Duration, admin: &AdminAddress, method: &str, path: &str) -> io::Result<Answer> {
+    let mut stream = admin.connect(limit)?;
+    let host = admin.host();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     )?;
     let mut bytes = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut bytes)?;

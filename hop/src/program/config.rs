@@ -9,6 +9,16 @@
 //!   7 | listn = "0.0.0.0:7443"
 //!     | ^^^^^ did you mean `listen`?
 //! ```
+//!
+//! What was read knows where it came from ([`Sources`]): a fault between two keys points at one of them, and `config show
+//! --origin` says of every value which line, which variable or that it is the default.
+
+pub mod change;
+pub mod check;
+pub mod effective;
+pub mod reference;
+pub mod sources;
+pub mod text;
 
 use std::{fmt, io, ops::Range, path::Path};
 
@@ -19,8 +29,11 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+pub use self::effective::Effective;
+pub use self::sources::{Sources, Wrong};
 pub use super::units::{ByteSize, Duration, UnitError};
 use super::{ExitCode, ProgramError};
+use crate::{accept::Limits, ingest::IngestLimits};
 
 /// Largest configuration file, in bytes. One that is larger is something else.
 const FILE_MAX: u64 = 1 << 20;
@@ -50,15 +63,6 @@ impl ConfigError {
             Self::Invalid(_) => ErrorReason::ConfigInvalid,
         }
     }
-
-    /// A fault that the program itself finds in a value that parsed, such as two ports that are the same.
-    pub fn invalid(file: &Path, message: impl Into<String>) -> Self {
-        Self::Invalid(Box::new(Fault {
-            origin: Origin::File { file: file.display().to_string(), place: None },
-            message: message.into(),
-            suggestion: None,
-        }))
-    }
 }
 
 impl From<ConfigError> for ProgramError {
@@ -84,7 +88,7 @@ pub struct Fault {
     pub suggestion: Option<String>,
 }
 
-/// Where a value came from.
+/// Where a value came from, if it is not the default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// The file, and the place in it if there is one (a missing key has none).
@@ -96,6 +100,17 @@ pub enum Origin {
     },
     /// A variable of the environment. Its value is not shown.
     Variable(String),
+}
+
+impl fmt::Display for Origin {
+    /// `gateway.toml:12`, or the variable's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { file, place: Some(place) } => write!(f, "{file}:{}", place.line),
+            Self::File { file, place: None } => f.write_str(file),
+            Self::Variable(name) => f.write_str(name),
+        }
+    }
 }
 
 /// A spot in the file.
@@ -169,11 +184,20 @@ impl fmt::Display for Fault {
     }
 }
 
+/// What was read, and where each of its keys came from.
+#[derive(Debug, Clone)]
+pub struct Loaded<T> {
+    /// The configuration.
+    pub value: T,
+    /// Where its keys came from.
+    pub sources: Sources,
+}
+
 /// Reads `path`, lays the environment's twins over it, and parses it.
 ///
 /// `prefix` is `PITHEAD`: then `PITHEAD_INGEST__LISTEN` stands for `listen` in `[ingest]`. Variables with that prefix
 /// and without `__` (such as `PITHEAD_LOG`) are no configuration.
-pub fn load<T: DeserializeOwned>(path: &Path, prefix: &str) -> Result<T, ConfigError> {
+pub fn load<T: DeserializeOwned>(path: &Path, prefix: &str) -> Result<Loaded<T>, ConfigError> {
     let file = path.display().to_string();
     let read = || {
         if std::fs::metadata(path)?.len() > FILE_MAX {
@@ -193,13 +217,13 @@ pub fn parse<T: DeserializeOwned>(
     file: &str,
     prefix: &str,
     variables: impl IntoIterator<Item = (String, String)>,
-) -> Result<T, ConfigError> {
+) -> Result<Loaded<T>, ConfigError> {
     let mut twins = Twin::of(prefix, variables);
     // A value of the environment has no type of its own: it is taken as TOML if it is that (4096, true, ["a"]), and
     // as plain text otherwise or where TOML did not fit. Each round settles one twin, so this ends.
     for _ in 0..=twins.len() {
         match attempt(text, file, &twins) {
-            Ok(value) => return Ok(value),
+            Ok(loaded) => return Ok(loaded),
             Err(Refused::By(twin, _)) if twins[twin].parsed => twins[twin].parsed = false,
             Err(Refused::By(_, fault) | Refused::File(fault)) => {
                 return Err(ConfigError::Invalid(fault));
@@ -207,6 +231,36 @@ pub fn parse<T: DeserializeOwned>(
         }
     }
     unreachable!("every round but the last made one more twin plain text, and a plain one returns")
+}
+
+/// Limits under which nothing could be sent, as a fault of `section`.
+///
+/// # Errors
+/// What is wrong, said of its key.
+pub fn check_ingest(section: &str, limits: &IngestLimits) -> Result<(), Wrong> {
+    limits.check().map_err(|error| {
+        let keys: Vec<String> = error.keys().iter().map(|key| format!("{section}.{key}")).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        Wrong::at_any(&keys, format!("[{section}] {error}"))
+    })
+}
+
+/// Limits of a port under which nobody could be served, as a fault of `section`; `calls` is the section of what one call may
+/// bring there.
+///
+/// # Errors
+/// What is wrong, said of its key.
+pub fn check_port(section: &str, limits: &Limits, calls: &str, ingest: &IngestLimits) -> Result<(), Wrong> {
+    limits
+        .check()
+        .map_err(|error| Wrong::at(format!("{section}.{}", error.key()), format!("[{section}] {error}")))?;
+    if limits.unfinished < ingest.request {
+        return Err(Wrong::at_any(
+            &[&format!("{section}.unfinished"), &format!("{calls}.request")],
+            format!("[{section}] `unfinished` has to be at least [{calls}] `request`"),
+        ));
+    }
+    Ok(())
 }
 
 struct Twin {
@@ -243,7 +297,7 @@ enum Refused {
     File(Box<Fault>),
 }
 
-fn attempt<T: DeserializeOwned>(text: &str, file: &str, twins: &[Twin]) -> Result<T, Refused> {
+fn attempt<T: DeserializeOwned>(text: &str, file: &str, twins: &[Twin]) -> Result<Loaded<T>, Refused> {
     // Twins get spans beyond the end of the file, so that an error's span says which of them it is about.
     let base = text.len() + 1;
     let refuse = |error: toml::de::Error| {
@@ -275,7 +329,13 @@ fn attempt<T: DeserializeOwned>(text: &str, file: &str, twins: &[Twin]) -> Resul
             return Err(Refused::File(Box::new(Fault { origin, message, suggestion: None })));
         }
     }
-    T::deserialize(toml::de::Deserializer::from(table)).map_err(refuse)
+    let origin = |span: Range<usize>| match span.start.checked_sub(base).and_then(|at| twins.get(at)) {
+        Some(twin) => Origin::Variable(twin.variable.clone()),
+        None => Origin::File { file: file.to_owned(), place: Some(Place::of(text, span)) },
+    };
+    let sources = Sources::of(file, table.get_ref(), origin);
+    let value = T::deserialize(toml::de::Deserializer::from(table)).map_err(refuse)?;
+    Ok(Loaded { value, sources })
 }
 
 fn lay_over<'i>(

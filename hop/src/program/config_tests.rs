@@ -35,7 +35,7 @@ fn a_mebibyte() -> ByteSize {
 
 fn read(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    parse(text, "gateway.toml", "PITHEAD", variables)
+    parse(text, "gateway.toml", "PITHEAD", variables).map(|loaded| loaded.value)
 }
 
 fn refusal(text: &str, variables: &[(&str, &str)]) -> String {

@@ -114,6 +114,45 @@ pub fn complete_files(folder: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     Ok(files)
 }
 
+/// Writes a file into a folder, syncs it and takes it away again.
+///
+/// # Errors
+/// What the operating system says: the folder cannot be worked in.
+pub fn probe(folder: &Path) -> io::Result<()> {
+    let path = folder.join(format!(".writable.{}", std::process::id()));
+    let write = || {
+        let mut file = File::create(&path)?;
+        file.write_all(b"pithead")?;
+        file.sync_all()
+    };
+    let written = write();
+    let removed = fs::remove_file(&path);
+    written.and(removed)
+}
+
+/// Bytes that are left on a folder's disk for whoever is not root.
+///
+/// # Errors
+/// What the operating system says.
+pub fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Bytes of a folder's disk that files in it take, as far as they can be seen.
+#[must_use]
+pub fn taken_below(folder: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let taken = entries.filter_map(Result::ok).map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => taken_below(&entry.path()),
+        // st_blocks counts in units of 512 bytes, whatever the disk's own are.
+        Ok(meta) => meta.blocks().saturating_mul(512),
+        Err(_) => 0,
+    });
+    taken.sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

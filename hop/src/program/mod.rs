@@ -1,5 +1,6 @@
 //! What every Pithead program does the same way: read its configuration, fail, log, tell the time, and stop.
 
+pub mod admin;
 pub mod ask;
 pub mod check;
 pub mod clock;
@@ -10,15 +11,16 @@ pub mod explain;
 pub mod files;
 pub mod grpc_health;
 pub mod health;
-pub mod log;
-#[cfg(feature = "metrics")]
-pub mod metrics;
-pub mod pulse;
 pub mod human;
+pub mod log;
 #[cfg(feature = "cli")]
 pub mod manual;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod paint;
+pub mod pulse;
 pub mod reference;
+pub mod reload;
 pub mod stop;
 pub mod supervisor;
 pub mod units;

@@ -183,11 +183,11 @@ mod tests {
         assert!(beats(&told) >= fed + 2, "it moves again");
         lamps.drain();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let told = told.lock().unwrap();
+        let heard = told.lock().unwrap().clone();
         assert!(
-            told.contains(&"STOPPING=1".to_owned())
-                && told.contains(&"STATUS=draining; all is well".to_owned()),
-            "{told:?}"
+            heard.contains(&"STOPPING=1".to_owned())
+                && heard.contains(&"STATUS=draining; all is well".to_owned()),
+            "{heard:?}"
         );
         stop.cancel();
         following.await.unwrap();

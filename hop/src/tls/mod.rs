@@ -18,7 +18,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use client::{ClientTls, PassedExpiry, pinned};
 pub use pem::Pem;
-pub use server::{CrlExpiry, Denied, Expiries, Gate, ServerTls, SiteTrust};
+pub use server::{CrlExpiry, Denied, Expiries, Gate, ServerTls, SiteTrust, expiry_warnings};
 pub use time::{KnownTime, SystemClock, TimeSource};
 
 /// The protocol that both ends have to agree on.

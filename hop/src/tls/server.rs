@@ -20,7 +20,7 @@ use rustls::{
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
@@ -52,7 +52,7 @@ pub struct SiteTrust {
 }
 
 /// What a revocation list that is past its `nextUpdate` means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum CrlExpiry {
     /// It is used as it is: a WAN outage that keeps lists from being renewed locks nobody out. See
     /// [`ServerTls::warnings`].
@@ -168,21 +168,9 @@ impl ServerTls {
 
     /// What an operator should know at `now`: certificates and revocation lists that have run out or are about to.
     pub fn warnings(&self, now: UnixTime) -> Vec<String> {
-        let mut found = Vec::new();
         let authorities = self.sites.iter().map(|site| &site.ca);
-        for pem in authorities.chain([&self.certificate]) {
-            for der in pem.certificates().unwrap_or_default() {
-                if let Ok((_, certificate)) = X509Certificate::from_der(&der) {
-                    warn_before(
-                        certificate.validity().not_after.timestamp(),
-                        "expires",
-                        pem,
-                        now,
-                        &mut found,
-                    );
-                }
-            }
-        }
+        let pems = authorities.chain([&self.certificate]);
+        let mut found: Vec<String> = pems.flat_map(|pem| expiry_warnings(pem, now)).collect();
         for pem in self.sites.iter().flat_map(|site| &site.crls) {
             for der in pem.crls().unwrap_or_default() {
                 if let Ok((_, list)) = CertificateRevocationList::from_der(&der)
@@ -204,6 +192,18 @@ fn builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
 
 /// A warning begins this long before the end.
 const WARN_BEFORE_S: i64 = 30 * 86_400;
+
+/// What an operator should know of certificates: those that run out within the time that a renewal may take.
+#[must_use]
+pub fn expiry_warnings(pem: &Pem, now: UnixTime) -> Vec<String> {
+    let mut found = Vec::new();
+    for der in pem.certificates().unwrap_or_default() {
+        if let Ok((_, certificate)) = X509Certificate::from_der(&der) {
+            warn_before(certificate.validity().not_after.timestamp(), "expires", pem, now, &mut found);
+        }
+    }
+    found
+}
 
 fn warn_before(end: i64, what: &str, pem: &Pem, now: UnixTime, found: &mut Vec<String>) {
     let left = end - i64::try_from(now.as_secs()).unwrap_or(i64::MAX);

@@ -2,6 +2,7 @@
 //! are known by their address alone.
 #![allow(clippy::unwrap_used)]
 
+mod configuration;
 mod enroll;
 mod network;
 mod reload;

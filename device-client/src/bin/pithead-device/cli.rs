@@ -19,7 +19,7 @@ use pithead_sealing::{
 use zeroize::Zeroizing;
 
 use crate::{
-    enroll, key, netcheck, outbox,
+    config, enroll, key, netcheck, outbox,
     output::{Output, print_text},
     seal, send, simulate, status, upload, watch,
 };
@@ -81,6 +81,9 @@ enum Command {
     /// What waits to be sent.
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// The device's file.
+    #[command(subcommand)]
+    Config(config::Command),
     /// A fleet out of this one process, over links that come and go: load for a gateway, and the books of every vehicle.
     Simulate(Box<SimulateArgs>),
     /// What a code such as PH-1014 means and what to do about it; without one, all of them.
@@ -422,6 +425,7 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
             let limit = timeout.map(units::Duration::get);
             in_runtime(outbox::drain(&cli.config, limit, cli.output))
         }
+        Command::Config(command) => config::run(command, &cli.config, cli.output),
         Command::Simulate(arguments) => in_runtime(simulate::run(arguments, cli.output)),
         Command::Explain { code } => {
             print_text(&explain::answer(code.as_deref())?);

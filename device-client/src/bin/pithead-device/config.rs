@@ -3,6 +3,7 @@
 //! Paths are relative to the file's folder. Everything here may be read by anybody but the certificate's key, which is the
 //! key that signs the sessions as well if it can.
 
+mod commands;
 mod streams;
 
 use std::{
@@ -21,7 +22,7 @@ use pithead_hop::{
     connect::Endpoint,
     program::{
         ProgramError,
-        config::{self, ConfigError},
+        config::{self, Loaded, Wrong},
         units::ByteSize,
     },
     tls::{Pem, TlsError},
@@ -32,13 +33,16 @@ use pithead_sealing::{
     trust::UnixTime,
 };
 use rustls_pki_types::ServerName;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Serialize};
 
-pub(crate) use self::streams::Kind;
 use self::streams::StreamSection;
+pub(crate) use self::{
+    commands::{Command, run},
+    streams::Kind,
+};
 use crate::{failure, signer::Signer};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     device: DeviceSection,
@@ -50,12 +54,12 @@ struct File {
     streams: Vec<StreamSection>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DeviceSection {
-    #[serde(deserialize_with = "parsed")]
+    #[serde(with = "config::text")]
     site: Site,
-    #[serde(deserialize_with = "parsed")]
+    #[serde(with = "config::text")]
     id: DeviceId,
     #[serde(default = "here")]
     state: PathBuf,
@@ -65,7 +69,7 @@ struct DeviceSection {
     signing_key: Option<PathBuf>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GatewaySection {
     endpoints: Vec<Endpoint>,
@@ -75,7 +79,7 @@ struct GatewaySection {
     key: Option<PathBuf>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OutboxSection {
     #[serde(default = "outbox_bytes")]
@@ -96,11 +100,41 @@ fn outbox_bytes() -> ByteSize {
     "64MiB".parse().expect("a size")
 }
 
-fn parsed<'de, D: Deserializer<'de>, T>(deserializer: D) -> Result<T, D::Error>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+/// The prefix of environment variables that stand for keys of the file.
+const ENV_PREFIX: &str = "PITHEAD";
+
+/// Every key, commented.
+const TEMPLATE: &str = include_str!("config.template.toml");
+
+fn read(path: &Path) -> Result<Loaded<File>, ProgramError> {
+    let loaded: Loaded<File> = config::load(path, ENV_PREFIX).map_err(|error| failure::config(&error))?;
+    let checked = streams::check(&loaded.value.streams).and_then(|()| loaded.value.check());
+    checked.map_err(|wrong| failure::config(&loaded.sources.fault(wrong)))?;
+    Ok(loaded)
+}
+
+impl File {
+    fn check(&self) -> Result<(), Wrong> {
+        let Some(gateway) = &self.gateway else { return Ok(()) };
+        if gateway.certificate.is_some() != gateway.key.is_some() {
+            return Err(Wrong::at_any(
+                &["gateway.certificate", "gateway.key"],
+                "[gateway] `certificate` and `key` belong together",
+            ));
+        }
+        if gateway.endpoints.is_empty() {
+            return Err(Wrong::at(
+                "gateway.endpoints",
+                "[gateway] `endpoints` is empty: name one, or leave the section out",
+            ));
+        }
+        if let Some(name) =
+            gateway.server_name.as_ref().filter(|name| ServerName::try_from(name.as_str()).is_err())
+        {
+            return Err(Wrong::at("gateway.server_name", format!("{name:?} is no host name")));
+        }
+        Ok(())
+    }
 }
 
 /// A device's file, read and checked.
@@ -112,8 +146,7 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn load(path: &Path) -> Result<Self, ProgramError> {
-        let file: File = config::load(path, "PITHEAD").map_err(|error| failure::config(&error))?;
-        streams::check(&file.streams).map_err(|what| failure::config(&ConfigError::invalid(path, what)))?;
+        let file = read(path)?.value;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         Ok(Self { folder: folder.unwrap_or(Path::new(".")).to_owned(), file })
     }
@@ -320,6 +353,10 @@ mod tests {
             ("name = \"can\"\nkind = \"records\"\nsync = \"0s\"\n", "for none write \"always\""),
             ("name = \"can\"\nkind = \"records\"\npriorty = 3\n", "did you mean `priority`?"),
             ("name = \"log\"\nkind = \"files\"\nlinger = \"1s\"\n", "files have no linger"),
+            (
+                "name = \"log\"\nkind = \"files\"\nlinger = \"1s\"\n",
+                "\n  7 | linger = \"1s\"\n    |          ^^^^",
+            ),
         ] {
             let refused = load(&format!("[[stream]]\n{stream}")).unwrap_err();
             assert!(refused.contains(said), "{said:?} in\n{refused}");

@@ -13,8 +13,8 @@ use super::*;
 /// How long the far end may answer nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For large envelopes, which are not made here: they go beside the call, and want a connection.
-static NOWHERE: LazyLock<Connection> = LazyLock::new(|| {
+/// For large envelopes, which are not made here: they go beside the call, and want a connection. And a target that stays.
+static NOWHERE: LazyLock<(Connection, watch::Sender<Target>)> = LazyLock::new(|| {
     let connecting = std::thread::spawn(|| {
         // It goes on for as long as the process, and so does the far end that nobody talks to.
         let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().unwrap()));
@@ -22,7 +22,8 @@ static NOWHERE: LazyLock<Connection> = LazyLock::new(|| {
             let cloud = Box::leak(Box::new(Cloud::start().await));
             let target = cloud.target();
             let (tls, options) = (target.tls.borrow().clone(), ConnectOptions::default());
-            connect(&target.endpoint, &target.name, tls, &options).await.unwrap()
+            let connection = connect(&target.endpoint, &target.name, tls, &options).await.unwrap();
+            (connection, watch::Sender::new(target))
         })
     });
     connecting.join().unwrap()
@@ -56,13 +57,14 @@ impl ByHand {
             let mut call = Call {
                 sender,
                 feeds: Feeds::new(&relay.spool, |lane| progress.begin(lane), None),
-                large: Large::new(relay.uploads.clone(), NOWHERE.clone(), relay.control.pace().clone()),
+                large: Large::new(relay.uploads.clone(), NOWHERE.0.clone(), relay.control.pace().clone()),
                 toll: relay.control.pace().toll(),
                 answer_by: None,
                 answer_timeout: ANSWER_TIMEOUT,
             };
             let (mut orders, stop) = (relay.control.subscribe(), CancellationToken::new());
-            relay.send_and_listen(&mut call, progress, alarm, &mut orders, &stop).await;
+            let mut nowhere_else = NOWHERE.1.subscribe();
+            relay.send_and_listen(&mut call, progress, alarm, &mut orders, &mut nowhere_else, &stop).await;
         }
         self.progress.reclaim_now().await;
         self

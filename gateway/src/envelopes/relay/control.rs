@@ -132,7 +132,7 @@ pub struct Control(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     file: PathBuf,
-    configured: Option<u64>,
+    configured: Mutex<Option<u64>>,
     orders: watch::Sender<Orders>,
     pace: Pace,
     /// One order after the other, so that the file says what is in force.
@@ -155,7 +155,7 @@ impl Control {
         };
         let inner = Inner {
             file,
-            configured,
+            configured: Mutex::new(configured),
             pace: Pace::new(in_force(orders, configured)),
             orders: watch::Sender::new(orders),
             giving: Mutex::new(Written::Yes),
@@ -217,6 +217,13 @@ impl Control {
         })
     }
 
+    /// What the configuration says is another rate now. One that was set by hand stands above it.
+    pub fn configure(&self, rate: Option<u64>) {
+        let _turn = self.0.giving.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.0.configured.lock().unwrap_or_else(PoisonError::into_inner) = rate;
+        self.0.pace.set(in_force(self.orders(), rate));
+    }
+
     fn give(&self, change: impl FnOnce(&mut Orders)) -> io::Result<bool> {
         let mut written = self.0.giving.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.orders();
@@ -232,7 +239,8 @@ impl Control {
             Err(error) => Err(error.into()),
         };
         *written = if result.is_ok() { Written::Yes } else { Written::No };
-        self.0.pace.set(in_force(orders, self.0.configured));
+        let configured = *self.0.configured.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.pace.set(in_force(orders, configured));
         self.0.orders.send_replace(orders);
         result.map(|()| new)
     }
@@ -268,6 +276,19 @@ mod tests {
         assert!(again.set_rate(Rate::Configured).unwrap() && again.resume().unwrap());
         let last = open();
         assert_eq!((last.pace().rate(), last.orders().paused), (Some(1_000), None));
+    }
+
+    #[tokio::test]
+    async fn another_rate_of_the_configuration_counts_unless_somebody_has_set_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = Control::open(folder.path().join("relay"), Some(1_000)).unwrap();
+        control.configure(Some(2_000));
+        assert_eq!(control.pace().rate(), Some(2_000));
+        control.set_rate(Rate::Bytes(50)).unwrap();
+        control.configure(None);
+        assert_eq!(control.pace().rate(), Some(50));
+        control.set_rate(Rate::Configured).unwrap();
+        assert_eq!(control.pace().rate(), None);
     }
 
     #[tokio::test]

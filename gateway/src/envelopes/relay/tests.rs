@@ -28,6 +28,15 @@ fn relay(folder: &std::path::Path, door: &Door, cloud: &Cloud, refused_size: u64
 }
 
 fn relay_to(target: Target, folder: &std::path::Path, door: &Door, refused_size: u64) -> Running {
+    relay_by(watch::Sender::new(target).subscribe(), folder, door, refused_size)
+}
+
+fn relay_by(
+    targets: watch::Receiver<Target>,
+    folder: &std::path::Path,
+    door: &Door,
+    refused_size: u64,
+) -> Running {
     let metrics = Metrics::new();
     let refused = Arc::new(
         Refused::open(&folder.join("refused"), refused_size, metrics.clone(), door.shares.clone()).unwrap(),
@@ -46,7 +55,7 @@ fn relay_to(target: Target, folder: &std::path::Path, door: &Door, refused_size:
         control: control.clone(),
     };
     let stop = CancellationToken::new();
-    let task = tokio::spawn(relay.run(target, stop.clone()));
+    let task = tokio::spawn(relay.run(targets, stop.clone()));
     Running { stop, task, refused, health, report, control, metrics }
 }
 
@@ -176,6 +185,29 @@ async fn a_certificate_that_was_renewed_is_shown_at_the_next_connection() {
     until("it is refused", || running.report.get().failure.is_some()).await;
     tls.send_replace(good.tls.borrow().clone());
     until("it has left", || door.spool.stats().records == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn another_far_end_takes_over_and_what_the_first_one_has_is_not_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, mut truck) = (Door::open(folder.path()), Truck::new());
+    let (first, second) = (Cloud::start().await, Cloud::start().await);
+    let targets = watch::Sender::new(first.target());
+    let running = relay_by(targets.subscribe(), folder.path(), &door, 1 << 20);
+    door.take(truck.seal(1, b"record")).await;
+    until("the first has it", || door.spool.stats().records == 0).await;
+    targets.send_replace(second.target());
+    door.take(truck.seal(2, b"record")).await;
+    until("the second has the next", || door.spool.stats().records == 0).await;
+    let numbers = |cloud: &Cloud| got(cloud).into_iter().map(|(_, _, seq)| seq).collect::<Vec<_>>();
+    // Which of the two the second envelope went to is the second's: the call to the first was over by then, or moved with it.
+    assert_eq!(numbers(&first)[0], 1);
+    let all: Vec<u64> = numbers(&first).into_iter().chain(numbers(&second)).collect();
+    assert_eq!(all, [1, 2], "each once");
+    door.take(truck.seal(3, b"record")).await;
+    until("so has it the next", || door.spool.stats().records == 0).await;
+    assert!(numbers(&second).contains(&3), "{:?}", numbers(&second));
     running.stop().await;
 }
 

@@ -86,6 +86,7 @@ impl Bench {
             report: SharedReport::default(),
             history,
             poke: Arc::new(Notify::new()),
+            next: NextChange::default(),
         }
     }
 

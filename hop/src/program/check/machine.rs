@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use pithead_proto::errors::v1::ErrorReason;
 use tokio::process::Command;
 
 use super::Finding;
+use crate::program::admin::AdminAddress;
 use crate::program::{human, units::ByteSize};
 
 /// Something of which is known when it was made, so that no clock that is right stands before it.
@@ -275,7 +277,10 @@ fn speed(mut took: Vec<Duration>) -> Finding {
 
 /// Whether an admin port stays on this machine.
 #[must_use]
-pub fn admin_port(address: SocketAddr) -> Finding {
+pub fn admin_port(listen: &AdminAddress) -> Finding {
+    let AdminAddress::Tcp(address) = listen else {
+        return Finding::ok(format!("{listen}, for its owner and the group of its folder"));
+    };
     if address.ip().to_canonical().is_loopback() {
         Finding::ok(format!("{address}, on this machine alone"))
     } else {
@@ -283,6 +288,23 @@ pub fn admin_port(address: SocketAddr) -> Finding {
             "{address} can be reached from elsewhere, and asks nobody who they are: status, names of devices, and orders"
         ))
         .todo("listen on 127.0.0.1, and put a proxy with authentication before it where others have to look")
+    }
+}
+
+/// Whether the admin port can be taken: nobody answers there.
+#[must_use]
+pub fn admin_listen(listen: &AdminAddress) -> Finding {
+    let AdminAddress::Unix(path) = listen else {
+        return listen.socket_addr().map_or_else(|| Finding::skipped("no address"), port);
+    };
+    if UnixStream::connect(path).is_ok() {
+        return Finding::failure(ErrorReason::PortTaken, format!("{listen} is in use"))
+            .todo("stop the other program, or listen elsewhere");
+    }
+    match path.parent() {
+        Some(folder) if folder.is_dir() => Finding::ok(format!("{listen} is free")),
+        _ => Finding::failure(ErrorReason::ConfigInvalid, format!("{listen}: there is no such folder"))
+            .todo("make the folder; its group decides who may ask (RuntimeDirectory= of the unit)"),
     }
 }
 
@@ -380,10 +402,11 @@ mod tests {
 
     #[test]
     fn a_port_for_operators_stays_at_home_and_a_taken_one_is_said() {
-        assert_eq!(admin_port("127.0.0.1:7480".parse().unwrap()).grade, Grade::Ok);
-        assert_eq!(admin_port("[::1]:7480".parse().unwrap()).grade, Grade::Ok);
-        assert_eq!(admin_port("0.0.0.0:7480".parse().unwrap()).grade, Grade::Warning);
-        assert_eq!(admin_port("10.1.2.3:7480".parse().unwrap()).grade, Grade::Warning);
+        assert_eq!(admin_port(&"127.0.0.1:7480".parse().unwrap()).grade, Grade::Ok);
+        assert_eq!(admin_port(&"[::1]:7480".parse().unwrap()).grade, Grade::Ok);
+        assert_eq!(admin_port(&"unix:/run/pithead/admin.sock".parse().unwrap()).grade, Grade::Ok);
+        assert_eq!(admin_port(&"0.0.0.0:7480".parse().unwrap()).grade, Grade::Warning);
+        assert_eq!(admin_port(&"10.1.2.3:7480".parse().unwrap()).grade, Grade::Warning);
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
         assert_eq!(port(address).reason, Some(ErrorReason::PortTaken));

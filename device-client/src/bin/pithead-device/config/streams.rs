@@ -5,17 +5,18 @@ use pithead_device_client::{
     client::{Fsync, StreamOptions, WhenFull},
     sequence::STREAMS_PER_DEVICE,
 };
-use pithead_hop::program::units::{ByteSize, Duration};
+use pithead_hop::program::{
+    config::{self, Wrong},
+    units::{ByteSize, Duration},
+};
 use pithead_sealing::names::StreamName;
-use serde::{Deserialize, Deserializer, de::Error as _};
-
-use super::parsed;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// The longest interval between two writes: what waits for it is in memory, and a cut takes it.
 const INTERVAL_MAX: Duration = Duration::from_secs(3_600);
 
 /// What a stream carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
     /// Many small ones, batched under one seal.
@@ -24,10 +25,10 @@ pub(crate) enum Kind {
     Files,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StreamSection {
-    #[serde(deserialize_with = "parsed")]
+    #[serde(with = "config::text")]
     pub(super) name: StreamName,
     pub(super) kind: Kind,
     priority: Option<u8>,
@@ -42,7 +43,7 @@ pub(super) struct StreamSection {
     compress: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Full {
     #[default]
@@ -68,6 +69,15 @@ impl<'de> Deserialize<'de> for Syncing {
             )));
         }
         Ok(Self(Some(interval)))
+    }
+}
+
+impl Serialize for Syncing {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            None => serializer.serialize_str("always"),
+            Some(interval) => serializer.collect_str(&interval),
+        }
     }
 }
 
@@ -120,24 +130,25 @@ pub(super) fn plain(name: StreamName, kind: Kind) -> StreamOptions {
 }
 
 /// What no single value shows.
-pub(super) fn check(streams: &[StreamSection]) -> Result<(), String> {
+pub(super) fn check(streams: &[StreamSection]) -> Result<(), Wrong> {
     if streams.len() > STREAMS_PER_DEVICE {
-        return Err(format!("{} streams, and a device has at most {STREAMS_PER_DEVICE}", streams.len()));
+        let what = format!("{} streams, and a device has at most {STREAMS_PER_DEVICE}", streams.len());
+        return Err(Wrong::at(format!("stream[{STREAMS_PER_DEVICE}].name"), what));
     }
     for (index, stream) in streams.iter().enumerate() {
         let name = &stream.name;
+        let wrong = |key: &str, what: String| Err(Wrong::at(format!("stream[{index}].{key}"), what));
         if streams[..index].iter().any(|other| other.name == *name) {
-            return Err(format!("[[stream]] {name} is there twice"));
+            return wrong("name", format!("[[stream]] {name} is there twice"));
         }
         if stream.kind == Kind::Files && stream.linger.is_some() {
-            return Err(format!(
-                "[[stream]] {name}: files have no linger; only records wait to share a seal"
-            ));
+            let what = format!("[[stream]] {name}: files have no linger; only records wait to share a seal");
+            return wrong("linger", what);
         }
         if cfg!(not(feature = "zstd")) && stream.compress {
-            return Err(format!(
-                "[[stream]] {name}: this program was built without zstd: nothing is compressed"
-            ));
+            let what =
+                format!("[[stream]] {name}: this program was built without zstd: nothing is compressed");
+            return wrong("compress", what);
         }
     }
     Ok(())

@@ -1,0 +1,90 @@
+//! SIGHUP: the whole file is read again, and the certificates, CAs and revocation lists that it names; then what can change is
+//! swapped at once ([`LIVE`]).
+//!
+//! What is wrong with any of them leaves all of the old ones in force. A key that only a restart can change is named and keeps
+//! its value until then. Bundles and the registry of devices are looked at again whatever comes of the file: each of those is
+//! taken or refused by itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pithead_hop::accept::AcceptHandle;
+use pithead_hop::program::config::{Effective, change};
+use pithead_hop::program::reload::Outcome;
+use pithead_hop::program::{ProgramError, clock, files};
+use pithead_hop::tls::Denied;
+use pithead_proto::errors::v1::ErrorReason;
+use rustls_pki_types::UnixTime;
+
+use super::tls;
+use crate::admin::Status;
+use crate::config::{Config, LIVE};
+
+/// Reads the file again, whenever somebody asks.
+#[derive(Debug)]
+pub(super) struct Reloader {
+    path: PathBuf,
+    in_force: Config,
+    status: Arc<Status>,
+}
+
+impl Reloader {
+    /// Of a program that began with `in_force`, out of the file at `path`.
+    pub(super) fn new(path: &Path, in_force: Config, status: Arc<Status>) -> Self {
+        Self { path: path.to_owned(), in_force, status }
+    }
+
+    /// What the program goes by.
+    pub(super) fn in_force(&self) -> &Config {
+        &self.in_force
+    }
+
+    /// One reload; true if the file was taken. Whoever would not be let in now is cut.
+    pub(super) async fn turn(&mut self, handle: &AcceptHandle) -> bool {
+        let outcome = match self.attempt(handle).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.status.reloaded(None);
+                error.into()
+            }
+        };
+        // Whoever has read of it in the log finds it in the status.
+        self.status.reload.note(outcome.clone(), clock::since_boot());
+        outcome.log();
+        outcome.is_taken()
+    }
+
+    async fn attempt(&mut self, handle: &AcceptHandle) -> Result<Outcome, ProgramError> {
+        let new = Config::load(&self.path)?;
+        let taken = change::take(&Effective::of(&self.in_force)?, &Effective::of(&new)?, LIVE);
+        let next: Config = if taken.needs_restart.is_empty() { new } else { taken.in_force.typed()? };
+        next.check().map_err(|wrong| {
+            let waiting: Vec<String> = taken.needs_restart.iter().map(change::Change::title).collect();
+            let what = format!(
+                "{}: the file goes together only with what needs a restart: {}",
+                wrong.message(),
+                waiting.join(", ")
+            );
+            ProgramError::new(ErrorReason::ConfigInvalid, what)
+                .todo("restart the program, or change these back")
+        })?;
+        let built = tls(&next).and_then(|tls| {
+            Ok((tls.gate(Denied::default())?, tls.warnings(UnixTime::now()), tls.expiries()))
+        });
+        let (gate, warnings, expiries) = built.inspect_err(|error| {
+            tracing::error!(event = "tls.reload_refused", %error, "the old ones stay in force");
+        })?;
+        handle.swap_tls(gate);
+        let mut limits = next.ingest.limits.clone();
+        limits.fit_files(files::raise_limit());
+        handle.change_limits(limits);
+        let port = handle.clone();
+        let cut = tokio::task::spawn_blocking(move || port.cut_who_is_not_admitted()).await;
+        let cut = cut.map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))?;
+        tracing::info!(event = "tls.reloaded", cut);
+        self.status.reloaded(Some(expiries));
+        self.in_force = next;
+        let change::Taken { changed, needs_restart, .. } = taken;
+        Ok(Outcome { failure: None, changed, needs_restart, warnings, cut })
+    }
+}

@@ -1,0 +1,220 @@
+//! What came of a reload, for whoever asked for it, for the log and for status pages.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{ProgramError, config::change::Change};
+
+/// What came of one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why nothing has changed, if nothing has. What was in force stays so.
+    pub failure: Option<Failure>,
+    /// What has changed.
+    pub changed: Vec<Change>,
+    /// What the file says and only a restart brings.
+    pub needs_restart: Vec<Change>,
+    /// What an operator should know: certificates and lists that run out.
+    pub warnings: Vec<String>,
+    /// Connections that were closed because they would not be let in now.
+    pub cut: usize,
+}
+
+/// Why a file was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// `PH-6001`
+    pub code: String,
+    /// `CONFIG_INVALID`
+    pub reason: &'static str,
+    /// What is wrong, with its place.
+    pub what: String,
+    /// What to do about it.
+    pub todo: Option<String>,
+}
+
+impl From<ProgramError> for Outcome {
+    fn from(error: ProgramError) -> Self {
+        let failure = Failure {
+            code: error.reason.code(),
+            reason: error.reason.name(),
+            what: error.what,
+            todo: error.todo,
+        };
+        Self { failure: Some(failure), ..Self::default() }
+    }
+}
+
+impl Outcome {
+    /// For programs; its words for people are among it.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        json!({
+            "taken": self.is_taken(),
+            "failure": self.failure,
+            "changed": self.changed,
+            "needs_restart": self.needs_restart,
+            "warnings": self.warnings,
+            "cut": self.cut,
+            "words": self.to_string(),
+        })
+    }
+
+    /// Whether the file was taken.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        self.failure.is_none()
+    }
+
+    /// Logs it: `config.reloaded`, `config.needs_restart`, or `config.reload_refused`.
+    pub fn log(&self) {
+        if let Some(failure) = &self.failure {
+            tracing::error!(
+                event = "config.reload_refused",
+                code = failure.code,
+                reason = failure.reason,
+                error = failure.what,
+                "the configuration before stays in force"
+            );
+            return;
+        }
+        tracing::info!(event = "config.reloaded", changed = names(&self.changed), cut = self.cut);
+        if !self.needs_restart.is_empty() {
+            tracing::warn!(event = "config.needs_restart", keys = names(&self.needs_restart));
+        }
+    }
+}
+
+fn names(changes: &[Change]) -> String {
+    changes.iter().map(Change::title).collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Outcome {
+    /// For people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Failure { code, reason, what, todo }) = &self.failure {
+            writeln!(f, "refused[{code}] {reason}: {what}")?;
+            writeln!(f, "  the configuration before stays in force")?;
+            return match todo {
+                Some(todo) => writeln!(f, "  what to do: {todo}"),
+                None => Ok(()),
+            };
+        }
+        writeln!(
+            f,
+            "{}",
+            if self.changed.is_empty() { "nothing has changed in the file" } else { "in force now:" }
+        )?;
+        for change in &self.changed {
+            writeln!(f, "  {change}")?;
+        }
+        writeln!(
+            f,
+            "certificates, CAs and revocation lists were read again; {} connections closed",
+            self.cut
+        )?;
+        if !self.needs_restart.is_empty() {
+            writeln!(f, "needs a restart:")?;
+            for change in &self.needs_restart {
+                writeln!(f, "  {change}")?;
+            }
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The last one. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct LastReload(Arc<Mutex<Option<(Outcome, Duration)>>>);
+
+impl LastReload {
+    /// Notes what came of one, at this operating time.
+    pub fn note(&self, outcome: Outcome, now: Duration) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((outcome, now));
+    }
+
+    /// The last one and its age; nothing before the first.
+    #[must_use]
+    pub fn get(&self, now: Duration) -> Option<(Outcome, Duration)> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        last.map(|(outcome, at)| (outcome, now.saturating_sub(at)))
+    }
+
+    /// For `/statusz`.
+    #[must_use]
+    pub fn json(&self, now: Duration) -> Value {
+        let Some((outcome, age)) = self.get(now) else { return Value::Null };
+        let titles = |changes: &[Change]| changes.iter().map(Change::title).collect::<Vec<_>>();
+        json!({
+            "s_ago": age.as_secs(),
+            "taken": outcome.is_taken(),
+            "failure": outcome.failure.as_ref().map(|failure| format!("{}: {}", failure.code, failure.what)),
+            "changed": titles(&outcome.changed),
+            "needs_restart": titles(&outcome.needs_restart),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pithead_proto::errors::v1::ErrorReason;
+
+    use super::*;
+
+    fn change(key: &str) -> Change {
+        Change { key: key.to_owned(), from: Some("1".to_owned()), to: None }
+    }
+
+    #[test]
+    fn an_outcome_says_what_is_in_force_and_what_needs_a_restart() {
+        let outcome = Outcome {
+            changed: vec![change("relay.rate")],
+            needs_restart: vec![change("ingest.listen")],
+            warnings: vec!["a list is to be renewed".to_owned()],
+            cut: 2,
+            failure: None,
+        };
+        assert_eq!(
+            outcome.to_string(),
+            "in force now:\n  [relay] rate: 1 -> not set\n\
+             certificates, CAs and revocation lists were read again; 2 connections closed\n\
+             needs a restart:\n  [ingest] listen: 1 -> not set\nwarning: a list is to be renewed\n"
+        );
+        let last = LastReload::default();
+        assert_eq!(last.json(Duration::ZERO), Value::Null);
+        last.note(outcome, Duration::from_secs(5));
+        let json = last.json(Duration::from_secs(12));
+        assert_eq!((&json["s_ago"], &json["taken"]), (&json!(7), &json!(true)));
+        assert_eq!(
+            (&json["changed"], &json["needs_restart"]),
+            (&json!(["[relay] rate"]), &json!(["[ingest] listen"]))
+        );
+    }
+
+    #[test]
+    fn a_file_that_was_refused_says_why_and_that_nothing_has_changed() {
+        let error = ProgramError::new(ErrorReason::ConfigInvalid, "gateway.toml:3:1: no").todo("mend it");
+        let outcome = Outcome::from(error);
+        assert_eq!(
+            outcome.to_string(),
+            "refused[PH-6001] CONFIG_INVALID: gateway.toml:3:1: no\n  the configuration before stays in force\n  \
+             what to do: mend it\n"
+        );
+        let last = LastReload::default();
+        last.note(outcome, Duration::ZERO);
+        let json = last.json(Duration::from_secs(1));
+        assert_eq!(
+            (&json["taken"], &json["failure"]),
+            (&json!(false), &json!("PH-6001: gateway.toml:3:1: no"))
+        );
+    }
+}
