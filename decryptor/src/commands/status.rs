@@ -38,7 +38,7 @@ pub fn statusz(admin: &AdminAddress) -> Result<Value, ProgramError> {
 
 /// Whether it takes envelopes.
 pub fn serves(status: &Value) -> bool {
-    status["phase"] == "serving"
+    status["ready"] == true
 }
 
 /// What has to be looked at, each with what to do.
@@ -69,11 +69,15 @@ pub fn attention(status: &Value) -> Vec<String> {
             "were signed by keys that nobody has registered: `device add` takes them",
         ),
     ];
-    let mut attention: Vec<String> = said
+    let lamps = status["dimensions"].as_object().into_iter().flatten();
+    let lamps = lamps.filter(|(_, lamp)| lamp["level"] != "ok");
+    let mut attention: Vec<String> =
+        lamps.map(|(name, lamp)| format!("{name}: {}", text(&lamp["words"]))).collect();
+    let counted = said
         .into_iter()
         .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{} since the start {what}", envelopes(count)))
-        .collect();
+        .map(|(count, what)| format!("{} since the start {what}", envelopes(count)));
+    attention.extend(counted);
     if status["signatures"]["registry_refused"] == true {
         attention.push("the registry of devices is not believed; the one before stays in force: see the log, and mend the file".into());
     }
@@ -145,8 +149,21 @@ fn table(status: &Value, attention: &[String], paint: Paint) -> String {
         shown += &format!("  {} {what}\n", paint.word(Tone::Warning, "!"));
     }
     shown.push('\n');
-    for (name, value) in status.as_object().into_iter().flatten() {
-        if let Some(section) = value.as_object() {
+    for (name, lamp) in status["dimensions"].as_object().into_iter().flatten() {
+        let tone = match lamp["level"].as_str() {
+            Some("ok") => Tone::Good,
+            Some("degraded") => Tone::Warning,
+            _ => Tone::Bad,
+        };
+        let level = paint.word(tone, &format!("{:9}", text(&lamp["level"])));
+        let age = human::seconds(lamp["for_s"].as_u64().unwrap_or(0));
+        shown += &format!("  {name:7} {level} {age:>12}  {}\n", text(&lamp["words"]));
+    }
+    // What is nested deeper is for programs.
+    for (name, value) in status.as_object().into_iter().flatten().filter(|(name, _)| *name != "dimensions") {
+        let flat =
+            |section: &&serde_json::Map<String, Value>| section.values().all(|value| !value.is_object());
+        if let Some(section) = value.as_object().filter(flat) {
             shown += &format!("{}\n", paint.word(Tone::Heading, name));
             for (name, value) in section {
                 shown += &format!("  {:24} {}\n", name.replace('_', " "), fact(name, value));
@@ -181,6 +198,8 @@ fn table(status: &Value, attention: &[String], paint: Paint) -> String {
 fn fact(name: &str, value: &Value) -> String {
     match value.as_u64() {
         Some(number) if name.ends_with("_bytes") => human::bytes(number),
+        // Nothing lasts for 31 years: from there on it is a moment.
+        Some(number) if name.ends_with("_s") && number >= 1_000_000_000 => human::moment(number),
         Some(number) if name.ends_with("_s") => human::seconds(number),
         Some(number) => human::count(number),
         None => text(value),
@@ -208,7 +227,8 @@ mod tests {
 
     fn status(refused: u64) -> Value {
         json!({
-            "phase": "serving", "version": "0.1.0", "plaintext_bytes": 2048, "lines": 3,
+            "phase": "serving", "ready": true, "version": "0.1.0",
+            "dimensions": { "sink": { "level": "ok", "words": "writes", "for_s": 61 } }, "plaintext_bytes": 2048, "lines": 3,
             "envelopes": { "applied": 12_000, "refused": refused, "oldest_under_way_s": 61 },
             "signatures": { "invalid": 0, "registry_refused": false },
             "authority": [{ "site": "pit-7", "retry_at": null }],
@@ -223,6 +243,9 @@ mod tests {
         let said = attention(&status(2));
         assert_eq!(said.len(), 1);
         assert!(said[0].starts_with("2 envelopes since the start were refused for good"), "{said:?}");
+        let mut full = status(0);
+        full["dimensions"]["sink"] = json!({ "level": "degraded", "words": "nearly full", "for_s": 1 });
+        assert_eq!(attention(&full), ["sink: nearly full"]);
         let mut retried = status(0);
         retried["authority"][0]["retry_at"] = json!("2026-11-27T00:00:00Z");
         assert!(attention(&retried)[0].contains("the statement of pit-7 could not be issued again"));
@@ -235,6 +258,7 @@ mod tests {
         assert!(shown.contains("applied                  12,000\n"), "{shown}");
         assert!(shown.contains("oldest under way s       1 min 1 s\n"), "{shown}");
         assert!(shown.contains("plaintext                2.0 KiB\n"), "{shown}");
+        assert!(shown.contains("  sink    ok           1 min 1 s  writes\n"), "{shown}");
         assert!(shown.ends_with("connected: nobody\n"), "{shown}");
     }
 }

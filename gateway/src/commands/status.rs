@@ -86,9 +86,15 @@ fn table(status: &Value, meaning: &Meaning, paint: Paint) -> String {
     shown
 }
 
+/// Seconds from here on count from 1970: nothing lasts for 31 years.
+const MOMENTS_FROM: u64 = 1_000_000_000;
+
 /// A fact as people read it: the unit goes from its name into its value.
 fn fact(name: &str, value: &Value) -> (String, String) {
     let Some(number) = value.as_u64() else { return (name.replace('_', " "), text(value)) };
+    if let Some(stem) = name.strip_suffix("_s").filter(|_| number >= MOMENTS_FROM) {
+        return (stem.replace('_', " "), human::moment(number));
+    }
     let units: [(&str, &str, fn(u64) -> String); 4] = [
         ("_bytes_per_s", "", |number| format!("{}/s", human::bytes(number))),
         ("_bytes", "", human::bytes),
@@ -129,6 +135,7 @@ mod tests {
             ("oldest_age_s", json!(0), ("oldest age", "0 s")),
             ("bytes", json!(12), ("bytes", "12 B")),
             ("records", json!(1234), ("records", "1,234")),
+            ("expires_at_s", json!(1_795_731_600), ("expires at", "2026-11-26T22:20:00Z")),
             ("disk_full", json!(false), ("disk full", "false")),
             ("failure", json!("a\nb"), ("failure", "a\u{fffd}b")),
         ] {
