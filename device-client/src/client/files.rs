@@ -70,7 +70,8 @@ pub enum FileState {
         /// What it is filed under.
         identity: Identity,
     },
-    /// No gateway will ever take it; it is in the refused area, or was given up. Its number is accounted for.
+    /// It will never be at a gateway: none takes it and it is in the refused area, the stream's policy gave it up, or the device's
+    /// disk has damaged it. Its number is accounted for.
     Refused {
         /// What it is filed under.
         identity: Identity,

@@ -108,11 +108,17 @@ pub(crate) async fn finish(
     };
     stop.run_until_cancelled(finished).await;
     bar.finish_and_clear();
-    let trouble = client.status().trouble;
+    let trouble = trouble(client.status());
     let closed = tokio::task::spawn_blocking(move || client.close(Duration::ZERO)).await;
     let closed = closed.map_err(|error| ProgramError::new(ErrorReason::Internal, error.to_string()))?;
     let status = closed.map_err(|error| failure::close(&error))?;
     Ok(Ended { status, trouble })
+}
+
+/// Why nothing is being delivered; where something is, why a large file is not.
+fn trouble(status: Status) -> Option<Trouble> {
+    let uploads = status.streams.into_values().filter_map(|stream| stream.upload_trouble);
+    status.trouble.or_else(|| uploads.reduce(|one, other| if one.retryable { other } else { one }))
 }
 
 /// What the process ends with: something that waits, or that no gateway takes, is not all well.
