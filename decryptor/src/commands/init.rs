@@ -301,7 +301,7 @@ fn configuration(args: &Args) -> Result<String, ProgramError> {
             let key = |(number, key): (usize, &KeyArg)| {
                 format!(
                     "[[unwrap.local]]\narn = {}\nprivate_key = \"data-{number}.pem\"\n",
-                    text(&key.arn.to_string())
+                    text(key.arn.as_ref())
                 )
             };
             let keys: Vec<String> = (1..).zip(keys).map(key).collect();

@@ -95,7 +95,8 @@ fn fact(name: &str, value: &Value) -> (String, String) {
     if let Some(stem) = name.strip_suffix("_s").filter(|_| number >= MOMENTS_FROM) {
         return (stem.replace('_', " "), human::moment(number));
     }
-    let units: [(&str, &str, fn(u64) -> String); 4] = [
+    type Written = fn(u64) -> String;
+    let units: [(&str, &str, Written); 4] = [
         ("_bytes_per_s", "", |number| format!("{}/s", human::bytes(number))),
         ("_bytes", "", human::bytes),
         ("_s_ago", "", |number| format!("{} ago", human::seconds(number))),

@@ -152,7 +152,7 @@ pub(crate) fn configuration(data: &[u8]) {
     for variables in [&twins[..0], &twins[..1], &twins[..]] {
         match config::parse::<Sections>(rest, "fuzz.toml", "PITHEAD", variables.iter().cloned()) {
             Ok(sections) => {
-                let _ = (sections.limits.check(), sections.envelopes.check());
+                let _ = (sections.value.limits.check(), sections.value.envelopes.check());
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }
