@@ -70,7 +70,7 @@ class Wan:
 
 
 class LoopbackSite:
-    """`prefix(name)` is put before the command of a program, `certificate_days` is how long the gateway's lives."""
+    """`prefix(name)` is put before the command of a program, `statement` says how long the key statement lives."""
 
     def __init__(self, folder, prefix=lambda _: [], statement=("--validity", "180d"), spool="256MiB", gateway_env=None, more=""):
         self.folder, self.prefix, self.running = pathlib.Path(folder), prefix, []

@@ -17,7 +17,7 @@ def test_the_template_is_clean_for_cfn_lint():
 
 
 def test_the_scripts_are_clean_for_shellcheck():
-    scripts = [DEPLOY / "docker/make-site", WORKSPACE / "tests/deploy/run"]
+    scripts = [DEPLOY / "docker/make-site", WORKSPACE / "tests/deploy/run", WORKSPACE / "tests/deploy/alerts"]
     content("shellcheck", *scripts)
 
 

@@ -30,14 +30,14 @@ class Ca:
         )
         self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def _draft(self, subject, public_key):
+    def _draft(self, subject, public_key, days=30):
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(public_key)
-            .serial_number(x509.random_serial_number()).not_valid_before(now - DAY).not_valid_after(now + 30 * DAY)
+            .serial_number(x509.random_serial_number()).not_valid_before(now - DAY).not_valid_after(now + days * DAY)
         )
 
-    def issue(self, stem, spiffe=None, server=False):
+    def issue(self, stem, spiffe=None, server=False, days=30):
         """Signs a certificate; STEM.pem and STEM.key are written, and their paths given."""
         stem = pathlib.Path(stem)
         names = [x509.UniformResourceIdentifier(spiffe)] if spiffe else []
@@ -48,7 +48,7 @@ class Ca:
         usages += [ExtendedKeyUsageOID.SERVER_AUTH] if server else []
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
-            self._draft(x509.Name([]), key.public_key())
+            self._draft(x509.Name([]), key.public_key(), days)
             .add_extension(x509.SubjectAlternativeName(names), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
