@@ -127,6 +127,14 @@ def test_the_gateway_reads_the_public_half_and_can_do_nothing_else(cloud, key):
             assert not cloud.may("gateway", f"kms:{action}", "SigningKey", context), action
 
 
+@pytest.mark.parametrize("key", [*DATA, "SigningKey"])
+def test_a_keys_own_policy_gives_the_gateway_the_public_half_and_no_more(cloud, key):
+    """The ban in the role would hide it: so the key's policy is judged by itself."""
+    for action in ("Decrypt", "Sign", "CreateGrant", "PutKeyPolicy", "GetPublicKey"):
+        by_the_key = allowed(cloud.role("gateway"), f"kms:{action}", cloud.outputs[key], [], cloud.key_policy(key), OAEP | DIGEST, key=True)
+        assert by_the_key == (action == "GetPublicKey" and key in DATA)
+
+
 def test_the_gateways_ban_holds_whatever_is_allowed_besides(cloud):
     """Somebody attaches AdministratorAccess, and somebody hands the key to the account: still neither Decrypt nor Sign."""
     anything = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
