@@ -1,11 +1,14 @@
 """The units are understood by systemd, expose little, and what they forbid is not what the programs do."""
 
+import os
 import re
+import socket
 import subprocess
 
 import pytest
 
 from programs import program
+from site_on_loopback import LoopbackSite
 from tools import DEPLOY, ask, content
 
 UNITS = ["pithead-gateway", "pithead-decryptor"]
@@ -102,3 +105,35 @@ def test_what_the_units_forbid_is_not_what_the_programs_do(traced_site):
         assert "fdatasync" in calls and "accept4" in calls, "it was at work"
         assert opened <= families, f"{name} opens sockets of {opened}"
         assert not executable, f"{name} asks for memory that it may write and execute"
+
+
+class Listening(LoopbackSite):
+    """Its programs are started as systemd starts them: told where to say how they are, and how often."""
+
+    def _start(self, name, toml, env=None):
+        path = self.folder / f"{name}.notify"
+        self.notified = getattr(self, "notified", {})
+        self.notified[name] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notified[name].bind(str(path))
+        self.notified[name].settimeout(30)
+        os.chmod(path, 0o777)
+        return super()._start(name, toml, {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "1000000", **(env or {})})
+
+    def says(self, name, what):
+        """Waits for a line of it."""
+        while True:
+            if what in self.notified[name].recv(4096).decode().splitlines():
+                return True
+
+
+def test_the_programs_say_that_they_are_ready_and_alive_and_stopping(tmp_path):
+    """The units are of Type=notify with a watchdog: a program that says nothing would never be started, and be killed."""
+    for unit in UNITS:
+        text = (FOLDER / f"{unit}.service").read_text()
+        assert re.search(r"^Type=notify$", text, re.MULTILINE) and re.search(r"^WatchdogSec=", text, re.MULTILINE)
+    with Listening(tmp_path) as site:
+        for name in ("gateway", "decryptor"):
+            assert site.says(name, "READY=1")
+            assert site.says(name, "WATCHDOG=1") and site.says(name, "WATCHDOG=1")
+        site.gateway.stop()
+        assert site.says("gateway", "STOPPING=1")
