@@ -149,7 +149,7 @@ def test_a_histogram_is_asked_for_its_buckets_and_nothing_else_is(scraped):
 
 def test_every_metric_that_is_named_is_in_the_reference():
     if not REFERENCE.exists():
-        pytest.skip("docs/reference/metrics.md is not here yet")
+        pytest.skip("the reference of metrics is not here yet")
     reference = REFERENCE.read_text()
     missing = {name for name in named_metrics() if f"`{series(name)}`" not in reference}
     assert not missing
