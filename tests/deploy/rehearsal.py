@@ -96,11 +96,12 @@ def drop_policy(site, name):
     config.write_text(config.read_text() + '\n[[stream]]\nname = "can"\nkind = "records"\nbudget = "1MiB"\nwhen_full = "drop-oldest"\n')
 
 
-def main():
+def main(short=False):
+    """`short` leaves out what takes a minute: the disk that fills and is slow, the device that drops data."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="pithead-alerts-"))
     began = time.monotonic()
     # The statement ends in five days, the gateway's certificate in three.
-    site = LoopbackSite(folder, statement=("--validity", "5d"), spool="64MiB")
+    site = LoopbackSite(folder, statement=("--validity", "5d"), spool="256MiB")
     site.ca.issue(folder / "gateway", spiffe="spiffe://pit-7/gateway/gw-1", server=True, days=3)
     prometheus = None
     try:
@@ -121,11 +122,15 @@ def main():
             assert loud == {"PitheadStatementExpiresSoon", "PitheadCertificateExpiresSoon"}, loud
             print("  silent    nobody is woken for it", flush=True)
 
+            if short:
+                site.wan.heal()
+                prometheus.until_quiet("PitheadWanDown")
+                return
+
             step("The disk fills: what waits is all that comes in")
-            large = 12_000
 
             def fill():
-                site.send("truck-1", 60, size=large)
+                site.send("truck-1", 20, size=12_000)
 
             prometheus.until_fires("PitheadSpoolFullSoon", fill)
             prometheus.until_fires("PitheadSpoolFullNow", fill)
@@ -164,8 +169,8 @@ def main():
         if prometheus:
             prometheus.server.kill()
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"\nall of them fired: {time.monotonic() - began:.0f} s")
+        print(f"\n{time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(short="--short" in sys.argv[1:])
