@@ -2,6 +2,7 @@
 //!
 //! | path | answer |
 //! |---|---|
+//! | `/` | the console, a page for people: see [`console`] |
 //! | `/livez` | 200 as long as the program answers at all |
 //! | `/readyz` | 200 if devices can be sent here, 503 with the reason otherwise |
 //! | `/statusz` | everything as JSON, each state with its age |
@@ -15,8 +16,9 @@
 //! | `POST /relay/rate/...` | so many bytes a second, `none` for any amount, `configured` |
 //!
 //! No authentication: it listens on loopback unless configured otherwise, shows no secret, and whoever reaches it can
-//! delay what goes to the cloud, stop the gateway, and lose nothing of what it has. A page in a browser on this machine reaches it as well: an order that
-//! comes from one (it says so itself, by `Origin`) is refused.
+//! delay what goes to the cloud, stop the gateway, and lose nothing of what it has. A page in a browser on this machine reaches it as
+//! well: an order that comes from one (it says so itself, by `Origin`) is refused, and so is whoever calls the port by a name that is
+//! not its own ([`console::hosts`]).
 
 use std::future::Future;
 use std::io;
@@ -42,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{since_boot, wall_ms};
 use crate::commands::spool as spool_facts;
+use crate::console::{self, Console};
 use crate::devices::doors::Doors;
 use crate::envelopes::refused::{Refused, TakeError};
 use crate::envelopes::relay::RelayReport;
@@ -100,6 +103,8 @@ pub struct Facts {
     pub stop: CancellationToken,
     /// Orders to reload, and what came of the last one.
     pub reload: ReloadDesk,
+    /// What the console remembers.
+    pub console: Console,
 }
 
 /// The longest that a gateway goes on serving while it says that it is not ready.
@@ -136,7 +141,9 @@ pub async fn serve(
         .route("/relay/resume", post(relay_resume))
         .route("/relay/rate/{rate}", post(relay_rate))
         .route("/refused/retry/{name}", post(refused_retry))
+        .merge(console::routes())
         .layer(middleware::from_fn(orders_come_from_programs))
+        .layer(middleware::from_fn_with_state(facts.clone(), console::by_known_names))
         .with_state(facts);
     match listener {
         AdminListener::Tcp(listener) => axum::serve(listener, router).with_graceful_shutdown(stop).await,
@@ -306,6 +313,7 @@ impl Facts {
         let dimensions: serde_json::Map<String, Value> =
             self.health.report().iter().map(|(name, held)| ((*name).to_owned(), lamp(held))).collect();
         let report = self.refresh.get();
+        let in_use = report.standing.as_ref().and_then(|standing| standing.in_use.as_ref());
         let book = self.book.current();
         let (held, relay) = (self.refused.held(), self.relay.get());
         let (summary, lately, in_force) = (self.health.summary(), self.rates.lately(), report.in_force);
@@ -337,8 +345,8 @@ impl Facts {
                 "refreshed_s_ago": report.good_at.map(age),
                 "failure": report.failure.as_ref().map(|(reason, text, _)| format!("{}: {text}", reason.code())),
                 "failed_s_ago": report.failure.as_ref().map(|(_, _, at)| age(*at)),
-                "arn": report.key.as_ref().map(|(arn, _)| arn),
-                "fingerprint": report.key.as_ref().map(|(_, fingerprint)| fingerprint),
+                "arn": in_use.map(|(arn, _)| arn.to_string()),
+                "fingerprint": in_use.map(|(_, fingerprint)| fingerprint.to_string()),
                 "issued_at_s": at(in_force.issued_at),
                 "refresh_by_s": at(in_force.refresh_by),
                 "expires_at_s": at(in_force.expires_at),

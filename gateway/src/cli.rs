@@ -7,6 +7,7 @@ use std::process;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use pithead_hop::program::manual::{self, CompletedShell};
 use pithead_hop::program::paint::Paint;
+use pithead_hop::program::recent::Recent;
 use pithead_hop::program::{self, ExitCode, ProgramError, log};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::DeviceId;
@@ -374,7 +375,9 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
     let format = cli.log_format.parse().unwrap_or_default();
     // Only the long-running command narrates; the others answer, and log what goes wrong.
     let base = if matches!(cli.command, Command::Run(_)) { 0 } else { 1 };
-    if let Err(error) = log::init(format, log::level(cli.verbose, cli.quiet + base)) {
+    let recent = Recent::default();
+    let level = log::level(cli.verbose, cli.quiet + base);
+    if let Err(error) = log::init_with(format, level, Some(recent.clone())) {
         return Err(ProgramError::new(ErrorReason::ConfigInvalid, error.to_string()).exit(ExitCode::USAGE));
     }
     let paint = Paint::for_screen(io::stdout().is_terminal(), cli.no_color);
@@ -396,7 +399,7 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
             Ok(ExitCode::OK)
         }
         Command::Init(args) => commands::init::run(&args, out),
-        Command::Run(config) => crate::run::main(&config.config),
+        Command::Run(config) => crate::run::main(&config.config, recent),
         Command::Device(DeviceCommand::Add { device, config }) => {
             commands::device::add(&device, &config.config, out)
         }

@@ -296,8 +296,10 @@ pub struct Relay {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Where health and metrics are asked for. Keep it on loopback, or a socket: it has no authentication.
+    /// Where health, metrics and the console are asked for. Keep it on loopback, or a socket: it has no authentication.
     pub listen: AdminAddress,
+    /// Names besides those of loopback by which it may be called.
+    pub names: Vec<String>,
 }
 
 /// `[stop]`
@@ -328,7 +330,7 @@ impl Default for Spool {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7480)).into() }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7480)).into(), names: Vec::new() }
     }
 }
 

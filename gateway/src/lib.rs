@@ -28,4 +28,5 @@ pub mod envelopes;
 pub mod devices;
 
 pub mod admin;
+pub mod console;
 pub mod run;

@@ -575,6 +575,10 @@ impl Metrics {
         self.0.relay_acknowledged_at.set(wall_s() as f64);
     }
 
+    pub(crate) fn relayed_bytes(&self) -> u64 {
+        self.0.relayed_bytes.get()
+    }
+
     pub(crate) fn relay_in_flight(&self, bytes: usize) {
         self.0.relay_in_flight.set(as_gauge(bytes as u64));
     }

@@ -305,6 +305,12 @@ proptest! {
                 prop_assert_eq!((view.came(), view.declared_in_all()), (model.durable().len() as u64, model.declared.len() as u64));
             }
         }
+        let unexplained: u64 = lines.unexplained().map(|(_, missing, _)| missing).sum();
+        let on_its_way = |model: &Model, n: &u64| model.held.contains_key(n);
+        let expected = models.iter().map(|model| model.missing().iter().filter(|n| !on_its_way(model, n)).count() as u64);
+        prop_assert_eq!(unexplained, expected.sum::<u64>());
+        let declared: u64 = lines.unexplained().map(|(_, _, declared)| declared).sum();
+        prop_assert_eq!(declared, models.iter().map(|model| model.declared.len() as u64).sum::<u64>());
         for (name, model) in names.iter().zip(&models) {
             let durable = model.durable();
             for first in 1..=NUMBERS {

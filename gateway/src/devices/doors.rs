@@ -4,6 +4,7 @@
 //! while nobody answers the admin port. Certificates, CAs and revocation lists are read when somebody asks for it. Either
 //! is built whole before it is put in force; what is wrong leaves the last good one there, and says so.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,17 @@ pub struct Ports {
     pub network: Option<AcceptHandle>,
     /// For devices that are to be enrolled.
     pub enroll: Option<AcceptHandle>,
+}
+
+/// What the ports know of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Known {
+    /// How it is known, if it is connected now.
+    pub connected: Option<Assurance>,
+    /// When it was last connected, since the start.
+    pub seen_ago: Option<Duration>,
+    /// Nobody of that name is let in.
+    pub revoked: bool,
 }
 
 #[derive(Debug)]
@@ -199,20 +211,43 @@ impl Doors {
                 })
             })
             .collect();
+        let seen: serde_json::Map<String, Value> =
+            self.seen().into_iter().map(|(device, ago)| (device.to_string(), json!(ago.as_secs()))).collect();
+        json!({ "connections": connected, "seen_s_ago": seen })
+    }
+
+    /// How long ago each device was last connected, of those that were since the start.
+    fn seen(&self) -> BTreeMap<DeviceId, Duration> {
         let mut seen = self.ports.certificate.seen();
         for (peer, at) in self.ports.network.iter().flat_map(AcceptHandle::seen) {
             // One device has one mode; if that has changed, the later one counts.
             let last = seen.entry(peer).or_insert(at);
             *last = at.max(*last);
         }
-        let seen: serde_json::Map<String, Value> = seen
-            .iter()
-            .filter_map(|(peer, at)| match &peer.role {
-                Role::Device(device) => Some((device.to_string(), json!(at.elapsed().as_secs()))),
+        seen.into_iter()
+            .filter_map(|(peer, at)| match peer.role {
+                Role::Device(device) => Some((device, at.elapsed())),
                 Role::Gateway(_) | Role::Operator(_) | Role::Applicant(_) => None,
             })
-            .collect();
-        json!({ "connections": connected, "seen_s_ago": seen })
+            .collect()
+    }
+
+    /// Every device that is registered or was connected since the start.
+    #[must_use]
+    pub fn known(&self) -> BTreeMap<DeviceId, Known> {
+        let mut known: BTreeMap<DeviceId, Known> = BTreeMap::new();
+        for (device, record) in self.registry.load().devices() {
+            known.entry(device.clone()).or_default().revoked = record.revoked_at.is_some();
+        }
+        for (device, ago) in self.seen() {
+            known.entry(device).or_default().seen_ago = Some(ago);
+        }
+        for one in self.connected() {
+            if let Some(device) = one.peer.device() {
+                known.entry(device.clone()).or_default().connected = Some(one.peer.assurance);
+            }
+        }
+        known
     }
 
     /// Follows the registry's file until told to stop.

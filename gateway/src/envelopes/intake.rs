@@ -22,6 +22,7 @@ use pithead_hop::ingest::{
 use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
+use pithead_sealing::envelope::Profile;
 use pithead_sealing::trust::{KeyArn, KeyStatus};
 use pithead_sealing::{DeviceId, Identity};
 use pithead_spool::{AppendError, NotDurable, Ticket};
@@ -34,6 +35,7 @@ use super::record::{Body, Head};
 use super::shares::{Over, Share, Shares};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_ms, wall_us};
+use crate::console::activity::{Activity, Mark};
 use crate::devices::registry::Registry;
 use crate::keys::book::Book;
 use crate::keys::history::History;
@@ -87,6 +89,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Which devices have a certificate.
     pub registry: Arc<ArcSwap<Registry>>,
+    /// What came of each device, for the console.
+    pub activity: Activity,
 }
 
 /// An envelope on its way to the disk.
@@ -98,16 +102,28 @@ struct Settling {
     /// Of the envelope, wherever they lie.
     bytes: u64,
     began: Duration,
+    mark: Mark,
 }
 
 impl SpoolIntake {
     /// Begins to take envelopes. Inside a tokio runtime.
     #[must_use]
     pub fn start(parts: Parts) -> Self {
-        let Parts { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics, registry } =
-            parts;
+        let Parts {
+            gateway,
+            history,
+            book,
+            budgets,
+            numbers,
+            shares,
+            spool,
+            uploads,
+            metrics,
+            registry,
+            activity,
+        } = parts;
         let (settle, settling) = mpsc::channel(SETTLING_MAX);
-        tokio::spawn(settle_all(settling, metrics.clone()));
+        tokio::spawn(settle_all(settling, metrics.clone(), activity));
         Self { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics, registry, settle }
     }
 
@@ -141,6 +157,7 @@ impl SpoolIntake {
         body: Body,
         reservation: Reservation,
         tell: Deciding,
+        mark: Mark,
     ) -> Result<(), Refusal> {
         let began = since_boot();
         // The place among the settling comes first: from the append on nothing may be awaited, or a call that is cut
@@ -165,7 +182,7 @@ impl SpoolIntake {
                 }
             }
         };
-        place.send(Settling { ticket, reservation, share, tell, bytes: whole, began });
+        place.send(Settling { ticket, reservation, share, tell, bytes: whole, began, mark });
         Ok(())
     }
 }
@@ -173,19 +190,21 @@ impl SpoolIntake {
 /// Tickets resolve in the order of the appends, so waiting for one after the other holds nothing up. When one has resolved,
 /// those of the same group commit behind it have as well, or are about to: they are settled together, and only then
 /// anybody is woken.
-async fn settle_all(mut settling: mpsc::Receiver<Settling>, metrics: Metrics) {
-    let (mut reservations, mut telling) = (Vec::new(), Vec::new());
+async fn settle_all(mut settling: mpsc::Receiver<Settling>, metrics: Metrics, activity: Activity) {
+    let (mut reservations, mut telling, mut marks) = (Vec::new(), Vec::new(), Vec::new());
     let mut next = settling.recv().await;
     while let Some(mut one) = next {
         let mut outcome = (&mut one.ticket).await.map(|_| ());
         let now = since_boot();
         next = loop {
-            let Settling { reservation, share, tell, bytes, began, .. } = one;
+            let Settling { reservation, share, tell, bytes, began, mark, .. } = one;
             match outcome {
                 Ok(()) => {
                     share.keep();
                     reservations.push(reservation);
-                    metrics.stored(bytes, now.saturating_sub(began).as_secs_f64());
+                    let took = now.saturating_sub(began);
+                    metrics.stored(bytes, took.as_secs_f64());
+                    marks.push((mark, took));
                 }
                 Err(error) => {
                     tracing::error!(event = "spool.not_durable", %error);
@@ -202,6 +221,7 @@ async fn settle_all(mut settling: mpsc::Receiver<Settling>, metrics: Metrics) {
         Reservation::all_stored(reservations.drain(..));
         // Nobody may be listening any more.
         telling.drain(..).for_each(|(tell, outcome)| tell.decide(outcome));
+        activity.came(marks.drain(..), now);
         if next.is_none() {
             next = settling.recv().await;
         }
@@ -274,6 +294,7 @@ impl Intake for SpoolIntake {
                 if reservation.is_conflict() {
                     tracing::warn!(event = "ingest.conflict", %identity);
                 }
+                let mark = mark(admitted.profile(), bytes);
                 let Admitted { envelope, sha256, key_not_active, mut hops, .. } = admitted;
                 hops.push(self.hop(peer, key_not_active, reservation.is_conflict()));
                 let head = Head { identity, sha256, hops };
@@ -283,7 +304,7 @@ impl Intake for SpoolIntake {
                 } else {
                     Body::Envelope(envelope)
                 };
-                let stored = self.store(head, body, reservation, tell).await;
+                let stored = self.store(head, body, reservation, tell, mark).await;
                 stored.inspect_err(|refusal| metrics.refused(refusal.reason))?;
                 let counted = counted_as(&outcome);
                 (told, outcome, counted)
@@ -353,6 +374,13 @@ impl KnownKeys for SpoolIntake {
             None => Standing::Unknown,
         }
     }
+}
+
+/// What the console is told of an envelope: nothing that its header does not say in clear.
+fn mark(profile: &Profile, bytes: u64) -> Mark {
+    let Identity { device, stream, .. } = profile.identity();
+    let key = profile.edks().first().map(|(arn, _)| arn.clone());
+    Mark { device: device.clone(), stream: stream.clone(), key, bytes }
 }
 
 fn counted_as(outcome: &Outcome) -> Counted {

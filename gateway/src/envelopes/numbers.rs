@@ -284,6 +284,14 @@ impl State {
 }
 
 impl Numbers {
+    /// For each device of which numbers are missing or were declared: how many of each, of the lines in memory.
+    #[must_use]
+    pub fn unexplained(&self) -> HashMap<DeviceId, (u64, u64)> {
+        let state = self.0.lock();
+        let all = state.lines.unexplained().filter(|(_, missing, declared)| missing + declared > 0);
+        all.map(|(device, missing, declared)| (device.clone(), (missing, declared))).collect()
+    }
+
     /// Rebuilds the lines from the checkpoint and from what is still in the spool. A checkpoint that does not read back
     /// is reported and passed over: then resends of what has been delivered are recognised at the far end alone.
     ///

@@ -166,6 +166,7 @@ impl Door {
             spool: spool.clone(),
             uploads: uploads.clone(),
             metrics,
+            activity: crate::console::activity::Activity::default(),
         }));
         Self { intake, numbers, shares, spool, uploads, history }
     }

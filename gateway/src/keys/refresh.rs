@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::trust::{Clock, Device, KeyStatus, Status};
+use pithead_sealing::trust::{Clock, Device, KeyArn, KeyStatus, Sha256Digest, Status};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const NEWS_FLOOR: Duration = Duration::from_secs(1);
 /// Operating seconds are written down this often.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
+
+/// A source that was away for so long is worth a look, however young the statement is.
+const AWAY_LONG: Duration = Duration::from_secs(24 * 3600);
 
 /// How often a source is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +81,17 @@ pub struct Report {
     pub failure: Option<(ErrorReason, String, Duration)>,
     /// Root and statement in force, as of the last visit.
     pub in_force: InForce,
-    /// The key that devices seal to, by its ARN and its fingerprint.
-    pub key: Option<(String, String)>,
+    /// How things stand, as of the last visit; none before the first.
+    pub standing: Option<Standing>,
+}
+
+/// How the statement stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether anything may be sealed.
+    pub status: Status,
+    /// The key that a device which has seen what this gateway has seen seals to.
+    pub in_use: Option<(KeyArn, Sha256Digest)>,
 }
 
 /// Reads and writes the report. Clones share it.
@@ -303,16 +315,21 @@ impl Refresh {
         let (epoch, sequence) = device.version();
         let in_force = in_force(device);
         self.metrics.key_in_force(&in_force);
-        let key = device.verified_key(clock).ok();
-        let key = key.map(|key| (key.arn().to_string(), key.fingerprint().to_string()));
-        self.report.change(|report| (report.in_force, report.key) = (in_force, key));
         self.metrics.statements_known(self.history.len());
+        let in_use = device.verified_key(clock).ok().map(|key| (key.arn().clone(), *key.fingerprint()));
+        let standing = Standing { status: device.status(clock), in_use };
+        self.report.change(|report| (report.in_force, report.standing) = (in_force, Some(standing)));
         let report = self.report.get();
         if let Some(good_at) = report.good_at {
             self.metrics.key_refresh_age(now.saturating_sub(good_at).as_secs_f64());
         }
+        let since_good = report.good_at.map_or(clock.uptime_s, |at| now.saturating_sub(at).as_secs());
+        let only_away = report.failure.as_ref().is_some_and(|(reason, ..)| is_only_away(*reason, since_good));
         let failure = report.failure.map(|(reason, text, _)| format!("{}: {text}", reason.code()));
         let (level, words) = match (device.status(clock), failure) {
+            (Status::Fresh, Some(why)) if only_away => {
+                (Level::Ok, format!("statement {epoch}.{sequence} in force; its source is away: {why}"))
+            }
             (Status::Fresh, None) => (Level::Ok, format!("statement {epoch}.{sequence} in force")),
             (Status::Fresh, Some(why)) => (
                 Level::Degraded,
@@ -371,6 +388,12 @@ fn in_force(device: &Device) -> InForce {
         seal_until: active.map(|key| key.seal_until.as_secs()).max().unwrap_or(0),
         ..root
     }
+}
+
+/// WAN down is a normal state: as long as the statement is young, a source that cannot be reached is no trouble with the keys. A
+/// bundle that is refused is, and so is a source that was away for [`AWAY_LONG`]: it may never have been there.
+fn is_only_away(reason: ErrorReason, since_good_s: u64) -> bool {
+    reason == ErrorReason::PeerUnreachable && since_good_s < AWAY_LONG.as_secs()
 }
 
 #[cfg(test)]

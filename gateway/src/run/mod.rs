@@ -14,7 +14,7 @@ mod stopping;
 
 use std::path::Path;
 
-use pithead_hop::program::{ExitCode, ProgramError, stop::Signals};
+use pithead_hop::program::{ExitCode, ProgramError, recent::Recent, stop::Signals};
 use pithead_proto::errors::v1::ErrorReason;
 
 use crate::config::Config;
@@ -24,11 +24,11 @@ use reload::Reloader;
 use serving::Serving;
 pub(crate) use serving::server_name;
 
-/// Runs until it is told to stop.
+/// Runs until it is told to stop. What it logs is in `recent` as well.
 ///
 /// # Errors
 /// Why it could not start.
-pub fn main(path: &Path) -> Result<ExitCode, ProgramError> {
+pub fn main(path: &Path, recent: Recent) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
     let material = Material::load(&config)?;
     let data = DataDir::open(&config.gateway.data_dir)?;
@@ -36,7 +36,7 @@ pub fn main(path: &Path) -> Result<ExitCode, ProgramError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let ended = runtime.block_on(async {
         let signals = Signals::listen().map_err(failed)?;
-        run(path, config, material, data, signals).await
+        run(path, config, material, data, signals, recent).await
     });
     // Every part had its limit; what hangs in the disk's driver beyond it must not keep the program.
     runtime.shutdown_background();
@@ -49,12 +49,14 @@ async fn run(
     material: Material,
     data: DataDir,
     mut signals: Signals,
+    recent: Recent,
 ) -> Result<ExitCode, ProgramError> {
     for warning in material.warnings() {
         tracing::warn!(event = "tls.warning", warning);
     }
     let (desk, mut orders) = reload::desk();
-    let mut serving = Serving::start(&config, material, &data, signals.stop.clone(), desk.clone()).await?;
+    let mut serving =
+        Serving::start(&config, material, &data, signals.stop.clone(), desk.clone(), recent).await?;
     let mut reloader = Reloader::new(path.to_owned(), config, desk.last);
     loop {
         tokio::select! {

@@ -9,6 +9,7 @@ use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::clock::wall_s;
 use pithead_hop::program::config::Duration as ConfigDuration;
+use pithead_hop::program::recent::Recent;
 use pithead_hop::program::supervisor::{self, Asked};
 use pithead_hop::program::{ExitCode, ProgramError, files, grpc_health};
 use pithead_hop::status::reason_of_trust;
@@ -26,6 +27,8 @@ use super::stopping::part;
 use crate::admin::{self, Facts, ReloadDesk};
 use crate::clock::{GatewayClock, since_boot};
 use crate::config::{self, Config};
+use crate::console::activity::Activity;
+use crate::console::{self, Console};
 use crate::devices::doors::{Built, Doors, Ports};
 use crate::devices::enroll::{self, Enrolment, Issuing, Told};
 use crate::envelopes::budgets::Budgets;
@@ -100,6 +103,7 @@ impl Serving {
         data: &DataDir,
         stop: CancellationToken,
         reload: ReloadDesk,
+        recent: Recent,
     ) -> Result<Self, ProgramError> {
         let started = since_boot();
         let metrics = Metrics::new();
@@ -192,6 +196,7 @@ impl Serving {
                 tracing::error!(event = "spool.envelope_damaged", %identity);
             }
         }
+        let activity = Activity::default();
         let clean = recovery.corrupt_records == 0;
         uploads::claim(&large, &numbers, &refused, clean).map_err(|error| disk_failed(&error))?;
         let intake = Arc::new(SpoolIntake::start(Parts {
@@ -205,6 +210,7 @@ impl Serving {
             uploads: large.clone(),
             metrics: metrics.clone(),
             registry: registry.clone(),
+            activity: activity.clone(),
         }));
 
         // From here on nothing can fail.
@@ -318,7 +324,11 @@ impl Serving {
             doors: doors.clone(),
             stop,
             reload,
+            console: Console::new(activity, recent, config.admin.names.clone()),
         };
+        let facts = Arc::new(facts);
+        // As long as the admin port answers: it shows how the rest stops.
+        tokio::spawn(console::watch(facts.clone(), admin_stop.clone()));
         let supervisor_stop = CancellationToken::new();
         let writes = spool.clone();
         let supervisor = tokio::spawn(supervisor::follow(
@@ -331,7 +341,7 @@ impl Serving {
         let told = admin_stop.clone();
         let admin = tokio::spawn(async move {
             let stop = async move { told.cancelled().await };
-            if let Err(error) = admin::serve(admin_port, Arc::new(facts), stop).await {
+            if let Err(error) = admin::serve(admin_port, facts, stop).await {
                 tracing::error!(event = "admin.failed", %error);
             }
         });

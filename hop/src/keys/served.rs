@@ -80,6 +80,16 @@ impl ServedKeys {
         self.roots.last().map_or(0, |(version, _)| *version)
     }
 
+    /// The statement in force, as it was signed.
+    pub fn statement(&self) -> &Bytes {
+        &self.statement
+    }
+
+    /// The newest root, as it was signed; none if there is none.
+    pub fn newest_root(&self) -> Option<&Bytes> {
+        self.roots.last().map(|(_, root)| root)
+    }
+
     /// What `held` lacks, or nothing if it lacks nothing.
     ///
     /// Who is more than [`MAX_ROOTS`] roots behind gets the next ones alone: the statement would be of a root that is

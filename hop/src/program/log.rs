@@ -4,6 +4,7 @@
 use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
 
+use super::recent::Recent;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// How a log line looks.
@@ -56,8 +57,13 @@ const QUIET: &str = "h2=error,hyper=error";
 ///
 /// For programs alone: a library that installs a global logger surprises its host.
 pub fn init(format: LogFormat, level: &str) -> Result<(), LogError> {
+    init_with(format, level, None)
+}
+
+/// The same, and what is logged is kept in `recent` as well.
+pub fn init_with(format: LogFormat, level: &str, recent: Option<Recent>) -> Result<(), LogError> {
     let filter = std::env::var("PITHEAD_LOG").unwrap_or_else(|_| filter(level));
-    let registry = tracing_subscriber::registry().with(EnvFilter::try_new(filter)?);
+    let registry = tracing_subscriber::registry().with(EnvFilter::try_new(filter)?).with(recent);
     let terminal = io::stderr().is_terminal();
     let json = match format {
         LogFormat::Auto => !terminal,

@@ -19,6 +19,7 @@ pub mod manual;
 pub mod metrics;
 pub mod paint;
 pub mod pulse;
+pub mod recent;
 pub mod reference;
 pub mod reload;
 pub mod stop;

@@ -146,6 +146,11 @@ pub fn object_type_of(object: &[u8]) -> Result<ObjectType, TrustError> {
     types.into_iter().find(|typ| typ.media_type() == signed.typ).ok_or(TrustError::Type)
 }
 
+/// Which keys a signed object says have signed it, for screens. It proves nothing: that is what verification is for.
+pub fn signers_of(object: &[u8]) -> Result<Vec<Kid>, TrustError> {
+    Ok(Signed::read(object)?.signatures.iter().map(|signature| signature.kid).collect())
+}
+
 fn parse_body(body: &[u8]) -> Result<&str, CborError> {
     let mut reader = Reader::new(body);
     let mut fields = reader.map()?;

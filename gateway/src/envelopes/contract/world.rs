@@ -350,6 +350,7 @@ impl Gateway {
             spool: spool.clone(),
             uploads: uploads.clone(),
             metrics: metrics.clone(),
+            activity: crate::console::activity::Activity::default(),
         });
         let stop = CancellationToken::new();
         let service = IngestServer::new(Arc::new(intake), IngestLimits::default(), stop).into_service();

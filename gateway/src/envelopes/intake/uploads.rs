@@ -15,7 +15,7 @@ use pithead_spool::NotDurable;
 use super::super::fate::undecided;
 use super::super::numbers::Offered;
 use super::super::record::{Body, Head};
-use super::{SpoolIntake, counted_as, refusal_of_sync};
+use super::{SpoolIntake, counted_as, mark, refusal_of_sync};
 use crate::clock::since_boot;
 
 impl SpoolIntake {
@@ -61,7 +61,7 @@ impl SpoolIntake {
         let head = Head { identity: identity.clone(), sha256: header_sha256, hops };
 
         let (tell, told) = undecided();
-        let body = Body::Large { total };
+        let (body, mark) = (Body::Large { total }, mark(&profile, total));
         let hash = ShortHash::from(&header_sha256);
         let failures = self.spool.failures(&identity.line());
         let offered = self.numbers.offer(&identity, hash, total, since_boot(), told.clone(), failures);
@@ -81,7 +81,7 @@ impl SpoolIntake {
                 return Ok(Outcome::Conflict { kept: false });
             }
             Offered::Store(reservation) => {
-                let stored = self.store(head, body, reservation, tell).await;
+                let stored = self.store(head, body, reservation, tell, mark).await;
                 stored.inspect_err(|refusal| self.metrics.refused(refusal.reason))?;
                 (told, Outcome::Stored)
             }

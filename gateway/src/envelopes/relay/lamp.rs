@@ -13,6 +13,8 @@ impl Relay {
         self.metrics.relay_paused(None);
         self.report.change(|report| {
             report.up = true;
+            report.was_up = true;
+            report.refused_area_full = false;
             report.failure = None;
         });
         if self.health.set(Dimension::Relay, Level::Ok, "the far end takes envelopes", since_boot()) {
@@ -33,6 +35,7 @@ impl Relay {
             report.up = false;
             report.failure = None;
             report.paused = Some(*pause);
+            report.refused_area_full = false;
         });
         self.health.set(Dimension::Relay, Level::Degraded, words.clone(), since_boot());
         match pause.cause {
@@ -53,11 +56,12 @@ impl Relay {
             }
             _ => said,
         };
+        let full = matches!(ended, Ended::Refused(RefusedError::Full { .. }));
         self.report.change(|report| {
             report.up = false;
+            report.refused_area_full = full;
             report.failure = Some((reason, ended.to_string(), now));
         });
-        let full = matches!(ended, Ended::Refused(RefusedError::Full { .. }));
         self.metrics.relay_paused(full.then_some(PauseCause::RefusedAreaFull));
         if full {
             tracing::error!(event = "relay.paused", why = words);

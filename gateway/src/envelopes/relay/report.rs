@@ -18,6 +18,10 @@ pub struct Report {
     pub acknowledged: u64,
     /// Operating time of the last answer.
     pub acknowledged_at: Option<Duration>,
+    /// The far end was reached since the start.
+    pub was_up: bool,
+    /// It stands still because what was refused has no room any more.
+    pub refused_area_full: bool,
     /// It stands still until somebody says otherwise.
     pub paused: Option<Pause>,
     /// Why the last call ended, if no other has begun since, and when that was.

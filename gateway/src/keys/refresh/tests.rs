@@ -123,8 +123,19 @@ async fn a_source_that_is_away_leaves_the_last_good_statement_in_force() {
     assert_eq!(bench.book.version().unwrap().sequence, 1);
     refresh.visit().await.unwrap_err();
     assert_eq!(bench.book.version().unwrap().sequence, 1);
-    assert_eq!(bench.level(), Level::Degraded);
+    assert_eq!(bench.level(), Level::Ok, "WAN down turns the relay's lamp, and no other");
+    assert!(bench.health.report()["keys"].words.contains("its source is away: PH-4006"));
     assert!(refresh.report.get().failure.is_some());
+    assert_eq!(refresh.report.get().standing.unwrap().in_use.unwrap().0, arn(1));
+}
+
+#[test]
+fn a_source_that_is_away_is_trouble_after_a_day_and_a_bundle_that_is_refused_at_once() {
+    assert!(is_only_away(ErrorReason::PeerUnreachable, 86_399));
+    assert!(!is_only_away(ErrorReason::PeerUnreachable, 86_400));
+    for reason in [ErrorReason::TrustThreshold, ErrorReason::TrustRollback, ErrorReason::ConfigUnreadable] {
+        assert!(!is_only_away(reason, 0));
+    }
 }
 
 #[tokio::test]

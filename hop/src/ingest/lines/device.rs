@@ -80,13 +80,18 @@ impl<T: Clone> Device<T> {
 
     /// How many numbers of each line were declared and did not come.
     pub(super) fn declared(&self) -> impl Iterator<Item = u64> + '_ {
-        let lines = self.runs.values().flat_map(BTreeMap::values);
-        lines.map(|line| line.declared.count().saturating_add(line.settled))
+        self.runs.values().flat_map(BTreeMap::values).map(LineState::declared_in_all)
     }
 
     /// How many numbers each line misses.
     pub(super) fn missing(&self) -> impl Iterator<Item = u64> + '_ {
         self.runs.values().flat_map(BTreeMap::values).map(LineState::missing)
+    }
+
+    /// Numbers that nobody has explained, and numbers that were declared and never came.
+    pub(super) fn unexplained(&self) -> (u64, u64) {
+        let all = |numbers: &mut dyn Iterator<Item = u64>| numbers.fold(0, u64::saturating_add);
+        (all(&mut self.missing()), all(&mut self.declared()))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -460,6 +460,11 @@ impl<T: Clone> LineState<T> {
         holes.fold(0, |all, hole| all.saturating_add(hole.last - hole.first + 1))
     }
 
+    /// How many numbers were declared and did not come.
+    pub(super) fn declared_in_all(&self) -> u64 {
+        self.declared.count().saturating_add(self.settled)
+    }
+
     pub(super) fn is_idle(&self, before: Duration) -> bool {
         self.last_used < before && self.in_flight.is_empty() && self.spooled.is_empty()
     }

@@ -314,6 +314,15 @@ impl<T: Clone> Lines<T> {
         self.devices.values().flat_map(Device::declared).fold(0, u64::saturating_add)
     }
 
+    /// For each device with lines in memory, how many of their numbers nobody has explained, and how many it has declared and never
+    /// sent. Cheaper than the views, for a screen.
+    pub fn unexplained(&self) -> impl Iterator<Item = (&DeviceId, u64, u64)> + '_ {
+        self.devices.iter().map(|(name, device)| {
+            let (missing, declared) = device.unexplained();
+            (name, missing, declared)
+        })
+    }
+
     /// How many lines are in memory.
     pub fn len(&self) -> usize {
         self.devices.values().map(Device::len).sum()
