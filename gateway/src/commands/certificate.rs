@@ -14,7 +14,6 @@ use pithead_hop::tls::Pem;
 use pithead_proto::errors::v1::ErrorReason;
 use serde_json::{Value, json};
 
-use super::admin_client;
 use crate::cli::Output;
 use crate::config::Config;
 use crate::devices::ca::Signed;
@@ -133,13 +132,14 @@ pub fn renew(args: &RenewArgs, out: &mut dyn Write) -> Result<ExitCode, ProgramE
 
 /// Whether a gateway that runs has it already.
 fn taken_over(config: &Config) -> String {
-    match admin_client::post(&config.admin.listen, "/reload") {
-        Ok(_) => "the running gateway has taken it over; connections go on".to_owned(),
-        Err(error) => format!(
-            "not in force in a gateway that runs ({}): have it reload with SIGHUP (systemctl reload pithead-gateway)",
-            error.what
-        ),
-    }
+    let why = match super::reload::order(&config.admin.listen) {
+        Ok(outcome) if outcome["taken"] == true => {
+            return "the running gateway has taken it over; connections go on".to_owned();
+        }
+        Ok(outcome) => outcome["failure"]["what"].as_str().unwrap_or("it was refused").to_owned(),
+        Err(error) => error.what,
+    };
+    format!("not in force in a gateway that runs ({why}): `pithead-gateway reload` once that is mended")
 }
 
 fn signed(config: &Config, old: &Pem, now: Stamp) -> Result<Signed, ProgramError> {

@@ -40,42 +40,40 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
         // A file that is wrong is what the gateway has to say something about: it is asked where it is likely to be.
         (None, Err(error)) => (likely(path), Some(error)),
     };
-    let answer = match admin_client::request_within(LIMIT, &admin, "POST", "/reload") {
-        Ok(answer) => answer,
-        Err(error) => {
-            return Err(match fault {
-                Some(fault) => ProgramError::from(fault)
-                    .affects("no gateway was told to reload: none answered")
-                    .exit(ExitCode::FAILED),
-                None => admin_client::unreachable(&admin, &error.to_string()),
-            });
-        }
-    };
-    let said = answer.body.trim_end();
-    match answer.status {
-        200 | 409 => {}
-        503 => return Err(ProgramError::new(ErrorReason::Draining, said).exit(ExitCode::NOT_READY)),
-        404 => {
-            return Err(admin_client::unreachable(
-                &admin,
-                "it is of a version that does not know this order",
-            ));
-        }
-        status => return Err(admin_client::unreachable(&admin, &format!("status {status}: {said}"))),
-    }
-    let outcome: Value = serde_json::from_str(said)
-        .map_err(|error| admin_client::unreachable(&admin, &format!("its answer: {error}")))?;
+    let outcome = order(&admin).map_err(|error| match fault {
+        Some(fault) if error.reason == ErrorReason::PeerUnreachable => ProgramError::from(fault)
+            .affects("no gateway was told to reload: none answered")
+            .exit(ExitCode::FAILED),
+        _ => error,
+    })?;
     let text = match args.output.output {
         Output::Json => super::json(&outcome),
-        Output::Table => outcome["words"].as_str().unwrap_or(said).to_owned(),
+        Output::Table => outcome["words"].as_str().unwrap_or_default().to_owned(),
     };
     super::write(out, &text)?;
     let waits = outcome["needs_restart"].as_array().is_some_and(|waiting| !waiting.is_empty());
-    Ok(match answer.status {
-        200 if waits => ExitCode::DEGRADED,
-        200 => ExitCode::OK,
+    Ok(match outcome["taken"].as_bool() {
+        Some(true) if waits => ExitCode::DEGRADED,
+        Some(true) => ExitCode::OK,
         _ => ExitCode::FAILED,
     })
+}
+
+/// Gives the order, and gets what came of it, taken or refused.
+///
+/// # Errors
+/// When no gateway answers, or it stops.
+pub(super) fn order(admin: &AdminAddress) -> Result<Value, ProgramError> {
+    let unreachable = |why: &str| admin_client::unreachable(admin, why);
+    let answer = admin_client::request_within(LIMIT, admin, "POST", "/reload")
+        .map_err(|error| unreachable(&error.to_string()))?;
+    let said = answer.body.trim_end();
+    match answer.status {
+        200 | 409 => serde_json::from_str(said).map_err(|error| unreachable(&format!("its answer: {error}"))),
+        503 => Err(ProgramError::new(ErrorReason::Draining, said).exit(ExitCode::NOT_READY)),
+        404 => Err(unreachable("it is of a version that does not know this order")),
+        status => Err(unreachable(&format!("status {status}: {said}"))),
+    }
 }
 
 /// [admin] listen of a file that does not load: the variable, what stands there all the same, or the default.

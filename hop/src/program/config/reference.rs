@@ -210,6 +210,8 @@ impl Reference<'_> {
             whole.all().iter().any(|(known, shown)| *known == path && shown.to_string() == value);
         match (key.is_off, is_default) {
             (_, true) => Ok(Default::Is(key.shown.clone())),
+            // An empty list says nothing of what stands in one: what is shown is an example.
+            (true, false) if value == "[]" => Ok(Default::Is(value)),
             (true, false) => {
                 Err(format!("the template says that {path} is {}, and it is {value}", key.shown))
             }
