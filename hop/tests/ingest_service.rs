@@ -510,7 +510,25 @@ async fn a_sender_hears_of_each_envelope_once_and_in_order() {
     assert_eq!(disk.declared()[0].to, Seq::new(5).unwrap());
     assert!(sender.take_unanswered().is_empty());
     assert_eq!(sender.trust().unwrap().sequence, 17);
-    // The next call is told what need not be resent.
+    // The line has met a conflict: what is held there need not be what a sender means, who may have missed the answer.
+    let sender: Sender<u64> =
+        Sender::open(channel, &SendOptions::new("test/1"), vec![telemetry(1)]).await.unwrap();
+    assert_eq!(sender.welcomed().lines[0].high_water, 0);
+}
+
+#[tokio::test]
+async fn the_next_call_is_told_what_need_not_be_resent() {
+    let disk = Disk::at_once();
+    let channel = channel(&disk, truck()).await;
+    let mut sealer = Sealer::truck();
+    let opened = Sender::open(channel.clone(), &SendOptions::new("test/1"), vec![telemetry(1)]);
+    let mut sender: Sender<u64> = opened.await.unwrap();
+    assert_eq!(sender.welcomed().lines[0].high_water, 0);
+    for number in 1..=2 {
+        sender.send(number, sealer.seal(number, b"x"), Vec::new()).unwrap();
+    }
+    sender.finish();
+    while answers(&mut sender).await.is_ok() {}
     let sender: Sender<u64> =
         Sender::open(channel, &SendOptions::new("test/1"), vec![telemetry(1)]).await.unwrap();
     assert_eq!(sender.welcomed().lines[0].high_water, 2);

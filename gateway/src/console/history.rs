@@ -80,6 +80,8 @@ pub const RATE_OVER: Duration = Duration::from_secs(60);
 const GROWTH_OVER: Duration = Duration::from_secs(3600);
 /// And at least: what grew for a moment need not go on.
 const GROWTH_AT_LEAST: Duration = Duration::from_secs(30);
+/// And while the link is up over so long: then most of what waits is only on its way.
+const GROWTH_AT_LEAST_UP: Duration = Duration::from_secs(600);
 /// And of so many envelopes: a handful more or less is on its way at any time.
 const GROWN_AT_LEAST: u64 = 10;
 /// How far back latencies are looked at.
@@ -234,7 +236,8 @@ impl History {
         let readings = self.readings(known);
         let first = readings.first()?;
         let seconds = last.at.saturating_sub(first.at);
-        if seconds < GROWTH_AT_LEAST {
+        let at_least = if since.is_some() { GROWTH_AT_LEAST } else { GROWTH_AT_LEAST_UP };
+        if seconds < at_least {
             return None;
         }
         let middle = readings.partition_point(|reading| reading.at < first.at + seconds / 2);
@@ -339,6 +342,9 @@ mod tests {
         assert_eq!(fed(0..1_000, |s| reading(s, 5_000 - s, Link::Up)).growth(), None, "it falls");
         let busy = |s: u64| reading(s, [0, 8, 7, 25][s as usize % 4] * s.min(1), Link::Up);
         assert_eq!(fed(0..1_000, busy).growth(), None, "what comes and goes is no growth");
+        let grows = |s: u64| reading(s, s * 3, Link::Up);
+        assert_eq!(fed(0..500, grows).growth(), None, "what is on its way after a start is no growth");
+        assert!(fed(0..700, grows).growth().is_some());
         let (records, _) =
             fed(0..1_000, |s| reading(s, s + [0, 8, 7, 25][s as usize % 4], Link::Up)).growth().unwrap();
         assert!((records - 1.0).abs() < 0.1, "{records}");

@@ -23,7 +23,7 @@ pub struct Size {
 /// For screens.
 pub const WIDE: Size = Size { width: 960.0, height: 250.0, letters: 15.0, labels: 8 };
 /// For screens, where there is less room.
-pub const MIDDLE: Size = Size { width: 640.0, height: 190.0, letters: 14.0, labels: 6 };
+pub const MIDDLE: Size = Size { width: 860.0, height: 200.0, letters: 14.0, labels: 8 };
 /// For a phone.
 pub const NARROW: Size = Size { width: 360.0, height: 200.0, letters: 13.0, labels: 4 };
 

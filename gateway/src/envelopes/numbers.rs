@@ -694,9 +694,9 @@ mod tests {
         assert_eq!(door.numbers.in_memory(), 0);
         assert_eq!(door.take(first).await, Outcome::Duplicate { unverified: false });
         assert_eq!(door.numbers.in_memory(), 1);
-        assert_eq!(door.take(other).await, Outcome::Conflict { kept: true });
-        let line = Head::decode(&door.spool.waiting().next().unwrap().head).unwrap().identity.line();
+        let line = door.numbers.0.lock().lines.iter().map(|(line, _)| line).next().unwrap();
         assert_eq!(door.numbers.hello(&line, Seq::new(1).unwrap(), since_boot()), 1);
+        assert_eq!(door.take(other).await, Outcome::Conflict { kept: true });
         assert_eq!(door.take(sealing.seal(2, b"record")).await, Outcome::Stored);
     }
 
