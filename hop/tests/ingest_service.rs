@@ -521,16 +521,15 @@ async fn the_next_call_is_told_what_need_not_be_resent() {
     let disk = Disk::at_once();
     let channel = channel(&disk, truck()).await;
     let mut sealer = Sealer::truck();
-    let opened = Sender::open(channel.clone(), &SendOptions::new("test/1"), vec![telemetry(1)]);
-    let mut sender: Sender<u64> = opened.await.unwrap();
+    let options = SendOptions::new("test/1");
+    let mut sender: Sender<u64> = Sender::open(channel.clone(), &options, vec![telemetry(1)]).await.unwrap();
     assert_eq!(sender.welcomed().lines[0].high_water, 0);
     for number in 1..=2 {
         sender.send(number, sealer.seal(number, b"x"), Vec::new()).unwrap();
     }
     sender.finish();
     while answers(&mut sender).await.is_ok() {}
-    let sender: Sender<u64> =
-        Sender::open(channel, &SendOptions::new("test/1"), vec![telemetry(1)]).await.unwrap();
+    let sender: Sender<u64> = Sender::open(channel, &options, vec![telemetry(1)]).await.unwrap();
     assert_eq!(sender.welcomed().lines[0].high_water, 2);
 }
 

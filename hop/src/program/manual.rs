@@ -224,7 +224,8 @@ fn arguments(text: &mut String, arguments: &[&Arg]) {
         let defaults: Vec<String> =
             arg.get_default_values().iter().map(|value| format!("`{}`", value.to_string_lossy())).collect();
         let defaults = if takes_value(arg) { defaults.join(" ") } else { String::new() };
-        let _ = writeln!(text, "| `{name}` | {} | {defaults} |", help.replace('|', "\\|"));
+        let cell = |text: &str| text.replace('|', "\\|");
+        let _ = writeln!(text, "| `{}` | {} | {defaults} |", cell(&name), cell(&help));
     }
     let _ = writeln!(text);
 }

@@ -119,7 +119,8 @@ impl Reference<'_> {
             false => format!("`{}_{}`", self.prefix, path.to_ascii_uppercase().replace('.', "__")),
         };
         let kind = self.kind::<T>(key)?;
-        let words = words.replace('|', "\\|");
+        // Of what the template says for people, nothing is to be taken for markup.
+        let words = words.replace('|', "\\|").replace('<', "\\<");
         Ok(format!("| `{name}` | {kind} | {default} |{reload} {twin} | {words} |\n"))
     }
 
