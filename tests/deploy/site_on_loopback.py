@@ -110,7 +110,8 @@ class LoopbackSite:
             return
         # strace passes no signal on to whom it watches.
         children = pathlib.Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-        watched = [int(pid) for pid in children.read_text().split()] if self.prefix("") else []
+        strace = pathlib.Path(f"/proc/{server.process.pid}/comm").read_text().strip() == "strace"
+        watched = [int(pid) for pid in children.read_text().split()] if strace else []
         for pid in watched:
             os.kill(pid, signal.SIGTERM)
         if watched:

@@ -50,6 +50,8 @@ async fn a_revoked_device_is_cut_within_five_seconds_and_its_neighbour_loses_no_
     // The thief has the key and saw the token: they are good for no other certificate.
     let folder = site.device("doubtful").folder().to_owned();
     fs::copy(folder.join("device.key"), folder.join("enroll.key")).unwrap();
+    // Without it the program would say that it is enrolled, and send nothing.
+    fs::remove_file(folder.join("enroll.done")).unwrap();
     let thief = token.run(&site).await;
     assert!(thief.refused_with("PH-4009", "ENROLL_TOKEN_INVALID"), "{}", thief.stderr);
     fs::remove_file(folder.join("enroll.key")).unwrap();
