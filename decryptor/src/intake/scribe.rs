@@ -181,6 +181,9 @@ impl<B: Books> Scribe<B> {
                 bytes += plaintext_bytes(&job);
                 group.push(job);
             }
+            // Over the checkpoint as well: a disk that hangs there is one that hangs.
+            let writing = self.metrics.writing.clone();
+            let _at_work = writing.begin();
             self.write_group(std::mem::take(&mut group))?;
             if self.ledger.wants_checkpoint() {
                 let checkpoint = self.books.checkpoint();
@@ -191,8 +194,6 @@ impl<B: Books> Scribe<B> {
     }
 
     fn write_group(&mut self, group: Vec<Job>) -> Result<(), ScribeError> {
-        let writing = self.metrics.writing.clone();
-        let _at_work = writing.begin();
         let began = Instant::now();
         // A line that broke while its later envelopes were queued here: they must not overtake what failed.
         let (behind, group): (Vec<_>, Vec<_>) =

@@ -3,15 +3,26 @@
 //! Renewing keeps the key and the names and moves the dates: what devices and tokens know the gateway by, the SHA-256 of its
 //! public key, stays the same, and so does its name in every custody fact. It takes the CA's key, which lies here where
 //! `init` has made the site; elsewhere the CA that signed the certificate renews it.
+//!
+//! It is refused where it would lock somebody out: a certificate of another CA than the one before (devices that were enrolled
+//! under the old one would take the gateway for a stranger), and a file that holds the private key as well. The new file has the
+//! owner, the group and the mode of the old one, or the gateway could not read it at its next start.
 
-use std::io::Write;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pithead_hop::identity::{PeerId, Role, host_names, spki_sha256};
 use pithead_hop::program::check::papers;
 use pithead_hop::program::{ExitCode, ProgramError, clock, disk, human, units};
-use pithead_hop::tls::Pem;
+use pithead_hop::tls::{Pem, provider};
 use pithead_proto::errors::v1::ErrorReason;
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::{Value, json};
 
 use crate::cli::Output;
@@ -109,16 +120,22 @@ pub fn renew(args: &RenewArgs, out: &mut dyn Write) -> Result<ExitCode, ProgramE
         );
         return super::done(out, &text);
     }
+    if old.private_key().is_ok() {
+        let what = format!("{} holds the private key as well", path.display());
+        return Err(ProgramError::new(ErrorReason::ConfigInvalid, what)
+            .affects("the old certificate is in force")
+            .todo("put the key into a file of its own, and name that as private_key"));
+    }
     let new = signed(&config, &old, Stamp(now))?;
     let before = path.with_extension("pem.before");
     let cannot = |path: &Path, error: std::io::Error| {
         ProgramError::new(ErrorReason::DataDirUnwritable, format!("{}: {error}", path.display()))
             .affects("the old certificate is in force")
-            .todo("give the command as a user who may write there")
+            .todo("give the command as the owner of the file, or as root")
     };
-    let bytes = std::fs::read(path).map_err(|error| cannot(path, error))?;
-    disk::replace(&before, &bytes).map_err(|error| cannot(&before, error))?;
-    disk::replace(path, new.pem.as_bytes()).map_err(|error| cannot(path, error))?;
+    let bytes = fs::read(path).map_err(|error| cannot(path, error))?;
+    replace_like(path, &before, &bytes).map_err(|error| cannot(&before, error))?;
+    replace_like(path, path, new.pem.as_bytes()).map_err(|error| cannot(path, error))?;
     let text = format!(
         "{} is renewed: until {}; it was until {}, and is kept as {}\nits key, its names and its fingerprint are the same\n{}\n",
         path.display(),
@@ -128,6 +145,29 @@ pub fn renew(args: &RenewArgs, out: &mut dyn Write) -> Result<ExitCode, ProgramE
         taken_over(&config),
     );
     super::done(out, &text)
+}
+
+/// Puts `bytes` under `target`, for whoever may read `model`: with its owner, its group and its mode, whatever this process's
+/// own are.
+fn replace_like(model: &Path, target: &Path, bytes: &[u8]) -> io::Result<()> {
+    let like = fs::metadata(model)?;
+    let mut staged = target.as_os_str().to_owned();
+    staged.push(".");
+    staged.push(disk::UNFINISHED);
+    let written = (|| {
+        let mut file: File =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+        let ours = file.metadata()?;
+        if (ours.uid(), ours.gid()) != (like.uid(), like.gid()) {
+            fchown(&file, Some(like.uid()), Some(like.gid()))?;
+        }
+        file.set_permissions(Permissions::from_mode(like.mode() & 0o777))?;
+        file.write_all(bytes)
+    })();
+    written.and_then(|()| disk::publish(Path::new(&staged), target)).inspect_err(|_| {
+        // What could not be finished is of no use to anybody.
+        let _ = fs::remove_file(&staged);
+    })
 }
 
 /// Whether a gateway that runs has it already.
@@ -166,5 +206,26 @@ fn signed(config: &Config, old: &Pem, now: Stamp) -> Result<Signed, ProgramError
         return Err(elsewhere("devices believe gateways by another CA than the one whose key is here"));
     }
     let hosts = host_names(leaf).map_err(|error| elsewhere(&error.to_string()))?;
+    let began = papers::validity(old).map_or(now.0, |validity| validity.from_s);
+    let signs = Pem::read(ours)?.certificates()?;
+    if !signs.first().is_some_and(|ca| is_signed_by(leaf, &hosts, ca, began)) {
+        return Err(elsewhere(
+            "this gateway's certificate is of another CA than the one that signs here now, and devices that were enrolled before know only that one",
+        ));
+    }
     Ok(ca.gateway_again(leaf, &named, &hosts, now)?)
+}
+
+/// Whether this CA itself has signed it, seen from the day on which it began: it may have ended since.
+fn is_signed_by(
+    leaf: &CertificateDer<'static>,
+    hosts: &[ServerName<'static>],
+    ca: &CertificateDer<'static>,
+    began_s: u64,
+) -> bool {
+    let mut roots = RootCertStore::empty();
+    let Some(host) = hosts.first().filter(|_| roots.add(ca.clone()).is_ok()) else { return false };
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+    let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(began_s));
+    verifier.is_ok_and(|verifier| verifier.verify_server_cert(leaf, &[], host, &[], at).is_ok())
 }

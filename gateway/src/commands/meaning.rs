@@ -68,6 +68,12 @@ fn sentence(status: &Value, attention: &[String]) -> String {
         return format!("Devices are not served, and keep what they have: {}.", why.join("; "));
     }
     let (relay, lamp) = (&status["relay"], &status["dimensions"]["relay"]);
+    // What is full takes nothing more, and that is the first thing to know, whatever the relay does.
+    if status["spool"]["disk_full"] == true || status["spool"]["available_bytes"] == 0 {
+        return format!(
+            "The spool is full: devices are told to come back and keep what they have; {waiting} here until the far end takes it."
+        );
+    }
     if let Some(pause) = relay["paused"].as_str() {
         return format!(
             "The relay stands still ({pause}): devices are served, and {waiting} here; `relay resume` lets it go on."

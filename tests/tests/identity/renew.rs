@@ -1,6 +1,6 @@
 //! Certificates before they end: the gateway's from the site CA, a device's with another token. And a token that is shown twice.
 
-use std::fs;
+use std::{fs, fs::Permissions, os::unix::fs::PermissionsExt as _};
 
 use pithead_hop::{
     identity::{PeerId, end_and_serial, spki_sha256},
@@ -76,7 +76,7 @@ async fn a_device_renews_its_certificate_and_keeps_its_key_its_trust_and_its_fil
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_renews_its_certificate_and_what_devices_know_it_by_stays_the_same() {
-    let (mut site, _) = made_by_init().await;
+    let (mut site, enroll) = made_by_init().await;
     Printed::of(&site, "truck-1").await.run(&site).await.ok().unwrap();
     let path = site.folder().join("gateway/gateway.pem");
     let old = leaf(&path);
@@ -101,6 +101,45 @@ async fn a_gateway_renews_its_certificate_and_what_devices_know_it_by_stays_the_
     site.start_gateway().await.unwrap();
     site.device("truck-1").send("can", &["one".into()]).await.unwrap();
     site.until_relayed().await.unwrap();
+
+    // As the file was, so is the new one, whatever the hand is that writes it.
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    let strict =
+        format!("umask 077; exec {} certificate renew -c \"$0\"", site.programs().gateway().display());
+    let config = site.gateway_config();
+    let renewed = std::process::Command::new("sh").args(["-c", &strict]).arg(&config).status().unwrap();
+    assert!(renewed.success());
+    for file in [&path, &path.with_extension("pem.before")] {
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o640, "{}", file.display());
+    }
+    let new = leaf(&path);
+
+    // While the CA changes, the one that signs is not the one that devices know this gateway by.
+    let folder = site.folder().join("gateway");
+    let (old_ca, old_key) =
+        (fs::read(folder.join("site-ca.pem")).unwrap(), fs::read(folder.join("site-ca.key")).unwrap());
+    let next = site.folder().join("next");
+    crate::init(&site, &next, enroll).await.ok().unwrap();
+    let both = [fs::read(next.join("site-ca.pem")).unwrap(), old_ca.clone()].concat();
+    fs::write(folder.join("site-ca.pem"), both).unwrap();
+    fs::copy(next.join("site-ca.key"), folder.join("site-ca.key")).unwrap();
+    let other = site.gateway_command(&["certificate", "renew"]).await.unwrap();
+    assert!(
+        other.code == Some(78) && other.stderr.contains("another CA"),
+        "{} {}",
+        other.stdout,
+        other.stderr
+    );
+    assert_eq!(leaf(&path), new);
+    fs::write(folder.join("site-ca.pem"), old_ca).unwrap();
+    fs::write(folder.join("site-ca.key"), old_key).unwrap();
+
+    // A file that holds the key as well would lose it.
+    let alone = fs::read(&path).unwrap();
+    fs::write(&path, [alone.clone(), fs::read(folder.join("gateway.key")).unwrap()].concat()).unwrap();
+    let joint = site.gateway_command(&["certificate", "renew"]).await.unwrap();
+    assert!(joint.code == Some(78) && joint.stderr.contains("holds the private key"), "{}", joint.stderr);
+    fs::write(&path, alone).unwrap();
 
     // The CA's key is elsewhere: nothing changes, and it is said where to go.
     fs::remove_file(site.folder().join("gateway/site-ca.key")).unwrap();

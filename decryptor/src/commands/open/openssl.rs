@@ -183,7 +183,6 @@ fn write_plaintext(pair: &Pair, password: &[u8]) -> Result<Report, ProgramError>
 /// As `-pass file:` reads it.
 fn first_line(password: &[u8]) -> Option<&[u8]> {
     let line = password.split(|byte| *byte == b'\n').next()?;
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
     (!line.is_empty() && !line.contains(&0)).then_some(line)
 }
 
@@ -338,6 +337,8 @@ mod tests {
     fn the_password_is_the_first_line_as_openssl_reads_it() {
         assert_eq!(first_line(b"abc\ndef\n"), Some(b"abc".as_slice()));
         assert_eq!(first_line(b"abc"), Some(b"abc".as_slice()));
+        // A file with the line ends of another system: openssl on Linux takes the first of the two for a letter.
+        assert_eq!(first_line(b"abc\r\n"), Some(b"abc\r".as_slice()));
         assert_eq!(first_line(b"\nabc"), None);
         assert_eq!(first_line(b""), None);
     }
