@@ -30,6 +30,8 @@ const MODE: u32 = 0o660;
 const UNIX: &str = "unix:";
 /// Longest path of a socket that the system takes, in bytes, with the zero behind it (`sun_path`).
 const PATH_MAX: usize = 107;
+/// What the name that it is made under adds to its folder: `/.4294967295/s`.
+const STAGED_BYTES: usize = 14;
 
 /// An address to listen on and to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +52,8 @@ pub enum NotAnAddress {
     /// A socket whose place depends on where a program was started would not be found by another.
     #[error("the path of a socket is whole, from / on: \"unix:/run/pithead/admin.sock\"")]
     Relative,
-    /// The system has no room for it.
-    #[error("the path of a socket has at most {PATH_MAX} bytes")]
+    /// The system has no room for it, or for the name under which it is made.
+    #[error("the path of a socket has at most {PATH_MAX} bytes, and its folder at most {}", PATH_MAX - STAGED_BYTES)]
     TooLong,
 }
 
@@ -65,10 +67,13 @@ impl FromStr for AdminAddress {
         if !path.starts_with('/') || path.ends_with('/') {
             return Err(NotAnAddress::Relative);
         }
-        if path.len() > PATH_MAX {
+        let path = PathBuf::from(path);
+        // It is made under another name first, and that one has to fit as well.
+        let staged = staged_for(&path, u32::MAX);
+        if path.as_os_str().len().max(staged.as_os_str().len()) > PATH_MAX {
             return Err(NotAnAddress::TooLong);
         }
-        Ok(Self::Unix(PathBuf::from(path)))
+        Ok(Self::Unix(path))
     }
 }
 
@@ -218,6 +223,11 @@ impl Drop for SocketFile {
     }
 }
 
+/// Where the socket is made before it has its mode: in a folder of this process beside it.
+fn staged_for(path: &Path, process: u32) -> PathBuf {
+    path.parent().unwrap_or(Path::new("/")).join(format!(".{process}")).join("s")
+}
+
 fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.file_type().is_socket() => match UnixStream::connect(path) {
@@ -231,8 +241,8 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let folder = path.parent().unwrap_or(Path::new("/")).join(format!(".{}", std::process::id()));
-    let staged = folder.join("s");
+    let staged = staged_for(path, std::process::id());
+    let folder = staged.parent().unwrap_or(Path::new("/")).to_owned();
     let bind = || {
         fs::DirBuilder::new().mode(0o700).create(&folder)?;
         let listener = UnixListener::bind(&staged)?;
@@ -269,6 +279,10 @@ mod tests {
         assert_eq!(why("unix:admin.sock"), NotAnAddress::Relative);
         assert_eq!(why("unix:/run/"), NotAnAddress::Relative);
         assert_eq!(why(&format!("unix:/{}", "a".repeat(PATH_MAX))), NotAnAddress::TooLong);
+        // Its own name would fit, and the one that it is made under would not.
+        let folder = |bytes: usize| format!("unix:/{}/s", "a".repeat(bytes - 1));
+        assert_eq!(why(&folder(PATH_MAX - STAGED_BYTES + 1)), NotAnAddress::TooLong);
+        assert!(folder(PATH_MAX - STAGED_BYTES).parse::<AdminAddress>().is_ok());
     }
 
     #[tokio::test]

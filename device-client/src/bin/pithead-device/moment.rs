@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use pithead_device_client::clock::DeviceClock;
+pub(crate) use pithead_hop::program::human::span;
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -23,24 +24,6 @@ pub(crate) fn fields(name: &'static str, text: &'static str, seconds: u64) -> [(
     [(name, json!(seconds)), (text, json!(rfc3339(seconds)))]
 }
 
-/// How long something takes or has waited: its two largest units.
-pub(crate) fn span(span: Duration) -> String {
-    const UNITS: [(&str, u64); 4] = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
-    let seconds = span.as_secs();
-    if seconds == 0 {
-        return format!("{} ms", span.as_millis());
-    }
-    let first = UNITS.iter().position(|(_, unit)| seconds >= *unit).unwrap_or(UNITS.len() - 1);
-    let (name, unit) = UNITS[first];
-    let rest = seconds % unit;
-    match UNITS.get(first + 1) {
-        Some((second, part)) if rest >= *part => {
-            format!("{} {name} {} {second}", seconds / unit, rest / part)
-        }
-        _ => format!("{} {name}", seconds / unit),
-    }
-}
-
 /// How long ago that was by the wall clock; nothing if it is to come.
 pub(crate) fn age_ms(at_ms: u64) -> Duration {
     Duration::from_millis(now_ms().saturating_sub(at_ms))
@@ -56,19 +39,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_and_spans_read_well() {
+    fn moments_read_well() {
         assert_eq!(rfc3339(1_795_731_600), "2026-11-26T22:20:00Z");
         assert_eq!(rfc3339(u64::MAX), "18446744073709551615 s after 1970");
-        for (seconds, said) in [
-            (1, "1 s"),
-            (59, "59 s"),
-            (60, "1 min"),
-            (3_725, "1 h 2 min"),
-            (90_000, "1 d 1 h"),
-            (86_460, "1 d"),
-        ] {
-            assert_eq!(span(Duration::from_secs(seconds)), said);
-        }
-        assert_eq!(span(Duration::from_millis(350)), "350 ms");
     }
 }
