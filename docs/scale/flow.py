@@ -83,6 +83,7 @@ class Sites:
     ledger: float = math.inf  # entries of each site's ledger come one after the other
     decryptor: int = 0  # which of the decryptors, where each has its sites
     working: bool = True
+    radio_up: bool = True
     gateway_up: bool = True
     wan_up: bool = True
     outbox: float = 0.0
@@ -96,7 +97,8 @@ class Sites:
     over_budget: bool = False
     rates: Dict[str, float] = field(default_factory=dict)
     wall: str = ""
-    history: List[Tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.0)])  # taken, delivered, at the fleet's `times`
+    # At the fleet's `times`: taken by the vehicles, left the site, delivered.
+    history: List[Tuple[float, float, float]] = field(default_factory=lambda: [(0.0, 0.0, 0.0)])
 
     def __post_init__(self) -> None:
         self.tokens = self.burst
@@ -204,7 +206,7 @@ class Fleet:
             self.kms_calls += rates["open"] * self.profile.keys * passed
             if one.wall:
                 self.walls[one.wall] = self.walls.get(one.wall, 0.0) + passed * one.count
-            one.history.append((one.recorded - one.refused, one.delivered))
+            one.history.append((one.recorded - one.refused, one.delivered + one.bucket, one.delivered))
         self.times.append(now)
         self.oldest_s = max(self.oldest_s, self.age_s())
 
@@ -215,7 +217,7 @@ class Fleet:
         wanted = []
         for one in self.sites:
             coming = one.count * one.vehicles * 1.0 if one.working else 0.0
-            up_most = min(one.radio, one.gateway) if one.gateway_up else 0.0
+            up_most = min(one.radio, one.gateway) if one.gateway_up and one.radio_up else 0.0
             up = up_most if one.outbox > 0 else min(coming, up_most)
             wan_most = one.wan if one.wan_up and one.gateway_up else 0.0
             wan = wan_most if one.spool > 0 else min(up, wan_most)
@@ -252,7 +254,7 @@ class Fleet:
         if one.spool > 0:
             return "WAN" if one.wan_up and one.gateway_up else "the outage itself"
         if one.outbox > 0:
-            return "radio and gateway" if one.gateway_up else "the outage itself"
+            return "radio and gateway" if one.gateway_up and one.radio_up else "the outage itself"
         return ""
 
     def _share(self, wanted: List[float]) -> List[str]:
@@ -326,20 +328,25 @@ class Fleet:
     def _age_at(self, index: int) -> float:
         return max(self._age_of(one, index) for one in self.sites)
 
-    def _age_of(self, one: Sites, index: int) -> float:
-        taken, delivered = one.history[index]
-        if delivered >= taken * (1 - 1e-9):
+    def in_bucket_s(self) -> float:
+        """The longest that anything has waited in the bucket so far, looked at whenever something changed or `drain` has looked."""
+        return max(self._age_of(one, index, 1) for one in self.sites for index in range(len(self.times)))
+
+    def _age_of(self, one: Sites, index: int, since: int = 0) -> float:
+        """How long ago that was taken (0), or left the site (1), which is delivered at this point of the history."""
+        came, delivered = one.history[index][since], one.history[index][2]
+        if delivered >= came * (1 - 1e-9):
             return 0.0
         low, high = 0, index
         while high - low > 1:
             middle = (low + high) // 2
-            if one.history[middle][0] <= delivered:
+            if one.history[middle][since] <= delivered:
                 low = middle
             else:
                 high = middle
-        since, till = self.times[low], self.times[high]
-        before, after = one.history[low][0], one.history[high][0]
-        then = since if after <= before else since + (till - since) * (delivered - before) / (after - before)
+        began, ended = self.times[low], self.times[high]
+        before, after = one.history[low][since], one.history[high][since]
+        then = began if after <= before else began + (ended - began) * (delivered - before) / (after - before)
         return self.times[index] - then
 
     # -- sums

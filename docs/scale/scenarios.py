@@ -221,6 +221,19 @@ def after(costs: SimpleNamespace) -> str:
     return table(["sites x vehicles", *(f"{days} day{'s' if days > 1 else ''} cut off" for days in OUTAGES_DAYS)], rows)
 
 
+def in_bucket(costs: SimpleNamespace) -> str:
+    rows = []
+    for replicas in (8, 16, 32):
+        row = [f"1,000 x 100, {replicas} decryptors"]
+        for days in OUTAGES_DAYS:
+            of = fleet(costs, 1_000, 100, replicas=replicas, through_bucket=True)
+            outage(of, days)
+            row.append(span(of.in_bucket_s()))
+        rows.append(row)
+    heads = (f"after {days} day{'s' if days > 1 else ''} cut off" for days in OUTAGES_DAYS)
+    return table(["how long a bundle waits in the bucket, at most", *heads], rows)
+
+
 def disk(costs: SimpleNamespace) -> str:
     profile = Profile.of(costs.vehicle)
     a_day = profile.bytes * 100 * DAY_S * duty(costs.vehicle)
@@ -258,6 +271,42 @@ def gateway_down(costs: SimpleNamespace) -> str:
             ["delivered again without delay after", *(again for _, again in row)],
         ],
     )
+
+
+def covered(of: Fleet, on_s: float, off_s: float, until_s: float) -> None:
+    """The radio comes and goes, over and over."""
+
+    def radio(up: bool) -> None:
+        for one in of.sites:
+            one.radio_up = up
+        of.clock.after(on_s if up else off_s, lambda: of.change(lambda: radio(not up)))
+
+    of.change(lambda: radio(True))
+    of.run(until_s)
+
+
+def coverage(costs: SimpleNamespace) -> str:
+    """One vehicle that is alone in its cell, with the share of it that it has."""
+    rows = []
+    for name, on_s, off_s in (
+        ("20 s, then none for 60 s", 20.0, 60.0),
+        ("15 min each hour", 900.0, 2_700.0),
+        ("5 min each hour", 300.0, 3_300.0),
+        ("1 h, then none for 2 h", 3_600.0, 7_200.0),
+        ("1 h, then none for 5 h", 3_600.0, 18_000.0),
+    ):
+        of = fleet(costs, 1, 1)
+        covered(of, on_s, off_s, 5 * DAY_S)
+        one = of.sites[0]
+        rows.append(
+            [
+                name,
+                percent(one.most_outbox / one.outbox_room),
+                span(of.oldest_s),
+                "nothing" if one.refused < 1 else percent(one.refused / one.recorded),
+            ]
+        )
+    return table(["coverage", "outbox used, at most", "latest", "refused of five days"], rows)
 
 
 def powercut(costs: SimpleNamespace) -> str:
@@ -652,7 +701,7 @@ def everything(costs: SimpleNamespace) -> Tuple[Dict[str, str], Dict[str, str]]:
     """The tables and the plots of the page, by name."""
     curves = affinity_curves(costs)
     tables: Dict[str, str] = {"affinity": affinity(curves), "price": price(costs, curves[1_000, False][8].times)}
-    for make in (readoff, walls, after, disk, gateway_down, powercut, waves, throttled, lost, site_copies, numbers):
+    for make in (readoff, walls, after, in_bucket, disk, gateway_down, coverage, powercut, waves, throttled, lost, site_copies, numbers):
         tables[make.__name__.replace("_", "-")] = make(costs)
     plots = {"affinity": plot_affinity(curves)}
     for draw_one in (plot_walls, plot_drain, plot_powercut, plot_late, plot_lost, plot_price):

@@ -132,6 +132,16 @@ class Flows(unittest.TestCase):
         self.assertAlmostEqual(took, (need * DAY_S - COSTS.cloud.gateway_burst) / (COSTS.cloud.gateway_per_s - need), delta=0.02 * took)
         self.assertEqual(max(of.walls, key=lambda name: of.walls[name] if name != "the outage itself" else 0), "unwraps of a gateway")
 
+    def test_a_bundle_waits_in_the_bucket_as_long_as_links_were_ahead_of_the_decryptors(self):
+        of = flow.fleet(COSTS, 1_000, 100, replicas=8, through_bucket=True, shifts=False)
+        self.cut(of, 0.0, DAY_S)
+        of.drain(30 * DAY_S, 1.0)
+        link = COSTS.site.wan_mbit_per_vehicle * 1e6 / 8 / PROFILE.bytes
+        opening = 8 * COSTS.cloud.drain_per_s / PROFILE.envelopes / 100_000
+        # The last that the links were behind with.
+        wait = (link - opening) / opening * DAY_S / (link - 1)
+        self.assertAlmostEqual(of.in_bucket_s(), wait, delta=1_200)
+
     def test_the_ledger_of_one_large_site_takes_one_bundle_after_the_other(self):
         of = flow.fleet(COSTS, 1, 5_000, replicas=100, through_bucket=True, shifts=False)
         self.cut(of, 0.0, DAY_S)
@@ -194,6 +204,18 @@ class Flows(unittest.TestCase):
         self.assertAlmostEqual(of.total("spool"), a_day, delta=1)
         self.assertAlmostEqual(of.total("outbox"), outboxes, delta=1)
         self.assertAlmostEqual(of.total("refused"), 5 * DAY_S * 100 - a_day - outboxes, delta=10)
+
+    def test_a_vehicle_with_too_little_coverage_refuses_what_its_radio_cannot_carry(self):
+        of = flow.fleet(COSTS, 1, 1, shifts=False)
+        scenarios.covered(of, 180.0, 3_420.0, 50 * DAY_S)
+        # 3 minutes of each hour at the rate of the radio, of what is recorded in it; and the outbox was filled once.
+        carried = 0.05 * COSTS.site.radio_mbit_per_vehicle * 1e6 / 8 / PROFILE.bytes
+        one = of.sites[0]
+        self.assertAlmostEqual(one.refused / one.recorded, 1 - carried - one.outbox_room / (50 * DAY_S), delta=0.002)
+        of = flow.fleet(COSTS, 1, 1, shifts=False)
+        scenarios.covered(of, 20.0, 60.0, DAY_S)
+        self.assertEqual(of.total("refused"), 0.0)
+        self.assertAlmostEqual(of.sites[0].most_outbox, 60.0, delta=1e-6)
 
     def test_a_small_site_gets_what_it_needs_beside_large_ones(self):
         of = flow.fleet(COSTS, 2, 100, replicas=1, shifts=False)
@@ -327,7 +349,7 @@ class Measured(unittest.TestCase):
             of = flow.Fleet(profile, [sites], [flow.Decryptor(1, per_s, 1e9)], 1e9, False)
             of.run(1_000.0)
             self.assertAlmostEqual(sites.delivered, 1e6, delta=1)
-            return next(time for time, (_, delivered) in zip(of.times, sites.history) if delivered >= 1e6 - 1)
+            return next(time for time, (_, _, delivered) in zip(of.times, sites.history) if delivered >= 1e6 - 1)
 
         for rate in measured:
             self.assertAlmostEqual(drained(COSTS.cloud.drain_per_s), 1e6 / rate, delta=0.03 * 1e6 / rate)
