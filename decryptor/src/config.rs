@@ -8,6 +8,7 @@ use pithead_hop::ingest::{IngestLimits, UploadLimits};
 use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::config::change::Live;
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration, Loaded, Wrong};
+use pithead_hop::program::traces::Traces;
 use pithead_sealing::Site;
 use pithead_sealing::trust::KeyArn;
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,9 @@ pub struct Config {
     /// Health and metrics.
     #[serde(default)]
     pub admin: Admin,
+    /// Where spans go; absent where nobody asks for them.
+    #[serde(default)]
+    pub traces: Option<Traces>,
     /// How long each part may take to stop.
     #[serde(default)]
     pub stop: Stop,
@@ -323,6 +327,7 @@ impl Config {
                 "[admin] and [ingest] `listen` on the same address",
             ));
         }
+        self.traces.as_ref().map_or(Ok(()), Traces::check)?;
         config::check_ingest("ingest.calls", &self.ingest.calls)?;
         config::check_port("ingest.limits", &self.ingest.limits, "ingest.calls", &self.ingest.calls)?;
         if self.keys.poll.is_zero() {

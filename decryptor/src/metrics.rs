@@ -7,7 +7,7 @@ use pithead_hop::program::clock::wall_s;
 use pithead_hop::program::metrics::{
     Catalogue, ClockMetrics, ConfigMetrics, Declared, DiskMetrics, Durations, DurationsBy, Float,
     HealthMetrics, KMS_BOUNDS_S, Label, PortMetrics, ProcessMetrics, RpcMetrics, SITE, TlsMetrics,
-    UploadMetrics, Values,
+    TraceMetrics, UploadMetrics, Values,
 };
 use pithead_hop::program::pulse::Pulse;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -205,6 +205,8 @@ pub struct Metrics {
     pub config: ConfigMetrics,
     /// The wall clock.
     pub clock: ClockMetrics,
+    /// Spans.
+    pub traces: TraceMetrics,
     process: ProcessMetrics,
     /// What the writing thread is at.
     pub writing: Pulse,
@@ -355,6 +357,7 @@ impl Metrics {
             tls: TlsMetrics::declare(r),
             config: ConfigMetrics::declare(r, wall_s()),
             clock: ClockMetrics::declare(r),
+            traces: TraceMetrics::declare(r),
             process: ProcessMetrics::declare(r),
             writing: Pulse::default(),
             committing: r.float(
@@ -511,6 +514,7 @@ impl Metrics {
     #[must_use]
     pub fn text(&self) -> String {
         self.process.measure();
+        self.traces.measure();
         self.committing.set(self.writing.busy_for().map_or(0.0, |busy| busy.as_secs_f64()));
         self.all.page()
     }

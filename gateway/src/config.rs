@@ -12,6 +12,7 @@ use pithead_hop::ingest::{IngestLimits, UploadLimits};
 use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::config::change::Live;
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration, Loaded, Sources, Wrong};
+use pithead_hop::program::traces::Traces;
 use pithead_hop::tls::CrlExpiry;
 use pithead_sealing::{Site, StreamName};
 use rustls::pki_types::ServerName;
@@ -88,6 +89,8 @@ pub struct Config {
     /// Health and metrics.
     #[serde(default)]
     pub admin: Admin,
+    /// Where spans go; absent where nobody asks for them.
+    pub traces: Option<Traces>,
     /// How long each part may take to stop.
     #[serde(default)]
     pub stop: Stop,
@@ -502,6 +505,7 @@ impl Config {
                 format!("[spool.lanes] has `{both}` both in `first` and in `third`"),
             ));
         }
+        self.traces.as_ref().map_or(Ok(()), Traces::check)?;
         if self.trust.authority.is_empty() {
             return Err(Wrong::at("trust.authority", "[trust] `authority` is empty"));
         }
@@ -578,6 +582,19 @@ mod tests {
         let path = folder.path().join("gateway.toml");
         std::fs::write(&path, text).unwrap();
         Config::load(&path)
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    #[test]
+    fn a_gateway_that_cannot_export_spans_refuses_to_be_asked_for_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.toml");
+        let asked = TEMPLATE.replace("#[traces]\n#endpoint", "[traces]\nendpoint");
+        std::fs::write(&path, asked).unwrap();
+        let error = Config::load(&path).unwrap_err();
+        let said = error.to_string();
+        assert_eq!(error.reason(), pithead_proto::errors::v1::ErrorReason::ConfigInvalid);
+        assert!(said.contains("built with the feature `otlp`") && said.contains('^'), "{said}");
     }
 
     #[test]

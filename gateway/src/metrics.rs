@@ -13,10 +13,11 @@ use pithead_hop::ingest::UploadStats;
 use pithead_hop::program::clock::wall_s;
 use pithead_hop::program::metrics::{
     ACK_BOUNDS_S, Catalogue, ClockMetrics, ConfigMetrics, Declared, DiskMetrics, Durations, Float,
-    HealthMetrics, Label, One, PortMetrics, ProcessMetrics, RpcMetrics, TlsMetrics, UploadMetrics, Values,
-    advance, as_gauge,
+    HealthMetrics, Label, One, PortMetrics, ProcessMetrics, RpcMetrics, TlsMetrics, TraceMetrics,
+    UploadMetrics, Values, advance, as_gauge,
 };
 use pithead_hop::tls::Expiries;
+use pithead_hop::trace::span::SpanCounts;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{SYNC_BOUNDS_S, Stats};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -209,6 +210,7 @@ struct Inner {
     clock: ClockMetrics,
     clock_trusted: Gauge,
     clock_behind: Gauge,
+    traces: TraceMetrics,
     process: ProcessMetrics,
 }
 
@@ -459,6 +461,7 @@ impl Metrics {
                 "pithead_clock_behind_seconds",
                 "How far the wall clock stands before the issue of the statement in force: more than 0 is a wrong clock",
             ),
+            traces: TraceMetrics::declare(all_of),
             process: ProcessMetrics::declare(all_of),
             all,
         };
@@ -470,6 +473,7 @@ impl Metrics {
     #[must_use]
     pub fn page(&self) -> String {
         self.0.process.measure();
+        self.0.traces.measure();
         self.0.all.page()
     }
 
@@ -618,6 +622,10 @@ impl Metrics {
 
     pub(crate) fn uploads(&self, stats: &UploadStats) {
         self.0.uploads.show(stats);
+    }
+
+    pub(crate) fn traces(&self, counts: Arc<SpanCounts>) {
+        self.0.traces.follow(counts);
     }
 
     pub(crate) fn key_refresh(&self, result: Option<ErrorReason>) {

@@ -2,18 +2,23 @@
 //!
 //! A `traceparent` is read where a call comes in, and only in its one exact form: version 00, 55 bytes, small letters, no zeros. What
 //! is anything else counts as not there, and so does one of two. It names the call in our own log lines and goes out again with a
-//! parent of ours; nothing else depends on it: a stranger's word decides over no sampling, no storage and no refusal.
+//! parent of ours. Where spans are exported ([`span`]) its flag says whether this call's are; nothing else depends on it: a stranger's
+//! word decides over no storage and no refusal.
 //!
 //! **What is carried to the second hop**: a large envelope's. It is one device's call, and the relay's own upload of it is its child.
 //! It is kept in memory beside the upload that is open, so a restart forgets it, and so few are held as uploads are.
 //! **What is not**: small envelopes. The relay's batches mix those of many devices, so that no single parent is theirs; what links them
-//! is the envelope's identity, which both ends log.
+//! is the envelope's identity, which both ends log, and where spans are exported the batch's links.
+
+pub mod span;
 
 use std::fmt;
 use std::task::{Context, Poll};
 
 use http::{HeaderMap, HeaderValue, Request};
 use tower_service::Service;
+
+use crate::backoff::random;
 
 /// The header.
 pub const HEADER: &str = "traceparent";
@@ -52,6 +57,32 @@ impl TraceParent {
     #[must_use]
     pub fn child(&self, random: u64) -> Self {
         Self { trace: self.trace, parent: random.max(1).to_be_bytes(), flags: self.flags & 1 }
+    }
+
+    /// The beginning of a trace of ours, which is followed.
+    fn fresh() -> Self {
+        let mut trace = [0; 16];
+        trace[..8].copy_from_slice(&random().to_be_bytes());
+        trace[8..].copy_from_slice(&random().max(1).to_be_bytes());
+        Self { trace, parent: random().max(1).to_be_bytes(), flags: 1 }
+    }
+
+    /// Whether whoever began the trace follows this call.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.flags & 1 == 1
+    }
+
+    /// The trace's identity.
+    #[must_use]
+    pub fn trace_id(&self) -> [u8; 16] {
+        self.trace
+    }
+
+    /// The span's.
+    #[must_use]
+    pub fn span_id(&self) -> [u8; 8] {
+        self.parent
     }
 
     /// The trace's name.

@@ -11,6 +11,8 @@ pub mod authority;
 pub mod binaries;
 pub mod certificates;
 pub mod client;
+#[cfg(feature = "otlp")]
+pub mod collector;
 pub mod command;
 pub mod device;
 pub mod events;

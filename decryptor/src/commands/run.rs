@@ -30,6 +30,7 @@ use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::stop::{Reloads, Signals};
 use pithead_hop::program::supervisor::{self, Asked};
+use pithead_hop::program::traces::{Exporting, FLUSH};
 use pithead_hop::program::{ProgramError, clock, disk, files, grpc_health};
 use pithead_hop::tls::{CrlExpiry, Pem, ServerTls};
 use pithead_proto::errors::v1::ErrorReason;
@@ -122,9 +123,12 @@ pub async fn serve(
     let (unwrapper, kms) = unwrapper(&config).await?;
     let data_keys = Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), Budgets::default()));
     let metrics = Arc::new(Metrics::new());
+    let traces = traces(&config)?;
+    metrics.traces.follow(traces.counts());
     show_devices(&metrics, &devices.load());
     let calls = kms.as_ref().map(|kms| Arc::clone(kms.calls()));
     let handle = acceptor.handle();
+    handle.trace(traces.spans());
     let folders = (config.sink.path.clone(), data_dir.clone());
     let expiries = tls.expiries();
     let status = Status::new(
@@ -190,6 +194,7 @@ pub async fn serve(
         metrics: Arc::clone(&metrics),
         under_way_bytes: config.ingest.under_way.get_usize(),
         staging,
+        spans: traces.spans(),
     });
 
     let intake_stop = CancellationToken::new();
@@ -284,6 +289,10 @@ pub async fn serve(
         })
         .await;
     }
+    // The last spans are those of what has stopped by now.
+    if !traces.stop().await {
+        tracing::warn!(event = "stop.limit_ran_out", part = "traces", limit_ms = FLUSH.as_millis() as u64);
+    }
     looks_stop.cancel();
     within("looks", config.stop.admin.get(), async {
         let _ = looks.await;
@@ -305,6 +314,16 @@ async fn within(part: &'static str, limit: Duration, ending: impl Future<Output 
         Ok(()) => tracing::info!(event = "stop.ended", part),
         Err(_) => tracing::error!(event = "stop.limit_ran_out", part, limit_ms = limit.as_millis() as u64),
     }
+}
+
+/// The export of spans, if it is asked for.
+fn traces(config: &Config) -> Result<Exporting, ProgramError> {
+    let about = vec![
+        ("service.name", "pithead-decryptor".to_owned()),
+        ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    Exporting::begin(config.traces.as_ref(), about)
+        .map_err(|wrong| ProgramError::new(ErrorReason::ConfigInvalid, wrong.message()))
 }
 
 async fn next(reloads: &mut Option<Reloads>) {

@@ -210,13 +210,16 @@ fn fact(name: &str, value: &Value) -> String {
 #[must_use]
 pub fn version(output: Output) -> String {
     let (version, opener) = (env!("CARGO_PKG_VERSION"), pithead_sealing::OPENER_COMPILED_IN);
+    let otlp = pithead_hop::program::traces::COMPILED_IN;
     match output {
         Output::Json => {
-            format!("{:#}\n", json!({ "name": "pithead-decryptor", "version": version, "opener": opener }))
+            let said =
+                json!({ "name": "pithead-decryptor", "version": version, "opener": opener, "otlp": otlp });
+            format!("{said:#}\n")
         }
         Output::Table => {
-            let opener = if opener { "compiled in" } else { "not compiled in" };
-            format!("pithead-decryptor {version}\nopener: {opener}\n")
+            let say = |is_in| if is_in { "compiled in" } else { "not compiled in" };
+            format!("pithead-decryptor {version}\nopener: {}\notlp: {}\n", say(opener), say(otlp))
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::sink::{Assurance, Custody, Delivery};
 use crate::unwrap::{Class, Sender, UnwrapError};
 use bytes::Bytes;
 use pithead_hop::ingest::{SealedFileError, UploadStore};
+use pithead_hop::trace::TraceParent;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Identity;
 use pithead_sealing::envelope::open::{Chosen, OpenError, Opening, Unlocked};
@@ -46,6 +47,8 @@ pub struct Parcel {
     pub custody: Custody,
     /// Who asks for the data key.
     pub sender: Sender,
+    /// The span that it came in, if that is followed.
+    pub trace: Option<TraceParent>,
 }
 
 /// A large envelope in its file.

@@ -15,6 +15,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use pithead_hop::program::clock;
 use pithead_hop::status::Refusal;
+use pithead_hop::trace::span::{Kind, Spans};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::envelope::open::Unlocked;
 use pithead_sealing::{Identity, Line, Seq, Site};
@@ -78,6 +79,8 @@ pub struct Parts {
     pub under_way_bytes: usize,
     /// Where large contents are opened to.
     pub staging: PathBuf,
+    /// Where spans go.
+    pub spans: Spans,
 }
 
 /// See the module above.
@@ -99,6 +102,7 @@ pub struct Pipeline {
     under_way: Arc<Mutex<UnderWay>>,
     under_way_bytes: usize,
     staging: PathBuf,
+    spans: Spans,
 }
 
 #[derive(Debug, Default)]
@@ -171,6 +175,7 @@ impl Pipeline {
             under_way: Arc::default(),
             under_way_bytes: parts.under_way_bytes,
             staging: parts.staging,
+            spans: parts.spans,
         })
     }
 
@@ -346,10 +351,16 @@ impl Pipeline {
     ) -> Result<(super::scribe::Opened, Option<tokio::sync::OwnedSemaphorePermit>), Stopped> {
         let books = self.books.load_full();
         let chosen = open::choose(parcel, |arn| books.knows(arn))?;
+        // Of whoever causes a private operation; the others wait for that one, or have it at hand.
+        let span = || {
+            let mut span = self.spans.child("decryptor.unwrap", Kind::Client, parcel.trace);
+            span.text("pithead.key", || chosen.key_arn().to_string());
+            span
+        };
         let session = tokio::select! {
             biased;
             () = turn.broken() => return Err(Stopped::Again(super::behind())),
-            session = self.data_keys.data_key(&chosen, &parcel.sender) => session?,
+            session = self.data_keys.data_key_within(&chosen, &parcel.sender, span) => session?,
         };
         turn.come().await;
         if turn.is_broken() {
@@ -358,6 +369,9 @@ impl Pipeline {
         let opening = if parcel.large.is_some() { &self.opening_large } else { &self.opening };
         let _opening = opening.acquire().await.map_err(|_| Stopped::Again(lost()))?;
         let opened = if let Some(large) = &parcel.large {
+            let mut span = self.spans.child("decryptor.open", Kind::Internal, parcel.trace);
+            span.text("pithead.envelope", || parcel.identity().to_string());
+            span.number("pithead.bytes", large.total);
             let (parcel, large, staging) = (parcel.clone(), large.clone(), self.staging.clone());
             let judge = self.judge_of(&parcel, &session);
             tokio::task::spawn_blocking(move || {

@@ -79,6 +79,7 @@ impl Front {
         peer: &Peer,
         whole: &WholeUpload,
     ) -> Result<Parcel, SealedFileError> {
+        let trace = uploads.trace_of(&whole.identity);
         let mut file = uploads.read(&whole.identity)?;
         let header = file.header().clone();
         // It was admitted by this profile when it was opened.
@@ -106,6 +107,7 @@ impl Front {
             key_not_active,
             custody,
             sender,
+            trace,
         })
     }
 }
@@ -141,7 +143,7 @@ fn custody(peer: &Peer, hops: &[pithead_proto::ingest::v1::Hop]) -> Custody {
 fn parcel(peer: &Peer, admitted: Admitted) -> Parcel {
     let sender = sender(peer, admitted.identity());
     let custody = custody(peer, &admitted.hops);
-    let (sha256, key_not_active) = (admitted.sha256, admitted.key_not_active);
+    let (sha256, key_not_active, trace) = (admitted.sha256, admitted.key_not_active, admitted.trace);
     let header = admitted.envelope.header().clone();
     let (sealed, profile) = admitted.envelope.into_parts();
     Parcel {
@@ -154,6 +156,7 @@ fn parcel(peer: &Peer, admitted: Admitted) -> Parcel {
         key_not_active,
         custody,
         sender,
+        trace,
     }
 }
 

@@ -289,6 +289,7 @@ impl Rig {
             metrics: Arc::clone(&metrics),
             under_way_bytes: 64 << 20,
             staging,
+            spans: Default::default(),
         });
         let front = Front::new(Arc::clone(&pipeline), uploads, books, Arc::clone(&metrics));
         let watch = Mutex::new(watch);

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use pithead_hop::trace::span::Span;
 use pithead_sealing::envelope::open::Chosen;
 use pithead_sealing::envelope::{ContextDigest, Edk, EdkFault, EdkHash, SessionVerdict, Unwrapped};
 use pithead_sealing::trust::KeyArn;
@@ -179,8 +180,21 @@ impl DataKeys {
     /// # Errors
     /// [`UnwrapError`]; its class says what to do with the envelope.
     pub async fn data_key(&self, chosen: &Chosen, sender: &Sender) -> Result<Arc<SessionKey>, UnwrapError> {
+        self.data_key_within(chosen, sender, Span::default).await
+    }
+
+    /// The same; if it takes a private operation, within that span.
+    ///
+    /// # Errors
+    /// As [`DataKeys::data_key`].
+    pub async fn data_key_within(
+        &self,
+        chosen: &Chosen,
+        sender: &Sender,
+        span: impl Fn() -> Span,
+    ) -> Result<Arc<SessionKey>, UnwrapError> {
         let context = chosen.header().context().digest();
-        self.unwrapped(chosen.key_arn(), chosen.edk(), &context, sender).await
+        self.unwrapped(chosen.key_arn(), chosen.edk(), &context, sender, span).await
     }
 
     async fn unwrapped(
@@ -189,6 +203,7 @@ impl DataKeys {
         edk: &Edk,
         context: &ContextDigest,
         sender: &Sender,
+        span: impl Fn() -> Span,
     ) -> Result<Arc<SessionKey>, UnwrapError> {
         let hash = edk.hash();
         let session = loop {
@@ -199,7 +214,7 @@ impl DataKeys {
             let leads = AtomicBool::new(false);
             let flight = async {
                 leads.store(true, Ordering::Relaxed);
-                self.fly(arn, edk, hash, sender).await
+                self.fly(arn, edk, hash, sender, span()).await
             };
             match self.keys.try_get_with(hash, flight).await {
                 Ok(session) => {
@@ -228,14 +243,17 @@ impl DataKeys {
         edk: &Edk,
         hash: EdkHash,
         sender: &Sender,
+        mut span: Span,
     ) -> Result<Arc<SessionKey>, UnwrapError> {
         self.charge(sender, Instant::now()).inspect_err(|_| {
             self.counters.over_budget.fetch_add(1, Ordering::Relaxed);
-        })?;
+        })
+        .inspect_err(|error| span.failed(|| error.reason().name().to_owned()))?;
         self.counters.unwraps.fetch_add(1, Ordering::Relaxed);
         match self.unwrapper.unwrap(arn, edk.ciphertext()).await {
             Ok(unwrapped) => Ok(Arc::new(SessionKey::new(unwrapped))),
             Err(error) => {
+                span.failed(|| error.reason().name().to_owned());
                 self.counters.unwrap_failures.fetch_add(1, Ordering::Relaxed);
                 if matches!(error, UnwrapError::InvalidCiphertext) {
                     self.invalid.insert(hash, ());

@@ -30,6 +30,7 @@ use tokio::sync::mpsc;
 
 use super::budgets::Budgets;
 use super::fate::{Deciding, undecided};
+use super::followed::Followed;
 use super::numbers::{Numbers, Offered, Reservation};
 use super::record::{Body, Head};
 use super::shares::{Over, Share, Shares};
@@ -63,6 +64,7 @@ pub struct SpoolIntake {
     uploads: UploadStore,
     metrics: Metrics,
     registry: Arc<ArcSwap<Registry>>,
+    followed: Followed,
     settle: mpsc::Sender<Settling>,
 }
 
@@ -91,6 +93,8 @@ pub struct Parts {
     pub registry: Arc<ArcSwap<Registry>>,
     /// What came of each device, for the console.
     pub activity: Activity,
+    /// What came in calls that are followed.
+    pub followed: Followed,
 }
 
 /// An envelope on its way to the disk.
@@ -121,10 +125,24 @@ impl SpoolIntake {
             metrics,
             registry,
             activity,
+            followed,
         } = parts;
         let (settle, settling) = mpsc::channel(SETTLING_MAX);
         tokio::spawn(settle_all(settling, metrics.clone(), activity));
-        Self { gateway, history, book, budgets, numbers, shares, spool, uploads, metrics, registry, settle }
+        Self {
+            gateway,
+            history,
+            book,
+            budgets,
+            numbers,
+            shares,
+            spool,
+            uploads,
+            metrics,
+            registry,
+            followed,
+            settle,
+        }
     }
 
     /// Pays for data keys that are new for the device.
@@ -295,6 +313,9 @@ impl Intake for SpoolIntake {
                     tracing::warn!(event = "ingest.conflict", %identity);
                 }
                 let mark = mark(admitted.profile(), bytes);
+                if let Some(trace) = admitted.trace {
+                    self.followed.enter(&identity, trace);
+                }
                 let Admitted { envelope, sha256, key_not_active, mut hops, .. } = admitted;
                 hops.push(self.hop(peer, key_not_active, reservation.is_conflict()));
                 let head = Head { identity, sha256, hops };

@@ -44,6 +44,8 @@ use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_hop::connect::{ConnectError, ConnectOptions, Connection, Endpoint, connect};
 use pithead_hop::ingest::send::BATCH_BYTES;
 use pithead_hop::ingest::{Answered, NotTaken, SendError, SendOptions, Sender, UploadStore};
+use pithead_hop::trace::span::Kind;
+use pithead_hop::trace::{TraceParent, Traced};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{Lane, Position, ReadError};
 use rustls::ClientConfig;
@@ -55,16 +57,17 @@ use tokio_util::sync::CancellationToken;
 use self::alarm::Alarm;
 use self::control::{Control, Orders, Pause};
 use self::feeds::Feeds;
-use self::large::{Large, LargeSent};
+use self::large::{Large, LargeParts, LargeSent};
 use self::pace::Toll;
 use self::progress::Progress;
 pub use self::report::{RelayReport, Report};
+use super::followed::Followed;
 use super::lanes;
 use super::numbers::Numbers;
 use super::record::{Body, Head, KIND_CONFLICT};
 use super::refused::{Refused, RefusedError};
 use super::spool::EnvelopeSpool;
-use crate::clock::since_boot;
+use crate::clock::{since_boot, wall_us};
 use crate::health::{Health, Level};
 use crate::metrics::{Dimension, Metrics, Outcome as Counted};
 
@@ -126,6 +129,8 @@ pub struct Relay {
     pub report: RelayReport,
     /// What people say, and the pace.
     pub control: Control,
+    /// What came in calls that are followed.
+    pub followed: Followed,
 }
 
 /// A call that is open.
@@ -147,6 +152,17 @@ struct Sent {
     head: Head,
     conflict: bool,
     envelope: Bytes,
+    /// The call that brought it and when it was taken, in microseconds since 1970, if that call is followed.
+    followed: Option<(TraceParent, u64)>,
+}
+
+/// One call's far end, and how it is made.
+struct To<'a> {
+    target: &'a Target,
+    /// What the disk does not give of this lane is passed over.
+    tolerant: Option<Lane>,
+    /// Its span, if that is followed.
+    trace: Option<TraceParent>,
 }
 
 /// What the window waits for.
@@ -227,7 +243,15 @@ impl Relay {
             let target = targets.borrow_and_update().clone();
             self.metrics.relay_window(target.window_bytes);
             let tolerant = unreadable.filter(|(_, tries)| *tries >= UNREADABLE_TRIES).map(|(lane, _)| lane);
-            let ended = self.call(&target, &mut targets, &mut progress, &mut alarm, tolerant, &stop).await;
+            let mut span = self.followed.spans().root("relay.call", Kind::Client);
+            span.text("server.address", || target.endpoint.to_string());
+            let to = To { target: &target, tolerant, trace: span.at() };
+            let ended = self.call(to, &mut targets, &mut progress, &mut alarm, &stop).await;
+            span.text("pithead.ended", || ended.to_string());
+            if let Some(reason) = ended.reason() {
+                span.failed(|| reason.name().to_owned());
+            }
+            drop(span);
             // A call that brought something forward was a good one: the next failure starts from the beginning.
             if progress.passed() > before {
                 backoff.reset();
@@ -300,13 +324,13 @@ impl Relay {
     /// One call, from the first record of each lane without an answer on.
     async fn call(
         &self,
-        target: &Target,
+        to: To<'_>,
         targets: &mut watch::Receiver<Target>,
         progress: &mut Progress,
         alarm: &mut Alarm,
-        tolerant: Option<Lane>,
         stop: &CancellationToken,
     ) -> Ended {
+        let To { target, tolerant, trace } = to;
         let mut orders = self.control.subscribe();
         let opening = async {
             let options = ConnectOptions::default();
@@ -317,7 +341,7 @@ impl Relay {
             options.window.envelopes = WINDOW_ENVELOPES;
             options.window.envelope_bytes = ENVELOPE_BYTES;
             // A relay names no lines: its far end has its own books.
-            let sender = Sender::open(connection.clone(), &options, Vec::new()).await?;
+            let sender = Sender::open(Traced::new(connection.clone(), trace), &options, Vec::new()).await?;
             Ok::<(Connection, Sender<Sent>), Ended>((connection, sender))
         };
         let (connection, sender) = tokio::select! {
@@ -333,7 +357,7 @@ impl Relay {
         let mut call = Call {
             sender,
             feeds: Feeds::new(&self.spool, |lane| progress.begin(lane), tolerant),
-            large: Large::new(self.uploads.clone(), connection, self.control.pace().clone()),
+            large: Large::new(self.large_parts(), connection),
             toll: self.control.pace().toll(),
             answer_by: None,
             answer_timeout: target.answer_timeout,
@@ -348,6 +372,14 @@ impl Relay {
         self.metrics.relay_in_flight(0);
         self.report.change(|report| report.in_flight_bytes = 0);
         ended
+    }
+
+    fn large_parts(&self) -> LargeParts {
+        LargeParts {
+            uploads: self.uploads.clone(),
+            pace: self.control.pace().clone(),
+            spans: self.followed.spans().clone(),
+        }
     }
 
     async fn send_and_listen(
@@ -479,7 +511,8 @@ impl Relay {
             };
             let hops = head.hops.clone();
             let conflict = record.kind == KIND_CONFLICT;
-            let sent = Sent { lane, position, head, conflict, envelope: record.body.clone() };
+            let followed = self.followed.get(&head.identity).map(|trace| (trace, wall_us()));
+            let sent = Sent { lane, position, head, conflict, envelope: record.body.clone(), followed };
             match sender.send(sent, record.body.clone(), hops) {
                 Ok(()) => {
                     toll.sent(bytes);

@@ -20,6 +20,7 @@ use pithead_hop::ingest::{
 };
 use pithead_hop::status::Refusal;
 use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, ServerTls, SiteTrust, SystemClock};
+use pithead_hop::trace::span::{self, Ended};
 use pithead_hop::trace::{TraceParent, Traced};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::budgets::Budgets;
+use super::followed::Followed;
 use super::idle::Idle;
 use super::intake::{Parts, SpoolIntake};
 use super::numbers::Numbers;
@@ -112,6 +114,9 @@ pub(crate) struct Door {
     pub(crate) spool: EnvelopeSpool,
     pub(crate) uploads: UploadStore,
     pub(crate) history: Arc<History>,
+    pub(crate) followed: Followed,
+    /// Spans that have ended: of calls that say their trace.
+    pub(crate) ended: Mutex<tokio::sync::mpsc::Receiver<Ended>>,
 }
 
 impl Door {
@@ -155,6 +160,8 @@ impl Door {
                 .unwrap();
         let name = GatewayName::new("edge-1").unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
+        let (spans, ended, _) = span::queue(0.0);
+        let followed = Followed::new(spans);
         let intake = Arc::new(SpoolIntake::start(Parts {
             registry: Arc::default(),
             gateway: name,
@@ -167,13 +174,24 @@ impl Door {
             uploads: uploads.clone(),
             metrics,
             activity: crate::console::activity::Activity::default(),
+            followed: followed.clone(),
         }));
-        Self { intake, numbers, shares, spool, uploads, history }
+        Self { intake, numbers, shares, spool, uploads, history, followed, ended: Mutex::new(ended) }
     }
 
     pub(crate) async fn offer(&self, envelope: Bytes) -> Result<Pending, Refusal> {
+        self.offer_in(envelope, None).await
+    }
+
+    /// In a call of this span.
+    pub(crate) async fn offer_in(
+        &self,
+        envelope: Bytes,
+        trace: Option<TraceParent>,
+    ) -> Result<Pending, Refusal> {
         let admitted = admit(envelope, vec![], &truck(), &*self.intake, 1 << 20, &mut LastSession::default());
-        let admitted = admitted.map_err(|refused| refused.refusal)?;
+        let mut admitted = admitted.map_err(|refused| refused.refusal)?;
+        admitted.trace = trace;
         self.intake.offer(&truck(), &(), admitted).await
     }
 

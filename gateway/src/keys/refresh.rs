@@ -22,6 +22,8 @@ use crate::clock::{GatewayClock, since_boot};
 use crate::health::{Health, Level};
 use crate::metrics::{Dimension, InForce, Metrics};
 use pithead_hop::program::disk;
+use pithead_hop::trace::TraceParent;
+use pithead_hop::trace::span::{Kind, Spans};
 
 /// Ceiling of the first delay after a failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -159,6 +161,8 @@ pub struct Refresh {
     pub poke: Arc<Notify>,
     /// What a reload has brought.
     pub next: NextChange,
+    /// Where spans go.
+    pub spans: Spans,
 }
 
 impl Refresh {
@@ -213,7 +217,13 @@ impl Refresh {
     pub async fn visit(&mut self) -> Result<Taken, RefreshError> {
         self.empty_inbox().await;
         let clock = self.clock.now();
-        let outcome = self.fetch(clock).await;
+        let mut span = self.spans.always("keys.refresh", Kind::Client);
+        let outcome = self.fetch(clock, span.at()).await;
+        match &outcome {
+            Ok(taken) => span.number("pithead.statement_new", u64::from(taken.statement)),
+            Err(error) => span.failed(|| error.reason().name().to_owned()),
+        }
+        drop(span);
         let now = since_boot();
         self.metrics.key_refresh(outcome.as_ref().err().map(RefreshError::reason));
         match &outcome {
@@ -235,8 +245,8 @@ impl Refresh {
         outcome
     }
 
-    async fn fetch(&mut self, clock: Clock) -> Result<Taken, RefreshError> {
-        let taken = match self.source.fetch(&self.held()).await? {
+    async fn fetch(&mut self, clock: Clock, trace: Option<TraceParent>) -> Result<Taken, RefreshError> {
+        let taken = match self.source.fetch_within(&self.held(), trace).await? {
             Some(bundle) => self.keeper.take(bundle, clock).await?,
             None => Taken::default(),
         };

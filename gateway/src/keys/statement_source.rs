@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use pithead_hop::backoff::{self, Backoff, Policy};
 use pithead_hop::connect::{ConnectError, ConnectOptions, Endpoint, connect};
 use pithead_hop::keys::{FetchError, KeyClient, KeyFile, WireError};
+use pithead_hop::trace::TraceParent;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
 use pithead_sealing::trust::Bundle;
@@ -73,6 +74,16 @@ pub trait StatementSource: Send + Sync + std::fmt::Debug {
     /// What is newer than what is held; nothing if nothing is.
     fn fetch<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>>;
 
+    /// The same, as a part of that span, where somebody else is asked.
+    fn fetch_within<'a>(
+        &'a self,
+        held: &'a Held,
+        trace: Option<TraceParent>,
+    ) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>> {
+        let _ = trace;
+        self.fetch(held)
+    }
+
     /// Resolves when the source says that it has something newer; never, if it cannot say. Cancel safe.
     fn changed<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, ()>;
 }
@@ -93,17 +104,25 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    async fn client(&self) -> Result<KeyClient, ConnectError> {
+    async fn client(&self, trace: Option<TraceParent>) -> Result<KeyClient, ConnectError> {
         let options = ConnectOptions::default();
         let tls = self.tls.borrow().clone();
         let connection = connect(&self.endpoint, &self.name, tls, &options).await?;
-        Ok(KeyClient::new(connection, self.authority.clone(), self.site.clone()))
+        Ok(KeyClient::traced(connection, trace, self.authority.clone(), self.site.clone()))
     }
 }
 
 impl StatementSource for Upstream {
     fn fetch<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>> {
-        Box::pin(async move { Ok(self.client().await?.fetch(held, ANSWER_LIMIT).await?.bundle) })
+        self.fetch_within(held, None)
+    }
+
+    fn fetch_within<'a>(
+        &'a self,
+        held: &'a Held,
+        trace: Option<TraceParent>,
+    ) -> BoxFuture<'a, Result<Option<Bundle>, SourceError>> {
+        Box::pin(async move { Ok(self.client(trace).await?.fetch(held, ANSWER_LIMIT).await?.bundle) })
     }
 
     fn changed<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, ()> {
@@ -111,7 +130,7 @@ impl StatementSource for Upstream {
             let mut backoff = Backoff::new(WATCH_AGAIN);
             loop {
                 let told = async {
-                    let mut watch = self.client().await?.watch(held).await?;
+                    let mut watch = self.client(None).await?.watch(held).await?;
                     watch.next().await?;
                     Ok::<(), SourceError>(())
                 };

@@ -11,6 +11,7 @@ use pithead_hop::program::clock::wall_s;
 use pithead_hop::program::config::Duration as ConfigDuration;
 use pithead_hop::program::recent::Recent;
 use pithead_hop::program::supervisor::{self, Asked};
+use pithead_hop::program::traces::{Exporting, FLUSH};
 use pithead_hop::program::{ExitCode, ProgramError, files, grpc_health};
 use pithead_hop::status::reason_of_trust;
 use pithead_proto::errors::v1::ErrorReason;
@@ -32,6 +33,7 @@ use crate::console::{self, Console};
 use crate::devices::doors::{Built, Doors, Ports};
 use crate::devices::enroll::{self, Enrolment, Issuing, Told};
 use crate::envelopes::budgets::Budgets;
+use crate::envelopes::followed::Followed;
 use crate::envelopes::idle::Idle;
 use crate::envelopes::intake::{Parts, SpoolIntake};
 use crate::envelopes::numbers::Numbers;
@@ -90,6 +92,7 @@ pub(super) struct Serving {
     spool: EnvelopeSpool,
     intake: (CancellationToken, Vec<JoinHandle<()>>),
     relay: (CancellationToken, Option<JoinHandle<()>>),
+    traces: Exporting,
     admin: (CancellationToken, JoinHandle<()>),
     /// Fed until the very end: stopping has limits of its own.
     supervisor: (CancellationToken, JoinHandle<()>),
@@ -114,6 +117,10 @@ impl Serving {
             config.trust.trusted_clock,
             material.server.expiries(),
         );
+
+        let traces = traces(config, &material)?;
+        metrics.traces(traces.counts());
+        let followed = Followed::new(traces.spans());
 
         // Both ports first: nothing on disk is touched by a second gateway that was started by mistake.
         let files = files::raise_limit();
@@ -167,6 +174,7 @@ impl Serving {
             history: history.clone(),
             poke: poke.clone(),
             next: next_source.clone(),
+            spans: traces.spans(),
         };
 
         // Envelope path.
@@ -211,6 +219,7 @@ impl Serving {
             metrics: metrics.clone(),
             registry: registry.clone(),
             activity: activity.clone(),
+            followed: followed.clone(),
         }));
 
         // From here on nothing can fail.
@@ -233,6 +242,7 @@ impl Serving {
             [Some(&ports.certificate), ports.network.as_ref(), ports.enroll.as_ref()].into_iter().flatten()
         {
             metrics.calls_of(port.calls());
+            port.trace(traces.spans());
         }
         let address = acceptor.local_addr();
         if let Some(network) = &network {
@@ -294,6 +304,7 @@ impl Serving {
                     metrics: metrics.clone(),
                     report: relay_report.clone(),
                     control: control.clone(),
+                    followed,
                 };
                 Some(tokio::spawn(relay.run(targets, relay_stop.clone())))
             }
@@ -368,6 +379,7 @@ impl Serving {
             spool,
             intake: (intake_stop, served),
             relay: (relay_stop, relay),
+            traces,
             admin: (admin_stop, admin),
             supervisor: (supervisor_stop, supervisor),
         })
@@ -451,6 +463,15 @@ impl Serving {
         })
         .await;
 
+        // The last spans are those of what has stopped by now.
+        if !self.traces.stop().await {
+            tracing::warn!(
+                event = "stop.limit_ran_out",
+                part = "traces",
+                limit_ms = FLUSH.as_millis() as u64
+            );
+        }
+
         let (stop, task) = self.admin;
         stop.cancel();
         let abort = task.abort_handle();
@@ -469,6 +490,18 @@ fn serve(port: Acceptor, routes: Routes, stop: &CancellationToken) -> JoinHandle
     tokio::spawn(async move {
         port.serve(routes, stop).await;
     })
+}
+
+/// The export of spans, if it is asked for.
+fn traces(config: &Config, material: &Material) -> Result<Exporting, ProgramError> {
+    let about = vec![
+        ("service.name", "pithead-gateway".to_owned()),
+        ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("service.namespace", config.gateway.site.to_string()),
+        ("service.instance.id", material.name.as_str().to_owned()),
+    ];
+    Exporting::begin(config.traces.as_ref(), about)
+        .map_err(|wrong| ProgramError::new(ErrorReason::ConfigInvalid, wrong.message()))
 }
 
 fn enroll_limits(config: &Config) -> Limits {

@@ -195,7 +195,7 @@ mod tests {
         let limit = Duration::from_secs(30);
         let answer = |activity: &Activity| {
             let body = Body::new(http_body_of(["one", "two"]));
-            Answer::new(body, activity.begin(), Calls::default().begin("/a.B/C", None))
+            Answer::new(body, activity.begin(), Calls::default().begin("/a.B/C", None, &Default::default()))
         };
         let take = async |answer: &mut Answer| {
             std::future::poll_fn(|cx| Pin::new(&mut *answer).poll_frame(cx)).await

@@ -10,6 +10,7 @@ use std::time::Instant;
 use http::HeaderMap;
 
 use crate::trace::TraceParent;
+use crate::trace::span::{Span, Spans};
 
 /// Methods that are told apart.
 pub const METHODS: [&str; 13] = [
@@ -51,6 +52,9 @@ pub const CODES: [&str; 17] = [
 ];
 const CANCELLED: usize = 1;
 const UNKNOWN: usize = 2;
+/// Those that say that this end did not do what it should; the others are an answer.
+const OUR_FAULT: [&str; 6] =
+    ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
 
 /// Between which times in seconds calls are counted: the bounds that OpenTelemetry's conventions name.
 pub const BOUNDS_S: [f64; 14] =
@@ -96,16 +100,18 @@ impl Calls {
         .filter(|(.., times)| times.counts.iter().any(|count| count.load(Ordering::Relaxed) > 0))
     }
 
-    /// A call of this path begins: `/package.Service/Method`.
-    pub(super) fn begin(&self, path: &str, trace: Option<TraceParent>) -> Timed {
+    /// A call of this path begins: `/package.Service/Method`. Probes and strangers' methods are counted, and have no spans.
+    pub(super) fn begin(&self, path: &str, trace: Option<TraceParent>, spans: &Spans) -> Timed {
         let method = path.strip_prefix('/').and_then(|path| METHODS.iter().position(|known| *known == path));
-        Timed {
-            calls: self.clone(),
-            method: method.unwrap_or(OTHER),
-            began: Instant::now(),
-            code: None,
-            trace,
+        let method = method.unwrap_or(OTHER);
+        let name = METHODS[method];
+        let mut span = if name.starts_with("pithead.") { spans.call(name, trace) } else { Span::default() };
+        if let Some((service, method)) = name.split_once('/') {
+            span.text("rpc.system", || "grpc".to_owned());
+            span.text("rpc.service", || service.to_owned());
+            span.text("rpc.method", || method.to_owned());
         }
+        Timed { calls: self.clone(), method, began: Instant::now(), code: None, trace, span }
     }
 }
 
@@ -117,6 +123,7 @@ pub(super) struct Timed {
     began: Instant,
     code: Option<usize>,
     trace: Option<TraceParent>,
+    pub(super) span: Span,
 }
 
 impl Timed {
@@ -142,6 +149,10 @@ impl Drop for Timed {
                 status = CODES[code],
                 took_ms
             );
+        }
+        self.span.number("rpc.grpc.status_code", code as u64);
+        if OUR_FAULT.contains(&CODES[code]) {
+            self.span.failed(|| CODES[code].to_owned());
         }
         let times = &self.calls.0[self.method][code];
         let at = BOUNDS_S.partition_point(|bound| *bound < took.as_secs_f64());
@@ -175,13 +186,13 @@ mod tests {
     #[test]
     fn a_call_is_counted_by_how_it_ended_and_a_strangers_methods_are_one() {
         let calls = Calls::default();
-        let mut ended = calls.begin("/pithead.ingest.v1.IngestService/Submit", None);
+        let mut ended = calls.begin("/pithead.ingest.v1.IngestService/Submit", None, &Spans::default());
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", "8".parse().unwrap());
         ended.note(&trailers);
         drop(ended);
         for path in ["/a.B/C", "/a.B/D", "nothing", ""] {
-            drop(calls.begin(path, None));
+            drop(calls.begin(path, None, &Spans::default()));
         }
         let seen: Vec<_> = calls
             .iter()
@@ -191,5 +202,29 @@ mod tests {
             seen,
             [("pithead.ingest.v1.IngestService/Submit", "RESOURCE_EXHAUSTED", 1), ("_OTHER", "CANCELLED", 4),]
         );
+    }
+
+    #[test]
+    fn a_span_says_the_method_and_how_it_ended_and_probes_have_none() {
+        let (spans, mut ended, _) = crate::trace::span::queue(1.0);
+        let calls = Calls::default();
+        drop(calls.begin("/grpc.health.v1.Health/Check", None, &spans));
+        drop(calls.begin("/a.B/C", None, &spans));
+        assert!(ended.try_recv().is_err());
+        for (code, failed) in [("8", None), ("13", Some("INTERNAL"))] {
+            let mut call = calls.begin("/pithead.ingest.v1.IngestService/Submit", None, &spans);
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", code.parse().unwrap());
+            call.note(&trailers);
+            drop(call);
+            let span = ended.try_recv().unwrap();
+            assert_eq!(
+                (span.name, span.failed.as_deref()),
+                ("pithead.ingest.v1.IngestService/Submit", failed)
+            );
+            assert!(
+                span.attributes.contains(&("rpc.method", crate::trace::span::Value::Text("Submit".into())))
+            );
+        }
     }
 }

@@ -35,7 +35,14 @@ use super::{
     stall::Stalling,
     stats::{Ended, Handshake},
 };
-use crate::{backoff, identity::Peer, rarely::Rarely, status::Refusal, tls::ALPN_H2, trace::TraceParent};
+use crate::{
+    backoff,
+    identity::Peer,
+    rarely::Rarely,
+    status::Refusal,
+    tls::ALPN_H2,
+    trace::{TraceParent, span::Within},
+};
 
 /// How long a client that was refused is listened to, and how often: its first request is some hundred bytes.
 const LINGER: Duration = Duration::from_secs(1);
@@ -271,7 +278,8 @@ async fn serve(
         let all = all.clone();
         let call = calls.begin();
         let trace = TraceParent::of(request.headers());
-        let mut timed = all.calls.begin(request.uri().path(), trace);
+        let mut timed = all.calls.begin(request.uri().path(), trace, &all.spans.load());
+        timed.span.text("pithead.peer", || peer.id.to_string());
         all.counters.requests.add();
         let refused = match (place.request(Instant::now()), &turned_away) {
             (Err(wait), _) => {
@@ -286,8 +294,12 @@ async fn serve(
         let unfinished = place.unfinished();
         request.extensions_mut().insert(peer.clone());
         request.extensions_mut().insert(RemoteAddress(from));
-        if let Some(trace) = trace {
+        // What the call does on the next hop is a part of ours, if we are followed.
+        if let Some(trace) = timed.span.at().or(trace) {
             request.extensions_mut().insert(trace);
+        }
+        if let Some(within) = Within::of(&all.spans.load(), &timed.span) {
+            request.extensions_mut().insert(within);
         }
         async move {
             let response = match refused {

@@ -51,6 +51,7 @@ pub use stats::{AcceptStats, Ended, Handshake, Refused};
 use crate::{
     identity::{Peer, PeerId},
     program::ProgramError,
+    trace::span::Spans,
 };
 use connection::Arrival;
 use permits::{Arrivals, PerIp, Rate, Roster, Silent};
@@ -157,6 +158,11 @@ impl AcceptHandle {
         self.0.roster.peers()
     }
 
+    /// Where the spans of calls go that begin from now on.
+    pub fn trace(&self, spans: Spans) {
+        self.0.spans.store(Arc::new(spans));
+    }
+
     /// How long calls take.
     pub fn calls(&self) -> calls::Calls {
         self.0.calls.clone()
@@ -181,6 +187,7 @@ struct Shared {
     roster: Arc<Roster>,
     counters: Counters,
     calls: calls::Calls,
+    spans: ArcSwap<Spans>,
     log_next: Seldom,
 }
 
@@ -230,6 +237,7 @@ impl Acceptor {
             roster: Roster::new(limits.connections_per_identity, requests, limits.unfinished.get_usize()),
             counters: Counters::default(),
             calls: calls::Calls::default(),
+            spans: ArcSwap::default(),
             log_next: Seldom::new(REFUSED_LOG_INTERVAL),
             limits: ArcSwap::from_pointee(limits),
         });

@@ -20,6 +20,7 @@ use super::upload::{UPLOAD_MAX, header_hash};
 use crate::backoff;
 use crate::identity::{Assurance, GatewayName, Peer, Role};
 use crate::status::Refusal;
+use crate::trace::TraceParent;
 
 /// Hops on the way here at most: sites can be chained, and a longer chain is a loop.
 pub const HOPS_MAX: usize = 8;
@@ -66,6 +67,8 @@ pub struct Admitted {
     pub hops: Vec<Hop>,
     /// The last one that was admitted on this call is of the same session: its data keys are not new.
     pub same_session: bool,
+    /// The span that it came in, if that is followed.
+    pub trace: Option<TraceParent>,
 }
 
 impl Admitted {
@@ -134,7 +137,7 @@ pub fn admit(
     let key_not_active =
         admit_profile(envelope.profile(), peer, keys).inspect_err(|_| *last = LastSession::default())?;
     let sha256 = Sha256::digest(envelope.bytes()).into();
-    Ok(Admitted { envelope, sha256, key_not_active, hops, same_session })
+    Ok(Admitted { envelope, sha256, key_not_active, hops, same_session, trace: None })
 }
 
 /// A large envelope that this hop may take, as far as its header tells. No constructor but [`admit_header`].

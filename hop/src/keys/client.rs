@@ -22,6 +22,7 @@ use super::{
     MESSAGE_MAX,
     wire::{KeyFile, TrustVersion, WireError},
 };
+use crate::trace::{TraceParent, Traced};
 use crate::{connect::Connection, status::Remote};
 
 /// What a caller holds already.
@@ -105,7 +106,7 @@ pub struct Answer {
 /// Asks one server about one site.
 #[derive(Debug, Clone)]
 pub struct KeyClient {
-    client: KeyServiceClient<Connection>,
+    client: KeyServiceClient<Traced<Connection>>,
     authority: String,
     site: Site,
 }
@@ -113,7 +114,18 @@ pub struct KeyClient {
 impl KeyClient {
     /// Asks on this connection.
     pub fn new(connection: Connection, authority: impl Into<String>, site: Site) -> Self {
-        let client = KeyServiceClient::new(connection).max_decoding_message_size(MESSAGE_MAX);
+        Self::traced(connection, None, authority, site)
+    }
+
+    /// The same, as a part of that span.
+    pub fn traced(
+        connection: Connection,
+        trace: Option<TraceParent>,
+        authority: impl Into<String>,
+        site: Site,
+    ) -> Self {
+        let service = Traced::new(connection, trace);
+        let client = KeyServiceClient::new(service).max_decoding_message_size(MESSAGE_MAX);
         Self { client, authority: authority.into(), site }
     }
 

@@ -17,6 +17,8 @@ pub mod log;
 pub mod manual;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 pub mod paint;
 pub mod pulse;
 pub mod recent;
@@ -24,6 +26,7 @@ pub mod reference;
 pub mod reload;
 pub mod stop;
 pub mod supervisor;
+pub mod traces;
 pub mod units;
 
 pub use exit::{ExitCode, ProgramError};

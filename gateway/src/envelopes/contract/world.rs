@@ -351,6 +351,7 @@ impl Gateway {
             uploads: uploads.clone(),
             metrics: metrics.clone(),
             activity: crate::console::activity::Activity::default(),
+            followed: Default::default(),
         });
         let stop = CancellationToken::new();
         let service = IngestServer::new(Arc::new(intake), IngestLimits::default(), stop).into_service();
@@ -364,6 +365,7 @@ impl Gateway {
             metrics,
             report: RelayReport::default(),
             control: Control::open(folder.join("relay"), None).unwrap(),
+            followed: Default::default(),
         };
         Self {
             spool,

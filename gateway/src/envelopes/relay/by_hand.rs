@@ -57,7 +57,7 @@ impl ByHand {
             let mut call = Call {
                 sender,
                 feeds: Feeds::new(&relay.spool, |lane| progress.begin(lane), None),
-                large: Large::new(relay.uploads.clone(), NOWHERE.0.clone(), relay.control.pace().clone()),
+                large: Large::new(relay.large_parts(), NOWHERE.0.clone()),
                 toll: relay.control.pace().toll(),
                 answer_by: None,
                 answer_timeout: ANSWER_TIMEOUT,

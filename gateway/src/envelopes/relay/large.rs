@@ -16,6 +16,7 @@ use pithead_hop::connect::Connection;
 use pithead_hop::ingest::send::{Pace as UploadPace, UploadError, UploadProgress, send_upload};
 use pithead_hop::ingest::{Answer, SealedFileError, UploadStore};
 use pithead_hop::trace::Traced;
+use pithead_hop::trace::span::{Kind, Spans};
 use pithead_sealing::Line;
 use pithead_spool::{Lane, Position, Record};
 use tokio::time::Instant;
@@ -60,11 +61,18 @@ enum Waiting {
     Small(Small),
 }
 
+/// What it needs of the gateway.
+#[derive(Clone)]
+pub(super) struct LargeParts {
+    pub(super) uploads: UploadStore,
+    pub(super) pace: Pace,
+    pub(super) spans: Spans,
+}
+
 /// See the module above.
 pub(super) struct Large {
-    uploads: UploadStore,
+    parts: LargeParts,
     connection: Connection,
-    pace: Pace,
     /// Lines that have a large envelope here: it, and what came behind it.
     lines: HashMap<Line, VecDeque<Waiting>>,
     /// Lines whose first is a large one, in the order of its coming.
@@ -83,11 +91,10 @@ pub(super) struct Large {
 }
 
 impl Large {
-    pub(super) fn new(uploads: UploadStore, connection: Connection, pace: Pace) -> Self {
+    pub(super) fn new(parts: LargeParts, connection: Connection) -> Self {
         Self {
-            uploads,
+            parts,
             connection,
-            pace,
             lines: HashMap::new(),
             turns: VecDeque::new(),
             ready: VecDeque::new(),
@@ -164,9 +171,8 @@ impl Large {
         let Some(sent) = first(&line).cloned() else { return };
         self.attempt_advanced.store(false, Ordering::Relaxed);
         let attempt = attempt(
-            self.uploads.clone(),
+            self.parts.clone(),
             self.connection.clone(),
-            self.pace.clone(),
             (Arc::clone(&self.advanced), Arc::clone(&self.attempt_advanced)),
             sent,
         );
@@ -230,14 +236,18 @@ impl Large {
 }
 
 async fn attempt(
-    uploads: UploadStore,
+    parts: LargeParts,
     connection: Connection,
-    pace: Pace,
     advanced: (Arc<AtomicBool>, Arc<AtomicBool>),
     sent: LargeSent,
 ) -> LargeEnded {
+    let LargeParts { uploads, pace, spans } = parts;
     let identity = sent.head.identity.clone();
-    let trace = uploads.trace_of(&identity).map(|trace| trace.child(random()));
+    let brought = uploads.trace_of(&identity);
+    let mut span = spans.child("relay.upload", Kind::Client, brought);
+    span.text("pithead.envelope", || identity.to_string());
+    span.number("pithead.bytes", sent.total);
+    let trace = span.at().or(brought.map(|trace| trace.child(random())));
     let opened = tokio::task::spawn_blocking(move || uploads.read(&identity)).await;
     let source = match opened {
         Ok(Ok(source)) => Arc::new(source),
@@ -270,6 +280,9 @@ async fn attempt(
         {
             LargeEnded::Damaged(SealedFileError::Disk(error))
         }
-        Err(error) => LargeEnded::Failed(error),
+        Err(error) => {
+            span.failed(|| error.reason().map_or("UNKNOWN", |reason| reason.name()).to_owned());
+            LargeEnded::Failed(error)
+        }
     }
 }

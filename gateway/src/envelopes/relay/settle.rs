@@ -2,6 +2,7 @@
 
 use pithead_hop::ingest::send::UploadError;
 use pithead_hop::ingest::{Answer, Answered, SealedFileError};
+use pithead_hop::trace::span::Kind;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Line;
 
@@ -135,6 +136,7 @@ impl Relay {
         let now = since_boot();
         let mut bytes = 0;
         let (mut count, mut refused) = (0, 0);
+        let (mut links, mut first_sent) = (Vec::new(), u64::MAX);
         for Answered { token: sent, answer } in answers {
             let counted = match answer {
                 Answer::Stored => Counted::Stored,
@@ -154,6 +156,11 @@ impl Relay {
             self.metrics.relayed(counted, sent.envelope.len());
             self.passed_on(&sent);
             progress.answered(sent.lane, sent.position);
+            if let Some((trace, sent_us)) = sent.followed {
+                links.push(trace);
+                first_sent = first_sent.min(sent_us);
+                self.followed.left(&sent.head.identity);
+            }
             bytes += sent.envelope.len();
             count += 1;
         }
@@ -161,6 +168,13 @@ impl Relay {
             return Ok(());
         }
         tracing::debug!(event = "relay.answered", envelopes = count, bytes);
+        // What was answered together, from the first of it that was taken: of many devices, so it is nobody's child.
+        let mut span = self.followed.spans().linked("relay.batch", Kind::Client, links);
+        span.began(first_sent);
+        span.number("pithead.envelopes", count);
+        span.number("pithead.bytes", bytes as u64);
+        span.number("pithead.refused", refused);
+        drop(span);
         self.report.change(|report| {
             report.acknowledged += count;
             report.acknowledged_at = Some(now);

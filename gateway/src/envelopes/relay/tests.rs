@@ -53,6 +53,7 @@ fn relay_by(
         metrics: metrics.clone(),
         report: report.clone(),
         control: control.clone(),
+        followed: door.followed.clone(),
     };
     let stop = CancellationToken::new();
     let task = tokio::spawn(relay.run(targets, stop.clone()));
@@ -571,6 +572,37 @@ async fn a_large_envelope_goes_on_in_the_trace_of_the_device_that_brought_it_and
     until("all have left", || door.spool.stats().records == 0).await;
     assert_eq!(far.trace_of(&identity(&second)), None);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_links_to_every_call_that_is_followed_and_a_large_envelope_is_a_part_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, cloud, mut truck) = (Door::open(folder.path()), Cloud::start().await, Truck::new());
+    let parent = |span: &str| {
+        Some(TraceParent::parse(&format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01")).unwrap())
+    };
+    let (one, other, big) =
+        (parent("00f067aa0ba902b7"), parent("00f067aa0ba902b8"), parent("00f067aa0ba902b9"));
+    for (seq, trace) in [(1, one), (2, None), (3, other)] {
+        door.offer_in(truck.seal(seq, b"small"), trace).await.unwrap().await.unwrap();
+    }
+    let envelope = large(&mut truck, 4);
+    assert_eq!(door.upload_traced(&envelope, big).await, Answer::Stored);
+    let running = relay(folder.path(), &door, &cloud, 1 << 20);
+    until("all have left", || door.spool.stats().records == 0).await;
+    running.stop().await;
+    let mut ended = door.ended.lock().unwrap();
+    let spans: Vec<_> = std::iter::from_fn(|| ended.try_recv().ok()).collect();
+    let links: Vec<_> =
+        spans.iter().filter(|span| span.name == "relay.batch").flat_map(|span| span.links.clone()).collect();
+    assert_eq!(links, [one.unwrap(), other.unwrap()]);
+    let upload = spans.iter().find(|span| span.name == "relay.upload").unwrap();
+    assert_eq!((upload.parent, upload.failed.as_deref()), (big, None));
+    // By its own choice nobody else is followed, and what has left is forgotten.
+    assert_eq!(spans.len(), spans.iter().filter(|span| span.name.starts_with("relay.")).count());
+    assert!(spans.iter().all(|span| span.name != "relay.call"));
+    let identity = Profile::of(&Header::parse(&truck.seal(1, b"small")).unwrap()).unwrap().identity().clone();
+    assert_eq!(door.followed.get(&identity), None);
 }
 
 #[tokio::test]

@@ -87,6 +87,7 @@ impl Bench {
             history,
             poke: Arc::new(Notify::new()),
             next: NextChange::default(),
+            spans: Spans::default(),
         }
     }
 

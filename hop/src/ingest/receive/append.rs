@@ -23,12 +23,14 @@ use super::batch::{Item, Offered};
 use super::progress::{Collected, Credit};
 use super::{ANSWERS_WAITING, draining, ends_the_call};
 use crate::identity::Peer;
-use crate::ingest::admit::{NotAdmitted, admit};
+use crate::ingest::admit::{Admitted, NotAdmitted, admit};
 use crate::ingest::intake::{DeclaredGap, HelloLine, Intake, Outcome};
 use crate::ingest::limits::IngestLimits;
 use crate::program::clock;
 use crate::rarely::Rarely;
 use crate::status::Refusal;
+use crate::trace::TraceParent;
+use crate::trace::span::Within;
 
 /// Batches between the two halves. Their envelopes are bounded by the window; this bounds empty ones.
 const BATCHES_WAITING: usize = 1_024;
@@ -99,6 +101,7 @@ pub(super) struct Call<I: Intake> {
     pub(super) remembered: I::Call,
     pub(super) limits: IngestLimits,
     pub(super) stop: CancellationToken,
+    pub(super) within: Within,
     pub(super) peer: Peer,
     pub(super) answers: mpsc::Sender<Response>,
 }
@@ -257,6 +260,9 @@ impl<I: Intake> Call<I> {
         last: &mut LastSession,
     ) -> Result<Offered, Refusal> {
         let bytes = batch.items.iter().map(|item| item.envelope.len() as u64).sum();
+        let mut span = self.within.part("ingest.batch");
+        span.number("pithead.envelopes", batch.items.len() as u64);
+        span.number("pithead.bytes", bytes);
         credit.take(bytes, batch.items.len() as u64, &self.limits)?;
         self.intake.ready(&self.peer)?;
         self.declare(&batch.gaps)?;
@@ -267,9 +273,9 @@ impl<I: Intake> Call<I> {
                 *turn = 0;
                 tokio::task::yield_now().await;
             }
-            items.push_back(self.offer(item, last).await?);
+            items.push_back(self.offer(item, last, span.at()).await?);
         }
-        Ok(Offered::new(batch.number, bytes, items))
+        Ok(Offered::new(batch.number, bytes, items, span))
     }
 
     fn declare(&self, gaps: &[wire::Gap]) -> Result<(), Refusal> {
@@ -287,14 +293,21 @@ impl<I: Intake> Call<I> {
     }
 
     /// Admits and offers one envelope. An error ends the call.
-    async fn offer(&self, item: wire::Item, last: &mut LastSession) -> Result<Item, Refusal> {
+    async fn offer(
+        &self,
+        item: wire::Item,
+        last: &mut LastSession,
+        trace: Option<TraceParent>,
+    ) -> Result<Item, Refusal> {
         let inline = self.limits.inline.get();
         let admitted = admit(item.envelope, item.hops, &self.peer, self.intake.keys(), inline, last);
         let refusal = match admitted {
-            Ok(admitted) => match self.intake.offer(&self.peer, &self.remembered, admitted).await {
-                Ok(pending) => return Ok(Item::Waiting(pending)),
-                Err(refusal) => refusal,
-            },
+            Ok(admitted) => {
+                match self.intake.offer(&self.peer, &self.remembered, Admitted { trace, ..admitted }).await {
+                    Ok(pending) => return Ok(Item::Waiting(pending)),
+                    Err(refusal) => refusal,
+                }
+            }
             Err(NotAdmitted { refusal, identity }) => {
                 if !ends_the_call(&refusal) {
                     self.intake.refused(&self.peer, identity.as_deref(), &refusal);
@@ -325,6 +338,7 @@ impl<I: Intake> Call<I> {
                 match outcomes.take() {
                     Some(Ok(outcomes)) => collected.batch(batch.number, batch.bytes, outcomes),
                     Some(Err(refusal)) => {
+                        batch.span.failed(|| refusal.reason.name().to_owned());
                         failed = Some(refusal);
                         break;
                     }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use crate::ingest::intake::{Outcome, Pending};
 use crate::status::Refusal;
+use crate::trace::span::Span;
 
 /// An envelope that was offered, or that needs no offer.
 pub(super) enum Item {
@@ -17,14 +18,16 @@ pub(super) enum Item {
 pub(super) struct Offered {
     pub(super) number: u64,
     pub(super) bytes: u64,
+    /// Ends when all of it is answered.
+    pub(super) span: Span,
     items: VecDeque<Item>,
     answered: Vec<Outcome>,
 }
 
 impl Offered {
-    pub(super) fn new(number: u64, bytes: u64, items: VecDeque<Item>) -> Self {
+    pub(super) fn new(number: u64, bytes: u64, items: VecDeque<Item>, span: Span) -> Self {
         let answered = Vec::with_capacity(items.len());
-        Self { number, bytes, items, answered }
+        Self { number, bytes, span, items, answered }
     }
 
     /// The outcomes of all of it, in order. What was answered stays answered if the future is dropped and made again.

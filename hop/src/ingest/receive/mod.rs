@@ -26,6 +26,7 @@ use super::limits::IngestLimits;
 use crate::identity::{Peer, Role};
 use crate::status::Refusal;
 use crate::trace::TraceParent;
+use crate::trace::span::Within;
 
 /// Answers that may wait for whoever sends them on. A client that does not read has its envelopes wait.
 const ANSWERS_WAITING: usize = 2;
@@ -88,6 +89,11 @@ fn sender<T>(request: &Request<T>) -> Result<Peer, Refusal> {
     }
 }
 
+/// Under which span the parts of this call go.
+fn within<T>(request: &Request<T>) -> Within {
+    request.extensions().get::<Within>().cloned().unwrap_or_default()
+}
+
 fn draining() -> Refusal {
     Refusal::new(ErrorReason::Draining, "stopping; connect again").retry_after(DRAINING_RETRY)
 }
@@ -113,11 +119,13 @@ impl<I: Intake> IngestService for IngestServer<I> {
         if self.stop.is_cancelled() {
             return Err(draining().into());
         }
+        let within = within(&request);
         let answers = append::Answers::of(request.into_inner(), |answers| append::Call {
             intake: Arc::clone(&self.intake),
             remembered: I::Call::default(),
             limits: self.limits,
             stop: self.stop.clone(),
+            within,
             peer,
             answers,
         });
@@ -133,9 +141,10 @@ impl<I: Intake> IngestService for IngestServer<I> {
             return Err(draining().into());
         }
         self.intake.ready(&peer)?;
+        let within = within(&request);
         let bytes = request.into_inner().envelope;
         let (keys, inline) = (self.intake.keys(), self.limits.inline.get());
-        let admitted = match admit(bytes, Vec::new(), &peer, keys, inline, &mut LastSession::default()) {
+        let mut admitted = match admit(bytes, Vec::new(), &peer, keys, inline, &mut LastSession::default()) {
             Ok(admitted) => admitted,
             Err(NotAdmitted { refusal, identity }) => {
                 if !ends_the_call(&refusal) {
@@ -144,6 +153,7 @@ impl<I: Intake> IngestService for IngestServer<I> {
                 return Err(refusal.into());
             }
         };
+        admitted.trace = within.parent();
         let pending = self.intake.offer(&peer, &I::Call::default(), admitted).await?;
         let duplicate = match pending.await? {
             Outcome::Stored => None,

@@ -1,6 +1,8 @@
 //! What both programs say of themselves in the same words.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,6 +12,7 @@ use super::{Catalogue, Label, One, Values, as_gauge};
 use crate::ingest::UploadStats;
 use crate::program::disk::Room;
 use crate::tls::Expiries;
+use crate::trace::span::SpanCounts;
 
 const DIMENSION: &str = "dimension";
 
@@ -171,6 +174,52 @@ impl DiskMetrics {
         let room = Room::of(folder).unwrap_or_default();
         self.size.set(as_gauge(room.size_bytes));
         self.available.set(as_gauge(room.available_bytes));
+    }
+}
+
+const OUTCOME: &str = "outcome";
+
+/// Spans, where they are exported.
+#[derive(Debug, Clone)]
+pub struct TraceMetrics {
+    spans: Family<One, Counter>,
+    counts: Arc<OnceLock<Arc<SpanCounts>>>,
+}
+
+impl TraceMetrics {
+    /// Declares them.
+    pub fn declare(all: &mut Catalogue) -> Self {
+        let declared = Self {
+            spans: all.counters(
+                "pithead_trace_spans_total",
+                &[Label::of(OUTCOME, &["exported", "dropped", "refused"])],
+                "Spans by what became of them: taken by the collector, lost since more ended than it took, refused by it; 0 without [traces]",
+            ),
+            counts: Arc::default(),
+        };
+        declared.show(&SpanCounts::default());
+        declared
+    }
+
+    /// Shows these from now on; once.
+    pub fn follow(&self, counts: Arc<SpanCounts>) {
+        // A program has one exporter.
+        let _ = self.counts.set(counts);
+    }
+
+    /// Brings them up to date.
+    pub fn measure(&self) {
+        if let Some(counts) = self.counts.get() {
+            self.show(counts);
+        }
+    }
+
+    fn show(&self, counts: &SpanCounts) {
+        for (outcome, now) in
+            [("exported", counts.exported()), ("dropped", counts.dropped()), ("refused", counts.refused())]
+        {
+            self.spans.get_or_create(&One::new(OUTCOME, outcome)).inner().store(now, Ordering::Relaxed);
+        }
     }
 }
 

@@ -27,7 +27,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 pub use calls::RpcMetrics;
-pub use common::{ClockMetrics, ConfigMetrics, DiskMetrics, HealthMetrics, SITE, TlsMetrics, UploadMetrics};
+pub use common::{
+    ClockMetrics, ConfigMetrics, DiskMetrics, HealthMetrics, SITE, TlsMetrics, TraceMetrics, UploadMetrics,
+};
 pub use durations::{ACK_BOUNDS_S, Durations, DurationsBy, KMS_BOUNDS_S, Snapshot};
 pub use port::PortMetrics;
 pub use process::ProcessMetrics;
