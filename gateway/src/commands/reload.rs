@@ -16,7 +16,7 @@ use crate::config::{Admin, Config, ENV_PREFIX};
 /// Every live connection is held against the new certificates before there is an answer.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// `reload ...`
+/// `reload ...`. A gateway reads the file that it was started with, whichever is named here.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -51,6 +51,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
         Output::Table => outcome["words"].as_str().unwrap_or_default().to_owned(),
     };
     super::write(out, &text)?;
+    if let Some(file) = outcome["file"].as_str()
+        && !is_same(path, Path::new(file))
+    {
+        let what = format!("{} was not read: the gateway that runs goes by {file}", path.display());
+        return Err(ProgramError::new(ErrorReason::ConfigInvalid, what)
+            .affects("that file was read again, as is said above")
+            .todo(format!("change {file}, or start the gateway with -c {}", path.display()))
+            .exit(ExitCode::FAILED));
+    }
     let waits = outcome["needs_restart"].as_array().is_some_and(|waiting| !waiting.is_empty());
     Ok(match outcome["taken"].as_bool() {
         Some(true) if waits => ExitCode::DEGRADED,
@@ -76,6 +85,14 @@ pub(super) fn order(admin: &AdminAddress) -> Result<Value, ProgramError> {
     }
 }
 
+/// Whether both name one file. What is not there is the same as what has its name.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| {
+        path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+    };
+    whole(one) == whole(other)
+}
+
 /// [admin] listen of a file that does not load: the variable, what stands there all the same, or the default.
 fn likely(path: &Path) -> AdminAddress {
     let variable = std::env::var(format!("{ENV_PREFIX}_ADMIN__LISTEN")).ok();
@@ -91,6 +108,16 @@ fn likely(path: &Path) -> AdminAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_the_same_by_any_name_and_another_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, link, other) =
+            (folder.path().join("a.toml"), folder.path().join("b.toml"), folder.path().join("c.toml"));
+        std::fs::write(&one, "").unwrap();
+        std::os::unix::fs::symlink(&one, &link).unwrap();
+        assert!(is_same(&one, &link) && is_same(&other, &other) && !is_same(&one, &other));
+    }
 
     #[test]
     fn a_gateway_whose_file_is_wrong_is_asked_where_the_file_says_it_is() {

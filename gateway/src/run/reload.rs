@@ -6,9 +6,9 @@
 
 use std::path::PathBuf;
 
-use pithead_hop::program::ProgramError;
 use pithead_hop::program::config::{Effective, change};
-use pithead_hop::program::reload::{LastReload, Outcome};
+use pithead_hop::program::reload::{Failure, LastReload, Outcome};
+use pithead_hop::program::{ProgramError, disk};
 use pithead_proto::errors::v1::ErrorReason;
 use tokio::sync::{mpsc, oneshot};
 
@@ -58,6 +58,9 @@ impl Reloader {
                 error.into()
             }
         };
+        // Whole, for whoever asks from another folder.
+        let file = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let outcome = Outcome { file, ..outcome };
         // Whoever has read of it in the log finds it in the status.
         self.last.note(outcome.clone(), since_boot());
         outcome.log();
@@ -66,7 +69,9 @@ impl Reloader {
 
     async fn attempt(&mut self, serving: &mut Serving) -> Result<Outcome, ProgramError> {
         let new = Config::load(&self.path)?;
-        let (next, changed, needs_restart) = between(&self.in_force, new)?;
+        let (next, changed, needs_restart) = between(&self.in_force, new.clone())?;
+        let restart_refused =
+            if needs_restart.is_empty() { None } else { refused_at_start(&new).map(Failure::from) };
         let reloaded = match Material::reload(&next, &serving.name) {
             Ok(material) => {
                 let warnings = material.warnings();
@@ -85,7 +90,7 @@ impl Reloader {
             Ok((cut, warnings)) => {
                 tracing::info!(event = "tls.reloaded", cut);
                 self.in_force = next;
-                Ok(Outcome { failure: None, changed, needs_restart, warnings, cut })
+                Ok(Outcome { changed, needs_restart, restart_refused, warnings, cut, ..Outcome::default() })
             }
             Err(error) => {
                 tracing::error!(event = "tls.reload_refused", %error);
@@ -93,6 +98,20 @@ impl Reloader {
             }
         }
     }
+}
+
+/// Why a gateway would not start with this file as things stand, as far as can be seen while one runs: the ports and the lock are
+/// this one's until then.
+fn refused_at_start(new: &Config) -> Option<ProgramError> {
+    let data = &new.gateway.data_dir;
+    Material::load(new).err().or_else(|| {
+        let probed = disk::probe(data).err()?;
+        let what = format!("the data directory {}: {probed}", data.display());
+        Some(
+            ProgramError::new(ErrorReason::DataDirUnwritable, what)
+                .todo("mount its disk, or create it and give it to this program's user"),
+        )
+    })
 }
 
 type Next = (Config, Vec<change::Change>, Vec<change::Change>);
@@ -159,6 +178,13 @@ mod tests {
         );
         let error = between(&before, after).unwrap_err();
         assert!(error.what.contains("needs a restart: [ingest.envelopes] inline"), "{error}");
+    }
+
+    #[test]
+    fn a_restart_that_would_be_refused_is_seen_before_it_is_tried() {
+        let new = config(&TEMPLATE.replace("#max_size = \"8GiB\"", "max_size = \"9GiB\""));
+        // The template's files are nowhere.
+        assert_eq!(refused_at_start(&new).unwrap().reason, ErrorReason::ConfigUnreadable);
     }
 
     #[test]

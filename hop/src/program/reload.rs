@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -14,12 +15,16 @@ use super::{ProgramError, config::change::Change};
 /// What came of one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
+    /// The file that was read.
+    pub file: PathBuf,
     /// Why nothing has changed, if nothing has. What was in force stays so.
     pub failure: Option<Failure>,
     /// What has changed.
     pub changed: Vec<Change>,
     /// What the file says and only a restart brings.
     pub needs_restart: Vec<Change>,
+    /// Why that restart would be refused as things stand, if it would.
+    pub restart_refused: Option<Failure>,
     /// What an operator should know: certificates and lists that run out.
     pub warnings: Vec<String>,
     /// Connections that were closed because they would not be let in now.
@@ -39,15 +44,20 @@ pub struct Failure {
     pub todo: Option<String>,
 }
 
-impl From<ProgramError> for Outcome {
+impl From<ProgramError> for Failure {
     fn from(error: ProgramError) -> Self {
-        let failure = Failure {
+        Self {
             code: error.reason.code(),
             reason: error.reason.name(),
             what: error.what,
             todo: error.todo,
-        };
-        Self { failure: Some(failure), ..Self::default() }
+        }
+    }
+}
+
+impl From<ProgramError> for Outcome {
+    fn from(error: ProgramError) -> Self {
+        Self { failure: Some(error.into()), ..Self::default() }
     }
 }
 
@@ -56,10 +66,12 @@ impl Outcome {
     #[must_use]
     pub fn json(&self) -> Value {
         json!({
+            "file": self.file,
             "taken": self.is_taken(),
             "failure": self.failure,
             "changed": self.changed,
             "needs_restart": self.needs_restart,
+            "restart_refused": self.restart_refused,
             "warnings": self.warnings,
             "cut": self.cut,
             "words": self.to_string(),
@@ -88,6 +100,14 @@ impl Outcome {
         if !self.needs_restart.is_empty() {
             tracing::warn!(event = "config.needs_restart", keys = names(&self.needs_restart));
         }
+        if let Some(failure) = &self.restart_refused {
+            tracing::error!(
+                event = "config.restart_would_fail",
+                code = failure.code,
+                reason = failure.reason,
+                error = failure.what
+            );
+        }
     }
 }
 
@@ -106,11 +126,12 @@ impl fmt::Display for Outcome {
                 None => Ok(()),
             };
         }
-        writeln!(
-            f,
-            "{}",
-            if self.changed.is_empty() { "nothing has changed in the file" } else { "in force now:" }
-        )?;
+        let said = match (self.changed.is_empty(), self.needs_restart.is_empty()) {
+            (false, _) => "in force now:",
+            (true, true) => "nothing has changed in the file",
+            (true, false) => "nothing of what has changed in the file can be in force before a restart",
+        };
+        writeln!(f, "{said}")?;
         for change in &self.changed {
             writeln!(f, "  {change}")?;
         }
@@ -123,6 +144,12 @@ impl fmt::Display for Outcome {
             writeln!(f, "needs a restart:")?;
             for change in &self.needs_restart {
                 writeln!(f, "  {change}")?;
+            }
+        }
+        if let Some(Failure { code, reason, what, todo }) = &self.restart_refused {
+            writeln!(f, "and that restart would be refused[{code}] {reason}: {what}")?;
+            if let Some(todo) = todo {
+                writeln!(f, "  what to do: {todo}")?;
             }
         }
         for warning in &self.warnings {
@@ -160,6 +187,7 @@ impl LastReload {
             "failure": outcome.failure.as_ref().map(|failure| format!("{}: {}", failure.code, failure.what)),
             "changed": titles(&outcome.changed),
             "needs_restart": titles(&outcome.needs_restart),
+            "restart_refused": outcome.restart_refused.as_ref().map(|failure| format!("{}: {}", failure.code, failure.what)),
         })
     }
 }
@@ -181,7 +209,7 @@ mod tests {
             needs_restart: vec![change("ingest.listen")],
             warnings: vec!["a list is to be renewed".to_owned()],
             cut: 2,
-            failure: None,
+            ..Outcome::default()
         };
         assert_eq!(
             outcome.to_string(),
@@ -198,6 +226,26 @@ mod tests {
             (&json["changed"], &json["needs_restart"]),
             (&json!(["[relay] rate"]), &json!(["[ingest] listen"]))
         );
+    }
+
+    #[test]
+    fn what_only_a_restart_brings_is_said_as_that_and_so_is_a_restart_that_would_be_refused() {
+        let missing = ProgramError::new(ErrorReason::DataDirUnwritable, "/mnt/spool does not exist");
+        let outcome = Outcome {
+            needs_restart: vec![change("gateway.data_dir")],
+            restart_refused: Some(missing.todo("mount its disk").into()),
+            ..Outcome::default()
+        };
+        assert_eq!(
+            outcome.to_string(),
+            "nothing of what has changed in the file can be in force before a restart\n\
+             certificates, CAs and revocation lists were read again; 0 connections closed\n\
+             needs a restart:\n  [gateway] data_dir: 1 -> not set\n\
+             and that restart would be refused[PH-6004] DATA_DIR_UNWRITABLE: /mnt/spool does not exist\n  \
+             what to do: mount its disk\n"
+        );
+        assert_eq!(outcome.json()["restart_refused"]["code"], "PH-6004");
+        assert!(outcome.is_taken());
     }
 
     #[test]

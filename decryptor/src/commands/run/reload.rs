@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use pithead_hop::accept::AcceptHandle;
 use pithead_hop::program::config::{Effective, change};
-use pithead_hop::program::reload::Outcome;
-use pithead_hop::program::{ProgramError, clock, files};
+use pithead_hop::program::reload::{Failure, Outcome};
+use pithead_hop::program::{ProgramError, clock, disk, files};
 use pithead_hop::tls::Denied;
 use pithead_proto::errors::v1::ErrorReason;
 use rustls_pki_types::UnixTime;
@@ -48,6 +48,9 @@ impl Reloader {
                 error.into()
             }
         };
+        // Whole, for whoever asks from another folder.
+        let file = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let outcome = Outcome { file, ..outcome };
         // Whoever has read of it in the log finds it in the status.
         self.status.reload.note(outcome.clone(), clock::since_boot());
         outcome.log();
@@ -57,6 +60,7 @@ impl Reloader {
     async fn attempt(&mut self, handle: &AcceptHandle) -> Result<Outcome, ProgramError> {
         let new = Config::load(&self.path)?;
         let taken = change::take(&Effective::of(&self.in_force)?, &Effective::of(&new)?, LIVE);
+        let refused = if taken.needs_restart.is_empty() { None } else { refused_at_start(&new) };
         let next: Config = if taken.needs_restart.is_empty() { new } else { taken.in_force.typed()? };
         next.check().map_err(|wrong| {
             let waiting: Vec<String> = taken.needs_restart.iter().map(change::Change::title).collect();
@@ -85,6 +89,14 @@ impl Reloader {
         self.status.reloaded(Some(expiries));
         self.in_force = next;
         let change::Taken { changed, needs_restart, .. } = taken;
-        Ok(Outcome { failure: None, changed, needs_restart, warnings, cut })
+        let restart_refused = refused.map(Failure::from);
+        Ok(Outcome { changed, needs_restart, restart_refused, warnings, cut, ..Outcome::default() })
     }
+}
+
+/// Why the program would not start with this file as things stand, as far as can be seen while it runs.
+fn refused_at_start(new: &Config) -> Option<ProgramError> {
+    let data_dir = &new.decryptor.data_dir;
+    let tls = tls(new).and_then(|tls| Ok(tls.build()?)).err();
+    tls.or_else(|| disk::probe(data_dir).err().map(|error| super::cannot_write(data_dir, &error)))
 }
