@@ -189,6 +189,10 @@ pub enum DeviceCommand {
         /// One certificate: its SHA-256, or the serial number of one that was made here.
         #[arg(long, value_name = "SHA256|SERIAL")]
         certificate: Option<CertificateName>,
+        /// Also a name that is not in the registry: of a device whose certificate another CA has signed. No device of that name can
+        /// be added here afterwards.
+        #[arg(long, conflicts_with = "certificate")]
+        unknown: bool,
         #[command(flatten)]
         config: ConfigArg,
     },
@@ -406,8 +410,13 @@ pub fn perform(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, ProgramError> 
         Command::Device(DeviceCommand::List { config, output }) => {
             commands::device::list(&config.config, output.output, out)
         }
-        Command::Device(DeviceCommand::Revoke { name, certificate, config }) => {
-            commands::device::revoke(name.as_ref(), certificate.as_ref(), &config.config, out)
+        Command::Device(DeviceCommand::Revoke { name, certificate, unknown, config }) => {
+            let which = match (&name, &certificate) {
+                (Some(device), _) => commands::device::Which::Device { device, unknown },
+                (None, Some(certificate)) => commands::device::Which::Certificate(certificate),
+                (None, None) => unreachable!("clap asks for one of them"),
+            };
+            commands::device::revoke(which, &config.config, out)
         }
         Command::Version(output) => commands::version::print(output.output, out),
         Command::Key(KeyCommand::Show { config, output }) => {

@@ -86,6 +86,8 @@ enum NotChanged {
     Ca(#[from] CaError),
     #[error("no certificate of the number {0} was made here; name it by its SHA-256")]
     UnknownNumber(String),
+    #[error("no device {0} is in the registry")]
+    UnknownDevice(DeviceId),
 }
 
 impl From<NotChanged> for ProgramError {
@@ -104,8 +106,28 @@ impl From<NotChanged> for ProgramError {
             NotChanged::File(error) => error.into(),
             NotChanged::Ca(error) => error.into(),
             NotChanged::UnknownNumber(_) => Self::new(ErrorReason::DeviceUnknown, what),
+            NotChanged::UnknownDevice(_) => Self::new(ErrorReason::DeviceUnknown, what)
+                .affects("nothing has changed")
+                .todo(
+                    "look for its name with `device list`; with --unknown the name is turned away all the same, for good",
+                )
+                .exit(ExitCode::FAILED),
         }
     }
+}
+
+/// Who is turned away.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// A device, by its name.
+    Device {
+        /// The name.
+        device: &'a DeviceId,
+        /// Also if it is not in the registry.
+        unknown: bool,
+    },
+    /// One certificate.
+    Certificate(&'a CertificateName),
 }
 
 /// Adds a device, and prints what to do on it.
@@ -321,23 +343,21 @@ fn quoted(text: &str) -> String {
 ///
 /// # Errors
 /// When the registry cannot be written, or the certificate's number is not known.
-pub fn revoke(
-    device: Option<&DeviceId>,
-    certificate: Option<&CertificateName>,
-    path: &Path,
-    out: &mut dyn Write,
-) -> Result<ExitCode, ProgramError> {
+pub fn revoke(which: Which<'_>, path: &Path, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let config = Config::load(path)?;
     let file = registry_of(&config)?;
     let now = Stamp(clock::wall_s());
-    let said = file.change(|registry| match (device, certificate) {
-        (Some(device), _) => {
+    let said = file.change(|registry| match which {
+        Which::Device { device, unknown } => {
             let known = registry.get(device).is_some();
+            if !known && !unknown {
+                return Err(NotChanged::UnknownDevice(device.clone()));
+            }
             let new = registry.revoke(device, now);
-            let note = if known { "" } else { " It was not in the registry: check that the name is right." };
+            let note = if known { "" } else { " It was not in the registry." };
             Ok(format!("{device} {}.{note}\n", if new { "is revoked" } else { "was revoked already" }))
         }
-        (None, Some(certificate)) => match registry.revoke_certificate(certificate, now) {
+        Which::Certificate(certificate) => match registry.revoke_certificate(certificate, now) {
             Some(Some(device)) => Ok(format!(
                 "that certificate of {device} is revoked, and its token with it; the device may enrol again with another \
                  one, or be revoked by its name\n"
@@ -350,7 +370,6 @@ pub fn revoke(
                 Err(NotChanged::UnknownNumber(number.clone()))
             }
         },
-        (None, None) => unreachable!("clap asks for one of them"),
     })?;
     super::done(
         out,

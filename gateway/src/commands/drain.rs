@@ -47,6 +47,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
     let data = &config.gateway.data_dir;
     // Opened before anybody is told to stop: without it there is no end to be seen.
     let lock = File::open(data.join("LOCK")).map_err(|error| {
+        // The first start makes it, and nobody removes it.
+        if error.kind() == io::ErrorKind::NotFound && data.is_dir() {
+            return admin_client::unreachable(
+                &config.admin.listen,
+                "no gateway was ever started on its data directory",
+            );
+        }
         ProgramError::new(ErrorReason::DataDirUnwritable, format!("{}: {error}", data.join("LOCK").display()))
             .affects("nobody was told to stop")
             .todo("give the command as the gateway's user, on its machine")
@@ -92,6 +99,20 @@ fn released(lock: File, limit: Duration) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn before_the_first_start_there_is_nobody_to_drain() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.toml");
+        let written =
+            crate::config::TEMPLATE.replace("/var/lib/pithead-gateway", folder.path().to_str().unwrap());
+        std::fs::write(&path, written).unwrap();
+        let config = crate::cli::ConfigArg { config: path };
+        let args = Args { config, grace: units::Duration::from_secs(0), timeout: None };
+        let error = run(&args, &mut Vec::new()).unwrap_err();
+        assert_eq!(error.reason, ErrorReason::PeerUnreachable, "{error}");
+        assert_eq!(error.exit, ExitCode::PEER_UNAVAILABLE);
+    }
 
     #[test]
     fn the_end_is_when_the_lock_is_let_go() {
