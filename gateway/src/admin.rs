@@ -367,9 +367,7 @@ impl Facts {
                 "in_flight_bytes": relay.in_flight_bytes,
                 "acknowledged": relay.acknowledged,
                 "acknowledged_s_ago": relay.acknowledged_at.map(age),
-                "failure": relay.failure.as_ref().map(|(reason, text, _)| {
-                    format!("{}: {text}", reason.map_or_else(|| "PH-0".to_owned(), ErrorReason::code))
-                }),
+                "failure": relay.failure.as_ref().map(|(reason, text, _)| coded(*reason, text)),
                 "failed_s_ago": relay.failure.as_ref().map(|(_, _, at)| age(*at)),
                 "refused_records": held.records,
                 "refused_bytes": held.bytes,
@@ -391,5 +389,14 @@ impl Facts {
         if let Some(good_at) = self.refresh.get().good_at {
             self.metrics.key_refresh_age(since_boot().saturating_sub(good_at).as_secs_f64());
         }
+    }
+}
+
+/// With its code, which what the far end refused says itself.
+fn coded(reason: Option<ErrorReason>, text: &str) -> String {
+    match reason.map(ErrorReason::code) {
+        Some(code) if text.starts_with(&code) => text.to_owned(),
+        Some(code) => format!("{code}: {text}"),
+        None => format!("PH-0: {text}"),
     }
 }

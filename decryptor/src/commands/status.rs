@@ -165,7 +165,7 @@ fn table(status: &Value, attention: &[String], paint: Paint) -> String {
             |section: &&serde_json::Map<String, Value>| section.values().all(|value| !value.is_object());
         if let Some(section) = value.as_object().filter(flat) {
             shown += &format!("{}\n", paint.word(Tone::Heading, name));
-            for (name, value) in section {
+            for (name, value) in section.iter().filter(|(_, value)| !value.is_null()) {
                 shown += &format!("  {:24} {}\n", name.replace('_', " "), fact(name, value));
             }
         }
@@ -227,6 +227,14 @@ pub fn version(output: Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_known_has_no_line() {
+        let mut status = status(0);
+        status["tls"] = json!({ "crl_next_update_s": null, "certificate_expires_at_s": 61 });
+        let shown = table(&status, &[], Paint::default());
+        assert!(!shown.contains("null") && shown.contains("certificate expires at s"), "{shown}");
+    }
 
     fn status(refused: u64) -> Value {
         json!({

@@ -231,9 +231,11 @@ fn table(value: &Value) -> String {
         let mark = if key["fingerprint"] == value["in_use"] { "*" } else { " " };
         let (status, bits) = (text(&key["status"]), &key["bits"]);
         lines += &format!(
-            "{mark} {status:12} RSA {bits}  {}\n    SHA-256    {}\n    active from {}\n    sealed to until {}\n",
+            "{mark} {status:12} RSA {bits}  {}\n    SHA-256    {}\n    {} {}\n    sealed to until {}\n",
             text(&key["arn"]),
             text(&key["fingerprint"]),
+            // A key that stands by is active when a later statement says so, and not by the calendar.
+            if status == "next" { "active not before" } else { "active from" },
             date(&key["not_before"]),
             date(&key["seal_until"]),
         );

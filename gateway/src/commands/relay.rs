@@ -5,6 +5,7 @@ use std::path::Path;
 
 use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_proto::errors::v1::ErrorReason;
+use serde_json::Value;
 
 use super::admin_client;
 use crate::cli::Output;
@@ -24,10 +25,22 @@ pub fn status(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCo
     facts["words"] = lamp["words"].clone();
     let text = match output {
         Output::Json => super::json(&facts),
-        Output::Table => super::table(&facts),
+        Output::Table => super::table(&once(facts.clone())),
     };
     super::write(out, &text)?;
     Ok(if facts["level"] == "ok" { ExitCode::OK } else { ExitCode::DEGRADED })
+}
+
+/// What the words say already is not said again, for people.
+fn once(mut facts: Value) -> Value {
+    let said = |what: &str| {
+        let rest = what.split_once(": ").map_or(what, |(_, rest)| rest);
+        facts["words"].as_str().is_some_and(|words| words.ends_with(rest))
+    };
+    if facts["failure"].as_str().is_some_and(said) {
+        facts["failure"] = Value::Null;
+    }
+    facts
 }
 
 /// It stands still until it is resumed, over restarts too. Devices are served all the same.
@@ -61,4 +74,19 @@ fn order(path: &Path, what: &str, out: &mut dyn Write) -> Result<ExitCode, Progr
     let config = Config::load(path)?;
     let answer = admin_client::post(&config.admin.listen, what)?;
     super::done(out, &answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_code_is_said_once() {
+        let words = "PH-4005 PEER_UNREACHABLE: no connection: refused";
+        let facts = json!({ "failure": "PH-4005: no connection: refused", "words": words, "up": false });
+        assert_eq!(once(facts)["failure"], Value::Null);
+        let paused = json!({ "failure": "PH-4005: no connection: refused", "words": "paused by hand" });
+        assert_eq!(once(paused.clone()), paused);
+    }
 }

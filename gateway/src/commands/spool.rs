@@ -140,7 +140,7 @@ fn bytes_bar(total: u64) -> ProgressBar {
 fn lost_as_json(ranges: &[CorruptRange]) -> Value {
     let range = |range: &CorruptRange| {
         json!({
-            "lane": range.lane.index(),
+            "lane": lanes::name(range.lane),
             "from": range.from.0,
             "to": range.to.0.saturating_sub(1),
             "records": range.records(),
@@ -157,7 +157,7 @@ fn lost_as_text(ranges: &[CorruptRange]) -> String {
         let (first, last) = (range.from.0, range.to.0.saturating_sub(1));
         let positions =
             if first == last { format!("position {first}") } else { format!("positions {first} to {last}") };
-        text += &format!("lost       {}, {positions}\n", range.lane);
+        text += &format!("lost       the {} lane, {positions}\n", lanes::name(range.lane));
         let named: Vec<String> = range.heads.iter().filter_map(identity_of).collect();
         for identity in &named {
             text += &format!("             {identity}\n");

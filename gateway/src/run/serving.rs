@@ -9,6 +9,7 @@ use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::clock::wall_s;
 use pithead_hop::program::config::Duration as ConfigDuration;
+use pithead_hop::program::human;
 use pithead_hop::program::recent::Recent;
 use pithead_hop::program::supervisor::{self, Asked};
 use pithead_hop::program::traces::{Exporting, FLUSH};
@@ -680,12 +681,18 @@ async fn look_after_disk(health: Health, spool: EnvelopeSpool, stop: Cancellatio
         let (level, words) = if stats.lanes.iter().any(|lane| lane.poisoned) {
             (Level::Down, "the disk has failed; restart when it is mended".to_owned())
         } else if stats.disk_full || available == 0 {
-            (Level::Degraded, format!("full: {} records wait, devices are told to come back", stats.records))
+            (
+                Level::Degraded,
+                format!(
+                    "full: {}, devices are told to come back",
+                    human::some(stats.records, "record waits", "records wait")
+                ),
+            )
         } else if available < stats.capacity_bytes / 100 * DISK_LOW_PERCENT {
             let percent = available * 100 / stats.capacity_bytes.max(1);
             (Level::Degraded, format!("{percent} % of the spool is left"))
         } else {
-            (Level::Ok, format!("{} records wait", stats.records))
+            (Level::Ok, human::some(stats.records, "record waits", "records wait"))
         };
         if health.set(Dimension::Disk, level, words.clone(), since_boot()) {
             tracing::info!(event = "health.changed", dimension = "disk", lamp = level.name(), words);

@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{ProgramError, config::change::Change};
+use super::{ProgramError, config::change::Change, human};
 
 /// What came of one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,12 +46,7 @@ pub struct Failure {
 
 impl From<ProgramError> for Failure {
     fn from(error: ProgramError) -> Self {
-        Self {
-            code: error.reason.code(),
-            reason: error.reason.name(),
-            what: error.what,
-            todo: error.todo,
-        }
+        Self { code: error.reason.code(), reason: error.reason.name(), what: error.what, todo: error.todo }
     }
 }
 
@@ -137,8 +132,8 @@ impl fmt::Display for Outcome {
         }
         writeln!(
             f,
-            "certificates, CAs and revocation lists were read again; {} connections closed",
-            self.cut
+            "certificates, CAs and revocation lists were read again; {} closed",
+            human::some(self.cut as u64, "connection", "connections")
         )?;
         if !self.needs_restart.is_empty() {
             writeln!(f, "needs a restart:")?;

@@ -8,7 +8,7 @@ use pithead_device_client::{
     client::{Client, Status},
     uplink::Trouble,
 };
-use pithead_hop::program::{ExitCode, ProgramError, stop::Signals};
+use pithead_hop::program::{ExitCode, ProgramError, human, stop::Signals};
 use pithead_proto::errors::v1::ErrorReason;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -132,7 +132,7 @@ pub(crate) fn verdict(
     }
     if told.refused > 0 {
         let area = config.refused_area().folder().display().to_string();
-        let what = format!("{} envelopes were refused", told.refused);
+        let what = format!("{} refused", human::some(told.refused, "envelope was", "envelopes were"));
         return Err(ProgramError::new(ErrorReason::RequestInvalid, what)
             .todo(format!("look at the reasons in {area}")));
     }

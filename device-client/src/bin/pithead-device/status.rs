@@ -12,7 +12,7 @@ use std::{
 use pithead_device_client::{StreamSurvey, keys::Keys};
 use pithead_hop::{
     identity::end_and_serial,
-    program::{ExitCode, ProgramError},
+    program::{ExitCode, ProgramError, human},
     tls::Pem,
 };
 use pithead_sealing::trust;
@@ -122,12 +122,13 @@ fn attention(
     }
     let damaged = sum(streams, |stream| stream.damaged);
     if damaged > 0 {
-        attention.push(format!("{damaged} envelopes are damaged; `outbox verify` reads every byte"));
+        let damaged = human::some(damaged, "envelope is", "envelopes are");
+        attention.push(format!("{damaged} damaged; `outbox verify` reads every byte"));
     }
     if refused.envelopes > 0 {
         attention.push(format!(
-            "{} envelopes were refused for good; their reasons lie beside them",
-            refused.envelopes
+            "{} refused for good; their reasons lie beside them",
+            human::some(refused.envelopes, "envelope was", "envelopes were")
         ));
     }
     attention

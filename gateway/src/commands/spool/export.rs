@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use pithead_hop::ingest::SealedFile;
-use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_hop::program::{ExitCode, ProgramError, human};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{CorruptRange, Lane, Position, Record, Survey, Walk};
 use serde_json::json;
@@ -224,8 +224,8 @@ fn told(tally: &Tally, to: &Path, output: Output) -> String {
         })),
         Output::Table => {
             let mut text = format!(
-                "written    {} envelopes, {} bytes, to {}\n",
-                tally.written,
+                "written    {}, {} bytes, to {}\n",
+                human::some(tally.written, "envelope", "envelopes"),
                 tally.written_bytes,
                 to.display()
             );

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use pithead_hop::ingest::SealedFile;
-use pithead_hop::program::{ExitCode, ProgramError};
+use pithead_hop::program::{ExitCode, ProgramError, human};
 use pithead_sealing::Identity;
 use pithead_spool::Record;
 use serde_json::json;
@@ -56,7 +56,8 @@ pub fn run(
             "torn_records": found.truncated_records,
         })),
         Output::Table => {
-            let mut text = format!("checked    {} records, {bytes} bytes\n", found.records);
+            let mut text =
+                format!("checked    {}, {bytes} bytes\n", human::some(found.records, "record", "records"));
             if found.truncated_bytes > 0 {
                 text += &format!(
                     "torn       {} bytes at the end, never acknowledged to anybody (or being written now)\n",
@@ -64,20 +65,33 @@ pub fn run(
                 );
             }
             if found.damaged_segments > 0 {
-                text += &format!("unreadable {} whole segments\n", found.damaged_segments);
+                text += &format!(
+                    "unreadable {}\n",
+                    human::some(found.damaged_segments, "whole segment", "whole segments")
+                );
             }
             text += &lost_as_text(&found.corrupt);
             let named: u64 = found.corrupt.iter().map(pithead_spool::CorruptRange::records).sum();
             if named < found.corrupt_records {
-                text += &format!("lost       {} more records, not listed\n", found.corrupt_records - named);
+                text += &format!(
+                    "lost       {} more, not listed\n",
+                    human::some(found.corrupt_records - named, "record", "records")
+                );
             }
             for identity in &large_lost {
                 text += &format!("lost       the file of a large envelope\n             {identity}\n");
             }
             if left > 0 {
-                text += &format!("left       {left} large envelopes, while this was read\n");
+                text += &format!(
+                    "left       {}, while this was read\n",
+                    human::some(left, "large envelope", "large envelopes")
+                );
             }
-            text += &if lost == 0 { "sound\n".to_owned() } else { format!("{lost} records are lost\n") };
+            text += &if lost == 0 {
+                "sound\n".to_owned()
+            } else {
+                format!("{}\n", human::some(lost, "record is lost", "records are lost"))
+            };
             text
         }
     };
