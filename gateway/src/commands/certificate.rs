@@ -127,7 +127,7 @@ pub fn renew(args: &RenewArgs, out: &mut dyn Write) -> Result<ExitCode, ProgramE
             .todo("put the key into a file of its own, and name that as private_key"));
     }
     let new = signed(&config, &old, Stamp(now))?;
-    let before = path.with_extension("pem.before");
+    let before = unused(path);
     let cannot = |path: &Path, error: std::io::Error| {
         ProgramError::new(ErrorReason::DataDirUnwritable, format!("{}: {error}", path.display()))
             .affects("the old certificate is in force")
@@ -145,6 +145,18 @@ pub fn renew(args: &RenewArgs, out: &mut dyn Write) -> Result<ExitCode, ProgramE
         taken_over(&config),
     );
     super::done(out, &text)
+}
+
+/// Certificates of before that are kept: a weekly timer fills two years with them.
+const KEPT_MAX: usize = 100;
+
+/// Where the old one is kept: whoever renews twice still has the first.
+fn unused(path: &Path) -> PathBuf {
+    let first = path.with_extension("pem.before");
+    let later = (2..KEPT_MAX).map(|number| path.with_extension(format!("pem.before.{number}")));
+    // A folder full of them has its last one replaced.
+    let mut all = std::iter::once(first).chain(later).filter(|candidate| !candidate.exists());
+    all.next().unwrap_or_else(|| path.with_extension(format!("pem.before.{KEPT_MAX}")))
 }
 
 /// Puts `bytes` under `target`, for whoever may read `model`: with its owner, its group and its mode, whatever this process's
@@ -228,4 +240,19 @@ fn is_signed_by(
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
     let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(began_s));
     verifier.is_ok_and(|verifier| verifier.verify_server_cert(leaf, &[], host, &[], at).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_before_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.pem");
+        for kept in ["gateway.pem.before", "gateway.pem.before.2", "gateway.pem.before.3"] {
+            assert_eq!(unused(&path), folder.path().join(kept));
+            fs::write(unused(&path), kept).unwrap();
+        }
+    }
 }
