@@ -15,6 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     str::FromStr,
+    sync::mpsc,
     time::Duration,
 };
 
@@ -151,7 +152,8 @@ impl AdminAddress {
                 Ok(Box::new(stream))
             }
             Self::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
+                let path = path.clone();
+                let stream = within(limit, move || UnixStream::connect(path))?;
                 stream.set_read_timeout(Some(limit))?;
                 stream.set_write_timeout(Some(limit))?;
                 Ok(Box::new(stream))
@@ -261,12 +263,32 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     bound
 }
 
+/// Something that blocks, for at most `limit`: a program that takes no more connections would keep whoever asks for ever, and the
+/// system has no limit of its own for a socket in the file system.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    blocking: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (tell, told) = mpsc::sync_channel(1);
+    // Left to itself if it takes too long: the command ends then.
+    std::thread::Builder::new().name("ask".to_owned()).spawn(move || drop(tell.send(blocking())))?;
+    told.recv_timeout(limit).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn address(path: &Path) -> AdminAddress {
         format!("unix:{}", path.display()).parse().expect("an address")
+    }
+
+    #[test]
+    fn whoever_is_not_answered_is_not_kept() {
+        let (_never, waits) = mpsc::channel::<()>();
+        let stuck = within(Duration::from_millis(5), move || Ok(waits.recv().is_ok()));
+        assert_eq!(stuck.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(within(Duration::from_secs(60), || Ok(7)).unwrap(), 7);
     }
 
     #[test]
