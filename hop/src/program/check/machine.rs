@@ -144,9 +144,10 @@ fn kept(kind: FileSystem, folder: &Path, on_root: bool) -> Finding {
             "{shown} is on {name}: an acknowledgement is worth what its server's sync is worth"
         ))
         .todo("put it on a disk of this machine"),
-        FileSystem::Disk if on_root => {
-            Finding::ok(format!("{shown} is on the disk of the system itself, which it may fill"))
-        }
+        FileSystem::Disk if on_root => Finding::warning(format!(
+            "{shown} is on the disk of the system itself: each can fill it for the other"
+        ))
+        .todo("give it a disk or a partition of its own, as large as its budgets"),
         FileSystem::Disk => Finding::ok(format!("{shown} is on a disk of its own")),
     }
 }
@@ -360,7 +361,9 @@ mod tests {
         ] {
             assert_eq!(kept(FileSystem::of(kind), Path::new("/data"), false).grade, grade, "{kind:x}");
         }
-        assert!(kept(FileSystem::Disk, Path::new("/data"), true).words.contains("of the system itself"));
+        let on_root = kept(FileSystem::Disk, Path::new("/data"), true);
+        assert_eq!(on_root.grade, Grade::Warning, "{on_root:?}");
+        assert!(on_root.words.contains("of the system itself"));
         let nowhere = disk(Path::new("/nowhere"));
         assert_eq!((nowhere.grade, nowhere.reason), (Grade::Failure, Some(ErrorReason::DataDirUnwritable)));
     }
