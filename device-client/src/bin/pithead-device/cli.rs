@@ -91,6 +91,8 @@ enum Command {
         /// PH-1014, 1014 or TRUST_ROLLBACK.
         code: Option<String>,
     },
+    /// The version, and whether an opener of envelopes is in this build.
+    Version,
     /// Completions for a shell, on standard output: `pithead-device completions bash`.
     Completions {
         /// Which shell.
@@ -429,6 +431,14 @@ fn run(cli: &Cli) -> Result<ExitCode, ProgramError> {
         Command::Simulate(arguments) => in_runtime(simulate::run(arguments, cli.output)),
         Command::Explain { code } => {
             print_text(&explain::answer(code.as_deref())?);
+            Ok(ExitCode::OK)
+        }
+        Command::Version => {
+            let (version, opener) = (env!("CARGO_PKG_VERSION"), pithead_sealing::OPENER_COMPILED_IN);
+            let said = if opener { "compiled in" } else { "not compiled in" };
+            let object =
+                serde_json::json!({ "name": "pithead-device", "version": version, "opener": opener });
+            cli.output.print_either(&object, || format!("pithead-device {version}\nopener: {said}\n"));
             Ok(ExitCode::OK)
         }
         Command::Completions { shell } => {
