@@ -3,6 +3,7 @@
 //! `config template` prints [`TEMPLATE`], where every key stands with its meaning and its default. Paths are relative to the
 //! file's own folder.
 
+use crate::unwrap::Budgets;
 use pithead_hop::accept::Limits;
 use pithead_hop::ingest::{IngestLimits, UploadLimits};
 use pithead_hop::program::admin::AdminAddress;
@@ -161,6 +162,9 @@ pub struct Unwrap {
     /// With private keys in files: development, and those who host their own.
     #[serde(default)]
     pub local: Vec<LocalKey>,
+    /// How many private operations a sender may cause.
+    #[serde(default)]
+    pub budgets: Budgets,
 }
 
 /// `[[unwrap.local]]`
@@ -320,6 +324,12 @@ impl Config {
                 ));
             }
         }
+        if let Some(key) = self.unwrap.budgets.unfit() {
+            return Err(Wrong::at(
+                format!("unwrap.budgets.{key}"),
+                format!("[unwrap.budgets] `{key}` must be above 0: nothing could be unwrapped"),
+            ));
+        }
         let ingest = self.ingest.listen;
         if self.admin.listen.socket_addr() == Some(ingest) && ingest.port() != 0 {
             return Err(Wrong::at_any(
@@ -389,6 +399,27 @@ mod tests {
         let written = toml::to_string(&Limits::default()).unwrap();
         for key in written.lines().filter_map(|line| line.split(" = ").next()) {
             assert!(settings.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is missing");
+        }
+    }
+
+    #[test]
+    fn every_budget_is_in_the_template_with_its_default_and_none_is_nothing() {
+        let section = TEMPLATE.split("#[unwrap.budgets]\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        let settings: String = section
+            .lines()
+            .filter_map(|line| line.strip_prefix('#'))
+            .filter(|line| line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(settings.lines().count(), 6);
+        assert_eq!(toml::from_str::<Budgets>(&settings).unwrap(), Budgets::default());
+        assert_eq!(Budgets::default().unfit(), None);
+        for (text, key) in [
+            ("device_per_s = 0", "device_per_s"),
+            ("total_per_s = nan", "total_per_s"),
+            ("gateway_burst = 0", "gateway_burst"),
+        ] {
+            assert_eq!(toml::from_str::<Budgets>(text).unwrap().unfit(), Some(key));
         }
     }
 

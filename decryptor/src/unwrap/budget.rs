@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use pithead_sealing::{DeviceId, Site};
+use serde::{Deserialize, Serialize};
 
 use super::error::{BudgetOf, UnwrapError};
 
@@ -20,8 +21,9 @@ pub struct Sender {
     pub gateway: Option<String>,
 }
 
-/// Rates (per second) and bursts. A burst is what a sender that was away may catch up with at once.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// `[unwrap.budgets]`: rates (per second) and bursts. A burst is what a sender that was away may catch up with at once.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Budgets {
     /// Per device: a session lasts 15 minutes, so that ten a second is an outbox being drained.
     pub device_per_s: f64,
@@ -47,6 +49,25 @@ impl Default for Budgets {
             total_per_s: 500.0,
             total_burst: 500,
         }
+    }
+}
+
+impl Budgets {
+    /// The key of one that would let nobody through, if there is one.
+    #[must_use]
+    pub fn unfit(&self) -> Option<&'static str> {
+        let rates = [
+            ("device_per_s", self.device_per_s),
+            ("gateway_per_s", self.gateway_per_s),
+            ("total_per_s", self.total_per_s),
+        ];
+        let bursts = [
+            ("device_burst", self.device_burst),
+            ("gateway_burst", self.gateway_burst),
+            ("total_burst", self.total_burst),
+        ];
+        let rate = rates.into_iter().find(|(_, rate)| !rate.is_finite() || *rate <= 0.0).map(|(key, _)| key);
+        rate.or_else(|| bursts.into_iter().find(|(_, burst)| *burst == 0).map(|(key, _)| key))
     }
 }
 

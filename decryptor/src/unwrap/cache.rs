@@ -245,10 +245,11 @@ impl DataKeys {
         sender: &Sender,
         mut span: Span,
     ) -> Result<Arc<SessionKey>, UnwrapError> {
-        self.charge(sender, Instant::now()).inspect_err(|_| {
-            self.counters.over_budget.fetch_add(1, Ordering::Relaxed);
-        })
-        .inspect_err(|error| span.failed(|| error.reason().name().to_owned()))?;
+        self.charge(sender, Instant::now())
+            .inspect_err(|_| {
+                self.counters.over_budget.fetch_add(1, Ordering::Relaxed);
+            })
+            .inspect_err(|error| span.failed(|| error.reason().name().to_owned()))?;
         self.counters.unwraps.fetch_add(1, Ordering::Relaxed);
         match self.unwrapper.unwrap(arn, edk.ciphertext()).await {
             Ok(unwrapped) => Ok(Arc::new(SessionKey::new(unwrapped))),
