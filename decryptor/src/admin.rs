@@ -1,4 +1,6 @@
-//! Health and metrics over HTTP, on loopback: `/livez`, `/readyz`, `/statusz`, `/metrics`.
+//! Health and metrics over HTTP, on loopback: `/livez`, `/readyz`, `/statusz`, `/metrics`; and `POST /reload`, which reads the
+//! configuration again, as SIGHUP does, and says what came of it: JSON, 200 if it was taken and 409 if not. An order that comes from a page in a
+//! browser says so itself, by `Origin`, and is refused.
 
 use crate::authority::{SiteStanding, rfc3339};
 use crate::books::Books;
@@ -7,17 +9,18 @@ use crate::metrics::{KmsLabel, Metrics, Outcome};
 use crate::unwrap::DataKeys;
 use crate::vitals::{Health, Rates};
 use arc_swap::ArcSwap;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use pithead_hop::accept::AcceptHandle;
 use pithead_hop::program::admin::{AdminAddress, AdminListener};
 use pithead_hop::program::disk::Room;
 use pithead_hop::program::health::Level;
 use pithead_hop::program::metrics::advance;
-use pithead_hop::program::reload::LastReload;
+use pithead_hop::program::reload::{LastReload, Outcome as Reloaded};
 use pithead_hop::program::{ProgramError, clock};
 use pithead_hop::tls::Expiries;
 use pithead_sealing::trust::UnixTime;
@@ -27,6 +30,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Where the program stands in its life.
@@ -72,7 +76,14 @@ pub struct Status {
     authority: OnceLock<Arc<ArcSwap<Vec<SiteStanding>>>>,
     /// What came of the last reload.
     pub reload: LastReload,
+    orders: mpsc::Sender<oneshot::Sender<Reloaded>>,
 }
+
+/// Orders to reload that wait for the one under way: people and scripts give them. Whoever comes beyond waits at the admin port.
+const ORDERS: usize = 4;
+
+/// Where orders to reload come out; each brings the place for its answer.
+pub type Orders = mpsc::Receiver<oneshot::Sender<Reloaded>>;
 
 #[derive(Debug)]
 struct Reloads {
@@ -91,7 +102,7 @@ impl Status {
         accept: AcceptHandle,
         (sink, data): (PathBuf, PathBuf),
         expiries: Expiries,
-    ) -> Arc<Self> {
+    ) -> (Arc<Self>, Orders) {
         metrics.tls.show(&expiries);
         metrics.rpc.watch(accept.calls());
         for operation in KmsOperation::ALL {
@@ -100,7 +111,8 @@ impl Status {
             }
         }
         let started = clock::since_boot();
-        Arc::new(Self {
+        let (orders, taken) = mpsc::channel(ORDERS);
+        let status = Arc::new(Self {
             health: Health::new(Arc::clone(&metrics)),
             rates: Rates::default(),
             started,
@@ -115,7 +127,9 @@ impl Status {
             sink,
             authority: OnceLock::new(),
             reload: LastReload::default(),
-        })
+            orders,
+        });
+        (status, taken)
     }
 
     /// Shows how the authority's sites stand as well.
@@ -357,6 +371,28 @@ async fn metrics(State(status): State<Arc<Status>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, kind)], status.metrics.text())
 }
 
+async fn reload(State(status): State<Arc<Status>>) -> Response {
+    let (answer, answered) = oneshot::channel();
+    let outcome = match status.orders.send(answer).await {
+        Ok(()) => answered.await.ok(),
+        Err(_) => None,
+    };
+    let Some(outcome) = outcome else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the decryptor is stopping\n").into_response();
+    };
+    let code = if outcome.is_taken() { StatusCode::OK } else { StatusCode::CONFLICT };
+    (code, Json(outcome.json())).into_response()
+}
+
+/// A page from elsewhere cannot leave `Origin` out of a POST.
+async fn orders_come_from_programs(request: Request, next: Next) -> Response {
+    if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
+        return (StatusCode::FORBIDDEN, "orders come from programs on this machine, not from pages\n")
+            .into_response();
+    }
+    next.run(request).await
+}
+
 /// The bound admin port.
 #[derive(Debug)]
 pub struct Admin {
@@ -385,6 +421,8 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/statusz", get(statusz))
             .route("/metrics", get(metrics))
+            .route("/reload", post(reload))
+            .layer(middleware::from_fn(orders_come_from_programs))
             .with_state(status);
         let stop = stop.cancelled_owned();
         match self.listener {

@@ -203,6 +203,12 @@ impl Books {
         Ok(true)
     }
 
+    /// Serves nothing for that site from now on. What its statements have named stays known: envelopes under those keys are on their
+    /// way. True if something was served.
+    pub fn withdraw(&mut self, site: &Site) -> bool {
+        self.served.remove(site).is_some()
+    }
+
     /// Whether some statement accepted here has named the key (or the configuration does).
     #[must_use]
     pub fn knows(&self, arn: &KeyArn) -> bool {

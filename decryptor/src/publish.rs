@@ -33,7 +33,15 @@ impl Publisher {
 
     /// Serves what the books have now; whoever watches is told at once.
     pub fn publish(&mut self, books: &Books) {
-        let mut more_sites = false;
+        let before = self.sites.len();
+        self.sites.retain(|site, (_, sender)| {
+            let stays = books.served().contains_key(site);
+            if !stays {
+                sender.send_replace(None);
+            }
+            stays
+        });
+        let mut more_sites = self.sites.len() != before;
         for (site, published) in books.served() {
             let served = ServedKeys::new(
                 site.clone(),

@@ -191,10 +191,16 @@ impl Running {
     }
 
     async fn page(&self, path: &str) -> String {
+        self.ask("GET", path, "").await
+    }
+
+    async fn ask(&self, method: &str, path: &str, header: &str) -> String {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream =
             tokio::net::TcpStream::connect(self.addresses.admin.socket_addr().unwrap()).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{header}content-length: 0\r\nconnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -307,5 +313,36 @@ async fn a_bundle_that_is_not_believed_changes_nothing() {
     let request = SubmitRequest { envelope: world.sealed("truck-1", b"x") };
     IngestServiceClient::new(connection).submit(request).await.unwrap();
     assert!(running.page("/metrics").await.contains("pithead_statement_sequence 0"));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_to_reload_is_answered_and_a_bundle_that_is_not_named_any_more_is_not_served() {
+    let world = World::new().await;
+    let running = world.start().await;
+    let connection = world.connect(&running, &world.site_ca, "spiffe://pit-7/gateway/gate-1").await.unwrap();
+    let mut keys = KeyClient::new(connection.clone(), "acme-mining/prod", Site::new("pit-7").unwrap());
+    assert!(keys.fetch(&Held::default(), Duration::from_secs(10)).await.unwrap().bundle.is_some());
+
+    let write = |from: &str, to: &str| fs::write(world.config(), world.text().replace(from, to)).unwrap();
+    write("[sink]", "[[sink]]");
+    let refused = running.ask("POST", "/reload", "").await;
+    assert!(refused.starts_with("HTTP/1.1 409") && refused.contains("CONFIG_INVALID"), "{refused}");
+    let page = running.ask("POST", "/reload", "origin: http://elsewhere\r\n").await;
+    assert!(page.starts_with("HTTP/1.1 403"), "{page}");
+
+    write("bundles = [\"bundle.pb\"]", &format!("bundles = []\nallow = [\"{ARN}\"]"));
+    let taken = running.ask("POST", "/reload", "").await;
+    assert!(taken.starts_with("HTTP/1.1 200") && taken.contains("[keys] bundles"), "{taken}");
+    assert!(taken.contains("decryptor.toml"), "it says which file was read: {taken}");
+    keys.fetch(&Held::default(), Duration::from_secs(10)).await.unwrap_err();
+    // What the statement named stays known: envelopes under it are on their way.
+    let request = SubmitRequest { envelope: world.sealed("truck-1", b"x") };
+    IngestServiceClient::new(connection.clone()).submit(request).await.unwrap();
+
+    write("listen = \"127.0.0.1:0\"\n[[site]]", "listen = \"127.0.0.1:9\"\n[[site]]");
+    fs::remove_file(world.dir.path().join("pit-7-ca.pem")).unwrap();
+    let refused = running.ask("POST", "/reload", "").await;
+    assert!(refused.starts_with("HTTP/1.1 409") && refused.contains("pit-7-ca.pem"), "{refused}");
     running.stop().await;
 }

@@ -7,9 +7,9 @@
 mod authority;
 mod reload;
 
-use crate::admin::{Admin, Phase, Status};
+use crate::admin::{Admin, Orders, Phase, Status};
 use crate::aside::Area;
-use crate::books::{Books, BooksError};
+use crate::books::{Books, BooksError, Published};
 use crate::config::{Config, SinkKind};
 use crate::devices::{Devices, DevicesError, Watch};
 use crate::intake::pipeline::{Parts, Pipeline};
@@ -22,18 +22,20 @@ use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::sink::{FolderSink, JsonLinesSink, Sink, SinkError};
 use crate::sites;
-use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper, KmsUnwrapper, LocalKeys, Unwrapping};
+use crate::unwrap::{CacheLimits, DataKeys, KeyUnwrapper, KmsUnwrapper, LocalKeys, Unwrapping};
 use crate::vitals;
 use arc_swap::ArcSwap;
 use pithead_hop::accept::Acceptor;
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::admin::AdminAddress;
+use pithead_hop::program::reload::Outcome;
 use pithead_hop::program::stop::{Reloads, Signals};
 use pithead_hop::program::supervisor::{self, Asked};
 use pithead_hop::program::traces::{Exporting, FLUSH};
 use pithead_hop::program::{ProgramError, clock, disk, files, grpc_health};
 use pithead_hop::tls::{CrlExpiry, Pem, ServerTls};
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_sealing::Site;
 use pithead_sealing::trust::KeyArn;
 use reload::Reloader;
 use std::io;
@@ -121,7 +123,7 @@ pub async fn serve(
     let (mut watch, registered) = Watch::open(&data_dir)?;
     let devices = Arc::new(ArcSwap::from_pointee(registered));
     let (unwrapper, kms) = unwrapper(&config).await?;
-    let data_keys = Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), Budgets::default()));
+    let data_keys = Arc::new(DataKeys::new(unwrapper, CacheLimits::default(), config.unwrap.budgets));
     let metrics = Arc::new(Metrics::new());
     let traces = traces(&config)?;
     metrics.traces.follow(traces.counts());
@@ -131,7 +133,7 @@ pub async fn serve(
     handle.trace(traces.spans());
     let folders = (config.sink.path.clone(), data_dir.clone());
     let expiries = tls.expiries();
-    let status = Status::new(
+    let (status, mut orders) = Status::new(
         Arc::clone(&metrics),
         Arc::clone(&data_keys),
         calls.clone(),
@@ -244,11 +246,18 @@ pub async fn serve(
             () = authority.issued() => {
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
             }
-            () = next(&mut reloads) => {
-                if reloader.turn(&handle).await {
+            order = next(&mut reloads, &mut orders) => {
+                let outcome = reloader.turn(&handle).await;
+                if outcome.is_taken() {
                     let keys = &reloader.in_force().keys;
-                    bundles.look_at(&keys.bundles);
-                    books.store(Arc::new(books.load().allowing(&keys.allow)));
+                    let mut fresh = books.load().allowing(&keys.allow);
+                    for site in bundles.look_at(&keys.bundles) {
+                        if fresh.withdraw(&site) {
+                            tracing::info!(event = "keys.withdrawn", %site);
+                        }
+                    }
+                    publisher.publish(&fresh);
+                    books.store(Arc::new(fresh));
                     if poll.period() != keys.poll.get() {
                         poll = tokio::time::interval(keys.poll.get());
                     }
@@ -257,10 +266,16 @@ pub async fn serve(
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
                 watch.forget();
                 look_at_devices(&mut watch, &devices, &uploads, &metrics);
+                if let Some(answer) = order {
+                    // Whoever asked may have gone away; it was done all the same.
+                    let _ = answer.send(outcome);
+                }
             }
         }
     }
 
+    // Nobody is answered any more, and whoever waits is told so.
+    drop(orders);
     status.enter(if failed.is_cancelled() { Phase::Failed } else { Phase::Stopping });
     intake_stop.cancel();
     // Bounded by the accept layer's own stop_grace.
@@ -326,10 +341,17 @@ fn traces(config: &Config) -> Result<Exporting, ProgramError> {
         .map_err(|wrong| ProgramError::new(ErrorReason::ConfigInvalid, wrong.message()))
 }
 
-async fn next(reloads: &mut Option<Reloads>) {
-    match reloads {
-        Some(reloads) => reloads.next().await,
-        None => std::future::pending().await,
+/// A signal, or an order with the place for its answer.
+async fn next(reloads: &mut Option<Reloads>, orders: &mut Orders) -> Option<oneshot::Sender<Outcome>> {
+    let signal = async {
+        match reloads {
+            Some(reloads) => reloads.next().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = signal => None,
+        Some(answer) = orders.recv() => Some(answer),
     }
 }
 
@@ -440,16 +462,29 @@ pub(in crate::commands) fn tls(config: &Config) -> Result<ServerTls, ProgramErro
     })
 }
 
-/// The bundle files and when they last changed.
+/// A bundle file, when it last changed, and for which site it was last taken.
+struct BundleFile {
+    path: PathBuf,
+    seen: Option<(std::time::SystemTime, u64)>,
+    site: Option<Site>,
+}
+
+impl BundleFile {
+    fn new(path: PathBuf) -> Self {
+        Self { path, seen: None, site: None }
+    }
+}
+
+/// The bundle files.
 struct Bundles {
-    files: Vec<(PathBuf, Option<(std::time::SystemTime, u64)>)>,
+    files: Vec<BundleFile>,
     /// The authority's own, of whichever sites it has.
     folder: Option<PathBuf>,
 }
 
 impl Bundles {
     fn new(paths: &[PathBuf], authority: Option<&crate::config::Authority>) -> Self {
-        let files = paths.iter().map(|path| (path.clone(), None)).collect();
+        let files = paths.iter().cloned().map(BundleFile::new).collect();
         Self { files, folder: authority.map(|authority| authority.dir.join("bundles")) }
     }
 
@@ -460,28 +495,32 @@ impl Bundles {
         let Ok(entries) = std::fs::read_dir(folder) else { return };
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         for path in paths.filter(|path| path.extension().is_some_and(|ext| ext == "pb")) {
-            if !self.files.iter().any(|(known, _)| *known == path) {
-                self.files.push((path, None));
+            if !self.files.iter().any(|known| known.path == path) {
+                self.files.push(BundleFile::new(path));
             }
         }
     }
 
-    /// From now on these, besides those of the authority's folder. What a bundle has brought stays when it is not looked at any
-    /// more.
-    fn look_at(&mut self, paths: &[PathBuf]) {
+    /// From now on these, besides those of the authority's folder. Gives the sites that no file is left for.
+    fn look_at(&mut self, paths: &[PathBuf]) -> Vec<Site> {
         let folder = self.folder.clone();
         let is_of_folder = |path: &Path| folder.as_deref().is_some_and(|folder| path.starts_with(folder));
-        self.files.retain(|(path, _)| paths.contains(path) || is_of_folder(path));
+        let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.files)
+            .into_iter()
+            .partition(|file| paths.contains(&file.path) || is_of_folder(&file.path));
+        self.files = stay;
         for path in paths {
-            if !self.files.iter().any(|(known, _)| known == path) {
-                self.files.push((path.clone(), None));
+            if !self.files.iter().any(|known| known.path == *path) {
+                self.files.push(BundleFile::new(path.clone()));
             }
         }
+        let gone = go.into_iter().filter_map(|file| file.site);
+        gone.filter(|site| !self.files.iter().any(|file| file.site.as_ref() == Some(site))).collect()
     }
 
     fn forget(&mut self) {
-        for (_, seen) in &mut self.files {
-            *seen = None;
+        for file in &mut self.files {
+            file.seen = None;
         }
     }
 
@@ -489,7 +528,7 @@ impl Bundles {
     fn look(&mut self, data_dir: &Path, books: &mut Books) -> bool {
         let mut changed = false;
         self.list();
-        for (path, seen) in &mut self.files {
+        for BundleFile { path, seen, site } in &mut self.files {
             let stamp = std::fs::metadata(&*path).and_then(|meta| Ok((meta.modified()?, meta.len()))).ok();
             if stamp.is_some() && stamp == *seen {
                 continue;
@@ -498,6 +537,7 @@ impl Bundles {
                 Ok(new) => {
                     *seen = stamp;
                     changed |= new;
+                    *site = Published::read(path).ok().map(|published| published.site);
                     if new {
                         tracing::info!(event = "keys.accepted", path = %path.display());
                     }

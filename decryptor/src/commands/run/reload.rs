@@ -39,8 +39,8 @@ impl Reloader {
         &self.in_force
     }
 
-    /// One reload; true if the file was taken. Whoever would not be let in now is cut.
-    pub(super) async fn turn(&mut self, handle: &AcceptHandle) -> bool {
+    /// One reload. Whoever would not be let in now is cut.
+    pub(super) async fn turn(&mut self, handle: &AcceptHandle) -> Outcome {
         let outcome = match self.attempt(handle).await {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -54,7 +54,7 @@ impl Reloader {
         // Whoever has read of it in the log finds it in the status.
         self.status.reload.note(outcome.clone(), clock::since_boot());
         outcome.log();
-        outcome.is_taken()
+        outcome
     }
 
     async fn attempt(&mut self, handle: &AcceptHandle) -> Result<Outcome, ProgramError> {
