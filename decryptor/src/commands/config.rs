@@ -53,7 +53,11 @@ pub fn run(command: &Command) -> Result<String, ProgramError> {
             let report = examine(&file.config)?;
             Ok(if file.is_json() { format!("{:#}\n", report.to_json()) } else { report.to_text() })
         }
-        Command::Show { origin, file } => Config::read(&file.config)?.show(*origin, file.is_json()),
+        Command::Show { origin, file } => {
+            // Paths as they are from any folder, since they are relative to the file's.
+            let whole = std::path::absolute(&file.config).unwrap_or_else(|_| file.config.clone());
+            Config::read(&whole)?.show(*origin, file.is_json())
+        }
         Command::Template => Ok(TEMPLATE.to_owned()),
     }
 }

@@ -77,7 +77,9 @@ pub fn show(
     output: Output,
     out: &mut dyn Write,
 ) -> Result<ExitCode, ProgramError> {
-    super::done(out, &Config::read(path)?.show(origin, output == Output::Json)?)
+    // Paths as they are from any folder, since they are relative to the file's.
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    super::done(out, &Config::read(&whole)?.show(origin, output == Output::Json)?)
 }
 
 /// Every key, commented.
