@@ -4,6 +4,9 @@
 //! every envelope, so that a denylisted or replaced key is not sealed to a moment longer, and starts a session when the
 //! old one has ended, the key or the content has changed, or the line has begun a new run.
 //!
+//! The first session of a line in a process ends at a random age: a fleet that has power again at one moment would otherwise ask
+//! the cloud for all of its data keys in the same minute of every quarter of an hour, for the rest of the day.
+//!
 //! With an identity key ([`Sealer::sign_with`]) every session is signed by it, so that the cloud knows the device without
 //! believing the gateway (envelope document, 2.4). Without one nothing else changes.
 
@@ -12,12 +15,13 @@ use std::{
     io::{Read, Write},
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use pithead_sealing::{
     envelope::{
-        ContentType, DeviceSigningKey, Encoding, FileName, KernelEntropy, SealedEnvelope, SealedStream,
-        Session, SessionClock, SessionContext, StreamSealer,
+        ContentType, DeviceSigningKey, Encoding, Entropy, EntropyError, FileName, KernelEntropy, SESSION_AGE_MAX,
+        SealedEnvelope, SealedStream, Session, SessionClock, SessionContext, StreamSealer,
     },
     names::{DeviceId, Identity, Run, Site, StreamName},
     trust::{Kid, TrustError, VerifiedKey},
@@ -30,6 +34,9 @@ use crate::{
     sequence::{Sequence, SequenceError},
     state::{FileStore, StateError, lock},
 };
+
+/// The first session of a line lives at least so long: what is over sooner is a data key, and a call of KMS, for nothing.
+const FIRST_SESSION_MIN: Duration = Duration::from_secs(60);
 
 /// What an envelope's plaintext is, as its context says in clear text. No secret belongs here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -287,7 +294,10 @@ impl Sealer {
             let context = self.context(stream, content);
             let clock = self.session_clock();
             let signer = self.signer.as_ref();
-            let session = Session::start(&key, &context, run, signer, clock, &mut KernelEntropy)?;
+            let mut session = Session::start(&key, &context, run, signer, clock, &mut KernelEntropy)?;
+            if !self.sessions.contains_key(stream) {
+                session.end_at_age(first_age(&mut KernelEntropy)?);
+            }
             self.sessions_started += 1;
             self.sessions.insert(stream.clone(), (content.clone(), session));
         }
@@ -327,6 +337,14 @@ impl Sealer {
     }
 }
 
+/// Evenly between the least and the greatest age, so that lines which began together end apart.
+fn first_age(entropy: &mut dyn Entropy) -> Result<Duration, EntropyError> {
+    let mut random = [0; 4];
+    entropy.fill(&mut random)?;
+    let share = f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX);
+    Ok(FIRST_SESSION_MIN + (SESSION_AGE_MAX - FIRST_SESSION_MIN).mul_f64(share))
+}
+
 /// Why a sealer could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -349,4 +367,26 @@ pub enum CloseError {
     /// The trust record with its operating time.
     #[error("the trust record: {0}")]
     Keys(#[from] StateError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Same(u8);
+
+    impl Entropy for Same {
+        fn fill(&mut self, out: &mut [u8]) -> Result<(), EntropyError> {
+            out.fill(self.0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn first_sessions_end_anywhere_between_a_minute_and_the_greatest_age() {
+        let age = |byte| first_age(&mut Same(byte)).unwrap();
+        assert_eq!((age(0), age(0xff)), (FIRST_SESSION_MIN, SESSION_AGE_MAX));
+        let middle = age(0x7f);
+        assert!(middle > SESSION_AGE_MAX * 2 / 5 && middle < SESSION_AGE_MAX * 3 / 5, "{middle:?}");
+    }
 }

@@ -84,6 +84,20 @@ fn a_session_that_has_ended_seals_nothing() {
 }
 
 #[test]
+fn a_session_can_be_told_to_end_earlier_and_never_later() {
+    let at = |age| CLOCK.boot + Duration::from_secs(age);
+    let mut short = session(1);
+    short.end_at_age(Duration::from_secs(61));
+    assert_eq!(short.needs_rotation(at(60)), None);
+    assert_eq!(short.needs_rotation(at(61)), Some(Rotation::Age));
+    short.end_at_age(Duration::from_secs(62));
+    assert_eq!(short.needs_rotation(at(61)), Some(Rotation::Age));
+    let mut long = session(1);
+    long.end_at_age(Duration::from_secs(24 * 3600));
+    assert_eq!(long.needs_rotation(at(15 * 60)), Some(Rotation::Age));
+}
+
+#[test]
 fn the_hundred_thousandth_message_is_the_last() {
     let mut session = session(1);
     for number in 1..=SESSION_MESSAGES_MAX {

@@ -97,6 +97,7 @@ pub struct Session {
 #[derive(Debug)]
 struct Limits {
     started: Duration,
+    age_max: Duration,
     pid: u32,
     file: bool,
     messages: u64,
@@ -168,7 +169,14 @@ impl Session {
             key: key.clone(),
             site: facts.site().clone(),
             line: Line { device: facts.device().clone(), stream: facts.stream().clone(), run },
-            limits: Limits { started: clock.boot, pid: std::process::id(), file, messages: 0, bytes: 0 },
+            limits: Limits {
+                started: clock.boot,
+                age_max: SESSION_AGE_MAX,
+                pid: std::process::id(),
+                file,
+                messages: 0,
+                bytes: 0,
+            },
         })
     }
 
@@ -196,6 +204,13 @@ impl Session {
     /// key ends nothing: the next session will name it.
     pub fn key_changed(&self, current: &VerifiedKey) -> bool {
         self.key.fingerprint() != current.fingerprint() || self.key.arn() != current.arn()
+    }
+
+    /// Ends it at this age already, if that is earlier than [`SESSION_AGE_MAX`]; nothing makes a session longer. For the first
+    /// session of a process: a fleet that has power again at one moment would otherwise begin its sessions in step for ever,
+    /// and the cloud would be asked for all of their data keys in the same minute of every quarter of an hour.
+    pub fn end_at_age(&mut self, age: Duration) {
+        self.limits.age_max = self.limits.age_max.min(age);
     }
 
     /// Whether the session has ended at `boot` (`CLOCK_BOOTTIME`). Asked between messages; sealing asks it again.
@@ -279,7 +294,7 @@ impl Limits {
             Some(Rotation::Messages)
         } else if self.bytes >= SESSION_BYTES_MAX {
             Some(Rotation::Bytes)
-        } else if !self.file && boot.saturating_sub(self.started) >= SESSION_AGE_MAX {
+        } else if !self.file && boot.saturating_sub(self.started) >= self.age_max {
             Some(Rotation::Age)
         } else {
             None
@@ -292,7 +307,14 @@ mod tests {
     use super::*;
 
     fn limits(messages: u64, bytes: u64, file: bool) -> Limits {
-        Limits { started: Duration::from_secs(100), pid: 7, file, messages, bytes }
+        Limits {
+            started: Duration::from_secs(100),
+            age_max: SESSION_AGE_MAX,
+            pid: 7,
+            file,
+            messages,
+            bytes,
+        }
     }
 
     #[test]
