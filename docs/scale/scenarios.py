@@ -339,29 +339,60 @@ def powercut(costs: SimpleNamespace) -> str:
     )
 
 
-WAVES = (10_000, 50_000, 100_000, 150_000, 200_000, 400_000)
+WAVES = (10_000, 50_000, 100_000, 150_000, 200_000, 300_000, 400_000)
 
 
-def waves(costs: SimpleNamespace, sample: int = 5_000) -> str:
+def after_power(costs: SimpleNamespace, vehicles: int, full_age: bool = False, sample: int = 5_000) -> storm.Waves:
+    return storm.sessions(costs, vehicles, costs.cloud.kms_per_s, 2.0, SEED, full_age, max(1, vehicles // sample))
+
+
+def wave_of(met: storm.Waves) -> List[str]:
+    return [
+        f"{max(waiting for _, waiting in met.waiting):,.0f}",
+        span(met.longest_s),
+        "never" if met.through_s is None else span(met.through_s),
+    ]
+
+
+def waves(costs: SimpleNamespace) -> str:
     rows = []
     for vehicles in WAVES:
-        one_for = max(1, vehicles // sample)
-        row = [f"{vehicles:,}", percent(vehicles * Profile.of(costs.vehicle).keys / costs.cloud.kms_per_s)]
-        for spread in (0.0, 1 / 3):
-            met = storm.sessions(costs, vehicles, costs.cloud.kms_per_s, 2.0, SEED, spread, one_for)
-            later = f"{span(met.longest_later_s)}" if met.unanswered < 0.01 * met.asked else f"{span(met.longest_later_s)} and growing"
-            row += [f"{max(waiting for _, waiting in met.waiting):,.0f}", span(met.longest_s), later] if spread == 0 else [later]
-        rows.append(row)
+        met, in_step = after_power(costs, vehicles), after_power(costs, vehicles, True)
+        rows.append(
+            [
+                f"{vehicles:,}",
+                percent(vehicles * Profile.of(costs.vehicle).keys / costs.cloud.kms_per_s),
+                *wave_of(met),
+                span(met.longest_later_s),
+                span(in_step.longest_later_s),
+            ]
+        )
     return table(
         [
             "vehicles",
             "of the quota, evenly spread",
             "data keys that wait, at most",
             "longest wait",
-            "from the second round on",
-            "the same if sessions ended up to a third earlier",
+            "none waits any more after",
+            "longest wait from then on",
+            "the same with all sessions of the full age, each quarter of an hour",
         ],
         rows,
+    )
+
+
+def first_wave(costs: SimpleNamespace) -> str:
+    cloud = copy.deepcopy(costs)
+    cloud.cloud.kms_per_s = 2_000
+    cases = (
+        ("as above", costs),
+        ("a quota of 2,000/s", cloud),
+        ("up within 10 minutes of each other, not 2", with_vehicle(costs, boot_last_s=costs.vehicle.boot_first_s + 600)),
+        ("one stream for all records", with_vehicle(costs, streams=1)),
+    )
+    return table(
+        ["200,000 vehicles", "data keys that wait, at most", "longest wait", "none waits any more after"],
+        [[name, *wave_of(after_power(of, 200_000))] for name, of in cases],
     )
 
 
@@ -627,12 +658,12 @@ def plot_drain(costs: SimpleNamespace) -> str:
 
 def plot_powercut(costs: SimpleNamespace) -> str:
     curves = []
-    for vehicles, spread, name in (
-        (100_000, 0.0, "100,000 vehicles"),
-        (100_000, 1 / 3, "... if sessions ended up to a third earlier"),
-        (200_000, 0.0, "200,000 vehicles"),
+    for vehicles, full_age, name in (
+        (200_000, False, "200,000 vehicles"),
+        (100_000, False, "100,000 vehicles"),
+        (200_000, True, "200,000, all sessions of the full age"),
     ):
-        met = storm.sessions(costs, vehicles, costs.cloud.kms_per_s, 1.0, SEED, spread, vehicles // 5_000, 5.0)
+        met = storm.sessions(costs, vehicles, costs.cloud.kms_per_s, 1.0, SEED, full_age, vehicles // 5_000, 5.0)
         curves.append(Line(name, [(at / 60, waiting / 1_000) for at, waiting in met.waiting]))
     return lines(
         "After a power cut of a whole region: data keys that wait for KMS",
@@ -701,7 +732,7 @@ def everything(costs: SimpleNamespace) -> Tuple[Dict[str, str], Dict[str, str]]:
     """The tables and the plots of the page, by name."""
     curves = affinity_curves(costs)
     tables: Dict[str, str] = {"affinity": affinity(curves), "price": price(costs, curves[1_000, False][8].times)}
-    for make in (readoff, walls, after, in_bucket, disk, gateway_down, coverage, powercut, waves, throttled, lost, site_copies, numbers):
+    for make in (readoff, walls, after, in_bucket, disk, gateway_down, coverage, powercut, waves, first_wave, throttled, lost, site_copies, numbers):
         tables[make.__name__.replace("_", "-")] = make(costs)
     plots = {"affinity": plot_affinity(curves)}
     for draw_one in (plot_walls, plot_drain, plot_powercut, plot_late, plot_lost, plot_price):
@@ -713,6 +744,7 @@ def said(costs: SimpleNamespace) -> Dict[str, str]:
     """What the words of the page say too, outside of the tables: each has to be there."""
     profile, cloud = Profile.of(costs.vehicle), costs.cloud
     streams = profile.bytes - costs.vehicle.files_per_h / 3_600 * costs.vehicle.file_bytes
+    session_s, first_s = costs.vehicle.session_s, costs.vehicle.first_session_min_s
     return {
         "vehicles at which the quota of KMS is used up": f"{cloud.kms_per_s / profile.keys:,.0f} vehicles",
         "vehicles of a decryptor, by envelopes": f"{cloud.drain_per_s / profile.envelopes:,.0f} vehicles",
@@ -724,6 +756,11 @@ def said(costs: SimpleNamespace) -> Dict[str, str]:
         "how wide a link has to be before a gateway's unwraps count": f"{cloud.gateway_per_s / (costs.site.connections * profile.keys):.1f} times",
         "data keys an hour": f"{profile.keys * 3_600:.0f} data keys an hour",
         "vehicles from which a power cut makes waves": f"{cloud.kms_per_s * (costs.vehicle.boot_last_s - costs.vehicle.boot_first_s) / costs.vehicle.streams:,.0f} vehicles",
+        "how late the first data keys of 100,000 vehicles are": f"100,000 are {span(after_power(costs, 100_000).longest_s)} late",
+        "... of 200,000": f"200,000 are {span(after_power(costs, 200_000).longest_s)}.",
+        "how far the load after the first wave is above the even one": f"{percent(session_s / (session_s - first_s) - 1)} more",
+        "data keys that a shorter first session costs": f"{1 - (session_s + first_s) / 2 / session_s:.2g} of a data key",
+        "... of those of a day": f"{percent(2 * costs.vehicle.streams * (1 - (session_s + first_s) / 2 / session_s) / (profile.keys * DAY_S * duty(costs.vehicle)))} of the calls",
         "data keys of a decryptor that is full by CPU": f"{percent(cloud.drain_per_s / profile.envelopes * profile.live_keys / cloud.cache_keys)} of the data keys",
         "decryptors that 1,000 sites' links can keep busy": f"{math.ceil(1e5 * costs.site.wan_mbit_per_vehicle * 1e6 / 8 / profile.bytes * profile.envelopes / cloud.drain_per_s)} decryptors",
         "vehicles whose site fills 1 Gbit/s between three servers": f"{round(1e9 / 8 / profile.bytes / (costs.site.replicas - 1), -3):,.0f} vehicles",

@@ -1,8 +1,8 @@
 """Single vehicles, where a flow would hide what happens: everybody comes back at one moment.
 
 `reconnect`: one site after a power cut. Each vehicle tries, is refused or waits, and tries again after a delay with full jitter.
-`sessions`: data keys that the cloud is asked for after the cut, one by one, against the quota of KMS. All vehicles begin their sessions within
-the time that it takes to start, and end them together 15 minutes later.
+`sessions`: data keys that the cloud is asked for after the cut, one by one, against the quota of KMS. All lines begin their first sessions within
+the time that it takes to start: that is the first wave. These end at random ages, and every later session after exactly 15 minutes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def reconnect(
 class Waves:
     waiting: List[Tuple[float, float]]  # time, data keys that wait for KMS
     longest_s: float
-    longest_later_s: float  # the same from the second round of sessions on
+    through_s: Optional[float]  # all are up, and a data key waits less than a second again: the first wave is through; None: not in this time
+    longest_later_s: float  # the longest wait of data keys that were asked for after that; of all later ones, if it never is
+    a_minute: List[int]  # data keys that were asked for, minute by minute
     asked: int
     answered: int
     unanswered: int
@@ -94,33 +96,37 @@ def sessions(
     kms_per_s: float,
     hours: float,
     seed: int,
-    spread: float = 0.0,
+    full_age: bool = False,
     one_for: int = 1,
     look_s: float = 10.0,
 ) -> Waves:
-    """`spread`: how much earlier than its age a session may end, as a share of it, drawn each time (0 is what the device does).
+    """`full_age`: first sessions are as long as all others, so that lines which begin together stay in step. The device does so only where
+    the session is not its program's first: after a pause that the program ran through.
     `one_for`: one vehicle stands for so many, and KMS is as much slower."""
     random_ = random.Random(seed)
     clock = Clock()
     kms = Station(clock, one_for / kms_per_s)
     until = hours * 3_600.0
     asked = 0
+    a_minute = [0] * (int(until // 60) + 1)
     waits: List[Tuple[float, float]] = []
+    session_s = costs.vehicle.session_s
 
-    def session() -> None:
+    def unwrap() -> None:
         nonlocal asked
         asked += 1
+        a_minute[int(clock.now // 60)] += one_for
         began = clock.now
         kms.ask(lambda: waits.append((began, clock.now - began)))
-        lasts = costs.vehicle.session_s * (1 - spread * random_.random())
+
+    def session(first: bool) -> None:
+        unwrap()
+        lasts = session_s if full_age or not first else random_.uniform(min(session_s, costs.vehicle.first_session_min_s), session_s)
         if clock.now + lasts < until:
-            clock.after(lasts, session)
+            clock.after(lasts, lambda: session(False))
 
     def file() -> None:
-        nonlocal asked
-        asked += 1
-        began = clock.now
-        kms.ask(lambda: waits.append((began, clock.now - began)))
+        unwrap()
         after = random_.expovariate(costs.vehicle.files_per_h / 3_600)
         if clock.now + after < until:
             clock.after(after, file)
@@ -128,7 +134,7 @@ def sessions(
     for _ in range(vehicles // one_for):
         up = random_.uniform(costs.vehicle.boot_first_s, costs.vehicle.boot_last_s)
         for _ in range(costs.vehicle.streams):
-            clock.at(up + random_.uniform(0, costs.vehicle.linger_s), session)
+            clock.at(up + random_.uniform(0, costs.vehicle.linger_s), lambda: session(True))
         if costs.vehicle.files_per_h:
             clock.at(up + random_.expovariate(costs.vehicle.files_per_h / 3_600), file)
     looks: List[Tuple[float, float]] = []
@@ -140,11 +146,14 @@ def sessions(
 
     clock.at(0.0, look)
     clock.run(until)
-    later = [wait for began, wait in waits if began > costs.vehicle.boot_last_s + costs.vehicle.session_s * 0.5]
+    all_up = costs.vehicle.boot_last_s + costs.vehicle.linger_s
+    through = next((began for began, wait in waits if began > all_up and wait < 1), None)
     return Waves(
         looks,
         max((wait for _, wait in waits), default=0.0),
-        max(later, default=0.0),
+        through,
+        max((wait for began, wait in waits if began > (all_up if through is None else through)), default=0.0),
+        a_minute,
         asked * one_for,
         kms.served * one_for,
         (kms.waiting + kms.busy) * one_for,
