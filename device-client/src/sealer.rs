@@ -4,8 +4,9 @@
 //! every envelope, so that a denylisted or replaced key is not sealed to a moment longer, and starts a session when the
 //! old one has ended, the key or the content has changed, or the line has begun a new run.
 //!
-//! The first session of a line in a process ends at a random age: a fleet that has power again at one moment would otherwise ask
-//! the cloud for all of its data keys in the same minute of every quarter of an hour, for the rest of the day.
+//! The first session of a line after a start, or after a rest, ends at a random age: a fleet that has power again at one moment, or
+//! begins its shift at one, would otherwise ask the cloud for all of its data keys in the same minute of every quarter of an hour,
+//! for the rest of the day.
 //!
 //! With an identity key ([`Sealer::sign_with`]) every session is signed by it, so that the cloud knows the device without
 //! believing the gateway (envelope document, 2.4). Without one nothing else changes.
@@ -34,6 +35,9 @@ use crate::{
     sequence::{Sequence, SequenceError},
     state::{FileStore, StateError, lock},
 };
+
+/// A line that has sealed nothing for so long after its session's end begins anew: with records every few seconds it never does.
+const REST: Duration = Duration::from_secs(60);
 
 /// The first session of a line lives at least so long: what is over sooner is a data key, and a call of KMS, for nothing.
 const FIRST_SESSION_MIN: Duration = Duration::from_secs(60);
@@ -295,7 +299,7 @@ impl Sealer {
             let clock = self.session_clock();
             let signer = self.signer.as_ref();
             let mut session = Session::start(&key, &context, run, signer, clock, &mut KernelEntropy)?;
-            if !self.sessions.contains_key(stream) {
+            if self.has_rested(stream, clock.boot) {
                 session.end_at_age(first_age(&mut KernelEntropy)?);
             }
             self.sessions_started += 1;
@@ -303,6 +307,11 @@ impl Sealer {
         }
         let (_, session) = self.sessions.get_mut(stream).expect("it is there, or was just put there");
         Ok(session)
+    }
+
+    /// Whether nothing was sealed on the stream for a while after its last session had ended, or nothing at all so far.
+    fn has_rested(&self, stream: &StreamName, boot: Duration) -> bool {
+        self.sessions.get(stream).is_none_or(|(_, last)| last.age(boot) >= SESSION_AGE_MAX + REST)
     }
 
     fn goes_on(&self, stream: &StreamName, content: &Content, run: Run, key: &VerifiedKey) -> bool {

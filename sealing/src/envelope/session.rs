@@ -207,10 +207,15 @@ impl Session {
     }
 
     /// Ends it at this age already, if that is earlier than [`SESSION_AGE_MAX`]; nothing makes a session longer. For the first
-    /// session of a process: a fleet that has power again at one moment would otherwise begin its sessions in step for ever,
+    /// session after a start or a rest: a fleet that has power again at one moment would otherwise begin its sessions in step for ever,
     /// and the cloud would be asked for all of their data keys in the same minute of every quarter of an hour.
     pub fn end_at_age(&mut self, age: Duration) {
         self.limits.age_max = self.limits.age_max.min(age);
+    }
+
+    /// How long ago it began, at `boot` (`CLOCK_BOOTTIME`).
+    pub fn age(&self, boot: Duration) -> Duration {
+        boot.saturating_sub(self.limits.started)
     }
 
     /// Whether the session has ended at `boot` (`CLOCK_BOOTTIME`). Asked between messages; sealing asks it again.
