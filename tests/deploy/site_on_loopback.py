@@ -9,9 +9,9 @@ import socket
 import subprocess
 import threading
 
-from certificates import Ca
 from parties import AUTHORITY, SITE, Authority
-from programs import Server, free_port, program, succeed
+from programs import free_port, program, succeed
+from whole_site import Programs
 
 ARN = "arn:aws:kms:eu-central-1:111122223333:key/"
 KEYS = [ARN + "11111111-1111-4111-8111-111111111111", ARN + "22222222-2222-4222-8222-222222222222"]
@@ -69,32 +69,33 @@ class Wan:
             far.close()
 
 
-class LoopbackSite:
-    """`prefix(name)` is put before the command of a program, `statement` says how long the key statement lives."""
+class LoopbackSite(Programs):
+    """`prefix(name)` is put before the command of a program, `statement` says how long the key statement lives. With `kms` the
+    data keys lie there, else in files."""
 
-    def __init__(self, folder, prefix=lambda _: [], statement=("--validity", "180d"), spool="256MiB", gateway_env=None, more=""):
-        self.folder, self.prefix, self.running = pathlib.Path(folder), prefix, []
-        self.spool, self.gateway_env, self.more = spool, gateway_env or {}, more
-        names = ("gateway", "gateway_admin", "decryptor", "decryptor_admin")
-        self.ports = {name: free_port() for name in names}
-        self.out = self.folder / "records.jsonl"
-        for below in ("gateway-data", "decryptor-data"):
-            (self.folder / below).mkdir()
-        self.ca = Ca(f"{SITE} site CA", self.folder / "site-ca.pem")
-        self.cloud_ca = Ca("cloud CA", self.folder / "cloud-ca.pem")
-        self.ca.issue(self.folder / "gateway", spiffe=f"spiffe://{SITE}/gateway/gw-1", server=True)
-        self.cloud_ca.issue(self.folder / "decryptor", server=True)
-        self.authority = Authority(self.folder / "authority")
-        for number in ("1", "2"):
-            pem = self.folder / f"data-{number}.pem"
-            succeed("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072", "-out", pem)
-            succeed("openssl", "pkey", "-in", pem, "-pubout", "-out", self.folder / f"data-{number}.pub.pem")
+    sink = "records.jsonl"
+
+    def __init__(self, folder, prefix=lambda _: [], statement=("--validity", "180d"), spool="256MiB", more="", kms=None):
+        super().__init__(folder, spool, more)
+        self.prefix, self.kms = prefix, kms
+        self.authority = Authority(self.folder / "authority", kms)
+        if kms:
+            self.data_keys = [kms.new_key(3072).arn for _ in KEYS]
+        else:
+            for number in ("1", "2"):
+                pem = self.folder / f"data-{number}.pem"
+                succeed("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072", "-out", pem)
+                succeed("openssl", "pkey", "-in", pem, "-pubout", "-out", self.folder / f"data-{number}.pub.pem")
         self.state(*statement)
         self.wan = Wan(self.ports["decryptor"])
 
     def state(self, *more):
-        first, second = (f"{arn}={self.folder}/data-{n}.pub.pem" for n, arn in enumerate(KEYS, 1))
-        self.authority.statement("--key", first, "--next-key", second, *more)
+        if self.kms:
+            first, second = self.data_keys
+            self.authority.statement("--kms-key", first, "--kms-next-key", second, *more)
+        else:
+            first, second = (f"{arn}={self.folder}/data-{n}.pub.pem" for n, arn in enumerate(KEYS, 1))
+            self.authority.statement("--key", first, "--next-key", second, *more)
 
     def __enter__(self):
         self.start_decryptor()
@@ -119,68 +120,23 @@ class LoopbackSite:
         else:
             server.stop()
 
-    def start_decryptor(self):
-        unwrap = "\n".join(f'[[unwrap.local]]\narn = "{arn}"\nprivate_key = "data-{n}.pem"' for n, arn in enumerate(KEYS, 1))
-        self.decryptor = self._start("decryptor", f"""
-            [decryptor]
-            data_dir = "decryptor-data"
-            certificate = "decryptor.pem"
-            private_key = "decryptor.key"
-            [ingest]
-            listen = "127.0.0.1:{self.ports["decryptor"]}"
-            [[site]]
-            name = "{SITE}"
-            ca = "site-ca.pem"
-            [keys]
-            bundles = ["{self.authority.bundle}"]
-            [unwrap]
-            kms = false
-            {unwrap}
-            [sink]
-            kind = "jsonl"
-            path = "records.jsonl"
-            [admin]
-            listen = "127.0.0.1:{self.ports["decryptor_admin"]}"
-        """)
-        self.decryptor.ready()
+    def keys(self):
+        return super().keys() + '\nmin_interval = "1s"\nmax_interval = "2s"'
 
-    def start_gateway(self):
-        self.gateway = self._start("gateway", f"""
-            [gateway]
-            site = "{SITE}"
-            data_dir = "gateway-data"
-            certificate = "gateway.pem"
-            private_key = "gateway.key"
-            [trust]
-            authority = "{AUTHORITY}"
-            root = "{self.authority.root}"
-            [keys]
-            upstream = "127.0.0.1:{self.ports["decryptor"]}"
-            upstream_ca = "cloud-ca.pem"
-            min_interval = "1s"
-            max_interval = "2s"
-            [ingest]
-            listen = "127.0.0.1:{self.ports["gateway"]}"
-            device_ca = "site-ca.pem"
-            [spool]
-            max_size = "{self.spool}"
-            segment_size = "5MiB"
-            {self.more}
-            [admin]
-            listen = "127.0.0.1:{self.ports["gateway_admin"]}"
-            [relay]
-            endpoint = "127.0.0.1:{self.wan.port}"
-            ca = "cloud-ca.pem"
-        """, self.gateway_env)
-        self.gateway.ready()
+    def unwrap(self):
+        if self.kms:
+            return "kms = true"
+        local = (f'[[unwrap.local]]\narn = "{arn}"\nprivate_key = "data-{n}.pem"' for n, arn in enumerate(KEYS, 1))
+        return "\n".join(["kms = false", *local])
 
-    def _start(self, name, toml, env=None):
-        config = self.folder / f"{name}.toml"
-        config.write_text("\n".join(line.strip() for line in toml.splitlines()) + "\n")
-        command = [*self.prefix(name), program(f"pithead-{name}"), "run", "-c", config]
-        server = Server(command, self.folder / f"{name}.log", env=env, admin=self.ports[f"{name}_admin"])
-        self.running.append(server)
-        return server
+    def relay(self):
+        return f'[relay]\nendpoint = "127.0.0.1:{self.wan.port}"\nca = "cloud-ca.pem"'
+
+    def environment(self, name):
+        return self.kms.environment if self.kms else {}
+
+    def command(self, name, config):
+        return [*self.prefix(name), *super().command(name, config)]
 
     def device(self, name):
         """The folder of a device; it is enrolled when it is first asked for."""

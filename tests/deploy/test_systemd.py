@@ -110,14 +110,14 @@ def test_what_the_units_forbid_is_not_what_the_programs_do(traced_site):
 class Listening(LoopbackSite):
     """Its programs are started as systemd starts them: told where to say how they are, and how often."""
 
-    def _start(self, name, toml, env=None):
+    def environment(self, name):
         path = self.folder / f"{name}.notify"
         self.notified = getattr(self, "notified", {})
         self.notified[name] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notified[name].bind(str(path))
         self.notified[name].settimeout(30)
         os.chmod(path, 0o777)
-        return super()._start(name, toml, {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "1000000", **(env or {})})
+        return super().environment(name) | {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "1000000"}
 
     def says(self, name, what):
         """Waits for a line of it."""
