@@ -1,6 +1,7 @@
 """The runbooks' steps, done with the real programs on loopback: each ends where its runbook says that it does.
 
-What a machine cannot do here (a disk that dies, a clock that is wrong, KMS that denies) is in the Rust suites.
+Wrong clocks, KMS and sinks that fail, foreign signers, full ports and programs that do not run are in test_rehearsed_trouble.py; a
+disk that dies is in the Rust suites.
 """
 
 import json
