@@ -8,7 +8,7 @@ import pytest
 
 from programs import program, run, succeed
 from site_on_loopback import LoopbackSite
-from tools import DEPLOY
+from tools import DEPLOY, needs
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def laid_out(sample, folder, made):
         text = text.replace(f'"{path}"', f'"{folder}{path}"')
     files = {
         "gw-1.pem": "gateway.pem", "gw-1.key": "gateway.key", "gateway.pem": "gateway.pem", "gateway.key": "gateway.key",
-        "site-ca.pem": "site-ca.pem", "cloud-ca.pem": "cloud-ca.pem", "pit-7-ca.pem": "site-ca.pem",
+        "pithead-gateway-0.pem": "gateway.pem", "pithead-gateway-0.key": "gateway.key", "site-ca.pem": "site-ca.pem", "cloud-ca.pem": "cloud-ca.pem", "pit-7-ca.pem": "site-ca.pem",
         "decryptor.pem": "decryptor.pem", "decryptor.key": "decryptor.key", "root.cose": "authority/roots/1.cose",
         "pit-7.pb": "authority/bundles/pit-7.pb",
     }
@@ -43,8 +43,10 @@ def laid_out(sample, folder, made):
     return config
 
 
-@pytest.mark.parametrize("sample", ["gateway.toml", "k3s/gateway.toml"])
+@pytest.mark.parametrize("sample", ["gateway.toml", "k3s/gateway.toml", "k3s-replicated/gateway.toml"])
 def test_a_gateways_sample_is_taken(sample, made, tmp_path):
+    if "replicated" in sample:
+        needs("pithead-gateway", "[spool.jetstream]")
     folder = tmp_path / "etc"
     folder.mkdir()
     config = laid_out(DEPLOY / sample, folder, made)

@@ -1,11 +1,14 @@
 """The tools that tests/deploy/run has installed, and how they are run."""
 
+import functools
 import os
 import pathlib
 import subprocess
 import sys
 
-from programs import WORKSPACE
+import pytest
+
+from programs import WORKSPACE, program, run
 
 DEPLOY = WORKSPACE / "deploy"
 # Where tests/deploy/run unpacked Debian's Prometheus and Alertmanager.
@@ -32,3 +35,18 @@ def content(name, *arguments, **options):
     code, said = ask(name, *arguments, **options)
     assert code == 0, f"{name} {' '.join(map(str, arguments))} ended with {code}:\n{said}"
     return said
+
+
+@functools.cache
+def template(name):
+    """Every key that a program of ours knows, as `config template` prints them."""
+    done = run(program(name), "config", "template")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+def needs(name, *words):
+    """Skips where the program's template does not have all of these: it is older than what is tested."""
+    for word in words:
+        if word not in template(name):
+            pytest.skip(f"{name} here has no {word} in its configuration yet")
