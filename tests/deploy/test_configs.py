@@ -43,10 +43,11 @@ def laid_out(sample, folder, made):
     return config
 
 
-@pytest.mark.parametrize("sample", ["gateway.toml", "k3s/gateway.toml", "k3s-replicated/gateway.toml"])
-def test_a_gateways_sample_is_taken(sample, made, tmp_path):
-    if "replicated" in sample:
-        needs("pithead-gateway", "[spool.jetstream]")
+@pytest.mark.parametrize(("sample", "section"), [
+    ("gateway.toml", "[relay]"), ("k3s/gateway.toml", "[relay]"), ("k3s-replicated/gateway.toml", "[spool.jetstream]"), ("gateway-s3.toml", "[relay.store]"),
+])
+def test_a_gateways_sample_is_taken(sample, section, made, tmp_path):
+    needs("pithead-gateway", section)
     folder = tmp_path / "etc"
     folder.mkdir()
     config = laid_out(DEPLOY / sample, folder, made)
@@ -58,7 +59,8 @@ def test_a_gateways_sample_is_taken(sample, made, tmp_path):
     for key, name in (("certificate", "gateway.pem"), ("private_key", "gateway.key")):
         shutil.copy(tmp_path / "init" / name, folder / written["gateway"][key])
     shutil.copy(tmp_path / "init" / "site-ca.pem", folder / written["ingest"]["device_ca"])
-    shutil.copy(tmp_path / "init" / "site-ca.key", folder / written["enroll"]["ca_key"])
+    if "enroll" in written:
+        shutil.copy(tmp_path / "init" / "site-ca.key", folder / written["enroll"]["ca_key"])
     for command in ("check", "show"):
         succeed(program("pithead-gateway"), "config", command, "-c", config)
     config.write_text(config.read_text().replace("max_size", "max_sise"))
@@ -66,8 +68,11 @@ def test_a_gateways_sample_is_taken(sample, made, tmp_path):
     assert refused.returncode == 78 and b"max_sise" in refused.stderr
 
 
-def test_the_decryptors_sample_is_taken(made, tmp_path):
-    config = laid_out(DEPLOY / "decryptor.toml", tmp_path, made)
+@pytest.mark.parametrize(("sample", "section"), [("decryptor.toml", "[sink]"), ("decryptor-s3.toml", "[source]")])
+def test_a_decryptors_sample_is_taken(sample, section, made, tmp_path):
+    needs("pithead-decryptor", section)
+    config = laid_out(DEPLOY / sample, tmp_path, made)
+    succeed(program("pithead-decryptor"), "config", "check", "-c", config)
     succeed(program("pithead-decryptor"), "site", "list", "-c", config)
     config.write_text(config.read_text().replace("bundles", "bundels"))
     assert run(program("pithead-decryptor"), "site", "list", "-c", config).returncode == 78

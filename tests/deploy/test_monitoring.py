@@ -149,8 +149,8 @@ WITH_THEIR_FIRST_EVENT = {
 # What programs have that know the engine or the bucket, by the words of their configuration.
 OF_ENGINES = {
     ("pithead-gateway", "[spool.jetstream]"): {"pithead_spool_owner"},
-    ("pithead-gateway", "object_store"): {"pithead_relay_bundles_total", "pithead_relay_bundle_bytes_total"},
-    ("pithead-decryptor", 'kind = "s3"'): {
+    ("pithead-gateway", "[relay.store]"): {"pithead_relay_bundles_total", "pithead_relay_bundle_bytes_total"},
+    ("pithead-decryptor", "[source]"): {
         "pithead_bundles_total", "pithead_bundles_waiting", "pithead_bundle_oldest_timestamp_seconds", "pithead_queue_messages_total",
         "pithead_ledger_number", "pithead_ledger_unfinished", "pithead_ledger_entries_won_total", "pithead_ledger_entries_lost_total",
         "pithead_bundle_bytes_total", "pithead_sink_object_bytes_total",
