@@ -13,9 +13,9 @@ from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
 import kustomize
 from nats_cluster import CONF, FOLDER, NAMES, Cluster, localised, make_keys
-from programs import run
+from programs import program, run, succeed
 from test_kubernetes import assert_files_of_the_pod, by_kind
-from tools import ask, content
+from tools import ask, content, needs
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,8 @@ def test_the_server_takes_the_configuration(keys, tmp_path):
 def test_a_stream_of_three_replicas_takes_a_whole_group_and_outlives_a_server(cluster):
     async def stream():
         connection = await cluster.connect(cluster.keys / "pithead-gateway-0.creds")
-        # A group at its largest, as the gateway packs them: just below max_payload.
+        # An envelope as large as [ingest.envelopes] inline may be set to, with its heads.
+        assert connection.max_payload >= (4 << 20) + (64 << 10)
         group = b"\x5a" * (connection.max_payload - 1024)
         manager = connection.jetstream(timeout=10)
         await until_made(manager, StreamConfig(
@@ -166,7 +167,20 @@ def test_manifests_and_configuration_speak_of_the_same_names_ports_and_files(obj
     assert spool["replicas"] == stateful["replicas"]
     (egress,) = [rule for rule in by_kind(objects, "NetworkPolicy", "pithead-gateway")["spec"]["egress"] if {"port": ports["client"], "protocol": "TCP"} in rule["ports"]]
     assert {"port": ports["monitor"], "protocol": "TCP"} in egress["ports"]
+    own = by_kind(objects, "NetworkPolicy", "pithead-nats")["spec"]["egress"]
+    assert {"to": egress["to"], "ports": [{"port": ports["route"], "protocol": "TCP"}]} in own, "they reach each other"
     assert egress["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "pithead-nats"}}}]
+
+
+def test_what_differs_between_the_pods_is_said_by_their_environment_and_taken(objects):
+    needs("pithead-gateway", "[spool.jetstream]")
+    (container,) = by_kind(objects, "StatefulSet", "pithead-gateway")["spec"]["template"]["spec"]["containers"]
+    told = {one["name"]: one["value"].replace("$(POD_NAME)", "pithead-gateway-1") for one in container["env"] if "value" in one}
+    shown = succeed(program("pithead-gateway"), "config", "show", "--origin", "-c", FOLDER / "gateway.toml", env=told).decode()
+    for name, value in told.items():
+        (line,) = [line for line in shown.splitlines() if line.endswith(f"# {name}")]
+        assert f'"{value}"' in line
+    assert len(told) == 4
 
 
 def gigabytes(text):
