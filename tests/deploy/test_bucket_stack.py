@@ -104,7 +104,9 @@ def test_a_gateway_deletes_nothing_lists_nothing_decrypts_nothing_and_sees_no_qu
 
 def test_the_relays_ban_holds_whatever_is_allowed_besides(cloud):
     """Somebody attaches AdministratorAccess to the gateway's role."""
-    for action, key in (("GetObject", RECORD), ("PutObject", ENTRY), ("DeleteObject", BUNDLE), ("GetObject", BUNDLE.replace(SITE, "pit-8"))):
+    bans = (("GetObject", RECORD), ("PutObject", ENTRY), ("DeleteObject", BUNDLE), ("GetObject", BUNDLE.replace(SITE, "pit-8")), ("ListBucket", ""),
+            ("PutBucketPolicy", ""), ("PutLifecycleConfiguration", ""))
+    for action, key in bans:
         assert not cloud.may_s3("gateway", action, key, identity=[*cloud.identity("gateway"), ANYTHING])
     assert cloud.may_s3("gateway", "GetObject", RECORD, identity=[ANYTHING]), "so it is the ban that this shows"
 
