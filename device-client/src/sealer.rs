@@ -21,8 +21,9 @@ use std::{
 
 use pithead_sealing::{
     envelope::{
-        ContentType, DeviceSigningKey, Encoding, Entropy, EntropyError, FileName, KernelEntropy, SESSION_AGE_MAX,
-        SealedEnvelope, SealedStream, Session, SessionClock, SessionContext, StreamSealer,
+        ContentType, DeviceSigningKey, Encoding, Entropy, EntropyError, FileName, KernelEntropy,
+        SESSION_AGE_MAX, SealError as SessionError, SealedEnvelope, SealedStream, Session, SessionClock,
+        SessionContext, StreamSealer,
     },
     names::{DeviceId, Identity, Run, Site, StreamName},
     trust::{Kid, TrustError, VerifiedKey},
@@ -300,7 +301,7 @@ impl Sealer {
             let signer = self.signer.as_ref();
             let mut session = Session::start(&key, &context, run, signer, clock, &mut KernelEntropy)?;
             if self.has_rested(stream, clock.boot) {
-                session.end_at_age(first_age(&mut KernelEntropy)?);
+                session.end_at_age(first_age(&mut KernelEntropy).map_err(SessionError::from)?);
             }
             self.sessions_started += 1;
             self.sessions.insert(stream.clone(), (content.clone(), session));

@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn whoever_is_not_answered_is_not_kept() {
-        let (_never, waits) = mpsc::channel::<()>();
+        let (_never, waits) = mpsc::sync_channel::<()>(1);
         let stuck = within(Duration::from_millis(5), move || Ok(waits.recv().is_ok()));
         assert_eq!(stuck.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(within(Duration::from_secs(60), || Ok(7)).unwrap(), 7);

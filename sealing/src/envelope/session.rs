@@ -312,14 +312,7 @@ mod tests {
     use super::*;
 
     fn limits(messages: u64, bytes: u64, file: bool) -> Limits {
-        Limits {
-            started: Duration::from_secs(100),
-            age_max: SESSION_AGE_MAX,
-            pid: 7,
-            file,
-            messages,
-            bytes,
-        }
+        Limits { started: Duration::from_secs(100), age_max: SESSION_AGE_MAX, pid: 7, file, messages, bytes }
     }
 
     #[test]
