@@ -197,9 +197,9 @@ def test_there_is_room_for_what_is_promised(objects):
     # As the gateway makes the streams: a lane in use may take all of it, another a sixteenth; and the state.
     reserved = gigabytes(config["spool"]["max_size"]) * (in_use + (3 - in_use) / 16) + 2**28
     assert reserved < store < gigabytes(claim["spec"]["resources"]["requests"]["storage"])
-    large = by_kind(objects, "PersistentVolumeClaim", "pithead-large")["spec"]
-    assert large["accessModes"] == ["ReadWriteMany"] and large["storageClassName"] != "local-path"
-    assert gigabytes(config["uploads"]["max_size"]) < gigabytes(large["resources"]["requests"]["storage"])
+    # What is left on a gateway's own volume.
+    (claim,) = by_kind(objects, "StatefulSet", "pithead-gateway")["spec"]["volumeClaimTemplates"]
+    assert gigabytes(config["relay"].get("refused_size", "1GiB")) < gigabytes(claim["spec"]["resources"]["requests"]["storage"])
 
 
 def test_no_two_of_a_kind_are_on_one_machine_or_away_together(objects):
