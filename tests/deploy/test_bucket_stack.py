@@ -117,7 +117,7 @@ def test_the_decryptor_reads_what_is_sealed_and_writes_books_and_records(cloud):
         assert not cloud.may_s3("decryptor", "PutObject", key), "it cannot put words into a device's mouth"
     for key in (ENTRY, CHECKPOINT, ASIDE, RECORD, OPENED):
         assert cloud.may_s3("decryptor", "GetObject", key) and cloud.may_s3("decryptor", "PutObject", key)
-    assert cloud.may_s3("decryptor", "ListBucket")
+    assert cloud.may_s3("decryptor", "ListBucket") and cloud.may_s3("decryptor", "PutObject", PROBE)
     for key in EVERYTHING:
         for action in ("DeleteObject", "DeleteObjectVersion", "PutObjectAcl"):
             assert not cloud.may_s3("decryptor", action, key), (action, key)
