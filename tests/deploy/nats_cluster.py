@@ -58,6 +58,11 @@ class Cluster:
             server.until("is healthy", lambda server=server: server.get("/healthz?js-server-only=true")[0] == 200)
         return self
 
+    def back(self, name):
+        """Starts a server again, and waits until it has all that the others have: the startup probe of its pod."""
+        server = self.servers[name] = self.start(name)
+        server.until("has caught up", lambda: server.get("/healthz")[0] == 200)
+
     def stop(self):
         for server in self.servers.values():
             server.stop()

@@ -98,8 +98,13 @@ class LoopbackSite(Programs):
             self.authority.statement("--key", first, "--next-key", second, *more)
 
     def __enter__(self):
-        self.start_decryptor()
-        self.start_gateway()
+        try:
+            self.start_decryptor()
+            self.start_gateway()
+        except BaseException:
+            # What has started already is not left behind.
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):

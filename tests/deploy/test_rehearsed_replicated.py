@@ -101,8 +101,7 @@ def test_lose_a_node(site, node):
     send(site, "truck-1", 5)
     site.until_delivered("truck-1", 10)
     # It comes back with its disk, and catches up.
-    site.cluster.servers[node] = site.cluster.start(node)
-    site.cluster.healthy()
+    site.cluster.back(node)
     send(site, "truck-1", 5)
     site.until_delivered("truck-1", 15)
     verified(site)
@@ -113,8 +112,7 @@ def test_lose_a_node_for_good(site):
     send(site, "truck-1", 20)
     site.cluster.servers[NAMES[1]].kill()
     shutil.rmtree(site.cluster.folder / NAMES[1])
-    site.cluster.servers[NAMES[1]] = site.cluster.start(NAMES[1])
-    site.cluster.healthy()
+    site.cluster.back(NAMES[1])
     # Now one of the two that have filled it goes, so that the new one counts.
     site.cluster.servers[NAMES[0]].kill()
     send(site, "truck-1", 5)

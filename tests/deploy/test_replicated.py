@@ -79,8 +79,7 @@ def test_a_stream_of_three_replicas_takes_a_whole_group_and_outlives_a_server(cl
         return led
 
     led = asyncio.run(stream())
-    cluster.servers[led] = cluster.start(led)
-    cluster.healthy()
+    cluster.back(led)
 
 
 async def until_made(manager, config):
