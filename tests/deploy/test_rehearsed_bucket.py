@@ -139,9 +139,10 @@ def test_a_bundle_that_is_none_is_refused_and_kept(site, tmp_path):
     site.send("truck-1", 2)
     site.until_delivered("truck-1", 2)
     s3 = site.stacks.client("s3")
-    (good,) = site.names("bundles/")
+    good = site.names("bundles/")[0]
     folder, name = good.rsplit("/", 1)
-    bad = f"{folder}/{name.rsplit('-', 1)[0]}-00000000000000ff.bundle"
+    gateway, _, lane, place = name.rsplit("-", 3)
+    bad = f"{folder}/{gateway}-{'ab' * 16}-{lane}-{place}"
     s3.put_object(Bucket=site.stacks.bucket, Key=bad, Body=b"no bundle at all", IfNoneMatch="*")
     site.decryptor.until("refuses it", lambda: site.decryptor.metric("pithead_bundles_total", 'outcome="refused"') > 0)
     assert "bundle.refused" in site.decryptor.log.read_text()
