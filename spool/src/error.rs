@@ -159,13 +159,17 @@ pub enum NotDurable {
     /// The owner thread ended before it came to this record. Nothing was written.
     #[error("the spool was closed")]
     Closed,
+    /// It was under way when its owner had to give the log up, and no answer came: whoever owns the log now knows. Append it
+    /// again there. (A log on one disk never says so; it is for engines that are replicated.)
+    #[error("it was under way when the log had to be given up")]
+    Unknown,
 }
 
 impl NotDurable {
     /// Whether the bytes may be on disk all the same.
     #[must_use]
     pub const fn may_be_stored(&self) -> bool {
-        matches!(self, Self::Disk { .. })
+        matches!(self, Self::Disk { .. } | Self::Unknown)
     }
 }
 

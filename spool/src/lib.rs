@@ -161,5 +161,5 @@ pub use recover::{MAX_NAMED_RANGES, Recovery};
 pub use spool::Spool;
 pub use stats::{LaneStats, SYNC_BOUNDS_S, Stats, SyncTimes};
 pub use survey::{Survey, Walk};
-pub use ticket::Ticket;
+pub use ticket::{Promise, Ticket};
 pub use wait::{Changed, Room};

@@ -360,7 +360,7 @@ impl Owner {
         for one in flight.pending {
             let records = one.records.len() as u64;
             match why {
-                None => one.promise.keep(position),
+                None => one.promise.keep(crate::Position(position)),
                 Some(why) => one.promise.fail(why),
             }
             position += records;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub const MAX_NAMED_HEADS: usize = 4096;
 
 /// Positions whose records are lost to damage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CorruptRange {
     /// The lane.

@@ -45,7 +45,7 @@ impl fmt::Debug for Record {
 }
 
 /// A record without its body.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecordHead {
     /// Where the record lies in its lane.

@@ -1,11 +1,11 @@
 //! What appenders, readers and the owner share: one state behind one lock that is never held over a system call.
 
-use crate::error::{AppendError, NotDurable};
+use crate::error::AppendError;
 use crate::format::{ENTRY_BYTES, GROUP_HEAD_BYTES, crc, page_up};
 use crate::fs::{FileRef, Fs};
 use crate::options::Options;
 use crate::record::{Lane, MAX_HEAD_BYTES, Position, Record};
-use crate::ticket::{Slot, Ticket};
+use crate::ticket::{Promise, Ticket};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -175,32 +175,6 @@ impl From<Record> for Summed {
     }
 }
 
-/// The owner's end of a ticket. Should the owner fall over, dropping it still answers.
-pub(crate) struct Promise {
-    slot: Arc<Slot>,
-    kept: bool,
-}
-
-impl Promise {
-    pub(crate) fn keep(mut self, position: u64) {
-        self.kept = true;
-        self.slot.answer(Ok(crate::Position(position)));
-    }
-
-    pub(crate) fn fail(mut self, why: NotDurable) {
-        self.kept = true;
-        self.slot.answer(Err(why));
-    }
-}
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        if !self.kept {
-            self.slot.answer(Err(NotDurable::Closed));
-        }
-    }
-}
-
 fn encoded_bytes(record: &Record) -> u64 {
     (ENTRY_BYTES + record.head.len() + record.body.len()) as u64
 }
@@ -333,8 +307,7 @@ impl Shared {
         self.lock().refuse(&self.options, lane.index(), count, bytes)?;
 
         // Checksums are the appender's work and are done outside the lock, so they use as many cores as there are appenders.
-        let (ticket, slot) = Ticket::new();
-        let promise = Promise { slot, kept: false };
+        let (promise, ticket) = Ticket::promised();
         // At worst it lies in a group of its own.
         let reserved = page_up(bytes + GROUP_HEAD_BYTES as u64);
         let records = records.map(Summed::from);
@@ -394,7 +367,8 @@ impl State {
 
     /// Bytes that an append to `lane` can count on.
     pub(crate) fn available(&self, options: &Options, lane: usize) -> u64 {
-        let room = self.lanes[lane].room.unwrap_or(0);
+        // A survey of a folder that was never worked in has no lanes.
+        let room = self.lanes.get(lane).and_then(|lane| lane.room).unwrap_or(0);
         let spares: usize =
             self.lanes.iter().map(|lane| lane.spares.len() + usize::from(lane.preparing)).sum();
         let unallocated = if self.disk_full {

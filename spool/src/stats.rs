@@ -19,14 +19,15 @@ pub struct SyncTimes {
 }
 
 impl SyncTimes {
-    pub(crate) fn add(&mut self, took: std::time::Duration) {
+    /// One more sync that took so long.
+    pub fn add(&mut self, took: std::time::Duration) {
         self.counts[SYNC_BOUNDS_S.partition_point(|bound| *bound < took.as_secs_f64())] += 1;
         self.sum_us = self.sum_us.saturating_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 }
 
 /// A picture of a spool.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Records that are durable and not acknowledged, in all lanes.
@@ -65,7 +66,7 @@ pub struct Stats {
 }
 
 /// A picture of a lane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LaneStats {
     /// The lane.

@@ -18,7 +18,7 @@ type Answer = Result<Position, NotDurable>;
 pub struct Ticket(Arc<Slot>);
 
 #[derive(Default)]
-pub(crate) struct Slot {
+struct Slot {
     state: Mutex<SlotState>,
     answered: Condvar,
 }
@@ -31,12 +31,18 @@ struct SlotState {
     waiting: bool,
 }
 
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("answer", &self.lock().answer).finish()
+    }
+}
+
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, SlotState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn answer(&self, answer: Answer) {
+    fn answer(&self, answer: Answer) {
         let (waker, waiting) = {
             let mut state = self.lock();
             state.answer = Some(answer);
@@ -51,8 +57,45 @@ impl Slot {
     }
 }
 
+/// The other end of a ticket: whoever makes records durable keeps it, or says why not. Dropped without either, as when its owner
+/// falls over, it says [`NotDurable::Closed`].
+#[derive(Debug)]
+pub struct Promise {
+    slot: Arc<Slot>,
+    kept: bool,
+}
+
+impl Promise {
+    /// The record is durable, at `position`.
+    pub fn keep(mut self, position: Position) {
+        self.kept = true;
+        self.slot.answer(Ok(position));
+    }
+
+    /// It is not, and this is why.
+    pub fn fail(mut self, why: NotDurable) {
+        self.kept = true;
+        self.slot.answer(Err(why));
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.slot.answer(Err(NotDurable::Closed));
+        }
+    }
+}
+
 impl Ticket {
-    pub(crate) fn new() -> (Self, Arc<Slot>) {
+    /// A ticket, and the promise that answers it: for another engine behind the same tickets.
+    #[must_use]
+    pub fn promised() -> (Promise, Self) {
+        let (ticket, slot) = Self::new();
+        (Promise { slot, kept: false }, ticket)
+    }
+
+    fn new() -> (Self, Arc<Slot>) {
         let slot = Arc::<Slot>::default();
         (Self(Arc::clone(&slot)), slot)
     }

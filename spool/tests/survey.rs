@@ -102,6 +102,15 @@ fn walked(survey: &Survey, from: Position) -> Vec<u64> {
 }
 
 #[test]
+fn a_folder_that_was_never_worked_in_is_an_empty_spool() {
+    let dir = tempfile::tempdir().unwrap();
+    let survey = Survey::open(dir.path()).unwrap();
+    let stats = survey.stats();
+    assert_eq!((stats.records, stats.bytes, stats.lanes.len()), (0, 0, 0));
+    assert_eq!(survey.found().records, 0);
+}
+
+#[test]
 fn a_survey_reads_what_waits_and_what_is_still_kept_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let spool = filled(dir.path(), 40);
