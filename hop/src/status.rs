@@ -293,7 +293,8 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::ConfigUnreadable
         | R::SealingFailed
         | R::WouldOverwrite
-        | R::ClockWrong => Code::FailedPrecondition,
+        | R::ClockWrong
+        | R::SpoolUnsafe => Code::FailedPrecondition,
 
         R::DeviceMismatch
         | R::SiteMismatch
@@ -332,6 +333,7 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         // Not now.
         R::Draining
         | R::NotReady
+        | R::StandingBy
         | R::KeysNotReady
         | R::PeerUnreachable
         | R::KmsUnreachable
@@ -357,6 +359,7 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::Throttled
         | R::Draining
         | R::NotReady
+        | R::StandingBy
         | R::NotDurable
         | R::TooManyRuns
         | R::TooManySessions
@@ -471,7 +474,8 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::StateDamaged
         | R::SealingFailed
         | R::WouldOverwrite
-        | R::ClockWrong => false,
+        | R::ClockWrong
+        | R::SpoolUnsafe => false,
     }
 }
 

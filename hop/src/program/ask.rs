@@ -1,6 +1,8 @@
-//! The little HTTP that asking one's own admin port takes: one request, one answer, the connection closed.
+//! The little HTTP that asking one's own admin port takes, or that of a program beside it: one request, one answer, the connection
+//! closed.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
 use super::admin::AdminAddress;
@@ -38,6 +40,31 @@ pub fn request_within(limit: Duration, admin: &AdminAddress, method: &str, path:
         stream,
         "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     )?;
+    answer(stream)
+}
+
+/// Asks another program's port on `address`, a host with a port. Blocks for at most some [`LIMIT`]s.
+///
+/// # Errors
+/// As [`request`].
+pub fn get(address: &str, path: &str) -> io::Result<Answer> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for at in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&at, LIMIT) {
+            Ok(mut stream) => {
+                stream.set_read_timeout(Some(LIMIT))?;
+                stream.set_write_timeout(Some(LIMIT))?;
+                // Of version 1.0, so that nobody answers in chunks.
+                write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+                return answer(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn answer(stream: impl Read) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut bytes)?;
     let text = String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData)?;

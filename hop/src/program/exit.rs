@@ -47,7 +47,7 @@ impl ExitCode {
     pub fn of(reason: ErrorReason) -> Self {
         use ErrorReason as R;
         match reason {
-            R::ConfigInvalid | R::ConfigUnreadable => Self::CONFIG_INVALID,
+            R::ConfigInvalid | R::ConfigUnreadable | R::SpoolUnsafe => Self::CONFIG_INVALID,
             R::DataDirUnwritable | R::DiskFull | R::DiskFailed | R::WouldOverwrite => Self::CANNOT_WRITE,
             R::CertificateRequired
             | R::CertificateInvalid

@@ -233,6 +233,10 @@ fn todo(reason: ErrorReason) -> &'static str {
             "Nothing, if it is rare. If one device is meant to be so fast, raise [ingest.per_device]."
         }
         R::Draining => "Wait. If it stays so, see `status` on that machine.",
+        R::StandingBy => {
+            "Nothing, if the device knows the other gateways of its site: it goes to the one that the message names. If none takes \
+             envelopes, see `status` on each, and the NATS servers."
+        }
         R::NotReady => {
             "Wait. If the message names a second code, that is what is waited for: explain it. If it stays so, see `status` on that \
              machine."
@@ -330,6 +334,10 @@ fn todo(reason: ErrorReason) -> &'static str {
         R::DiskFailed => "Look at the disk and the system's log; restart the program when it is mended.",
         R::StateDamaged => {
             "Start the program: it goes on from its last good copy where there is one. Then look at the disk."
+        }
+        R::SpoolUnsafe => {
+            "Change the settings that the message names: of a stream with `nats stream edit`, of a server in its own file. A stream \
+             that has to be made anew is removed when nothing waits in it; the gateway makes it at its next start."
         }
         R::WouldOverwrite => "Choose another folder, or move away what stands there.",
         R::ClockWrong => {

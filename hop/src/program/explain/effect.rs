@@ -75,6 +75,7 @@ pub(super) fn affects(reason: ErrorReason) -> &'static str {
         | R::Throttled
         | R::Draining
         | R::NotReady
+        | R::StandingBy
         | R::NotDurable
         | R::TooManyGaps
         | R::TooManyStreams
@@ -134,6 +135,7 @@ pub(super) fn affects(reason: ErrorReason) -> &'static str {
         R::DiskFull => "Nothing new is taken. What was acknowledged is safe.",
         R::DiskFailed => "Nothing more is acknowledged. What was acknowledged before was synced.",
         R::StateDamaged => "What the file held, as far as there is no good copy of it.",
+        R::SpoolUnsafe => "No envelope is taken by that gateway. What lies in the streams stays there.",
         R::WouldOverwrite => "Nothing was written.",
         R::ClockWrong => {
             "Dates and ages on screens; certificates may be refused. Sealing, keeping and relaying go on."
