@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `/` | the console, a page for people: see [`console`] |
 //! | `/livez` | 200 as long as the program answers at all |
-//! | `/readyz` | 200 if devices can be sent here, 503 with the reason otherwise |
+//! | `/readyz` | 200 if devices can be sent here, 503 with the reason otherwise; a gateway that stands by is ready |
+//! | `/readyz/ingest` | 200 if it is ready and takes envelopes itself, 503 otherwise |
 //! | `/statusz` | everything as JSON, each state with its age |
 //! | `/metrics` | OpenMetrics text |
 //! | `/devices` | who is connected, how each is known, and when each device was last there, as JSON |
@@ -131,6 +132,7 @@ pub async fn serve(
     let router = Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
+        .route("/readyz/ingest", get(readyz_ingest))
         .route("/statusz", get(statusz))
         .route("/devices", get(devices))
         .route("/metrics", get(metrics))
@@ -155,7 +157,10 @@ pub async fn serve(
 
 async fn readyz(State(facts): State<Arc<Facts>>) -> Response {
     if facts.health.is_ready() {
-        return "ready\n".into_response();
+        return match facts.spool.elsewhere() {
+            None => "ready\n".into_response(),
+            Some(elsewhere) => format!("ready, and standing by: {elsewhere}\n").into_response(),
+        };
     }
     let mut why = String::from("not ready\n");
     if facts.health.is_draining() {
@@ -165,6 +170,15 @@ async fn readyz(State(facts): State<Arc<Facts>>) -> Response {
         why.push_str(&format!("{name}: {}, {}\n", lamp.level.name(), lamp.words));
     }
     (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+}
+
+async fn readyz_ingest(state: State<Arc<Facts>>) -> Response {
+    match state.spool.elsewhere() {
+        Some(elsewhere) if state.health.is_ready() => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("standing by: {elsewhere}\n")).into_response()
+        }
+        _ => readyz(state).await,
+    }
 }
 
 async fn statusz(State(facts): State<Arc<Facts>>) -> Response {

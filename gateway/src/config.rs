@@ -244,10 +244,23 @@ impl Default for PerDevice {
     }
 }
 
+/// What the spool stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// A folder on this machine.
+    #[default]
+    Embedded,
+    /// Streams of NATS JetStream, which the gateways of a site share.
+    Jetstream,
+}
+
 /// `[spool]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spool {
+    /// What it stands on.
+    pub engine: Engine,
     /// The disk budget.
     pub max_size: ByteSize,
     /// Size of one segment file.
@@ -258,6 +271,30 @@ pub struct Spool {
     pub conflicts_per_device: ByteSize,
     /// Which streams go first, and which last.
     pub lanes: Lanes,
+    /// Where JetStream is, for the engine of that name.
+    pub jetstream: Option<JetStream>,
+}
+
+/// `[spool.jetstream]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JetStream {
+    /// The servers of the cluster: URLs, or hosts with a port.
+    pub servers: Vec<String>,
+    /// On how many servers each stream lies.
+    #[serde(default = "replicas")]
+    pub replicas: usize,
+    /// A `.creds` file.
+    pub credentials: Option<PathBuf>,
+    /// PEM: the CA of the servers' certificates.
+    pub ca: Option<PathBuf>,
+    /// What streams and subjects begin with, if it is not `pithead-SITE`.
+    pub prefix: Option<String>,
+    /// Where devices reach this gateway, if it is not `ingest.listen`: for the other gateways, and for whoever is sent on.
+    pub address: Option<Endpoint>,
+    /// The servers' monitoring ports, each a host with a port.
+    #[serde(default)]
+    pub monitor: Vec<String>,
 }
 
 /// `[spool.lanes]`: streams that are in neither wait in the second.
@@ -322,11 +359,13 @@ pub struct Stop {
 impl Default for Spool {
     fn default() -> Self {
         Self {
+            engine: Engine::default(),
             max_size: ByteSize::mib(8 << 10),
             segment_size: ByteSize::mib(32),
             per_device: ByteSize::mib(2 << 10),
             conflicts_per_device: ByteSize::mib(64),
             lanes: Lanes::default(),
+            jetstream: None,
         }
     }
 }
@@ -346,6 +385,11 @@ impl Default for Stop {
             admin: Duration::from_secs(2),
         }
     }
+}
+
+/// One server may be lost, and another one be restarted meanwhile would be one too many: three is where a majority outlives one.
+const fn replicas() -> usize {
+    3
 }
 
 const fn min_interval() -> Duration {
@@ -506,8 +550,58 @@ impl Config {
             ));
         }
         self.traces.as_ref().map_or(Ok(()), Traces::check)?;
+        self.check_jetstream()?;
         if self.trust.authority.is_empty() {
             return Err(Wrong::at("trust.authority", "[trust] `authority` is empty"));
+        }
+        Ok(())
+    }
+
+    fn check_jetstream(&self) -> Result<(), Wrong> {
+        let Some(jetstream) = &self.spool.jetstream else {
+            return match self.spool.engine {
+                Engine::Embedded => Ok(()),
+                Engine::Jetstream => {
+                    Err(Wrong::at("spool.engine", "[spool] `engine` = \"jetstream\" needs [spool.jetstream]"))
+                }
+            };
+        };
+        let wrong = |key: &str, words: String| {
+            Err(Wrong::at(format!("spool.jetstream.{key}"), format!("[spool.jetstream] {words}")))
+        };
+        if jetstream.servers.is_empty() {
+            return wrong("servers", "`servers` names none".to_owned());
+        }
+        for server in &jetstream.servers {
+            if let Err(error) = server.parse::<async_nats::ServerAddr>() {
+                return wrong("servers", format!("`servers`: {server:?}: {error}"));
+            }
+        }
+        if ![1, 3, 5].contains(&jetstream.replicas) {
+            return wrong(
+                "replicas",
+                "`replicas` is 1, 3 or 5: an even number outlives no more than one less".to_owned(),
+            );
+        }
+        let is_name = |prefix: &str| {
+            !prefix.is_empty() && prefix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+        };
+        if let Some(prefix) = jetstream.prefix.as_ref().filter(|prefix| !is_name(prefix)) {
+            return wrong(
+                "prefix",
+                format!("`prefix`: {prefix:?} has other characters than letters, digits, - and _"),
+            );
+        }
+        let has_port = |monitor: &&String| {
+            monitor.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok()
+            })
+        };
+        if let Some(monitor) = jetstream.monitor.iter().find(|monitor| !has_port(monitor)) {
+            return wrong(
+                "monitor",
+                format!("`monitor`: {monitor:?} is no host with a port, such as \"10.1.0.5:8222\""),
+            );
         }
         Ok(())
     }
@@ -562,6 +656,10 @@ impl Config {
         paths.extend(&mut self.keys.upstream_ca);
         paths.extend(&mut self.keys.bundle);
         paths.extend(self.relay.as_mut().map(|relay| &mut relay.ca));
+        if let Some(jetstream) = &mut self.spool.jetstream {
+            paths.extend(&mut jetstream.credentials);
+            paths.extend(&mut jetstream.ca);
+        }
         if let Some(enroll) = &mut self.enroll {
             paths.push(&mut enroll.ca_key);
             paths.extend(&mut enroll.ca);
@@ -754,6 +852,32 @@ mod tests {
         assert!(error.contains("`alarms` both in `first` and in `third`"), "{error}");
         let wrong = TEMPLATE.replace("#first = []", "first = [\"no stream\"]");
         assert!(load(&wrong).unwrap_err().to_string().contains('^'));
+    }
+
+    #[test]
+    fn an_engine_that_is_not_described_or_described_wrongly_points_at_its_line() {
+        let on: String = uncommented()
+            .lines()
+            .filter(|line| !line.starts_with("bundle"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let jetstream = load(&on).unwrap().spool.jetstream.unwrap();
+        assert_eq!((jetstream.replicas, jetstream.monitor.len()), (replicas(), jetstream.servers.len()));
+        let error = load(&TEMPLATE.replace("#engine = \"embedded\"", "engine = \"jetstream\"")).unwrap_err();
+        assert!(error.to_string().contains("needs [spool.jetstream]"), "{error}");
+        let section = |lines: &str| load(&format!("{TEMPLATE}\n[spool.jetstream]\n{lines}\n"));
+        section("servers = [\"nats://127.0.0.1:4222\"]").unwrap();
+        for (lines, words) in [
+            ("servers = []", "`servers` names none"),
+            ("servers = [\"nats://:x\"]", "`servers`: \"nats://:x\""),
+            ("servers = [\"a:1\"]\nreplicas = 2", "`replicas` is 1, 3 or 5"),
+            ("servers = [\"a:1\"]\nprefix = \"a.b\"", "`prefix`: \"a.b\""),
+            ("servers = [\"a:1\"]\nmonitor = [\"http://a:8222\"]", "`monitor`: \"http://a:8222\""),
+            ("servers = [\"a:1\"]\nmonitor = [\"a\"]", "`monitor`: \"a\""),
+        ] {
+            let error = section(lines).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains('^'), "{error}");
+        }
     }
 
     #[test]

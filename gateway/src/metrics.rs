@@ -170,6 +170,7 @@ struct Inner {
     spool_failed_lanes: Gauge,
     spool_corrupt: Counter,
     relay_up: Gauge,
+    owner: Gauge,
     relay_connects: Family<ReasonLabel, Counter>,
     relayed: Family<OutcomeLabel, Counter>,
     relayed_bytes: Counter,
@@ -334,6 +335,10 @@ impl Metrics {
                 "Records lost to damage on the disk",
             ),
             relay_up: all_of.gauge("pithead_relay_up", "1 while the far end takes envelopes"),
+            owner: all_of.gauge(
+                "pithead_spool_owner",
+                "1 while this gateway takes the site's envelopes, where several share them in JetStream",
+            ),
             relay_connects: all_of.counters(
                 "pithead_relay_calls_ended_total",
                 &ok_or_reasons,
@@ -567,6 +572,10 @@ impl Metrics {
 
     pub(crate) fn relay_up(&self, up: bool) {
         self.0.relay_up.set(i64::from(up));
+    }
+
+    pub(crate) fn owner(&self, owner: bool) {
+        self.0.owner.set(i64::from(owner));
     }
 
     pub(crate) fn relay_ended(&self, reason: Option<ErrorReason>) {

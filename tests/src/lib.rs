@@ -21,6 +21,7 @@ pub mod forge;
 pub mod kms;
 pub mod ledger;
 pub mod link;
+pub mod nats;
 pub mod program;
 pub mod rehearsal;
 pub mod rogue;

@@ -142,10 +142,12 @@ pub struct Site {
 /// See [`Site::second_gateway`].
 #[derive(Debug)]
 pub struct SecondGateway {
-    program: Program,
+    program: Option<Program>,
     config: PathBuf,
     address: SocketAddr,
+    admin: SocketAddr,
     binary: PathBuf,
+    log: PathBuf,
 }
 
 impl SecondGateway {
@@ -156,8 +158,34 @@ impl SecondGateway {
     }
 
     /// The running program.
+    ///
+    /// # Panics
+    /// If it does not run.
     pub fn program(&mut self) -> &mut Program {
-        &mut self.program
+        self.program.as_mut().expect("the second gateway runs")
+    }
+
+    /// Where its health is asked for.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Starts it and does not wait.
+    pub fn launch(&mut self) -> anyhow::Result<&mut Program> {
+        let arguments = ["run".as_ref(), "-c".as_ref(), self.config.as_os_str()];
+        let started = Program::start(&self.binary, &arguments, &[], self.admin, &self.log)?;
+        Ok(self.program.insert(started))
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        self.program.take().context("the second gateway does not run")?.kill().await
+    }
+
+    /// SIGTERM; fails if it does not end well.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        stop(self.program.take().context("the second gateway does not run")?).await
     }
 
     /// Runs the gateway's program to its end, with this one's configuration.
@@ -429,10 +457,11 @@ impl Site {
             .replace(&self.ports.gateway_admin.to_string(), &admin.to_string());
         let config = folder.join("gateway.toml");
         fs::write(&config, text)?;
-        let log = format!("{name}.log");
-        let mut program = self.launch(&self.programs.gateway(), &config, admin, &log)?;
-        program.ready().await?;
-        Ok(SecondGateway { program, config, address, binary: self.programs.gateway() })
+        let log = self.folder.join(format!("{name}.log"));
+        let mut second =
+            SecondGateway { program: None, config, address, admin, binary: self.programs.gateway(), log };
+        second.launch()?.ready().await?;
+        Ok(second)
     }
 
     /// `device ...` at the decryptor: its registry of device keys.

@@ -7,6 +7,7 @@
 //! A WAN that is away is a warning: a gateway without it is degraded and ready. No statement, here or from the source, is a
 //! failure: devices could not be told of a key.
 
+mod jetstream;
 mod remote;
 
 use std::fs::{File, TryLockError};
@@ -108,6 +109,9 @@ async fn look(args: &Args, config: &Config, report: &mut Report) {
         }
     };
     let (fetched, synchronised) = tokio::join!(asked, synchronised);
+    if let Some(material) = &material {
+        jetstream::look(config, &material.name, limit, report).await;
+    }
     let now = clock::wall_s();
     machine_clock(config, kept.as_ref(), now, synchronised, report);
     dated(config, now, report);

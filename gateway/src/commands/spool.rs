@@ -61,7 +61,12 @@ pub fn stat(data: &DataArg, output: Output, out: &mut dyn Write) -> Result<ExitC
 
 /// The spool's numbers, for status pages.
 pub(crate) fn facts(spool: &EnvelopeSpool, now_ms: u64) -> Value {
-    facts_of(&spool.stats(), spool.available_bytes(), now_ms)
+    let mut facts = facts_of(&spool.stats(), spool.available_bytes(), now_ms);
+    facts["engine"] = json!(if spool.is_replicated() { "jetstream" } else { "embedded" });
+    let elsewhere = spool.elsewhere();
+    facts["owner_here"] = json!(elsewhere.is_none());
+    facts["standing_by"] = json!(elsewhere.map(|elsewhere| elsewhere.to_string()));
+    facts
 }
 
 fn facts_of(stats: &Stats, available_bytes: u64, now_ms: u64) -> Value {

@@ -48,6 +48,8 @@ const SETTLING_MAX: usize = 65_536;
 const SETTLED_AT_ONCE: usize = 1_024;
 /// What a device is told to wait when the disk is full, before jitter: it drains as fast as the relay does.
 const FULL_WAIT: Duration = Duration::from_secs(10);
+/// What a device is told to wait that knows no other gateway: about what a take-over takes.
+const ELSEWHERE_WAIT: Duration = Duration::from_secs(2);
 /// When the disk has failed, somebody has to mend it.
 const FAILED_WAIT: Duration = Duration::from_secs(60);
 
@@ -154,6 +156,15 @@ impl SpoolIntake {
         })
     }
 
+    /// Refuses where another gateway of the site takes the envelopes.
+    fn is_owner(&self) -> Result<(), Refusal> {
+        match self.spool.elsewhere() {
+            None => Ok(()),
+            Some(elsewhere) => Err(Refusal::new(ErrorReason::StandingBy, elsewhere.to_string())
+                .retry_after(spread(ELSEWHERE_WAIT, random()))),
+        }
+    }
+
     fn hop(&self, peer: &Peer, key_not_active: bool, conflict: bool) -> Hop {
         Hop {
             gateway: self.gateway.as_str().to_owned(),
@@ -258,10 +269,11 @@ impl Intake for SpoolIntake {
     }
 
     fn durability(&self) -> Durability {
-        Durability::Disk
+        self.spool.durability()
     }
 
     fn ready(&self, peer: &Peer) -> Result<(), Refusal> {
+        self.is_owner().inspect_err(|refusal| self.metrics.refused(refusal.reason))?;
         let room = match self.spool.admit() {
             Ok(()) | Err(AppendError::QueueFull { .. }) => Ok(()),
             Err(error) => Err(refusal_of(&error)),
@@ -272,6 +284,7 @@ impl Intake for SpoolIntake {
     }
 
     async fn offer(&self, peer: &Peer, (): &(), admitted: Admitted) -> Result<Pending, Refusal> {
+        self.is_owner().inspect_err(|refusal| self.metrics.refused(refusal.reason))?;
         let identity = admitted.identity().clone();
         let now = since_boot();
         // What a gateway of the site passes on came at its own pace there.
@@ -349,7 +362,8 @@ impl Intake for SpoolIntake {
     }
 
     fn uploads(&self) -> Option<&UploadStore> {
-        Some(&self.uploads)
+        // Their files lie on this machine: behind an acknowledgement that says "replicated" they would be a lie.
+        (!self.spool.is_replicated()).then_some(&self.uploads)
     }
 
     fn judge(&self, _peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {

@@ -13,6 +13,7 @@ pub mod idle;
 pub mod lanes;
 pub mod numbers;
 pub mod record;
+pub mod replicated;
 pub mod shares;
 pub mod spool;
 

@@ -11,6 +11,9 @@
 //!
 //! What a device holds of the disk is told to [`Shares`] here, where it is known when an envelope comes to stay and goes.
 //!
+//! Where the gateways of a site share their lanes, the checkpoint lies with them, and the numbers begin anew whenever this gateway
+//! becomes their owner ([`Numbers::begin`]): what another one has taken meanwhile is read from there.
+//!
 //! The checkpoint has room on the disk that nobody else is given: on a disk that is full to the last byte nothing may leave the
 //! spool before the checkpoint is written, and nothing would ever make room for it.
 //!
@@ -19,10 +22,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pithead_hop::ingest::lines::{IDLE, Incomplete};
 use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, UploadStore, Verdict};
 use pithead_sealing::{DeviceId, Identity, Line, Seq};
@@ -33,6 +37,7 @@ use super::fate::Fate;
 use super::idle::Idle;
 use super::lanes::{self, Found};
 use super::record::{Head, KIND_CONFLICT, KIND_ENVELOPE, KIND_LARGE};
+use super::replicated::Books;
 use super::shares::{Share, Shares};
 use super::spool::EnvelopeSpool;
 use crate::clock::since_boot;
@@ -159,24 +164,39 @@ impl Drop for Reservation {
 
 /// The lines of the site.
 #[derive(Debug, Clone)]
-pub struct Numbers(Arc<Inner>);
+pub struct Numbers(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
+    /// Of this start, or of this term: whoever holds an older one settles there, and disturbs nobody.
+    now: ArcSwap<Inner>,
+    file: PathBuf,
+    spool: EnvelopeSpool,
+    uploads: UploadStore,
+}
+
+/// Where the checkpoint is kept.
+#[derive(Debug)]
+enum Checkpoint {
+    File(PathBuf),
+    /// With the data, for the term in which this gateway owns them.
+    Shared(Books),
+    /// Nowhere: another gateway is the owner.
+    Nowhere,
+}
 
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    checkpoint: PathBuf,
+    checkpoint: Checkpoint,
     conflict_bytes_per_device: u64,
     shares: Shares,
-    idle: Idle,
+    idle: Arc<Idle>,
     /// Held while lines are put away or the checkpoint is written: no line may be in neither.
     writing: Mutex<()>,
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// With this line back in memory if it was put away. `now` is the lines' own time.
     fn lock_with(&self, line: &Line, now: Duration) -> MutexGuard<'_, State> {
         let mut state = self.lock();
@@ -205,14 +225,48 @@ impl Inner {
         state
     }
 
-    fn reserve(&self) -> PathBuf {
-        self.checkpoint.with_extension("reserve")
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Checkpoint {
+    /// As it was written last. None if there is none.
+    fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::File(path) => match std::fs::read(path) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            },
+            Self::Shared(books) => books.load(),
+            Self::Nowhere => Ok(None),
+        }
+    }
+
+    /// Replaces it. When this returns it is durable.
+    fn write(&self, bytes: Vec<u8>) -> io::Result<()> {
+        let path = match self {
+            Self::File(path) => path,
+            Self::Shared(books) => return books.save(bytes),
+            Self::Nowhere => return Err(io::Error::other("another gateway is the owner of the lanes")),
+        };
+        match disk::replace(path, &bytes) {
+            Err(error) if is_full(&error) => {
+                std::fs::remove_file(reserve(path)).map_err(|_| error)?;
+                disk::replace(path, &bytes)?;
+            }
+            written => written?,
+        }
+        self.set_aside_room(bytes.len());
+        Ok(())
     }
 
     /// Keeps room for a checkpoint that is twice as large as the last one. On a disk that has none it is tried again with the
     /// next one.
     fn set_aside_room(&self, checkpoint_bytes: usize) {
-        let (path, bytes) = (self.reserve(), RESERVE_MIN.max(2 * checkpoint_bytes));
+        let Self::File(path) = self else { return };
+        let (path, bytes) = (reserve(path), RESERVE_MIN.max(2 * checkpoint_bytes));
         if std::fs::metadata(&path).is_ok_and(|kept| kept.len() >= bytes as u64) {
             return;
         }
@@ -223,6 +277,10 @@ impl Inner {
             let _ = std::fs::remove_file(&path);
         }
     }
+}
+
+fn reserve(checkpoint: &Path) -> PathBuf {
+    checkpoint.with_extension("reserve")
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -287,13 +345,15 @@ impl Numbers {
     /// For each device of which numbers are missing or were declared: how many of each, of the lines in memory.
     #[must_use]
     pub fn unexplained(&self) -> HashMap<DeviceId, (u64, u64)> {
-        let state = self.0.lock();
+        let inner = self.now();
+        let state = inner.lock();
         let all = state.lines.unexplained().filter(|(_, missing, declared)| missing + declared > 0);
         all.map(|(device, missing, declared)| (device.clone(), (missing, declared))).collect()
     }
 
     /// Rebuilds the lines from the checkpoint and from what is still in the spool. A checkpoint that does not read back
-    /// is reported and passed over: then resends of what has been delivered are recognised at the far end alone.
+    /// is reported and passed over: then resends of what has been delivered are recognised at the far end alone. Where several gateways
+    /// share the lanes, nothing is known before [`begin`](Self::begin).
     ///
     /// # Errors
     /// When the checkpoint exists and the disk does not give it.
@@ -305,22 +365,65 @@ impl Numbers {
         shares: Shares,
         uploads: &UploadStore,
     ) -> io::Result<Self> {
+        let kept = match spool.is_replicated() {
+            true => Checkpoint::Nowhere,
+            false => Checkpoint::File(checkpoint.clone()),
+        };
+        let (idle, file) = (Arc::new(idle), checkpoint);
+        let inner = Inner::read(kept, idle, spool, conflict_bytes_per_device, shares, uploads)?;
+        let (now, spool, uploads) = (ArcSwap::from_pointee(inner), spool.clone(), uploads.clone());
+        Ok(Self(Arc::new(Known { now, file, spool, uploads })))
+    }
+
+    /// This gateway has become the owner of the lanes, or is it no more: what is known is what the lanes and their checkpoint say, or
+    /// nothing. Blocks, for as long as it takes to read all heads.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read; then what was known before still is.
+    pub fn begin(&self) -> io::Result<()> {
+        let Known { now, file, spool, uploads } = &*self.0;
+        let kept = match spool.books() {
+            Some(books) => Checkpoint::Shared(books),
+            None if spool.is_replicated() => Checkpoint::Nowhere,
+            None => Checkpoint::File(file.clone()),
+        };
+        let before = now.load_full();
+        before.shares.forget_held();
+        let (idle, shares) = (before.idle.clone(), before.shares.clone());
+        let inner = Inner::read(kept, idle, spool, before.conflict_bytes_per_device, shares, uploads)?;
+        now.store(Arc::new(inner));
+        Ok(())
+    }
+
+    fn now(&self) -> Arc<Inner> {
+        self.0.now.load_full()
+    }
+}
+
+impl Inner {
+    fn read(
+        checkpoint: Checkpoint,
+        idle: Arc<Idle>,
+        spool: &EnvelopeSpool,
+        conflict_bytes_per_device: u64,
+        shares: Shares,
+        uploads: &UploadStore,
+    ) -> io::Result<Self> {
         let now = line_time(since_boot());
-        let mut lines = match std::fs::read(&checkpoint) {
-            Ok(bytes) => whole(&bytes)
+        let mut lines = match checkpoint.read()? {
+            Some(bytes) => whole(&bytes)
                 .and_then(|bytes| Lines::decode(bytes, Unseen::Elsewhere, now).ok())
                 .unwrap_or_else(|| {
-                    tracing::error!(event = "lines.checkpoint_damaged", path = %checkpoint.display());
+                    tracing::error!(event = "lines.checkpoint_damaged", path = %checkpoint);
                     Lines::new(Unseen::Elsewhere)
                 }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Lines::new(Unseen::Elsewhere),
-            Err(error) => return Err(error),
+            None => Lines::new(Unseen::Elsewhere),
         };
         let mut conflicts = Vec::new();
         let mut recalled = 0_u64;
         let mut strays = Found::default();
-        let waiting =
-            Lane::ALL.into_iter().flat_map(|lane| spool.waiting_in(lane).map(move |record| (lane, record)));
+        let lanes = Lane::ALL.into_iter().filter(|_| !matches!(checkpoint, Checkpoint::Nowhere));
+        let waiting = lanes.flat_map(|lane| spool.waiting_in(lane).map(move |record| (lane, record)));
         for (lane, record) in waiting {
             let Ok(head) = Head::decode(&record.head) else {
                 tracing::error!(
@@ -355,11 +458,22 @@ impl Numbers {
         }
         tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);
         let (state, writing) = (Mutex::new(state), Mutex::new(()));
-        let inner = Inner { state, checkpoint, conflict_bytes_per_device, shares, idle, writing };
-        inner.set_aside_room(0);
-        Ok(Self(Arc::new(inner)))
+        checkpoint.set_aside_room(0);
+        Ok(Self { state, checkpoint, conflict_bytes_per_device, shares, idle, writing })
     }
+}
 
+impl std::fmt::Display for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Shared(_) => f.write_str("the lines' checkpoint in JetStream"),
+            Self::Nowhere => f.write_str("nowhere"),
+        }
+    }
+}
+
+impl Numbers {
     /// Judges an envelope of `bytes` bytes. If it is to be stored, its number is taken from now on, and whoever resends
     /// it meanwhile waits for `ticket`. `failures` are the spool's, as of now.
     ///
@@ -375,13 +489,14 @@ impl Numbers {
         failures: u64,
     ) -> Result<Offered, LineRefusal> {
         let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
-        let mut state = self.0.lock_with(&line, now);
+        let inner = self.now();
+        let mut state = inner.lock_with(&line, now);
         let under_way = state.under_way(&line, ticket, failures);
         Ok(match state.lines.offer(&line, seq, hash, now, || under_way.clone())? {
-            Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New, under_way.failures)),
+            Verdict::New(_) => Offered::Store(inner.reserve(line, seq, Taken::New, under_way.failures)),
             Verdict::InFlight(first) => Offered::Shared(first.told, Outcome::Duplicate { unverified: false }),
             Verdict::Duplicate { unverified } => Offered::Done(Outcome::Duplicate { unverified }),
-            Verdict::Conflict => self.beside(&mut state, line, seq, hash, bytes, under_way),
+            Verdict::Conflict => inner.beside(&mut state, line, seq, hash, bytes, under_way),
         })
     }
 
@@ -401,13 +516,14 @@ impl Numbers {
     ) -> Result<Offered, LineRefusal> {
         let (line, seq, now) = (head.identity.line(), head.identity.seq, line_time(now));
         let hash = ShortHash::from(&head.sha256);
-        let mut state = self.0.lock_with(&line, now);
+        let inner = self.now();
+        let mut state = inner.lock_with(&line, now);
         let under_way = state.under_way(&line, ticket, failures);
         if conflict {
-            return Ok(self.beside(&mut state, line, seq, hash, bytes, under_way));
+            return Ok(inner.beside(&mut state, line, seq, hash, bytes, under_way));
         }
         Ok(match state.lines.offer(&line, seq, hash, now, || under_way.clone())? {
-            Verdict::New(_) => Offered::Store(self.reserve(line, seq, Taken::New, under_way.failures)),
+            Verdict::New(_) => Offered::Store(inner.reserve(line, seq, Taken::New, under_way.failures)),
             Verdict::InFlight(first) => Offered::Shared(first.told, Outcome::Duplicate { unverified: false }),
             Verdict::Duplicate { unverified } if state.lines.is_here(&line, seq) => {
                 Offered::Done(Outcome::Duplicate { unverified })
@@ -415,19 +531,21 @@ impl Numbers {
             Verdict::Duplicate { .. } => {
                 // Before the append, not after: the answer to what was appended must find it here.
                 state.lines.recall(&line, seq, hash, now);
-                Offered::Store(self.reserve(line, seq, Taken::Again, failures))
+                Offered::Store(inner.reserve(line, seq, Taken::Again, failures))
             }
-            Verdict::Conflict => self.beside(&mut state, line, seq, hash, bytes, under_way),
+            Verdict::Conflict => inner.beside(&mut state, line, seq, hash, bytes, under_way),
         })
     }
+}
 
-    fn reserve(&self, line: Line, seq: Seq, taken: Taken, failures: u64) -> Reservation {
-        Reservation { numbers: self.0.clone(), line, seq, taken, failures, settled: false }
+impl Inner {
+    fn reserve(self: &Arc<Self>, line: Line, seq: Seq, taken: Taken, failures: u64) -> Reservation {
+        Reservation { numbers: self.clone(), line, seq, taken, failures, settled: false }
     }
 
     /// Other bytes under a used number: a place beside, if there is one.
     fn beside(
-        &self,
+        self: &Arc<Self>,
         state: &mut State,
         line: Line,
         seq: Seq,
@@ -445,16 +563,18 @@ impl Numbers {
         let held = state.conflicts.get(&line.device);
         let full = held.is_some_and(|conflicts| {
             conflicts.held.len() >= CONFLICTS_PER_DEVICE
-                || conflicts.bytes + bytes > self.0.conflict_bytes_per_device
+                || conflicts.bytes + bytes > self.conflict_bytes_per_device
         });
-        if full || bytes > self.0.conflict_bytes_per_device {
+        if full || bytes > self.conflict_bytes_per_device {
             return Offered::Done(Outcome::Conflict { kept: false });
         }
         let UnderWay { told, failures } = under_way;
         state.add_conflict(&line, seq, hash, bytes, Some(told));
         Offered::Store(self.reserve(line, seq, Taken::Conflict(hash, bytes), failures))
     }
+}
 
+impl Numbers {
     /// How a large envelope stands by its header's hash, before its bytes come. Nothing is taken by asking.
     ///
     /// # Errors
@@ -466,7 +586,7 @@ impl Numbers {
         now: Duration,
     ) -> Result<Option<Outcome>, LineRefusal> {
         let (line, seq, now) = (identity.line(), identity.seq, line_time(now));
-        let judged = self.0.lock_with(&line, now).lines.judge(&line, seq, hash, now)?;
+        let judged = self.now().lock_with(&line, now).lines.judge(&line, seq, hash, now)?;
         Ok(match judged {
             // What is under way may still fail; the end is judged when it is there.
             None | Some(Verdict::New(_) | Verdict::InFlight(_)) => None,
@@ -479,15 +599,16 @@ impl Numbers {
     #[must_use]
     pub fn holds(&self, identity: &Identity) -> bool {
         let (line, now) = (identity.line(), line_time(since_boot()));
-        let view = self.0.lock_with(&line, now).lines.view(&line);
+        let view = self.now().lock_with(&line, now).lines.view(&line);
         view.is_some_and(|view| view.held.contains(identity.seq.get()))
     }
 
     /// The next hop has it: it may leave the spool.
     pub fn passed_on(&self, head: &Head, conflict: bool, bytes: u64) {
         let (line, seq) = (head.identity.line(), head.identity.seq);
-        self.0.shares.left(&line.device, bytes);
-        let mut state = self.0.lock();
+        let inner = self.now();
+        inner.shares.left(&line.device, bytes);
+        let mut state = inner.lock();
         if conflict {
             state.forget_conflict(&line, seq, ShortHash::from(&head.sha256), bytes);
         } else {
@@ -497,7 +618,7 @@ impl Numbers {
 
     /// Room for an envelope that comes back from the refused area: it was let in once.
     pub fn share_again(&self, head: &Head, bytes: u64) -> Share {
-        self.0.shares.take(&head.identity.device, bytes, since_boot())
+        self.now().shares.take(&head.identity.device, bytes, since_boot())
     }
 
     /// A record of the spool is damaged: a good copy may still come. Gives whose it was, if that can still be read.
@@ -505,7 +626,8 @@ impl Numbers {
         let head = Head::decode(&record.head).ok()?;
         let (line, seq) = (head.identity.line(), head.identity.seq);
         let bytes = u64::from(record.body_bytes);
-        let mut state = self.0.lock();
+        let inner = self.now();
+        let mut state = inner.lock();
         // A start may have named it already, and then the reader meets it: it left once.
         let was_here = if record.kind == KIND_CONFLICT {
             // The first bytes under this number are another record: they stay held.
@@ -520,7 +642,7 @@ impl Numbers {
         };
         drop(state);
         if was_here {
-            self.0.shares.left(&line.device, bytes);
+            inner.shares.left(&line.device, bytes);
         }
         Some(head.identity)
     }
@@ -528,40 +650,40 @@ impl Numbers {
     /// Whether its envelope is durable here and has not left.
     #[must_use]
     pub fn is_here(&self, identity: &Identity) -> bool {
-        self.0.lock().lines.is_here(&identity.line(), identity.seq)
+        self.now().lock().lines.is_here(&identity.line(), identity.seq)
     }
 
     /// The file of a large envelope is damaged or gone: a good copy may still come. `bytes` are those of its record.
     pub fn quarantined_large(&self, head: &Head, bytes: u64) {
         let (line, seq) = (head.identity.line(), head.identity.seq);
-        self.0.lock().lines.quarantined(&line, seq);
-        self.0.shares.left(&line.device, bytes);
+        self.now().lock().lines.quarantined(&line, seq);
+        self.now().shares.left(&line.device, bytes);
     }
 
     /// It was refused for good at the door: the number is used.
     pub fn refused(&self, identity: &Identity, now: Duration) {
         let (line, now) = (identity.line(), line_time(now));
-        self.0.lock_with(&line, now).lines.refused(&line, identity.seq, now);
+        self.now().lock_with(&line, now).lines.refused(&line, identity.seq, now);
     }
 
     /// Up to which number nothing need be resent.
     #[must_use]
     pub fn hello(&self, line: &Line, first_unacked: Seq, now: Duration) -> u64 {
         let now = line_time(now);
-        self.0.lock_with(line, now).lines.hello(line, first_unacked, now)
+        self.now().lock_with(line, now).lines.hello(line, first_unacked, now)
     }
 
     /// The device dropped a range by its own policy. Its word in the clear is a hint, and one that does not fit costs it nothing: a
     /// gateway makes room for holes by letting go of what it has delivered.
     pub fn declare(&self, line: &Line, from: Seq, to: Seq, now: Duration) {
         let now = line_time(now);
-        self.0.lock_with(line, now).lines.declare(line, from, to, now);
+        self.now().lock_with(line, now).lines.declare(line, from, to, now);
     }
 
     /// What a line has seen.
     #[cfg(test)]
     pub(crate) fn view(&self, line: &Line) -> Option<pithead_hop::ingest::lines::LineView> {
-        self.0.lock().lines.view(line)
+        self.now().lock().lines.view(line)
     }
 
     /// Writes the checkpoint, so that what leaves the spool from here on is still known after a restart. Blocks for a
@@ -570,19 +692,14 @@ impl Numbers {
     /// # Errors
     /// What the disk says; then nothing may be reclaimed.
     pub fn checkpoint(&self) -> io::Result<usize> {
-        let _writing = self.writing();
-        let mut bytes = self.0.lock().lines.encode(line_time(since_boot()));
+        let inner = self.now();
+        let _writing = inner.writing();
+        let mut bytes = inner.lock().lines.encode(line_time(since_boot()));
         let digest = Sha256::digest(&bytes);
         bytes.extend_from_slice(&digest);
-        match disk::replace(&self.0.checkpoint, &bytes) {
-            Err(error) if is_full(&error) => {
-                std::fs::remove_file(self.0.reserve()).map_err(|_| error)?;
-                disk::replace(&self.0.checkpoint, &bytes)?;
-            }
-            written => written?,
-        }
-        self.0.set_aside_room(bytes.len());
-        Ok(bytes.len())
+        let size = bytes.len();
+        inner.checkpoint.write(bytes)?;
+        Ok(size)
     }
 }
 
@@ -597,10 +714,11 @@ impl Numbers {
     }
 
     fn put_away(&self, now: Duration, in_memory: usize) -> io::Result<usize> {
-        let _writing = self.writing();
+        let inner = self.now();
+        let _writing = inner.writing();
         let mut devices: BTreeMap<DeviceId, Vec<(Line, Vec<u8>)>> = BTreeMap::new();
         {
-            let mut state = self.0.lock();
+            let mut state = inner.lock();
             let mut quiet = IDLE;
             loop {
                 for (line, bytes) in state.lines.take_idle(now.saturating_sub(quiet), now) {
@@ -615,7 +733,7 @@ impl Numbers {
         }
         let (mut count, mut failed) = (0, None);
         for (device, lines) in &devices {
-            match self.0.idle.append(device, lines) {
+            match inner.idle.append(device, lines) {
                 Ok(()) => count += lines.len(),
                 Err(error) => {
                     failed = Some(error);
@@ -623,7 +741,7 @@ impl Numbers {
                 }
             }
         }
-        let mut state = self.0.lock();
+        let mut state = inner.lock();
         let leaving = std::mem::take(&mut state.leaving);
         match failed {
             None => Ok(count),
@@ -640,17 +758,19 @@ impl Numbers {
     /// What is missing of the lines in memory.
     #[must_use]
     pub fn incomplete(&self) -> Incomplete {
-        self.0.lock().lines.incomplete()
+        self.now().lock().lines.incomplete()
     }
 
     /// How many lines are in memory.
     #[must_use]
     pub fn in_memory(&self) -> usize {
-        self.0.lock().lines.len()
+        self.now().lock().lines.len()
     }
+}
 
+impl Inner {
     fn writing(&self) -> MutexGuard<'_, ()> {
-        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -694,7 +814,7 @@ mod tests {
         assert_eq!(door.numbers.in_memory(), 0);
         assert_eq!(door.take(first).await, Outcome::Duplicate { unverified: false });
         assert_eq!(door.numbers.in_memory(), 1);
-        let line = door.numbers.0.lock().lines.iter().map(|(line, _)| line).next().unwrap();
+        let line = door.numbers.now().lock().lines.iter().map(|(line, _)| line).next().unwrap();
         assert_eq!(door.numbers.hello(&line, Seq::new(1).unwrap(), since_boot()), 1);
         assert_eq!(door.take(other).await, Outcome::Conflict { kept: true });
         assert_eq!(door.take(sealing.seal(2, b"record")).await, Outcome::Stored);
@@ -717,7 +837,7 @@ mod tests {
         }
         let later = line_time(since_boot()) + 2 * IDLE_MIN;
         let in_use = Line { device: truck().device().unwrap().clone(), ..line_of(&door, 4) };
-        door.numbers.0.lock().lines.declare(&in_use, Seq::new(9).unwrap(), Seq::new(9).unwrap(), later);
+        door.numbers.now().lock().lines.declare(&in_use, Seq::new(9).unwrap(), Seq::new(9).unwrap(), later);
         assert_eq!(door.numbers.put_away(later, 4).unwrap(), 0, "there is room for four");
         assert!(door.numbers.put_away(later, 3).unwrap() >= 1);
         assert!(door.numbers.in_memory() <= 3);
@@ -738,7 +858,8 @@ mod tests {
     }
 
     fn line_of(door: &Door, run: u64) -> Line {
-        let state = door.numbers.0.lock();
+        let inner = door.numbers.now();
+        let state = inner.lock();
         state.lines.iter().map(|(line, _)| line).find(|line| line.run.get() == run).unwrap()
     }
 }

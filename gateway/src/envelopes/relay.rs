@@ -111,7 +111,7 @@ impl Target {
 }
 
 /// The relay of one gateway.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Relay {
     /// What is to be sent.
     pub spool: EnvelopeSpool,

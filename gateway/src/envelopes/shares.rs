@@ -279,6 +279,14 @@ impl Shares {
         }
     }
 
+    /// Nothing is here of anybody any more: who owns the lanes begins to count. How fast each may send stays as it is.
+    pub fn forget_held(&self) {
+        let mut state = self.lock();
+        (state.bytes, state.holding) = (0, 0);
+        state.devices.values_mut().for_each(|held| held.bytes = 0);
+        state.devices.retain(|_, held| held.bucket.is_some());
+    }
+
     /// What is here of a device.
     #[must_use]
     pub fn held(&self, device: &DeviceId) -> u64 {

@@ -1,22 +1,29 @@
 //! The one boundary to the spool: append and get a durable ticket, read, acknowledge, and what is still here.
 //!
-//! Everything else in the gateway sees envelopes, heads and three lanes by priority ([`super::lanes`]); a second engine
-//! takes this file's place.
+//! Everything else in the gateway sees envelopes, heads and three lanes by priority ([`super::lanes`]). Two engines stand behind it:
+//! the embedded one, a folder on this machine ([`pithead_spool`]), and the replicated one, streams of NATS JetStream that the gateways
+//! of a site share and one of them owns ([`super::replicated`]). Who does not own them stands by: nothing can be appended here then,
+//! and nothing waits here.
 
+use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
+use pithead_hop::ingest::intake::Durability;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::{Line, StreamName};
 use pithead_spool::{
-    AcknowledgeError, AppendError, CloseError, Lane, OpenError, Options, Position, Reader, RecordHead,
-    Recovery, Room, Spool, Stats, Ticket,
+    AcknowledgeError, AppendError, Batch, CloseError, Closed, Lane, OpenError, Options, Position, ReadError,
+    RecordHead, Recovery, Spool, Stats, Ticket,
 };
+use tokio::sync::watch;
 
 use super::lanes::{Found, LANES, Lanes, USUAL};
 use super::record::{Body, Head};
+use super::replicated::{self, Books, Owner, Replicated, Standing};
 use super::shares::Fill;
 use crate::config;
 
@@ -26,11 +33,110 @@ pub struct EnvelopeSpool(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    log: Spool,
+    log: Engine,
     lanes: Lanes,
 }
 
-/// Opens the spool, and recovers what a crash has left.
+#[derive(Debug)]
+enum Engine {
+    Embedded(Spool),
+    Replicated(Replicated),
+}
+
+/// Reads one lane from a position on, whatever the engine.
+#[derive(Debug)]
+pub enum Reader {
+    /// Of the embedded engine.
+    Embedded(pithead_spool::Reader),
+    /// Of the replicated one.
+    Replicated(Box<replicated::Reader>),
+}
+
+/// Goes over heads, whatever the engine.
+#[derive(Debug)]
+pub enum Heads {
+    /// Of the embedded engine.
+    Embedded(pithead_spool::Heads),
+    /// Of the replicated one.
+    Replicated(Box<replicated::Heads>),
+}
+
+impl Reader {
+    /// The position of the next record to be returned.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        match self {
+            Self::Embedded(reader) => reader.position(),
+            Self::Replicated(reader) => reader.position(),
+        }
+    }
+
+    /// The next durable records of at most so many bytes, but at least one if there is one. Damaged ones are stepped over and named.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When the engine does not give the bytes; the reader stays where it was.
+    pub fn next_batch(&mut self, max_bytes: usize) -> Result<Batch, ReadError> {
+        match self {
+            Self::Embedded(reader) => reader.next_batch(max_bytes),
+            Self::Replicated(reader) => reader.next_batch(max_bytes),
+        }
+    }
+
+    /// Takes what the disk refuses to give, at the next call, for damaged. What a broker refuses to give it gives another time.
+    pub fn skip_unreadable(&mut self) {
+        match self {
+            Self::Embedded(reader) => reader.skip_unreadable(),
+            Self::Replicated(_) => {}
+        }
+    }
+
+    /// Resolves when there is something to return.
+    pub fn changed(&self) -> impl Future<Output = Result<(), Closed>> + Send + use<> {
+        match self {
+            Self::Embedded(reader) => Either::Left(reader.changed()),
+            Self::Replicated(reader) => Either::Right(Box::pin(reader.changed())),
+        }
+    }
+}
+
+impl Iterator for Heads {
+    type Item = RecordHead;
+
+    fn next(&mut self) -> Option<RecordHead> {
+        match self {
+            Self::Embedded(heads) => heads.next(),
+            Self::Replicated(heads) => heads.next(),
+        }
+    }
+}
+
+/// Who takes envelopes, if not this gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The owner, if there is one and it is known.
+    pub owner: Option<Owner>,
+    /// Why it is not known, or why this gateway is not the owner although nobody is.
+    pub trouble: Option<String>,
+}
+
+impl std::fmt::Display for Elsewhere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.owner {
+            Some(Owner { name, address: Some(address), .. }) => {
+                write!(f, "{name} at {address} takes the envelopes")?
+            }
+            Some(Owner { name, address: None, .. }) => write!(f, "{name} takes the envelopes")?,
+            None => f.write_str("no gateway of the site takes envelopes at the moment")?,
+        }
+        match &self.trouble {
+            Some(trouble) => write!(f, " ({trouble})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Opens the embedded spool, and recovers what a crash has left.
 ///
 /// # Errors
 /// Why it cannot be opened, for the person in front of it.
@@ -40,8 +146,20 @@ pub fn open(folder: &Path, config: &config::Spool) -> Result<(EnvelopeSpool, Rec
     options.segment_bytes = config.segment_size.get();
     options.lanes = LANES;
     let (log, recovery) = Spool::open(folder, options).map_err(open_error)?;
-    let lanes = Lanes::new(&config.lanes.first, &config.lanes.third);
-    Ok((EnvelopeSpool(Arc::new(Inner { log, lanes })), recovery))
+    Ok((EnvelopeSpool::of(Engine::Embedded(log), lanes_of(config)), recovery))
+}
+
+/// Stands by at the replicated spool. Blocks until JetStream has said how it is set.
+///
+/// # Errors
+/// Why envelopes cannot be taken there, for the person in front of it.
+pub fn join(wanted: &replicated::Joining, config: &config::Spool) -> Result<EnvelopeSpool, ProgramError> {
+    let log = Replicated::join(wanted)?;
+    Ok(EnvelopeSpool::of(Engine::Replicated(log), lanes_of(config)))
+}
+
+fn lanes_of(config: &config::Spool) -> Lanes {
+    Lanes::new(&config.lanes.first, &config.lanes.third)
 }
 
 /// Why a spool does not open, for the person in front of it.
@@ -70,15 +188,90 @@ pub(crate) fn open_error(error: OpenError) -> ProgramError {
 impl EnvelopeSpool {
     /// Over a log that was opened elsewhere.
     pub(crate) fn over(log: Spool, lanes: Lanes) -> Self {
-        Self(Arc::new(Inner { log, lanes }))
+        Self::of(Engine::Embedded(log), lanes)
+    }
+
+    /// Over a replicated log that was joined elsewhere.
+    pub(crate) fn over_replicated(log: Replicated, lanes: Lanes) -> Self {
+        Self::of(Engine::Replicated(log), lanes)
     }
 }
 
 impl EnvelopeSpool {
+    fn of(log: Engine, lanes: Lanes) -> Self {
+        Self(Arc::new(Inner { log, lanes }))
+    }
+
+    /// What an acknowledgement means here.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        match &self.0.log {
+            Engine::Embedded(_) => Durability::Disk,
+            Engine::Replicated(_) => Durability::Replicated,
+        }
+    }
+
+    /// Who takes envelopes, if it is not this gateway. With the embedded engine it always is.
+    #[must_use]
+    pub fn elsewhere(&self) -> Option<Elsewhere> {
+        match &self.0.log {
+            Engine::Embedded(_) => None,
+            Engine::Replicated(log) if log.is_owner() => None,
+            Engine::Replicated(log) => Some(match &*log.standing().borrow() {
+                Standing::StandingBy { owner, trouble } => {
+                    Elsewhere { owner: owner.clone(), trouble: trouble.clone() }
+                }
+                Standing::Ours { .. } => {
+                    Elsewhere { owner: None, trouble: Some("this one is taking over".to_owned()) }
+                }
+            }),
+        }
+    }
+
+    /// Follows who owns the lanes, where several gateways share them.
+    #[must_use]
+    pub fn standing(&self) -> Option<watch::Receiver<Standing>> {
+        match &self.0.log {
+            Engine::Embedded(_) => None,
+            Engine::Replicated(log) => Some(log.standing()),
+        }
+    }
+
+    /// What was known of this epoch is loaded: envelopes are taken from now on, if this gateway still is the owner.
+    pub fn serve(&self, epoch: u64) {
+        if let Engine::Replicated(log) = &self.0.log {
+            log.serve(epoch);
+        }
+    }
+
+    /// Lets go of the lanes.
+    pub fn step_down(&self, epoch: u64) {
+        if let Engine::Replicated(log) = &self.0.log {
+            log.step_down(epoch);
+        }
+    }
+
+    /// Where the checkpoint of the lines lies, if it lies with the data.
+    pub(super) fn books(&self) -> Option<Books> {
+        match &self.0.log {
+            Engine::Embedded(_) => None,
+            Engine::Replicated(log) => log.books(),
+        }
+    }
+
+    /// Whether it is the replicated engine.
+    #[must_use]
+    pub fn is_replicated(&self) -> bool {
+        matches!(self.0.log, Engine::Replicated(_))
+    }
+
     /// How often what was on its way to the disk in the line's lane had to be given up.
     #[must_use]
     pub fn failures(&self, line: &Line) -> u64 {
-        self.0.log.failures(self.lane_of(line))
+        match &self.0.log {
+            Engine::Embedded(log) => log.failures(self.lane_of(line)),
+            Engine::Replicated(log) => log.failures(self.lane_of(line)),
+        }
     }
 
     /// Appends an envelope to its line's lane, unless there was a failure more than `failures`. It is durable when the ticket
@@ -89,7 +282,10 @@ impl EnvelopeSpool {
     pub fn append(&self, head: &Head, body: Body, at_ms: u64, failures: u64) -> Result<Ticket, AppendError> {
         let line = head.identity.line();
         let lane = self.0.lanes.join(&line);
-        let ticket = self.0.log.append_since(lane, head.record(body, at_ms), failures);
+        let ticket = match &self.0.log {
+            Engine::Embedded(log) => log.append_since(lane, head.record(body, at_ms), failures),
+            Engine::Replicated(log) => log.append_since(lane, head.record(body, at_ms), failures),
+        };
         if ticket.is_err() {
             self.0.lanes.left(&line);
         }
@@ -103,7 +299,10 @@ impl EnvelopeSpool {
     pub fn admit(&self) -> Result<(), AppendError> {
         let mut answer = Ok(());
         for lane in self.0.lanes.in_use() {
-            answer = self.0.log.admit(lane, 1, 0);
+            answer = match &self.0.log {
+                Engine::Embedded(log) => log.admit(lane, 1, 0),
+                Engine::Replicated(log) => log.admit(lane),
+            };
             if answer.is_ok() {
                 break;
             }
@@ -112,8 +311,11 @@ impl EnvelopeSpool {
     }
 
     /// Resolves when an append to this line of so many bytes that was refused is worth another try.
-    pub fn room(&self, line: &Line, bytes: u64) -> Room {
-        self.0.log.room(self.lane_of(line), 1, bytes)
+    pub fn room(&self, line: &Line, bytes: u64) -> impl Future<Output = ()> + Send + use<> {
+        match &self.0.log {
+            Engine::Embedded(log) => Either::Left(log.room(self.lane_of(line), 1, bytes)),
+            Engine::Replicated(log) => Either::Right(Box::pin(log.room(self.lane_of(line), bytes))),
+        }
     }
 
     /// Where the line's next envelope will wait.
@@ -129,8 +331,12 @@ impl EnvelopeSpool {
     }
 
     /// The heads of what is not acknowledged yet in one lane, in order.
-    pub fn waiting_in(&self, lane: Lane) -> pithead_spool::Heads {
-        self.0.log.heads(lane, self.cursor(lane))
+    pub fn waiting_in(&self, lane: Lane) -> Heads {
+        let cursor = self.cursor(lane);
+        match &self.0.log {
+            Engine::Embedded(log) => Heads::Embedded(log.heads(lane, cursor)),
+            Engine::Replicated(log) => Heads::Replicated(Box::new(log.heads(lane, cursor))),
+        }
     }
 
     /// An envelope of this line has left, or is lost to damage.
@@ -162,19 +368,28 @@ impl EnvelopeSpool {
     /// Reads a lane from a position on.
     #[must_use]
     pub fn reader_at(&self, lane: Lane, position: Position) -> Reader {
-        self.0.log.reader(lane, position)
+        match &self.0.log {
+            Engine::Embedded(log) => Reader::Embedded(log.reader(lane, position)),
+            Engine::Replicated(log) => Reader::Replicated(Box::new(log.reader(lane, position))),
+        }
     }
 
     /// The first position of a lane that is not acknowledged.
     #[must_use]
     pub fn cursor(&self, lane: Lane) -> Position {
-        self.0.log.cursor(lane)
+        match &self.0.log {
+            Engine::Embedded(log) => log.cursor(lane),
+            Engine::Replicated(log) => log.cursor(lane),
+        }
     }
 
     /// The first position of a lane that a crash cannot bring back: what lies before it is wanted by nobody.
     #[must_use]
     pub fn saved_cursor(&self, lane: Lane) -> Position {
-        self.0.log.saved_cursor(lane)
+        match &self.0.log {
+            Engine::Embedded(log) => log.saved_cursor(lane),
+            Engine::Replicated(log) => log.saved_cursor(lane),
+        }
     }
 
     /// Everything in the lane up to and with `position` is elsewhere, durable: it may go from here.
@@ -182,13 +397,19 @@ impl EnvelopeSpool {
     /// # Errors
     /// When nothing durable is there: somebody counts wrongly.
     pub fn acknowledge(&self, lane: Lane, position: Position) -> Result<(), AcknowledgeError> {
-        self.0.log.acknowledge(lane, position)
+        match &self.0.log {
+            Engine::Embedded(log) => log.acknowledge(lane, position),
+            Engine::Replicated(log) => log.acknowledge(lane, position),
+        }
     }
 
     /// How full it is, for admission. Touches no disk.
     #[must_use]
     pub fn fill(&self) -> Fill {
-        let capacity = self.0.log.max_bytes();
+        let capacity = match &self.0.log {
+            Engine::Embedded(log) => log.max_bytes(),
+            Engine::Replicated(log) => log.max_bytes(),
+        };
         Fill { used: capacity - self.available_bytes().min(capacity), capacity }
     }
 
@@ -196,27 +417,42 @@ impl EnvelopeSpool {
     /// itself, which the others cannot use.)
     #[must_use]
     pub fn available_bytes(&self) -> u64 {
-        self.0.log.available_bytes(USUAL)
+        match &self.0.log {
+            Engine::Embedded(log) => log.available_bytes(USUAL),
+            Engine::Replicated(log) => log.available_bytes(USUAL),
+        }
     }
 
     /// For how long the thread that writes has been at one piece of work; nothing while it waits for some. Touches no disk.
     #[must_use]
     pub fn busy_for(&self) -> Option<Duration> {
-        self.0.log.busy_for()
+        match &self.0.log {
+            Engine::Embedded(log) => log.busy_for(),
+            Engine::Replicated(log) => log.busy_for(),
+        }
     }
 
     /// How full it is.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.0.log.stats()
+        match &self.0.log {
+            Engine::Embedded(log) => log.stats(),
+            Engine::Replicated(log) => log.stats(),
+        }
     }
 
-    /// Makes the last records durable and lets go of the folder. Blocks.
+    /// Makes the last records durable and lets go of the folder, or hands the lanes over. Blocks.
     ///
     /// # Errors
     /// When the closing mark could not be written: some records will be delivered again.
     pub fn close(&self) -> Result<(), CloseError> {
-        self.0.log.close()
+        match &self.0.log {
+            Engine::Embedded(log) => log.close(),
+            Engine::Replicated(log) => {
+                log.close();
+                Ok(())
+            }
+        }
     }
 }
 
@@ -256,7 +492,8 @@ mod tests {
             },
             stop.clone(),
         ));
-        let append = || spool.0.log.append(USUAL, Record::new(1, 0, &b"head"[..], &b"body"[..])).unwrap();
+        let Engine::Embedded(log) = &spool.0.log else { unreachable!() };
+        let append = || log.append(USUAL, Record::new(1, 0, &b"head"[..], &b"body"[..])).unwrap();
         append().await.unwrap();
         timeout(LONG, told.recv()).await.expect("fed while the disk answers").unwrap();
 

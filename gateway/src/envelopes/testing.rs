@@ -41,8 +41,10 @@ use super::budgets::Budgets;
 use super::followed::Followed;
 use super::idle::Idle;
 use super::intake::{Parts, SpoolIntake};
+use super::lanes::Lanes;
 use super::numbers::Numbers;
 use super::relay::Target;
+use super::replicated::Replicated;
 use super::shares::{self, Shares};
 use super::spool::{self, EnvelopeSpool};
 use crate::config;
@@ -106,6 +108,11 @@ pub(crate) fn shares() -> Shares {
     Shares::new(limits, 1 << 40)
 }
 
+/// Whether the tests of the envelope path run over the replicated engine, with a broker in memory: `PITHEAD_TEST_ENGINE=replicated`.
+pub(crate) fn replicated() -> bool {
+    std::env::var_os("PITHEAD_TEST_ENGINE").is_some_and(|engine| engine == "replicated")
+}
+
 /// The envelope path of a gateway up to the spool.
 pub(crate) struct Door {
     pub(crate) intake: Arc<SpoolIntake>,
@@ -151,13 +158,22 @@ impl Door {
             lanes,
             ..config::Spool::default()
         };
-        let (spool, _) = spool::open(&folder.join("spool"), &sizes).unwrap();
+        let spool = match replicated() {
+            false => spool::open(&folder.join("spool"), &sizes).unwrap().0,
+            true => {
+                let lanes = Lanes::new(&sizes.lanes.first, &sizes.lanes.third);
+                EnvelopeSpool::over_replicated(Replicated::of_folder(folder, sizes.max_size.get()), lanes)
+            }
+        };
         let idle = Idle::open(&folder.join("idle")).unwrap();
         let uploads =
             UploadStore::open(&folder.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
         let numbers =
             Numbers::open(folder.join("lines"), idle, &spool, conflict_bytes, shares.clone(), &uploads)
                 .unwrap();
+        if replicated() {
+            numbers.begin().unwrap();
+        }
         let name = GatewayName::new("edge-1").unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
         let (spans, ended, _) = span::queue(0.0);

@@ -8,6 +8,7 @@
 pub mod directory;
 pub mod material;
 
+mod owning;
 mod reload;
 mod serving;
 mod stopping;
@@ -20,6 +21,7 @@ use pithead_proto::errors::v1::ErrorReason;
 use crate::config::Config;
 use directory::DataDir;
 use material::Material;
+pub(crate) use owning::joining;
 use reload::Reloader;
 use serving::Serving;
 pub(crate) use serving::server_name;

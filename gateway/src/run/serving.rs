@@ -16,6 +16,7 @@ use pithead_hop::program::traces::{Exporting, FLUSH};
 use pithead_hop::program::{ExitCode, ProgramError, files, grpc_health};
 use pithead_hop::status::reason_of_trust;
 use pithead_proto::errors::v1::ErrorReason;
+use pithead_spool::Recovery;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::sync::{Notify, watch};
@@ -25,6 +26,7 @@ use tonic::service::Routes;
 
 use super::directory::DataDir;
 use super::material::Material;
+use super::owning::{self, Owning};
 use super::stopping::part;
 use crate::admin::{self, Facts, ReloadDesk};
 use crate::clock::{GatewayClock, since_boot};
@@ -179,13 +181,19 @@ impl Serving {
         };
 
         // Envelope path.
-        let (spool, recovery) = spool::open(&data.spool(), &config.spool)?;
-        tracing::info!(
-            event = "spool.recovered",
-            records = recovery.records,
-            truncated_bytes = recovery.truncated_bytes,
-            corrupt_records = recovery.corrupt_records,
-        );
+        let (spool, recovery) = match owning::joining(config, &material.name)? {
+            None => {
+                let (spool, recovery) = spool::open(&data.spool(), &config.spool)?;
+                tracing::info!(
+                    event = "spool.recovered",
+                    records = recovery.records,
+                    truncated_bytes = recovery.truncated_bytes,
+                    corrupt_records = recovery.corrupt_records,
+                );
+                (spool, recovery)
+            }
+            Some(joining) => (owning::join(joining, data.spool(), &config.spool).await?, Recovery::default()),
+        };
         metrics.spool_corrupt(recovery.corrupt_records);
         let shares = Shares::new(per_device(config), config.spool.max_size.get());
         let budgets = Budgets::new(config.ingest.per_device.sessions());
@@ -291,7 +299,7 @@ impl Serving {
 
         let relay_report = RelayReport::default();
         let mut relay_target = None;
-        let relay = match (&config.relay, &relay_tls) {
+        let relays = match (&config.relay, &relay_tls) {
             (Some(section), Some(tls)) => {
                 let target = watch::Sender::new(target(section, tls)?);
                 let targets = target.subscribe();
@@ -307,11 +315,25 @@ impl Serving {
                     control: control.clone(),
                     followed,
                 };
-                Some(tokio::spawn(relay.run(targets, relay_stop.clone())))
+                Some((relay, targets))
             }
             _ => {
                 health.set(Dimension::Relay, Level::Ok, "not configured: envelopes wait here", now);
                 None
+            }
+        };
+        let relay = match spool.standing() {
+            None => relays.map(|(relay, targets)| tokio::spawn(relay.run(targets, relay_stop.clone()))),
+            Some(standing) => {
+                let owning = Owning {
+                    spool: spool.clone(),
+                    numbers: numbers.clone(),
+                    health: health.clone(),
+                    metrics: metrics.clone(),
+                    address,
+                    relay: relays,
+                };
+                Some(tokio::spawn(owning.follow(standing, relay_stop.clone())))
             }
         };
 
@@ -678,7 +700,10 @@ async fn put_idle_lines_away(numbers: Numbers, stop: CancellationToken) {
 async fn look_after_disk(health: Health, spool: EnvelopeSpool, stop: CancellationToken) {
     loop {
         let (stats, available) = (spool.stats(), spool.available_bytes());
-        let (level, words) = if stats.lanes.iter().any(|lane| lane.poisoned) {
+        let trouble = spool.elsewhere().and_then(|elsewhere| elsewhere.trouble);
+        let (level, words) = if let Some(trouble) = trouble {
+            (Level::Degraded, format!("JetStream: {trouble}"))
+        } else if stats.lanes.iter().any(|lane| lane.poisoned) {
             (Level::Down, "the disk has failed; restart when it is mended".to_owned())
         } else if stats.disk_full || available == 0 {
             (

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{self, select_all};
-use pithead_spool::{Closed, CorruptRange, Lane, Position, ReadError, Reader, Record};
+use pithead_spool::{Closed, CorruptRange, Lane, Position, ReadError, Record};
 
 use super::super::lanes::LANES;
-use super::super::spool::EnvelopeSpool;
+use super::super::spool::{EnvelopeSpool, Reader};
 use super::turns::Turns;
 
 /// Read from a lane at a time: some batches of the wire.

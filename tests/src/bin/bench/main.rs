@@ -13,6 +13,7 @@ mod kms_calls;
 mod latency;
 mod process;
 mod record;
+mod replicated;
 mod report;
 mod seal;
 mod site;
@@ -39,6 +40,8 @@ enum Command {
     Seal(seal::Arguments),
     /// Durable envelopes a second at the gateway, beside NATS JetStream, RabbitMQ and Redis at their most durable.
     Ingest(ingest::Arguments),
+    /// The same where the spool is JetStream, beside plain publishes to the same servers.
+    Replicated(replicated::Arguments),
     /// Acknowledgements at 10, 50 and 90 % of the full rate.
     Latency(latency::Arguments),
     /// How fast a backlog leaves when the far end is back.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
                 Command::Spool(arguments) => spool::measure(&arguments),
                 Command::Seal(arguments) => seal::measure(&arguments),
                 Command::Ingest(arguments) => ingest::measure(&arguments).await,
+                Command::Replicated(arguments) => replicated::measure(&arguments).await,
                 Command::Latency(arguments) => latency::measure(&arguments).await,
                 Command::Drain(arguments) => backlog::drain(&arguments).await,
                 Command::Upload(arguments) => upload::measure(&arguments).await,

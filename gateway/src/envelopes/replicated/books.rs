@@ -1,0 +1,151 @@
+//! The checkpoint of the lines lies with the data, in pieces: whoever takes over knows what was delivered.
+//!
+//! All pieces are written before the key says where they are, and the key is written by comparing: so it is there as a whole or not at
+//! all, and whoever was the owner before cannot replace it.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Mutex;
+
+use super::broker::Fault;
+use super::cell::{By, Cell, LINES, LinesHead, Pause, Pieces};
+use super::{HEADERS_BYTES, Shared};
+
+/// Small enough to be one message among others.
+const PIECE_BYTES: usize = 512 << 10;
+
+/// Where the checkpoint lies, for one term.
+#[derive(Clone)]
+pub(crate) struct Books {
+    shared: Arc<Shared>,
+    by: By,
+    head: Arc<Mutex<Option<(Cell, LinesHead)>>>,
+}
+
+fn fenced() -> io::Error {
+    io::Error::other("this gateway is not the owner of the lanes any more")
+}
+
+impl Books {
+    pub(super) fn new(shared: Arc<Shared>, by: By, head: Arc<Mutex<Option<(Cell, LinesHead)>>>) -> Self {
+        Self { shared, by, head }
+    }
+
+    /// The checkpoint that was written last, by whomever. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not give it.
+    pub(crate) fn load(&self) -> io::Result<Option<Vec<u8>>> {
+        let this = self.clone();
+        self.shared.block(async move { this.read().await }).unwrap_or_else(|| Err(fenced()))
+    }
+
+    /// Writes one. When this returns it is what a take-over finds. Blocks.
+    ///
+    /// # Errors
+    /// When another gateway has taken over meanwhile.
+    pub(crate) fn save(&self, bytes: Vec<u8>) -> io::Result<()> {
+        let this = self.clone();
+        self.shared.block(async move { this.write(bytes.into()).await }).unwrap_or_else(|| Err(fenced()))
+    }
+
+    async fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        let head = self.head.lock().await;
+        let Some((_, LinesHead { data: Some(pieces), .. })) = &*head else { return Ok(None) };
+        let mut whole = BytesMut::new();
+        for piece in 0..pieces.pieces {
+            let key = pieces.key(piece);
+            let mut pause = Pause::default();
+            let value = loop {
+                match self.shared.broker.get(&key).await {
+                    Ok(value) => break value,
+                    Err(fault) if self.is_over() => return Err(io::Error::other(fault)),
+                    Err(_) => pause.wait().await,
+                }
+            };
+            // Without it the rest does not count, which its checksum says as well.
+            let Some(value) = value else { break };
+            whole.extend_from_slice(&value.bytes);
+        }
+        Ok(Some(whole.to_vec()))
+    }
+
+    async fn write(&self, bytes: Bytes) -> io::Result<()> {
+        let mut head = self.head.lock().await;
+        let Some((cell, before)) = head.as_mut() else { return Err(fenced()) };
+        let size = PIECE_BYTES.min(self.shared.broker.message_bytes().saturating_sub(HEADERS_BYTES));
+        let number = before.number + 1;
+        let data = Pieces {
+            epoch: self.by.epoch,
+            number,
+            pieces: bytes.len().div_ceil(size) as u64,
+            bytes: bytes.len() as u64,
+        };
+        for (piece, from) in (0..).zip((0..bytes.len()).step_by(size)) {
+            let value = bytes.slice(from..bytes.len().min(from + size));
+            self.write_piece(&data.key(piece), value).await?;
+        }
+        let next = LinesHead { number, data: Some(data) };
+        let replacing = cell.replace(&*self.shared.broker, next);
+        tokio::select! {
+            replaced = replacing => replaced.map_err(|_| fenced())?,
+            () = self.over() => return Err(fenced()),
+        }
+        let replaced = std::mem::replace(before, next).data;
+        // Of this term the one before; of earlier terms all that there may be, also what was never finished.
+        let stale = match replaced {
+            Some(old) if old.epoch == self.by.epoch => vec![format!("{LINES}.{}.{}", old.epoch, old.number)],
+            Some(old) => (old.epoch..self.by.epoch).map(|epoch| format!("{LINES}.{epoch}")).collect(),
+            None => Vec::new(),
+        };
+        for prefix in stale {
+            if let Err(fault) = self.shared.broker.forget(&prefix).await {
+                tracing::debug!(event = "spool.purge_again", %fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody else writes under this key, so there is nothing to compare with: it stands there, or not yet.
+    async fn write_piece(&self, key: &str, value: Bytes) -> io::Result<()> {
+        let mut pause = Pause::default();
+        loop {
+            if self.is_over() {
+                return Err(fenced());
+            }
+            match self.shared.broker.put(key, 0, value.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(Fault::Mismatch) => {
+                    let held = self.shared.broker.get(key).await;
+                    if held.is_ok_and(|held| held.is_some_and(|held| held.bytes == value)) {
+                        return Ok(());
+                    }
+                }
+                Err(Fault::Full(words)) => return Err(io::Error::new(io::ErrorKind::StorageFull, words)),
+                Err(Fault::Unknown(_)) => {}
+            }
+            pause.wait().await;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let state = self.shared.lock();
+        state.term.as_ref().is_none_or(|term| term.by != self.by || term.over.is_cancelled())
+    }
+
+    async fn over(&self) {
+        let over =
+            self.shared.lock().term.as_ref().filter(|term| term.by == self.by).map(|term| term.over.clone());
+        if let Some(over) = over {
+            over.cancelled().await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Books {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Books").field("by", &self.by).finish_non_exhaustive()
+    }
+}

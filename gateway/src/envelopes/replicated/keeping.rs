@@ -1,0 +1,118 @@
+//! Writes down how far delivery is, gives back what lies before, and looks how full the logs are.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pithead_spool::Lane;
+use tokio_util::sync::CancellationToken;
+
+use super::cell::{By, Cursor, Cursors, Fenced};
+use super::{Place, Shared};
+
+/// Between two looks at the cursors: as often as the embedded engine writes them down.
+const SAVE: Duration = Duration::from_millis(250);
+/// Between two looks at what the logs hold.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// For as long as the term lasts.
+pub(super) async fn run(shared: Arc<Shared>, by: By, over: CancellationToken) -> Fenced {
+    let mut looked: Option<Instant> = None;
+    loop {
+        let saved = tokio::select! {
+            saved = save(&shared, by) => saved,
+            () = over.cancelled() => return Fenced,
+        };
+        match saved {
+            Err(Fenced) => return Fenced,
+            // Something was given back.
+            Ok(true) => looked = None,
+            Ok(false) => {}
+        }
+        if looked.is_none_or(|at| at.elapsed() >= LOOK) {
+            look(&shared).await;
+            looked = Some(Instant::now());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SAVE) => {}
+            () = over.cancelled() => return Fenced,
+        }
+    }
+}
+
+/// Writes the cursors down if they have moved, and then gives messages before them back. Whether any were.
+pub(super) async fn save(shared: &Shared, by: By) -> Result<bool, Fenced> {
+    let Some((mut cell, mut cursors)) = shared.take_cursors(by) else { return Ok(false) };
+    let wanted = shared.lock().lanes.each_ref().map(|lane| {
+        // The newest message stays, whatever it holds.
+        let sequence = lane.index.floor(lane.cursor).map_or(0, |place| place.sequence).min(lane.last);
+        Cursor { position: lane.cursor, sequence }
+    });
+    let moved = wanted.iter().zip(&cursors.lanes).any(|(wanted, saved)| wanted.position > saved.position);
+    let result = if moved {
+        cursors = Cursors { number: cursors.number + 1, lanes: wanted };
+        cell.replace(&*shared.broker, cursors).await
+    } else {
+        Ok(())
+    };
+    shared.put_cursors(by, (cell, cursors));
+    result?;
+    if !moved {
+        return Ok(false);
+    }
+    for (here, cursor) in shared.lock().lanes.iter_mut().zip(wanted) {
+        here.saved = here.saved.max(cursor.position);
+        here.index.forget_before(cursor.position);
+    }
+    shared.moved.notify_waiters();
+    let mut given_back = false;
+    for (lane, cursor) in Lane::ALL.into_iter().zip(wanted) {
+        if cursor.sequence <= shared.lock().lanes[lane.index()].purged {
+            continue;
+        }
+        // What is not given back now is with the next one.
+        match shared.broker.purge(lane, cursor.sequence).await {
+            Ok(()) => {
+                shared.lock().lanes[lane.index()].purged = cursor.sequence;
+                given_back = true;
+            }
+            Err(fault) => tracing::debug!(event = "spool.purge_again", %fault),
+        }
+    }
+    Ok(given_back)
+}
+
+/// Asks how much the logs hold.
+async fn look(shared: &Shared) {
+    for lane in Lane::ALL {
+        if let Ok(found) = shared.broker.state(lane).await {
+            let mut state = shared.lock();
+            let here = &mut state.lanes[lane.index()];
+            (here.bytes, here.max_bytes) = (found.bytes, found.max_bytes);
+            if here.end == here.cursor {
+                state.full = false;
+            }
+        }
+    }
+    shared.moved.notify_waiters();
+}
+
+impl Shared {
+    fn take_cursors(&self, by: By) -> Option<(super::Cell, Cursors)> {
+        self.lock().term.as_mut().filter(|term| term.by == by)?.cursors.take()
+    }
+
+    fn put_cursors(&self, by: By, cursors: (super::Cell, Cursors)) {
+        if let Some(term) = self.lock().term.as_mut().filter(|term| term.by == by) {
+            term.cursors = Some(cursors);
+        }
+    }
+
+    /// Notes where a group was found.
+    pub(super) fn found(&self, lane: Lane, first: u64, place: Place) {
+        let mut state = self.lock();
+        let here = &mut state.lanes[lane.index()];
+        if first >= here.saved && first < here.end {
+            here.index.note(first, place);
+        }
+    }
+}

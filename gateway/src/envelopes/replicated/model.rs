@@ -1,0 +1,230 @@
+//! A broker in memory, for tests: it keeps what it is told to, compares, and loses requests and replies.
+//!
+//! Whatever is asked for and lost is done at once, later, or never: later means after anybody else's requests, as a message that was
+//! held up in a network is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use pithead_spool::Lane;
+
+use super::broker::{Asked, Broker, Fault, LogState, Value};
+
+/// A request that was held up.
+#[derive(Debug, Clone)]
+enum Held {
+    Append(Lane, u64, Bytes),
+    Put(String, u64, Bytes),
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    first: u64,
+    last: u64,
+    messages: BTreeMap<u64, Bytes>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    logs: [Log; 3],
+    keys: HashMap<String, Value>,
+    revision: u64,
+    held: Vec<Held>,
+    /// What is lost of a hundred requests, and of a hundred replies.
+    loses: (u64, u64),
+    random: u64,
+    /// Nobody is answered.
+    away: bool,
+    /// A log takes so many bytes.
+    max_bytes: Option<u64>,
+    /// It does not compare: what no broker may do.
+    careless: bool,
+}
+
+/// See the module. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(in crate::envelopes) struct Model(Arc<Mutex<State>>);
+
+static BY_FOLDER: LazyLock<Mutex<HashMap<PathBuf, Model>>> = LazyLock::new(Mutex::default);
+
+impl State {
+    fn below(&mut self, bound: u64) -> u64 {
+        // SplitMix64.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    fn append(&mut self, lane: Lane, expected: u64, message: &Bytes) -> Result<u64, Fault> {
+        let (max_bytes, careless) = (self.max_bytes, self.careless);
+        let log = &mut self.logs[lane.index()];
+        if log.last != expected && !careless {
+            return Err(Fault::Mismatch);
+        }
+        let held: usize = log.messages.values().map(Bytes::len).sum();
+        if max_bytes.is_some_and(|max| (held + message.len()) as u64 > max) {
+            return Err(Fault::Full("maximum bytes exceeded".to_owned()));
+        }
+        log.last += 1;
+        log.messages.insert(log.last, message.clone());
+        Ok(log.last)
+    }
+
+    fn put(&mut self, key: &str, revision: u64, bytes: &Bytes) -> Result<u64, Fault> {
+        if self.keys.get(key).map_or(0, |value| value.revision) != revision {
+            return Err(Fault::Mismatch);
+        }
+        self.revision += 1;
+        let value = Value { bytes: bytes.clone(), revision: self.revision };
+        self.keys.insert(key.to_owned(), value);
+        Ok(self.revision)
+    }
+
+    fn take_up(&mut self, held: Held) {
+        // Nobody waits for the answer any more.
+        drop(match held {
+            Held::Append(lane, expected, message) => self.append(lane, expected, &message),
+            Held::Put(key, revision, bytes) => self.put(&key, revision, &bytes),
+        });
+    }
+
+    /// Does it, or loses it.
+    fn ask<T>(
+        &mut self,
+        again: Option<Held>,
+        act: impl FnOnce(&mut Self) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let lost = || Err(Fault::Unknown("lost".to_owned()));
+        if !self.held.is_empty() && self.below(4) == 0 {
+            let at = self.below(self.held.len() as u64) as usize;
+            let late = self.held.swap_remove(at);
+            self.take_up(late);
+        }
+        if self.away {
+            return lost();
+        }
+        if self.below(100) < self.loses.0 {
+            if self.below(2) == 0 {
+                self.held.extend(again);
+            }
+            return lost();
+        }
+        let answer = act(self);
+        if self.below(100) < self.loses.1 { lost() } else { answer }
+    }
+}
+
+impl Model {
+    /// The one that belongs to a folder, so that a test that opens the folder again finds it.
+    pub(in crate::envelopes) fn of(folder: &Path) -> Self {
+        BY_FOLDER.lock().unwrap().entry(folder.to_owned()).or_default().clone()
+    }
+
+    /// Loses so many of a hundred requests, and so many replies.
+    pub(super) fn loses(&self, requests: u64, replies: u64, seed: u64) {
+        let mut state = self.lock();
+        (state.loses, state.random) = ((requests, replies), seed);
+    }
+
+    /// Whether anybody is answered.
+    pub(super) fn away(&self, away: bool) {
+        self.lock().away = away;
+    }
+
+    /// What a log takes.
+    pub(super) fn bound(&self, max_bytes: Option<u64>) {
+        self.lock().max_bytes = max_bytes;
+    }
+
+    /// Whether it appends whatever is expected.
+    pub(super) fn careless(&self, careless: bool) {
+        self.lock().careless = careless;
+    }
+
+    /// What stands in a log.
+    pub(super) fn messages(&self, lane: Lane) -> Vec<(u64, Bytes)> {
+        self.lock().logs[lane.index()].messages.clone().into_iter().collect()
+    }
+
+    /// Another's message, or a changed one.
+    pub(super) fn set(&self, lane: Lane, sequence: u64, message: Option<Bytes>) {
+        let mut state = self.lock();
+        let log = &mut state.logs[lane.index()];
+        log.last = log.last.max(sequence);
+        match message {
+            Some(message) => drop(log.messages.insert(sequence, message)),
+            None => drop(log.messages.remove(&sequence)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn answer<T: Send + 'static>(
+        &self,
+        again: Option<Held>,
+        act: impl FnOnce(&mut State) -> Result<T, Fault>,
+    ) -> Asked<'_, T> {
+        let answer = self.lock().ask(again, act);
+        async move {
+            tokio::task::yield_now().await;
+            answer
+        }
+        .boxed()
+    }
+}
+
+impl Broker for Model {
+    fn append(&self, lane: Lane, expected: u64, message: Bytes) -> Asked<'_, u64> {
+        let again = Held::Append(lane, expected, message.clone());
+        self.answer(Some(again), move |state| state.append(lane, expected, &message))
+    }
+
+    fn read(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
+        self.answer(None, move |state| Ok(state.logs[lane.index()].messages.get(&sequence).cloned()))
+    }
+
+    fn state(&self, lane: Lane) -> Asked<'_, LogState> {
+        self.answer(None, move |state| {
+            let (log, max_bytes) = (&state.logs[lane.index()], state.max_bytes);
+            let bytes = log.messages.values().map(|message| message.len() as u64).sum();
+            let first = log.messages.keys().next().copied().unwrap_or(log.last + 1).max(log.first);
+            Ok(LogState { first, last: log.last, bytes, max_bytes })
+        })
+    }
+
+    fn purge(&self, lane: Lane, sequence: u64) -> Asked<'_, ()> {
+        self.answer(None, move |state| {
+            let log = &mut state.logs[lane.index()];
+            log.messages = log.messages.split_off(&sequence);
+            log.first = log.first.max(sequence);
+            Ok(())
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> Asked<'a, Option<Value>> {
+        self.answer(None, move |state| Ok(state.keys.get(key).cloned()))
+    }
+
+    fn put<'a>(&'a self, key: &'a str, revision: u64, value: Bytes) -> Asked<'a, u64> {
+        let again = Held::Put(key.to_owned(), revision, value.clone());
+        self.answer(Some(again), move |state| state.put(key, revision, &value))
+    }
+
+    fn forget<'a>(&'a self, prefix: &'a str) -> Asked<'a, ()> {
+        self.answer(None, move |state| {
+            let below = format!("{prefix}.");
+            state.keys.retain(|key, _| key != prefix && !key.starts_with(&below));
+            Ok(())
+        })
+    }
+
+    fn message_bytes(&self) -> usize {
+        1 << 20
+    }
+}

@@ -1,0 +1,374 @@
+//! JetStream as the engine's broker. This file alone talks to async-nats.
+//!
+//! Reads of single messages go to whichever replica answers: a message never changes, and whoever is behind has not got it yet.
+//! Everything else goes to the stream's leader. A leader that has been cut off and does not know it yet can answer a read with the
+//! past; it can append nothing, and nothing here is decided by a read alone.
+
+use std::fmt;
+use std::future::IntoFuture as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{Config, DirectGetErrorKind, Info, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::{self, Context, Error as ApiError, ErrorCode};
+use async_nats::{Client, ConnectOptions};
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use pithead_hop::program::ProgramError;
+use pithead_proto::errors::v1::ErrorReason;
+use pithead_spool::Lane;
+
+use super::broker::{Asked, Broker, Fault, LogState, Value};
+use super::settings::{self, Streams, Wanted};
+
+/// How long a request waits for its answer. An election takes a few of these, and a lease has room for two.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long a start waits for a server: those of a site that comes back from a power cut come up side by side.
+pub(super) const START: Duration = Duration::from_secs(20);
+/// After so long without an answer to anything another server is tried: the one in hand may be cut off from the others.
+const DEAF: Duration = Duration::from_secs(3);
+const CONNECTING: Duration = Duration::from_secs(3);
+
+/// Where the servers are, and who we are there.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    /// URLs, or hosts with a port.
+    pub(crate) servers: Vec<String>,
+    /// A `.creds` file.
+    pub(crate) credentials: Option<std::path::PathBuf>,
+    /// PEM: the CA of the servers' certificates. With it, TLS is demanded.
+    pub(crate) ca: Option<std::path::PathBuf>,
+    /// What the connection is called on the servers' pages.
+    pub(crate) name: String,
+}
+
+/// A site's streams.
+pub(super) struct JetStream {
+    client: Client,
+    context: Context,
+    names: Streams,
+    lanes: [Stream<()>; Lane::ALL.len()],
+    /// Whether any replica may be asked for a message.
+    direct: [bool; Lane::ALL.len()],
+    state: Stream<()>,
+    max_payload: usize,
+    began: Instant,
+    /// When something was answered last, in milliseconds since `began`.
+    answered_ms: AtomicU64,
+}
+
+fn unreachable(what: String) -> ProgramError {
+    ProgramError::new(ErrorReason::PeerUnreachable, what)
+        .affects("no envelope can be taken here")
+        .todo("see that nats-server runs there, and that [spool.jetstream] names it")
+}
+
+async fn client(access: &Access, limit: Duration) -> Result<Client, ProgramError> {
+    let mut options = ConnectOptions::new()
+        .name(&access.name)
+        .connection_timeout(CONNECTING)
+        .request_timeout(Some(ANSWER))
+        .ping_interval(Duration::from_secs(2))
+        .reconnect_delay_callback(|attempts| {
+            Duration::from_millis((100 * attempts.min(10)).try_into().unwrap_or(1_000))
+        });
+    if let Some(path) = &access.credentials {
+        options = options.credentials_file(path).await.map_err(|error| {
+            ProgramError::new(ErrorReason::ConfigUnreadable, format!("{}: {error}", path.display()))
+                .todo("correct [spool.jetstream] credentials")
+        })?;
+    }
+    if let Some(ca) = &access.ca {
+        options = options.add_root_certificates(ca.clone()).require_tls(true);
+    }
+    let began = Instant::now();
+    loop {
+        match options.clone().connect(access.servers.clone()).await {
+            Ok(client) => return Ok(client),
+            Err(error) if began.elapsed() > limit => {
+                return Err(unreachable(format!("{}: {}", access.servers.join(", "), with_cause(&error))));
+            }
+            Err(error) => tracing::warn!(event = "spool.broker_away", error = with_cause(&error)),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// What was said, and why.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// A connection, and how the streams stand; they are made if they are not there and `create` says so.
+pub(super) struct Found {
+    client: Client,
+    context: Context,
+    /// The largest message that the server takes.
+    pub(super) max_payload: usize,
+    /// By name; none where there is no such stream.
+    pub(super) streams: Vec<(String, Option<Box<Info>>)>,
+}
+
+impl Found {
+    /// Of the streams that are there.
+    pub(super) fn infos(&self) -> impl Iterator<Item = &Info> {
+        self.streams.iter().filter_map(|(_, info)| info.as_deref())
+    }
+}
+
+/// Looks at the servers, and at the streams that are there.
+pub(super) async fn look(access: &Access, names: &Streams, limit: Duration) -> Result<Found, ProgramError> {
+    let client = client(access, limit).await?;
+    let mut context = jetstream::new(client.clone());
+    context.set_timeout(ANSWER);
+    let mut streams = Vec::new();
+    for name in names.all() {
+        streams.push((name.clone(), info(&context, &name, limit).await?));
+    }
+    let max_payload = client.max_payload();
+    Ok(Found { client, context, max_payload, streams })
+}
+
+/// Waits for JetStream as long as for a server: a cluster that has just begun has no leader.
+async fn info(context: &Context, name: &str, limit: Duration) -> Result<Option<Box<Info>>, ProgramError> {
+    let began = Instant::now();
+    loop {
+        let error = match context.get_stream(name).await {
+            Ok(stream) => return Ok(Some(Box::new(stream.cached_info().clone()))),
+            Err(error) => error,
+        };
+        if let GetStreamErrorKind::JetStream(api) = error.kind()
+            && api.error_code() == ErrorCode::STREAM_NOT_FOUND
+        {
+            return Ok(None);
+        }
+        if began.elapsed() > limit {
+            return Err(unreachable(format!(
+                "JetStream does not say how {name} stands: {}",
+                with_cause(&error)
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+impl JetStream {
+    /// Makes the streams that are not there, and never changes one that is.
+    pub(super) async fn open(found: Found, wanted: &Wanted) -> Result<Self, ProgramError> {
+        let Found { client, context, max_payload, mut streams } = found;
+        for (name, held) in &mut streams {
+            if held.is_none() {
+                *held = Some(Box::new(create(&context, wanted.config(name)).await?));
+            }
+        }
+        let infos: Vec<Info> = streams.into_iter().filter_map(|(_, held)| held.map(|held| *held)).collect();
+        settings::check(wanted, infos.iter(), max_payload)?;
+        // One stream may take less than the server does.
+        let largest = infos.iter().filter_map(|info| usize::try_from(info.config.max_message_size).ok());
+        let max_payload = largest.filter(|largest| *largest > 0).fold(max_payload, usize::min);
+        let direct = |lane: Lane| infos.get(lane.index()).is_some_and(|info| info.config.allow_direct);
+        let direct = Lane::ALL.map(direct);
+        let names = wanted.streams.clone();
+        let handle = async |name: String| {
+            context.get_stream_no_info(name).await.map_err(|error| unreachable(with_cause(&error)))
+        };
+        let lanes = [
+            handle(names.lane(Lane::First)).await?,
+            handle(names.lane(Lane::Second)).await?,
+            handle(names.lane(Lane::Third)).await?,
+        ];
+        let state = handle(names.state()).await?;
+        let (began, answered_ms) = (Instant::now(), AtomicU64::new(0));
+        Ok(Self { client, context, names, lanes, direct, state, max_payload, began, answered_ms })
+    }
+
+    fn answered(&self) {
+        self.answered_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Nothing came. A server that is cut off from the others answers pings and nothing else.
+    async fn unanswered(&self) {
+        let (now, last) = (self.began.elapsed().as_millis() as u64, self.answered_ms.load(Ordering::Relaxed));
+        if now.saturating_sub(last) > DEAF.as_millis() as u64 {
+            // Once: whoever comes next counts from now.
+            self.answered();
+            tracing::warn!(event = "spool.broker_deaf", "trying another server");
+            if let Err(error) = self.client.force_reconnect().await {
+                tracing::debug!(event = "spool.broker_away", %error);
+            }
+        }
+    }
+
+    async fn note<T>(&self, answer: Result<T, Fault>) -> Result<T, Fault> {
+        match &answer {
+            Err(Fault::Unknown(_)) => self.unanswered().await,
+            _ => self.answered(),
+        }
+        answer
+    }
+
+    async fn publish(&self, subject: String, message: PublishMessage) -> Result<u64, Fault> {
+        let sent = async {
+            match self.context.send_publish(subject, message).await {
+                Ok(answer) => answer.into_future().await,
+                Err(error) => Err(error),
+            }
+        };
+        let answer = match sent.await {
+            Ok(answer) => Ok(answer.sequence),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Err(Fault::Mismatch),
+            Err(error) => Err(fault_of(&error)),
+        };
+        self.note(answer).await
+    }
+}
+
+async fn create(context: &Context, config: Config) -> Result<Info, ProgramError> {
+    let name = config.name.clone();
+    let began = Instant::now();
+    loop {
+        // Of several gateways that start at once each asks for the same, which is no contradiction.
+        match context.create_stream(config.clone()).await {
+            Ok(stream) => {
+                tracing::info!(event = "spool.stream_made", name, replicas = config.num_replicas);
+                return Ok(stream.cached_info().clone());
+            }
+            Err(error) if began.elapsed() > START => {
+                let what = format!("JetStream does not make the stream {name}: {}", with_cause(&error));
+                return Err(ProgramError::new(ErrorReason::SpoolUnsafe, what)
+                    .affects("no envelope can be taken here")
+                    .todo("give JetStream room for it (max_file), and as many servers as [spool.jetstream] replicas"));
+            }
+            Err(error) => {
+                tracing::warn!(event = "spool.stream_not_made", name, error = with_cause(&error));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// What an error of the server's says about what was asked for.
+fn fault_of(error: &(dyn std::error::Error + 'static)) -> Fault {
+    let api = error.source().and_then(|source| source.downcast_ref::<ApiError>());
+    let words = with_cause(error);
+    match api {
+        Some(api) if is_full(api) => Fault::Full(words),
+        _ => Fault::Unknown(words),
+    }
+}
+
+/// The stream's own bound, or the account's. The first shares its number with failures of the disk, which say nothing.
+fn is_full(error: &ApiError) -> bool {
+    let words = error.to_string();
+    match error.error_code() {
+        ErrorCode::STREAM_STORE_FAILED => words.contains("maximum bytes exceeded"),
+        ErrorCode::INSUFFICIENT_RESOURCES => true,
+        _ => words.contains("resource limits exceeded") || words.contains("storage resources exceeded"),
+    }
+}
+
+impl Broker for JetStream {
+    fn append(&self, lane: Lane, expected: u64, message: Bytes) -> Asked<'_, u64> {
+        async move {
+            let message = PublishMessage::build()
+                .payload(message)
+                .expected_last_sequence(expected)
+                .expected_stream(self.names.lane(lane));
+            self.publish(self.names.lane_subject(lane), message).await
+        }
+        .boxed()
+    }
+
+    fn read(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
+        async move {
+            let stream = &self.lanes[lane.index()];
+            let answer = if self.direct[lane.index()] {
+                match stream.direct_get(sequence).await {
+                    Ok(message) => Ok(Some(message.payload)),
+                    Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(fault_of(&error)),
+                }
+            } else {
+                match stream.get_raw_message(sequence).await {
+                    Ok(message) => Ok(Some(message.payload)),
+                    Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                    Err(error) => Err(fault_of(&error)),
+                }
+            };
+            self.note(answer).await
+        }
+        .boxed()
+    }
+
+    fn state(&self, lane: Lane) -> Asked<'_, LogState> {
+        async move {
+            let answer = match self.lanes[lane.index()].get_info().await {
+                Ok(info) => Ok(LogState {
+                    first: info.state.first_sequence,
+                    last: info.state.last_sequence,
+                    bytes: info.state.bytes,
+                    max_bytes: u64::try_from(info.config.max_bytes).ok().filter(|max| *max > 0),
+                }),
+                Err(error) => Err(fault_of(&error)),
+            };
+            self.note(answer).await
+        }
+        .boxed()
+    }
+
+    fn purge(&self, lane: Lane, sequence: u64) -> Asked<'_, ()> {
+        async move {
+            let purged = self.lanes[lane.index()].purge().sequence(sequence).await;
+            self.note(purged.map(|_| ()).map_err(|error| fault_of(&error))).await
+        }
+        .boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> Asked<'a, Option<Value>> {
+        async move {
+            let subject = self.names.state_subject(key);
+            let answer = match self.state.get_last_raw_message_by_subject(&subject).await {
+                Ok(message) => Ok(Some(Value { bytes: message.payload, revision: message.sequence })),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                Err(error) => Err(fault_of(&error)),
+            };
+            self.note(answer).await
+        }
+        .boxed()
+    }
+
+    fn put<'a>(&'a self, key: &'a str, revision: u64, value: Bytes) -> Asked<'a, u64> {
+        async move {
+            let message = PublishMessage::build()
+                .payload(value)
+                .expected_last_subject_sequence(revision)
+                .expected_stream(self.names.state());
+            self.publish(self.names.state_subject(key), message).await
+        }
+        .boxed()
+    }
+
+    fn forget<'a>(&'a self, prefix: &'a str) -> Asked<'a, ()> {
+        async move {
+            let subject = self.names.state_subject(&format!("{prefix}.>"));
+            let purged = self.state.purge().filter(subject).await;
+            self.note(purged.map(|_| ()).map_err(|error| fault_of(&error))).await
+        }
+        .boxed()
+    }
+
+    fn message_bytes(&self) -> usize {
+        self.max_payload
+    }
+}
+
+impl fmt::Debug for JetStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JetStream").field("state", &self.names.state()).finish_non_exhaustive()
+    }
+}

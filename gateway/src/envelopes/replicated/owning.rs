@@ -1,0 +1,367 @@
+//! Who owns the lanes: standing by, taking over, keeping, and handing over.
+//!
+//! ```text
+//! standing by ── no renewal for a lease, or released, or nobody ──> claim: next epoch, by comparing
+//!      ^                                                              └ load: cursors, checkpoint, a fence in each lane
+//!      └── not renewed for a lease, fenced, or told to step down <── owner: renewed every second
+//! ```
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::broker::{Fault, Value};
+use super::cell::{
+    self, By, CURSORS, Cell, Cursors, Fenced, LINES, LinesHead, OWNER, OwnerRecord, Pause, Stored,
+};
+use super::commit::{self, Published};
+use super::group::{self, Group, Stamp};
+use super::{Index, LANES, LaneState, Place, Shared, Term, keeping};
+use crate::envelopes::lanes;
+use pithead_spool::Lane;
+
+/// How often somebody who stands by looks at the owner's record, of the time between two renewals: a few times.
+const LOOKS: u32 = 4;
+/// How long the end waits for what is queued, and for the hand-over. Whoever stops the program has a limit of his own.
+const CLOSING: Duration = Duration::from_secs(15);
+/// How many void messages at the end of a lane are stepped over when it is taken over.
+const VOID_MAX: u64 = 10_000;
+
+/// Who takes envelopes for the site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Another gateway does, or nobody.
+    StandingBy {
+        /// Who, as far as is known.
+        owner: Option<Owner>,
+        /// Why that is not known, or why the last attempt to take over has failed.
+        trouble: Option<String>,
+    },
+    /// This one does: its lanes are ours, and fenced against everybody else.
+    Ours {
+        /// Of this term.
+        epoch: u64,
+    },
+}
+
+/// The owner of the lanes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// What the gateway is called.
+    pub name: String,
+    /// Where devices reach it, if it says so.
+    pub address: Option<String>,
+    /// Of its term.
+    pub epoch: u64,
+}
+
+/// A claim that succeeded.
+struct Claim {
+    by: By,
+    revision: u64,
+    beat: u64,
+    renewed: Instant,
+}
+
+/// Until the engine is closed.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut trouble = None;
+    loop {
+        let claim = tokio::select! {
+            claim = stand_by(&shared, trouble.take()) => claim,
+            () = shared.closing.cancelled() => break,
+        };
+        let epoch = claim.by.epoch;
+        tracing::info!(event = "spool.claimed", epoch);
+        match own(&shared, claim).await {
+            Lost::Closed => break,
+            Lost::Fenced(why) => {
+                tracing::error!(event = "spool.ownership_lost", epoch, why);
+                trouble = Some(why.to_owned());
+            }
+        }
+    }
+    shared.ended.cancel();
+}
+
+enum Lost {
+    Closed,
+    Fenced(&'static str),
+}
+
+async fn own(shared: &Arc<Shared>, mut claim: Claim) -> Lost {
+    let (by, over) = (claim.by, CancellationToken::new());
+    let loaded = tokio::select! {
+        loaded = load(shared, by, &over) => loaded,
+        lost = renew(shared, &mut claim, &over) => Err(lost),
+        () = shared.closing.cancelled() => {
+            release(shared, &claim).await;
+            return Lost::Closed;
+        }
+    };
+    if loaded.is_err() {
+        shared.end_term();
+        return Lost::Fenced("somebody else took the lanes over");
+    }
+    shared.standing.send_replace(Standing::Ours { epoch: by.epoch });
+    let mut tasks = JoinSet::new();
+    for lane in Lane::ALL {
+        tasks.spawn(commit::run(shared.clone(), lane, by, over.clone()));
+    }
+    let keeper = keeping::run(shared.clone(), by, over.clone());
+    let lost = {
+        let (mut renewing, mut keeping) = (pin!(renew(shared, &mut claim, &over)), pin!(keeper));
+        tokio::select! {
+            Fenced = &mut renewing => Lost::Fenced("the owner's record was not renewed in time, or is somebody else's"),
+            Fenced = &mut keeping => Lost::Fenced("somebody else has written the cursors"),
+            () = over.cancelled() => Lost::Fenced("somebody else has appended to a lane, or the gateway has stepped down"),
+            () = shared.closing.cancelled() => {
+                tokio::select! {
+                    _ = tokio::time::timeout(CLOSING, shared.drained()) => {}
+                    Fenced = &mut renewing => {}
+                    Fenced = &mut keeping => {}
+                }
+                Lost::Closed
+            }
+        }
+    };
+    over.cancel();
+    while tasks.join_next().await.is_some() {}
+    shared.end_term();
+    // With what was found out meanwhile: whoever follows this sees that it is over, however short the next standing by is.
+    shared.standing.send_replace(Standing::StandingBy { owner: None, trouble: None });
+    if matches!(lost, Lost::Closed) {
+        release(shared, &claim).await;
+    } else if shared.closing.is_cancelled() {
+        return Lost::Closed;
+    }
+    lost
+}
+
+/// Until the claim of this gateway has succeeded.
+async fn stand_by(shared: &Shared, mut trouble: Option<String>) -> Claim {
+    let mut seen: Option<(u64, Instant)> = None;
+    loop {
+        let held = shared.broker.get(OWNER).await;
+        match held {
+            Ok(held) => {
+                let stored = held.as_ref().and_then(|held| cell::decode::<OwnerRecord>(&held.bytes));
+                let revision = held.as_ref().map_or(0, |held| held.revision);
+                let at = match seen {
+                    Some((same, at)) if same == revision => at,
+                    _ => Instant::now(),
+                };
+                seen = Some((revision, at));
+                let free = stored.as_ref().is_none_or(|stored| stored.value.released)
+                    || at.elapsed() >= shared.bounds.lease;
+                if free && let Some(claim) = claim(shared, held, stored.as_ref()).await {
+                    return claim;
+                }
+                let owner = stored.filter(|stored| !stored.value.released).map(|stored| Owner {
+                    name: stored.value.name,
+                    address: stored.value.address,
+                    epoch: stored.by.epoch,
+                });
+                say(shared, Standing::StandingBy { owner, trouble: trouble.take() });
+            }
+            Err(fault) => {
+                let owner = match &*shared.standing.borrow() {
+                    Standing::StandingBy { owner, .. } => owner.clone(),
+                    Standing::Ours { .. } => None,
+                };
+                say(shared, Standing::StandingBy { owner, trouble: Some(fault.to_string()) });
+            }
+        }
+        tokio::time::sleep(shared.bounds.beat / LOOKS).await;
+    }
+}
+
+fn say(shared: &Shared, standing: Standing) {
+    shared.standing.send_if_modified(|held| {
+        let is_new = *held != standing;
+        *held = standing;
+        is_new
+    });
+}
+
+fn record(shared: &Shared, beat: u64, released: bool) -> OwnerRecord {
+    OwnerRecord { beat, name: shared.me.name.clone(), address: shared.me.address.clone(), released }
+}
+
+/// Tries once to become the owner after whoever is in `stored`.
+async fn claim(shared: &Shared, held: Option<Value>, stored: Option<&Stored<OwnerRecord>>) -> Option<Claim> {
+    let epoch = stored.map_or(0, |stored| stored.by.epoch) + 1;
+    let by = By { epoch, writer: pithead_hop::backoff::random() };
+    let revision = held.map_or(0, |held| held.revision);
+    let renewed = Instant::now();
+    match shared.broker.put(OWNER, revision, cell::encode(by, record(shared, 0, false))).await {
+        Ok(revision) => Some(Claim { by, revision, beat: 0, renewed }),
+        Err(Fault::Unknown(_)) => {
+            // It may have been done.
+            let held = shared.broker.get(OWNER).await.ok().flatten()?;
+            let ours = cell::decode::<OwnerRecord>(&held.bytes).is_some_and(|stored| stored.by == by);
+            ours.then_some(Claim { by, revision: held.revision, beat: 0, renewed })
+        }
+        Err(_) => None,
+    }
+}
+
+/// Renews the owner's record until somebody else has it, or it could not be renewed for a lease.
+async fn renew(shared: &Shared, claim: &mut Claim, over: &CancellationToken) -> Fenced {
+    let mut first = true;
+    loop {
+        if !first {
+            tokio::time::sleep(shared.bounds.beat).await;
+        }
+        first = false;
+        // Counted from before it is asked for: whoever stands by counts from when it sees it.
+        let (asked, beat) = (Instant::now(), claim.beat + 1);
+        let left = shared.bounds.lease.saturating_sub(claim.renewed.elapsed());
+        let mut cell = Cell::written(OWNER, claim.revision, claim.by);
+        let renewing = cell.replace(&*shared.broker, record(shared, beat, false));
+        match tokio::time::timeout(left, renewing).await {
+            Ok(Ok(())) => {
+                (claim.revision, claim.beat, claim.renewed) = (cell.revision(), beat, asked);
+                if let Some(term) = shared.lock().term.as_mut() {
+                    term.renewed = asked;
+                }
+            }
+            Ok(Err(Fenced)) | Err(_) => {
+                over.cancel();
+                return Fenced;
+            }
+        }
+    }
+}
+
+/// Hands the lanes over, so that nobody has to wait for a lease.
+async fn release(shared: &Shared, claim: &Claim) {
+    let mut cell = Cell::written(OWNER, claim.revision, claim.by);
+    let releasing = cell.replace(&*shared.broker, record(shared, claim.beat + 1, true));
+    match tokio::time::timeout(shared.bounds.lease, releasing).await {
+        Ok(Ok(())) => tracing::info!(event = "spool.handed_over", epoch = claim.by.epoch),
+        Ok(Err(Fenced)) | Err(_) => tracing::warn!(event = "spool.not_handed_over", epoch = claim.by.epoch),
+    }
+}
+
+/// Everything that a start needs: the state's keys are ours, each lane is fenced, and where they end is known.
+async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<(), Fenced> {
+    let broker = &*shared.broker;
+    let (cursors, mut saved) = Cell::take::<Cursors>(broker, CURSORS, by).await?;
+    let (lines, head) = Cell::take::<LinesHead>(broker, LINES, by).await?;
+    let mut lanes: [LaneState; LANES] = Default::default();
+    for lane in Lane::ALL {
+        let here = &mut lanes[lane.index()];
+        let cursor = &mut saved.lanes[lane.index()];
+        *here = fence(shared, lane, by, cursor.position).await?;
+        let place = Place { sequence: cursor.sequence, at_ms: None };
+        here.index.note(cursor.position, place);
+        (here.cursor, here.saved) = (cursor.position, cursor.position);
+        tracing::info!(
+            event = "spool.lane_taken_over",
+            lane = lanes::name(lane),
+            records = here.end - here.cursor,
+            position = here.cursor,
+        );
+    }
+    let mut state = shared.lock();
+    state.lanes = lanes;
+    state.full = false;
+    state.term = Some(Term {
+        by,
+        serving: false,
+        renewed: Instant::now(),
+        over: over.clone(),
+        cursors: Some((cursors, saved)),
+        lines: Arc::new(tokio::sync::Mutex::new(Some((lines, head)))),
+    });
+    Ok(())
+}
+
+/// Appends a group without records behind whatever stands in a lane: whoever was the owner can append no more.
+async fn fence(shared: &Shared, lane: Lane, by: By, cursor: u64) -> Result<LaneState, Fenced> {
+    let broker = &*shared.broker;
+    let mut pause = Pause::default();
+    loop {
+        if let Ok(state) = broker.state(lane).await
+            && let Some(end) = end_of(shared, lane, state.first, state.last).await
+        {
+            // A log that is younger than its cursor was begun anew: what comes now must not count as delivered.
+            let first = end.max(cursor);
+            if first > end {
+                tracing::error!(event = "spool.log_younger", lane = lanes::name(lane), end, cursor);
+            }
+            let stamp =
+                Stamp { lane, epoch: by.epoch, writer: by.writer, number: 0, expected: state.last, first };
+            if commit::publish(broker, &stamp, group::encode(&stamp, &[])).await == Published::Appended {
+                let last = state.last + 1;
+                let mut index = Index::default();
+                index.note(first, Place { sequence: last, at_ms: None });
+                return Ok(LaneState {
+                    last,
+                    end: first,
+                    number: 1,
+                    index,
+                    bytes: state.bytes,
+                    max_bytes: state.max_bytes,
+                    ..LaneState::default()
+                });
+            }
+        }
+        // The former owner was quicker, or the broker is away, or full. Whoever renews finds out if it is for good.
+        pause.wait().await;
+    }
+}
+
+/// The position after the newest record of a lane: what its newest group says. None if the broker does not say.
+async fn end_of(shared: &Shared, lane: Lane, first: u64, last: u64) -> Option<u64> {
+    let mut sequence = last;
+    while sequence >= first.max(1) && last - sequence < VOID_MAX {
+        match shared.broker.read(lane, sequence).await.ok()? {
+            Some(message) => {
+                match Group::decode(message).filter(|group| group.fits(lane, sequence)) {
+                    Some(group) => return Some(group.end()),
+                    // What follows is void, or damaged: whoever reads it says so.
+                    None => sequence -= 1,
+                }
+            }
+            // Whoever was asked may be behind; a message that is gone is gone for everybody.
+            None if shared.is_gone(lane, sequence).await? => sequence -= 1,
+            None => return None,
+        }
+    }
+    Some(0)
+}
+
+impl Shared {
+    /// Whether a message that was not found is not there at all.
+    pub(super) async fn is_gone(&self, lane: Lane, sequence: u64) -> Option<bool> {
+        let mut pause = Pause::default();
+        for _ in 0..8 {
+            pause.wait().await;
+            if self.broker.read(lane, sequence).await.ok()?.is_some() {
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    /// Resolves when nothing waits to be published, and the cursors are written down.
+    async fn drained(&self) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            {
+                let state = self.lock();
+                if state.queued_records == 0 && state.lanes.iter().all(|lane| lane.saved >= lane.cursor) {
+                    return;
+                }
+            }
+            moved.await;
+        }
+    }
+}

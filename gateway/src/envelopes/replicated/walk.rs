@@ -1,0 +1,359 @@
+//! Reading a lane in order, message by message, from whatever thread.
+//!
+//! What does not lie where its writer meant it to is void; what is damaged or gone is stepped over, and the positions that are missing
+//! then show in the next group that is whole: they are named as lost.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use pithead_spool::{Batch, Closed, CorruptRange, Lane, Position, ReadError, RecordHead};
+
+use super::broker::Fault;
+use super::cell::Pause;
+use super::group::{Found, Group};
+use super::{Place, Shared, Until};
+use crate::envelopes::lanes;
+
+/// Asked for at once, while a lane is gone through: bytes, by the size of the message before, and messages.
+const AHEAD_BYTES: usize = 4 << 20;
+/// See [`AHEAD_BYTES`].
+const AHEAD_MAX: usize = 64;
+/// How often a message is asked for that the broker does not give, before whoever reads is told. It never counts as damaged: a broker that is
+/// away now gives it later.
+const TRIES: u32 = 10;
+/// The most lost heads that are named at once.
+const NAMED_MAX: usize = pithead_spool::MAX_NAMED_HEADS;
+
+/// What was found at a place.
+enum Step {
+    Group(u64, Group),
+    /// Nothing more is known to stand here.
+    End,
+}
+
+/// Goes over the groups of a lane.
+struct Walk {
+    shared: Arc<Shared>,
+    lane: Lane,
+    /// The next message.
+    sequence: Option<u64>,
+    ahead: VecDeque<(u64, Bytes)>,
+    /// Of the message before.
+    size: usize,
+}
+
+impl Walk {
+    fn new(shared: Arc<Shared>, lane: Lane) -> Self {
+        // As if messages were large: the first few are asked for one by one.
+        Self { shared, lane, sequence: None, ahead: VecDeque::new(), size: AHEAD_BYTES }
+    }
+
+    /// Has it begin anew at the message that holds a position, or at one before it.
+    fn forget(&mut self) {
+        self.sequence = None;
+        self.ahead.clear();
+    }
+
+    /// The next group. Blocks.
+    fn step(&mut self, position: u64) -> Result<Step, Fault> {
+        loop {
+            let (place, last) = {
+                let state = self.shared.lock();
+                let here = &state.lanes[self.lane.index()];
+                (here.index.floor(position), here.last)
+            };
+            let sequence = match self.sequence {
+                Some(sequence) => sequence,
+                None => place.map_or(1, |place| place.sequence.max(1)),
+            };
+            if sequence > last {
+                return Ok(Step::End);
+            }
+            if self.ahead.is_empty() {
+                self.sequence = Some(sequence);
+                self.ask(sequence, last)?;
+                continue;
+            }
+            let Some((sequence, message)) = self.ahead.pop_front() else { continue };
+            self.sequence = Some(sequence + 1);
+            self.size = message.len();
+            match Group::decode(message) {
+                Some(group) if group.fits(self.lane, sequence) => return Ok(Step::Group(sequence, group)),
+                Some(group) => {
+                    tracing::error!(
+                        event = "spool.group_void",
+                        lane = lanes::name(self.lane),
+                        sequence,
+                        expected = group.stamp.expected,
+                        epoch = group.stamp.epoch,
+                        "a message lies where its writer did not mean it to: the broker has appended without comparing"
+                    );
+                }
+                None => tracing::error!(
+                    event = "spool.group_damaged",
+                    lane = lanes::name(self.lane),
+                    sequence,
+                    bytes = self.size,
+                ),
+            }
+        }
+    }
+
+    /// Asks for the next messages, some times if the broker does not give them. What is gone is stepped over.
+    fn ask(&mut self, from: u64, last: u64) -> Result<(), Fault> {
+        let mut tries = 0;
+        loop {
+            match self.ask_once(from, last) {
+                Err(_) if tries < TRIES => {
+                    tries += 1;
+                    let mut pause = Pause::default();
+                    self.shared.block(async move { pause.wait().await });
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn ask_once(&mut self, from: u64, last: u64) -> Result<(), Fault> {
+        let count = (AHEAD_BYTES / self.size.max(1)).clamp(1, AHEAD_MAX) as u64;
+        let (shared, lane) = (self.shared.clone(), self.lane);
+        let to = last.min(from + count - 1);
+        let asked = self.shared.block(async move {
+            let reads = (from..=to).map(|sequence| shared.broker.read(lane, sequence));
+            let mut found = join_all(reads).await;
+            // The first of them has to be there, or to be gone for good.
+            if let Some(Ok(None)) = found.first() {
+                let state = shared.broker.state(lane).await?;
+                if from < state.first {
+                    return Ok((state.first, VecDeque::new()));
+                }
+                match shared.is_gone(lane, from).await {
+                    Some(true) => {
+                        tracing::error!(
+                            event = "spool.group_gone",
+                            lane = lanes::name(lane),
+                            sequence = from
+                        );
+                        return Ok((from + 1, VecDeque::new()));
+                    }
+                    Some(false) => found = vec![shared.broker.read(lane, from).await],
+                    None => return Err(Fault::Unknown("the broker does not answer".to_owned())),
+                }
+            }
+            let mut messages = VecDeque::new();
+            for (sequence, read) in (from..).zip(found) {
+                match read {
+                    Ok(Some(message)) => messages.push_back((sequence, message)),
+                    Err(fault) if messages.is_empty() => return Err(fault),
+                    // The next time it is the first.
+                    Ok(None) | Err(_) => break,
+                }
+            }
+            Ok((from, messages))
+        });
+        let (at, messages) =
+            asked.unwrap_or_else(|| Err(Fault::Unknown("the engine has ended".to_owned())))?;
+        (self.sequence, self.ahead) = (Some(at), messages);
+        Ok(())
+    }
+}
+
+/// Reads one lane from a position on. Holds one group and a few messages.
+pub struct Reader {
+    walk: Walk,
+    lane: Lane,
+    next: u64,
+    loaded: VecDeque<Found>,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, lane: Lane, from: Position) -> Self {
+        let walk = Walk::new(shared, lane);
+        Self { walk, lane, next: from.0, loaded: VecDeque::new() }
+    }
+
+    /// The position of the next record to be returned.
+    pub(crate) fn position(&self) -> Position {
+        Position(self.next)
+    }
+
+    /// Resolves when there is something to return.
+    pub(crate) fn changed(&self) -> impl Future<Output = Result<(), Closed>> + Send + use<> {
+        let (shared, until) = (self.walk.shared.clone(), Until::Durable(self.lane, self.next));
+        async move { shared.until(until).await }
+    }
+
+    /// As the embedded reader's. Blocks.
+    pub(crate) fn next_batch(&mut self, max_bytes: usize) -> Result<Batch, ReadError> {
+        let mut batch = Batch::default();
+        let (mut bytes, mut lost) = (0, 0);
+        loop {
+            let Some(found) = self.loaded.front() else {
+                match self.load(&mut batch) {
+                    Ok(true) => continue,
+                    Ok(false) => break,
+                    Err(_) if !batch.is_empty() => break,
+                    Err(error) => return Err(error),
+                }
+            };
+            match found {
+                Found::Good(_, record) => {
+                    let own = record.head.len() + record.body.len();
+                    if !batch.records.is_empty() && bytes + own > max_bytes {
+                        break;
+                    }
+                    bytes += own;
+                }
+                Found::Damaged(..) if lost >= NAMED_MAX => break,
+                Found::Damaged(..) => lost += 1,
+            }
+            match self.loaded.pop_front() {
+                Some(Found::Good(position, record)) => {
+                    self.next = position.0 + 1;
+                    batch.records.push((position, record));
+                }
+                Some(Found::Damaged(position, head)) => {
+                    self.next = position.0 + 1;
+                    self.lose(&mut batch, position.0, position.0 + 1, head);
+                }
+                None => break,
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Takes the next group up. False if nothing more is durable.
+    fn load(&mut self, batch: &mut Batch) -> Result<bool, ReadError> {
+        let end = {
+            let state = self.walk.shared.lock();
+            let here = &state.lanes[self.lane.index()];
+            // Passed over without a word: it was acknowledged.
+            self.next = self.next.max(here.saved);
+            here.end
+        };
+        if self.next >= end {
+            return Ok(false);
+        }
+        match self.walk.step(self.next) {
+            Ok(Step::Group(sequence, group)) => {
+                let (first, group_end) = (group.stamp.first, group.end());
+                self.walk.shared.found(self.lane, first, Place { sequence, at_ms: group.at_ms() });
+                if first > self.next {
+                    // Nothing in between was whole.
+                    self.lose(batch, self.next, first.min(end), None);
+                    self.next = first.min(end);
+                }
+                if group_end > self.next {
+                    self.loaded.extend(group.records(self.next));
+                }
+                Ok(true)
+            }
+            // Past the newest message, and something is missing: it is lost.
+            Ok(Step::End) => {
+                self.lose(batch, self.next, end, None);
+                self.next = end;
+                self.walk.forget();
+                Ok(true)
+            }
+            Err(fault) => Err(ReadError::Io {
+                lane: self.lane,
+                position: Position(self.next),
+                source: io::Error::other(fault),
+            }),
+        }
+    }
+
+    fn lose(&self, batch: &mut Batch, from: u64, to: u64, head: Option<RecordHead>) {
+        if from >= to {
+            return;
+        }
+        self.walk.shared.lock().counters.corrupt_records += to - from;
+        let last = batch.corrupt.last_mut().filter(|last| last.to.0 == from);
+        match last {
+            Some(last) => {
+                last.to = Position(to);
+                last.heads.extend(head);
+            }
+            None => {
+                let mut range = CorruptRange::default();
+                (range.lane, range.from, range.to) = (self.lane, Position(from), Position(to));
+                range.heads.extend(head);
+                batch.corrupt.push(range);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("lane", &self.lane).field("position", &self.next).finish()
+    }
+}
+
+/// Goes over the heads of what is durable, from a position on. What is lost is left out: a reader names it.
+pub struct Heads {
+    walk: Walk,
+    lane: Lane,
+    next: u64,
+    /// Where the term had the lane end when this began.
+    end: u64,
+    loaded: VecDeque<RecordHead>,
+}
+
+impl Heads {
+    pub(super) fn new(shared: Arc<Shared>, lane: Lane, from: Position) -> Self {
+        let end = shared.lock().lanes[lane.index()].end;
+        Self { walk: Walk::new(shared, lane), lane, next: from.0, end, loaded: VecDeque::new() }
+    }
+
+    fn load(&mut self) -> bool {
+        while self.next < self.end {
+            match self.walk.step(self.next) {
+                Ok(Step::Group(sequence, group)) => {
+                    self.walk.shared.found(
+                        self.lane,
+                        group.stamp.first,
+                        Place { sequence, at_ms: group.at_ms() },
+                    );
+                    self.loaded.extend(group.heads(self.next));
+                    self.next = self.next.max(group.end());
+                    if !self.loaded.is_empty() {
+                        return true;
+                    }
+                }
+                Ok(Step::End) => return false,
+                // Without these nobody may take envelopes: what is here would be taken again as new. It ends with the term.
+                Err(fault) => {
+                    if self.walk.shared.lock().term.is_none() {
+                        return false;
+                    }
+                    tracing::warn!(event = "spool.heads_again", lane = lanes::name(self.lane), %fault);
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                }
+            }
+        }
+        false
+    }
+}
+
+impl Iterator for Heads {
+    type Item = RecordHead;
+
+    fn next(&mut self) -> Option<RecordHead> {
+        if self.loaded.is_empty() && !self.load() {
+            return None;
+        }
+        self.loaded.pop_front()
+    }
+}
+
+impl fmt::Debug for Heads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heads").field("lane", &self.lane).field("position", &self.next).finish()
+    }
+}
