@@ -461,6 +461,13 @@ impl Refused {
         self.capacity
     }
 
+    /// Counts what lies here in its devices' shares once more, after these have forgotten what anybody holds.
+    pub fn hold_again(&self) {
+        for (device, bytes) in &self.lock().devices {
+            self.shares.hold(device, *bytes, since_boot());
+        }
+    }
+
     /// Looks at the disk again: somebody may have carried entries away, which is how room comes back.
     ///
     /// # Errors

@@ -387,6 +387,22 @@ mod tests {
     }
 
     #[test]
+    fn what_anybody_held_is_forgotten_and_the_debt_of_who_sent_too_fast_is_not() {
+        let shares = Shares::new(LIMITS, 10 * GIB);
+        let (truck, other) = (device("truck-1"), device("truck-2"));
+        let on_its_way = shares.admit(&truck, Lane::First, 100, at_percent(1), NOW).unwrap();
+        shares.hold(&truck, 50, NOW);
+        shares.charge(&other, 600 * MIB, NOW);
+        shares.hold(&other, 70, NOW);
+        shares.forget_held();
+        assert_eq!((shares.held(&truck), shares.held(&other), shares.holding()), (0, 0, (0, 0)));
+        drop(on_its_way);
+        shares.hold(&truck, 5, NOW);
+        assert_eq!((shares.held(&truck), shares.holding()), (5, (1, 5)));
+        assert!(matches!(shares.ready(&other, NOW), Err(Over::Rate { .. })));
+    }
+
+    #[test]
     fn above_the_soft_limit_whoever_holds_more_than_a_fair_share_waits_first() {
         let shares = Shares::new(LIMITS, 10 * GIB);
         let (greedy, modest) = (device("greedy"), device("modest"));

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pithead_hop::identity::GatewayName;
 use pithead_hop::program::ProgramError;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::since_boot;
 use crate::config::{self, Config, Engine};
 use crate::envelopes::numbers::Numbers;
+use crate::envelopes::refused::Refused;
 use crate::envelopes::relay::{Relay, Target};
 use crate::envelopes::replicated::{Joining, Standing};
 use crate::envelopes::spool::{self, EnvelopeSpool};
@@ -89,6 +91,7 @@ fn nothing_is_left(folder: &Path) -> Result<(), ProgramError> {
 pub(super) struct Owning {
     pub(super) spool: EnvelopeSpool,
     pub(super) numbers: Numbers,
+    pub(super) refused: Arc<Refused>,
     pub(super) health: Health,
     pub(super) metrics: Metrics,
     /// Where devices connect.
@@ -144,8 +147,14 @@ impl Owning {
     async fn begin(&self, epoch: u64) -> bool {
         let now = since_boot();
         self.health.set(Dimension::Ingest, Level::Degraded, "taking over: reading what waits", now);
-        let numbers = self.numbers.clone();
-        let begun = match tokio::task::spawn_blocking(move || numbers.begin()).await {
+        let (numbers, refused) = (self.numbers.clone(), self.refused.clone());
+        let beginning = move || {
+            let begun = numbers.begin();
+            // What each device holds is counted anew from the lanes, and the refused area counts as well.
+            refused.hold_again();
+            begun
+        };
+        let begun = match tokio::task::spawn_blocking(beginning).await {
             Ok(begun) => begun.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
@@ -168,8 +177,13 @@ impl Owning {
 
     /// What was known of the lanes is somebody else's now.
     async fn forget(&self) {
-        let numbers = self.numbers.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || numbers.begin()).await {
+        let (numbers, refused) = (self.numbers.clone(), self.refused.clone());
+        let forgetting = move || {
+            let forgotten = numbers.begin();
+            refused.hold_again();
+            forgotten
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(forgetting).await {
             tracing::error!(event = "gateway.not_forgotten", %error);
         }
     }

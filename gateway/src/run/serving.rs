@@ -328,6 +328,7 @@ impl Serving {
                 let owning = Owning {
                     spool: spool.clone(),
                     numbers: numbers.clone(),
+                    refused: refused.clone(),
                     health: health.clone(),
                     metrics: metrics.clone(),
                     address,
