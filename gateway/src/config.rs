@@ -856,12 +856,13 @@ mod tests {
 
     #[test]
     fn an_engine_that_is_not_described_or_described_wrongly_points_at_its_line() {
-        let on: String = uncommented()
-            .lines()
-            .filter(|line| !line.starts_with("bundle"))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        let jetstream = load(&on).unwrap().spool.jetstream.unwrap();
+        // The section as it stands in the template, switched on.
+        let off = TEMPLATE.split("#[spool.jetstream]\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        let keys =
+            off.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '));
+        let on: String = keys.map(|line| format!("{line}\n")).collect();
+        let jetstream =
+            load(&format!("{TEMPLATE}\n[spool.jetstream]\n{on}")).unwrap().spool.jetstream.unwrap();
         assert_eq!((jetstream.replicas, jetstream.monitor.len()), (replicas(), jetstream.servers.len()));
         let error = load(&TEMPLATE.replace("#engine = \"embedded\"", "engine = \"jetstream\"")).unwrap_err();
         assert!(error.to_string().contains("needs [spool.jetstream]"), "{error}");
