@@ -89,7 +89,6 @@ impl Drop for Promise {
 
 impl Ticket {
     /// A ticket, and the promise that answers it: for another engine behind the same tickets.
-    #[must_use]
     pub fn promised() -> (Promise, Self) {
         let (ticket, slot) = Self::new();
         (Promise { slot, kept: false }, ticket)

@@ -247,7 +247,8 @@ mod tests {
             released: false,
         };
         let lanes = [Cursor { position: 9, sequence: 4 }, Cursor::default(), Cursor::default()];
-        let data = Some(Pieces { epoch: 7, number: 2, pieces: 3, bytes: 1_200_000 });
+        let pieces = Pieces { epoch: 7, number: 2, pieces: 3, bytes: 1_200_000 };
+        let data = Some(pieces);
         for (bytes, expected) in [
             (
                 encode(BY, owner.clone()),
@@ -272,7 +273,7 @@ mod tests {
             )
             .is_none()
         );
-        assert_eq!(data.unwrap().key(1), "lines.7.2.1");
+        assert_eq!(pieces.key(1), "lines.7.2.1");
     }
 
     #[tokio::test(start_paused = true)]

@@ -156,7 +156,7 @@ async fn an_owner_that_was_replaced_appends_acknowledges_and_checkpoints_nothing
     let two = gateway(&broker, "edge-2");
     one.acknowledge(Lane::Second, Position(0)).unwrap();
     // edge-1 is stopped in its tracks: its thread does nothing.
-    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let (go_on, goes_on) = std::sync::mpsc::sync_channel::<()>(1);
     one.0.runtime.spawn(async move { goes_on.recv().is_err() });
     let ticket = append(&one, Lane::Second, "too late").unwrap();
     owns(&two).await;
@@ -302,11 +302,11 @@ async fn life(seed: u64) {
         // Whoever is the owner takes some.
         let taking = async {
             loop {
-                for at in 0..gateways.len() {
-                    let ours = gateways[at].standing().borrow().clone();
+                for (at, gateway) in gateways.iter().enumerate() {
+                    let ours = gateway.standing().borrow().clone();
                     if let Standing::Ours { epoch } = ours {
-                        gateways[at].serve(epoch);
-                        if gateways[at].is_owner() {
+                        gateway.serve(epoch);
+                        if gateway.is_owner() {
                             return at;
                         }
                     }
