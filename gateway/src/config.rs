@@ -773,6 +773,19 @@ mod tests {
             .collect()
     }
 
+    /// All of it that can stand together in this build: one source of statements, and traces where they can be exported.
+    fn all_on() -> String {
+        let mut section = String::new();
+        let lines = uncommented();
+        let kept = lines.lines().filter(|line| {
+            if line.starts_with('[') {
+                section = (*line).to_owned();
+            }
+            !line.starts_with("bundle") && (cfg!(feature = "otlp") || section != "[traces]")
+        });
+        kept.map(|line| format!("{line}\n")).collect()
+    }
+
     #[test]
     fn every_key_that_is_commented_out_in_the_template_is_known() {
         let error = load(&uncommented()).map(|_| ()).map_err(|error| error.to_string());
@@ -782,12 +795,7 @@ mod tests {
 
     #[test]
     fn the_sections_that_are_off_in_the_template_are_good_as_they_stand() {
-        let on: String = uncommented()
-            .lines()
-            .filter(|line| !line.starts_with("bundle"))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        let config = load(&on).unwrap();
+        let config = load(&all_on()).unwrap();
         let enroll = config.enroll.unwrap();
         assert!(enroll.listen.is_some() && enroll.address.is_some() && !enroll.endpoints.is_empty());
         assert_eq!(enroll.validity, validity());
@@ -801,12 +809,7 @@ mod tests {
         assert_eq!((certificate.connections, network, room), (1024 - 128, None, Some(1024 - 128)));
         assert_eq!(alone.fitted(20_000).2, None);
 
-        let on: String = uncommented()
-            .lines()
-            .filter(|line| !line.starts_with("bundle"))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        let all = load(&on).unwrap();
+        let all = load(&all_on()).unwrap();
         assert_eq!(all.asked_connections(), 2 * Limits::default().connections);
         let (certificate, network, room) = all.fitted(1024);
         let left = 1024 - 128 - enroll::limits().connections;

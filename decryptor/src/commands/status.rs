@@ -181,13 +181,15 @@ fn table(status: &Value, attention: &[String], paint: Paint) -> String {
         }
     }
     for site in status["authority"].as_array().into_iter().flatten() {
-        shown += &format!(
-            "statement of {}: {}, issued {}, due {}\n",
-            text(&site["site"]),
-            text(&site["sequence"]),
-            text(&site["issued_at"]),
-            text(&site["due_at"]),
-        );
+        shown += &format!("statement of {}: ", text(&site["site"]));
+        // A site whose authority has said nothing yet has none of these.
+        let facts = [("", "sequence"), ("issued ", "issued_at"), ("due ", "due_at")].map(|(word, key)| {
+            let value = &site[key];
+            (!value.is_null()).then(|| format!("{word}{}", text(value)))
+        });
+        let facts: Vec<String> = facts.into_iter().flatten().collect();
+        shown += &if facts.is_empty() { "none yet".to_owned() } else { facts.join(", ") };
+        shown.push('\n');
     }
     let peers: Vec<String> = status["peers"].as_array().into_iter().flatten().map(text).collect();
     shown +=
@@ -234,6 +236,12 @@ mod tests {
         status["tls"] = json!({ "crl_next_update_s": null, "certificate_expires_at_s": 61 });
         let shown = table(&status, &[], Paint::default());
         assert!(!shown.contains("null") && shown.contains("certificate expires at s"), "{shown}");
+        assert!(shown.contains("statement of pit-7: none yet\n"), "{shown}");
+        status["authority"][0] =
+            json!({ "site": "pit-7", "sequence": 12, "issued_at": "2026-11-27", "due_at": null });
+        assert!(
+            table(&status, &[], Paint::default()).contains("statement of pit-7: 12, issued 2026-11-27\n")
+        );
     }
 
     fn status(refused: u64) -> Value {

@@ -109,7 +109,7 @@ async fn a_gateway_renews_its_certificate_and_what_devices_know_it_by_stays_the_
     let config = site.gateway_config();
     let renewed = std::process::Command::new("sh").args(["-c", &strict]).arg(&config).status().unwrap();
     assert!(renewed.success());
-    for file in [&path, &path.with_extension("pem.before")] {
+    for file in [&path, &path.with_extension("pem.before.2")] {
         assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o640, "{}", file.display());
     }
     let new = leaf(&path);

@@ -157,7 +157,9 @@ async fn an_owner_that_was_replaced_appends_acknowledges_and_checkpoints_nothing
     one.acknowledge(Lane::Second, Position(0)).unwrap();
     // edge-1 is stopped in its tracks: its thread does nothing.
     let (go_on, goes_on) = std::sync::mpsc::sync_channel::<()>(1);
-    one.0.runtime.spawn(async move { goes_on.recv().is_err() });
+    let (stopped, is_stopped) = tokio::sync::oneshot::channel();
+    one.0.runtime.spawn(async move { stopped.send(()).is_ok() && goes_on.recv().is_err() });
+    is_stopped.await.unwrap();
     let ticket = append(&one, Lane::Second, "too late").unwrap();
     owns(&two).await;
     assert_eq!(stored(&two, Lane::Second, "after").await.0, 1);
