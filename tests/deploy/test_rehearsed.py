@@ -125,7 +125,7 @@ def test_replace_the_box_and_restore(site, tmp_path):
 def test_stolen_truck(site):
     site.send("truck-1", 1)
     ask(site, "device", "list")
-    ask(site, "device", "revoke", "truck-1")
+    ask(site, "device", "revoke", "truck-1", "--unknown")
 
     def turned_away():
         return send(site, "truck-1", 1)[0] == 77

@@ -299,7 +299,7 @@ def test_a_reload_that_is_refused_leaves_everything_as_it_was(site):
 
 def test_a_registry_that_does_not_read_back_leaves_the_last_one_in_force(site):
     site.send("truck-1", 1)
-    ask(site, "device", "revoke", "truck-2")
+    ask(site, "device", "revoke", "truck-2", "--unknown")
     registry = site.folder / "gateway-data" / "devices.toml"
     good = registry.read_text()
     registry.write_text(good + "\nnonsense = [\n")

@@ -101,19 +101,14 @@ impl Collector {
         what: &str,
         enough: impl Fn(&[Received]) -> bool,
     ) -> anyhow::Result<Vec<Received>> {
-        let waited = tokio::time::timeout(PATIENCE, self.received.wait_for(|all| enough(all))).await;
-        match waited {
-            Ok(all) => Ok(all.context("the collector is gone")?.clone()),
-            Err(_) => {
-                let all: Vec<_> = self
-                    .received
-                    .borrow()
-                    .iter()
-                    .map(|one| format!("{}: {}", one.service, one.span.name))
-                    .collect();
-                anyhow::bail!("{what} did not come; these did: {all:#?}")
-            }
+        let come = tokio::time::timeout(PATIENCE, self.received.wait_for(|all| enough(all))).await;
+        let come = come.map(|all| all.map(|all| all.clone()));
+        if let Ok(all) = come {
+            return all.context("the collector is gone");
         }
+        let all = self.received.borrow();
+        let all: Vec<_> = all.iter().map(|one| format!("{}: {}", one.service, one.span.name)).collect();
+        anyhow::bail!("{what} did not come; these did: {all:#?}")
     }
 }
 
