@@ -386,15 +386,21 @@ mod tests {
         assert!(config.sites[0].ca.starts_with(folder.path()));
     }
 
-    #[test]
-    fn every_limit_of_the_port_is_in_the_template_with_its_default() {
-        let section = TEMPLATE.split("#[ingest.limits]\n").nth(1).unwrap().split("\n\n").next().unwrap();
-        let settings: String = section
+    /// The keys of a section that is off in the template, as they would be if it were on.
+    fn commented_out(section: &str) -> String {
+        let head = format!("#[{section}]\n");
+        let section = TEMPLATE.split(&head).nth(1).unwrap().split("\n\n").next().unwrap();
+        section
             .lines()
             .filter_map(|line| line.strip_prefix('#'))
             .filter(|line| line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()))
             .map(|line| format!("{line}\n"))
-            .collect();
+            .collect()
+    }
+
+    #[test]
+    fn every_limit_of_the_port_is_in_the_template_with_its_default() {
+        let settings = commented_out("ingest.limits");
         assert_eq!(toml::from_str::<Limits>(&settings).unwrap(), Limits::default());
         let written = toml::to_string(&Limits::default()).unwrap();
         for key in written.lines().filter_map(|line| line.split(" = ").next()) {
@@ -404,13 +410,7 @@ mod tests {
 
     #[test]
     fn every_budget_is_in_the_template_with_its_default_and_none_is_nothing() {
-        let section = TEMPLATE.split("#[unwrap.budgets]\n").nth(1).unwrap().split("\n\n").next().unwrap();
-        let settings: String = section
-            .lines()
-            .filter_map(|line| line.strip_prefix('#'))
-            .filter(|line| line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let settings = commented_out("unwrap.budgets");
         assert_eq!(settings.lines().count(), 6);
         assert_eq!(toml::from_str::<Budgets>(&settings).unwrap(), Budgets::default());
         assert_eq!(Budgets::default().unfit(), None);

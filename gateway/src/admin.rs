@@ -50,6 +50,7 @@ use crate::devices::doors::Doors;
 use crate::envelopes::refused::{Refused, TakeError};
 use crate::envelopes::relay::RelayReport;
 use crate::envelopes::relay::control::{Cause, Control, Rate};
+use crate::envelopes::replicated::Neighbour;
 use crate::envelopes::retry::{Retry, RetryError};
 use crate::envelopes::shares::Shares;
 use crate::envelopes::spool::EnvelopeSpool;
@@ -318,6 +319,29 @@ impl Facts {
         devices
     }
 
+    /// The gateways that share the site's lanes, by name.
+    fn gateways(&self) -> Vec<Value> {
+        let owner = self.spool.owner();
+        let gateway = |one: Neighbour| {
+            let statement = one.presence.statement;
+            json!({
+                "takes_envelopes": owner.as_deref() == Some(one.name.as_str()),
+                "name": one.name,
+                "here": one.is_here,
+                "present": one.is_present,
+                "silent_s": one.silent_for.as_secs(),
+                "address": one.address,
+                "version": one.presence.version,
+                "ready": one.presence.ready,
+                "words": one.presence.words,
+                "connections": one.presence.connections,
+                "statement": statement.as_ref().map(|served| format!("{}.{}", served.epoch, served.sequence)),
+                "digest": statement.map(|served| served.digest),
+            })
+        };
+        self.spool.neighbours().into_iter().map(gateway).collect()
+    }
+
     /// Everything, each state with its age.
     #[must_use]
     pub fn status(&self) -> Value {
@@ -332,6 +356,7 @@ impl Facts {
         let (held, relay) = (self.refused.held(), self.relay.get());
         let (summary, lately, in_force) = (self.health.summary(), self.rates.lately(), report.in_force);
         let at = |seconds: u64| (seconds > 0).then_some(seconds);
+        let gateways = self.spool.is_replicated().then(|| self.gateways());
         let mut spool = spool_facts::facts(&self.spool, wall_ms());
         spool["growth_bytes_per_s"] = json!(lately.growth_bytes_per_s.round() as i64);
         spool["full_in_s"] = json!(lately.full_in_s.map(|seconds| seconds.round() as u64));
@@ -349,6 +374,7 @@ impl Facts {
             "dimensions": dimensions,
             "rates": lately.as_json(),
             "reload": self.reload.last.json(now),
+            "gateways": gateways,
             "ingest": self.doors.counts(),
             "keys": {
                 "epoch": book.as_ref().map(|keys| keys.version().epoch),

@@ -171,6 +171,7 @@ struct Inner {
     spool_corrupt: Counter,
     relay_up: Gauge,
     owner: Gauge,
+    gateways: Gauge,
     relay_connects: Family<ReasonLabel, Counter>,
     relayed: Family<OutcomeLabel, Counter>,
     relayed_bytes: Counter,
@@ -202,6 +203,7 @@ struct Inner {
     key_statements_known: Gauge,
     kms_lookups: Family<ReasonLabel, Counter>,
     fingerprint_mismatch: Gauge,
+    split_view: Gauge,
     enrollments: Family<ReasonLabel, Counter>,
     registry_good: Gauge,
     health: HealthMetrics,
@@ -339,6 +341,10 @@ impl Metrics {
                 "pithead_spool_owner",
                 "1 while this gateway takes the site's envelopes, where several share them in JetStream",
             ),
+            gateways: all_of.gauge(
+                "pithead_site_gateways",
+                "Gateways that share the site's lanes and were heard of lately, this one among them; 1 where they are not shared",
+            ),
             relay_connects: all_of.counters(
                 "pithead_relay_calls_ended_total",
                 &ok_or_reasons,
@@ -443,6 +449,10 @@ impl Metrics {
             fingerprint_mismatch: all_of.gauge(
                 "pithead_key_fingerprint_mismatch",
                 "1 while KMS serves another key than was stated",
+            ),
+            split_view: all_of.gauge(
+                "pithead_key_split_view",
+                "1 while another gateway of the site serves another statement under a number that was accepted here",
             ),
             enrollments: all_of.counters(
                 "pithead_enrollments_total",
@@ -663,6 +673,15 @@ impl Metrics {
 
     pub(crate) fn kms_lookup(&self, fault: Option<ErrorReason>) {
         self.0.kms_lookups.get_or_create(&ReasonLabel { reason: Reason(fault) }).inc();
+    }
+
+    /// Those that share the lanes; none where they are not shared.
+    pub(crate) fn gateways(&self, present: usize) {
+        self.0.gateways.set(as_gauge(present.max(1) as u64));
+    }
+
+    pub(crate) fn split_view(&self, split: bool) {
+        self.0.split_view.set(i64::from(split));
     }
 
     pub(crate) fn fingerprint_mismatch(&self, differs: bool) {

@@ -23,6 +23,7 @@ pub mod ledger;
 pub mod link;
 pub mod nats;
 pub mod program;
+pub mod random;
 pub mod rehearsal;
 pub mod rogue;
 pub mod site;

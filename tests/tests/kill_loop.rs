@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use pithead_tests::{
     device::{Device, Sending},
+    random::Random,
     site::{SinkKind, Site, SiteOptions},
 };
 
@@ -24,18 +25,6 @@ const TICKS: u64 = 50;
 
 fn kills() -> u64 {
     if pithead_tests::long() { 200 } else { 20 }
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
 }
 
 /// What one process of a device was given.

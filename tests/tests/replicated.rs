@@ -16,7 +16,8 @@ use pithead_tests::{
     device::Device,
     long,
     nats::{Nats, NatsOptions, binary, signal},
-    program::{Admin, PATIENCE},
+    program::{Admin, PATIENCE, Program},
+    random::Random,
     site::{SITE, SecondGateway, Site, SiteOptions},
     vehicle,
 };
@@ -85,11 +86,15 @@ impl World {
         }
     }
 
-    fn signal(&mut self, at: usize, what: Signal) {
+    fn program(&mut self, at: usize) -> &mut Program {
         match at {
-            0 => signal(self.site.gateway().unwrap(), what).unwrap(),
-            _ => signal(self.second.program(), what).unwrap(),
+            0 => self.site.gateway().unwrap(),
+            _ => self.second.program(),
         }
+    }
+
+    fn signal(&mut self, at: usize, what: Signal) {
+        signal(self.program(at), what).unwrap();
     }
 
     /// Until the owner has passed everything on.
@@ -182,18 +187,6 @@ async fn balance(world: &mut World, trucks: &[Truck]) {
     assert_eq!(proof.code, Some(0), "{}{}", proof.stdout, proof.stderr);
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn one_gateway_takes_envelopes_and_the_other_serves_keys_says_who_does_and_takes_over_at_once() {
     let Some(mut world) = World::start(1).await else { return };
@@ -227,9 +220,13 @@ async fn one_gateway_takes_envelopes_and_the_other_serves_keys_says_who_does_and
         0 => world.site.stop_gateway().await.unwrap(),
         _ => world.second.stop().await.unwrap(),
     }
-    let began = Instant::now();
     assert_eq!(world.owner().await, other);
-    assert!(began.elapsed() < LEASE, "it waited for the lease: {:?}", began.elapsed());
+    let log = world.program(other).log_text();
+    let claims: Vec<&str> = log.lines().filter(|line| line.contains("spool.claimed")).collect();
+    assert!(
+        claims.last().is_some_and(|claim| claim.contains("handed over")),
+        "it waited for the lease: {claims:?}"
+    );
     truck.record(100);
     truck.flush().await;
     assert!(stored(there).await > 0.0);

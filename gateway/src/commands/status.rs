@@ -72,6 +72,9 @@ fn table(status: &Value, meaning: &Meaning, paint: Paint) -> String {
     for what in &meaning.attention {
         shown += &format!("  {} {what}\n", paint.word(Tone::Warning, "!"));
     }
+    for gateway in status["gateways"].as_array().into_iter().flatten() {
+        shown += &neighbour(gateway, paint);
+    }
     let up = status["uptime_s"].as_u64().map_or_else(|| "-".to_owned(), human::seconds);
     shown += &format!("version {}, up {up}\n", text(&status["version"]));
     for section in ["ingest", "keys", "spool", "relay"] {
@@ -84,6 +87,35 @@ fn table(status: &Value, meaning: &Meaning, paint: Paint) -> String {
         }
     }
     shown
+}
+
+/// A gateway of the site, in a line.
+fn neighbour(gateway: &Value, paint: Paint) -> String {
+    let is = |key: &str| gateway[key] == true;
+    let (tone, state) = match (is("present"), is("ready")) {
+        (true, true) => (Tone::Good, "ready"),
+        (true, false) => (Tone::Warning, "not ready"),
+        (false, _) => (Tone::Bad, "away"),
+    };
+    let mut facts = vec![match gateway["silent_s"].as_u64() {
+        Some(silent) if !is("present") => format!("last heard of {} ago", human::seconds(silent)),
+        _ => human::some(gateway["connections"].as_u64().unwrap_or(0), "connection", "connections"),
+    }];
+    if is("takes_envelopes") {
+        facts.push("takes the envelopes".to_owned());
+    }
+    if let Some(statement) = gateway["statement"].as_str() {
+        facts.push(format!("statement {}", text(&json!(statement))));
+    }
+    if is("here") {
+        facts.push("this one".to_owned());
+    }
+    format!(
+        "  {:12} {}  {}\n",
+        text(&gateway["name"]),
+        paint.word(tone, &format!("{state:9}")),
+        facts.join(", ")
+    )
 }
 
 /// Seconds from here on count from 1970: nothing lasts for 31 years.
@@ -125,6 +157,22 @@ mod tests {
         assert_eq!(code(&json!({}), &well), ExitCode::NOT_READY);
         let refused = Meaning { sentence: String::new(), attention: vec!["1 envelope was refused".into()] };
         assert_eq!(code(&status(true, "ok"), &refused), ExitCode::DEGRADED);
+    }
+
+    #[test]
+    fn a_gateway_of_the_site_is_a_line() {
+        let paint = Paint::default();
+        let mut gateway = json!({
+            "name": "edge-2", "present": true, "ready": true, "here": false, "takes_envelopes": true, "silent_s": 1,
+            "connections": 12, "statement": "1.7",
+        });
+        let line = neighbour(&gateway, paint);
+        assert_eq!(line, "  edge-2       ready      12 connections, takes the envelopes, statement 1.7\n");
+        gateway["present"] = json!(false);
+        gateway["takes_envelopes"] = json!(false);
+        gateway["silent_s"] = json!(75);
+        let line = neighbour(&gateway, paint);
+        assert_eq!(line, "  edge-2       away       last heard of 1 min 15 s ago, statement 1.7\n");
     }
 
     #[test]

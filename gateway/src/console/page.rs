@@ -14,6 +14,7 @@ use super::words::{Urgency, bytes, bytes_per_s, count, rate, short, span};
 use super::{SPANS, Span};
 use crate::devices::doors::word;
 use crate::devices::registry::Stamp;
+use crate::envelopes::replicated::Neighbour;
 use crate::health::Level;
 
 /// Events on the page; the rest is in the log.
@@ -53,6 +54,7 @@ pub fn page(view: &View) -> Markup {
                         section #flow data-live { (flow(view)) }
                     }
                     section #key data-live { (key(view)) }
+                    @if !view.gateways.is_empty() { section #gateways data-live { (gateways(view)) } }
                     section #devices {
                         h2 { "Devices" }
                         (filter(view))
@@ -456,6 +458,53 @@ fn fingerprint(digest: &Sha256Digest) -> String {
     let fours: Vec<&str> =
         hex.as_bytes().chunks(4).filter_map(|four| std::str::from_utf8(four).ok()).collect();
     fours.join(" ")
+}
+
+fn gateways(view: &View) -> Markup {
+    let (all, there) =
+        (view.gateways.len() as u64, view.gateways.iter().filter(|one| one.is_present).count());
+    html! {
+        h2 { "Gateways of the site" }
+        p .note { (count(all)) " " (plural(all, "gateway")) " known, " (there) " heard of lately. All serve keys; one takes the envelopes." }
+        div .wide-table {
+            table {
+                caption .unseen { "Gateways that share the site's lanes" }
+                thead {
+                    tr {
+                        th scope="col" { "Gateway" }
+                        th scope="col" { "State" }
+                        th scope="col" { "Envelopes" }
+                        th scope="col" { "Statement" }
+                        th scope="col" .number { "Connections" }
+                        th scope="col" { "What it says" }
+                    }
+                }
+                tbody {
+                    @for one in &view.gateways { (neighbour(view, one)) }
+                }
+            }
+        }
+    }
+}
+
+fn neighbour(view: &View, one: &Neighbour) -> Markup {
+    let presence = &one.presence;
+    let (class, state) = match (one.is_present, presence.ready) {
+        (true, true) => ("there", "ready".to_owned()),
+        (true, false) => ("there", "not ready".to_owned()),
+        (false, _) => ("never", format!("silent for {}", span(one.silent_for))),
+    };
+    let takes = view.owner.as_deref() == Some(one.name.as_str());
+    html! {
+        tr class=(class) data-gateway=(one.name) {
+            th scope="row" { (one.name) @if one.is_here { " " span .more { "this one" } } }
+            td { (state) }
+            td { (if takes { "takes them" } else { "stands by" }) }
+            td { @match &presence.statement { Some(served) => { (served.epoch) "." (served.sequence) } None => { "none" } } }
+            td .number { (count(presence.connections)) }
+            td .fields { (presence.words) }
+        }
+    }
 }
 
 fn filter(view: &View) -> Markup {

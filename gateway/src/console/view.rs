@@ -20,6 +20,7 @@ use crate::admin::Facts;
 use crate::clock::{since_boot, wall_ms};
 use crate::envelopes::relay::Report as RelayReport;
 use crate::envelopes::relay::control::Cause;
+use crate::envelopes::replicated::Neighbour;
 use crate::health::{Lamp, Level};
 use crate::metrics::Dimension;
 
@@ -79,6 +80,10 @@ pub struct View {
     pub refused: (u64, u64),
     /// The key in force; none before the first statement.
     pub key: Option<KeyView>,
+    /// The gateways that share the site's lanes, and which of them takes envelopes; none where they are not shared.
+    pub gateways: Vec<Neighbour>,
+    /// See `gateways`.
+    pub owner: Option<String>,
     /// The devices.
     pub devices: Devices,
     /// Quarter-hours of a day's strip that lie before the start.
@@ -163,6 +168,8 @@ impl View {
             capacity_bytes,
             room_bytes,
             refused: (held.records, held.bytes),
+            gateways: facts.spool.neighbours(),
+            owner: facts.spool.owner(),
             devices: devices::devices(
                 &facts.doors.known(),
                 &seen,

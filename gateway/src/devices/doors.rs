@@ -173,6 +173,12 @@ impl Doors {
         self.ports.certificate.connections().into_iter().chain(network).collect()
     }
 
+    /// Open connections at all ports for devices.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.stats().open
+    }
+
     /// How many are connected, and how they are known.
     #[must_use]
     pub fn counts(&self) -> Value {

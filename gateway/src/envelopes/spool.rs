@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use super::lanes::{Found, LANES, Lanes, USUAL};
 use super::record::{Body, Head};
-use super::replicated::{self, Books, Owner, Replicated, Standing};
+use super::replicated::{self, Books, Neighbour, Owner, Presence, Replicated, Standing};
 use super::shares::Fill;
 use crate::config;
 
@@ -228,6 +228,16 @@ impl EnvelopeSpool {
         }
     }
 
+    /// The name of the gateway that takes envelopes, where several share the lanes and it is known.
+    #[must_use]
+    pub fn owner(&self) -> Option<String> {
+        let Engine::Replicated(log) = &self.0.log else { return None };
+        match self.elsewhere() {
+            None => Some(log.name().to_owned()),
+            Some(elsewhere) => elsewhere.owner.map(|owner| owner.name),
+        }
+    }
+
     /// Follows who owns the lanes, where several gateways share them.
     #[must_use]
     pub fn standing(&self) -> Option<watch::Receiver<Standing>> {
@@ -248,6 +258,22 @@ impl EnvelopeSpool {
     pub fn step_down(&self, epoch: u64) {
         if let Engine::Replicated(log) = &self.0.log {
             log.step_down(epoch);
+        }
+    }
+
+    /// What the other gateways of the site are told of this one.
+    pub fn tell(&self, presence: Presence) {
+        if let Engine::Replicated(log) = &self.0.log {
+            log.tell(presence);
+        }
+    }
+
+    /// The gateways that share the lanes, this one among them; none where they are not shared, or nothing was heard yet.
+    #[must_use]
+    pub fn neighbours(&self) -> Vec<Neighbour> {
+        match &self.0.log {
+            Engine::Embedded(_) => Vec::new(),
+            Engine::Replicated(log) => log.neighbours(),
         }
     }
 

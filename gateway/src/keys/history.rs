@@ -90,6 +90,12 @@ impl History {
         Some(if newest == Some(named_by) { *status } else { (*status).max(KeyStatus::Retired) })
     }
 
+    /// The digest of the statement that was accepted here under a number.
+    #[must_use]
+    pub fn digest_of(&self, version: (u64, u64)) -> Option<Sha256Digest> {
+        self.index().statements.get(&version).copied()
+    }
+
     /// How many statements there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -85,6 +85,8 @@ pub struct Report {
     pub in_force: InForce,
     /// How things stand, as of the last visit; none before the first.
     pub standing: Option<Standing>,
+    /// Another gateway of the site serves another truth, in words.
+    pub split: Option<String>,
 }
 
 /// How the statement stands.
@@ -105,6 +107,14 @@ impl SharedReport {
     #[must_use]
     pub fn get(&self) -> Report {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether another gateway of the site serves another truth. True if that is news.
+    pub fn split_view(&self, split: Option<String>) -> bool {
+        let mut report = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = report.split != split;
+        report.split = split;
+        is_news
     }
 
     fn change(&self, change: impl FnOnce(&mut Report)) {
@@ -336,7 +346,7 @@ impl Refresh {
         let since_good = report.good_at.map_or(clock.uptime_s, |at| now.saturating_sub(at).as_secs());
         let only_away = report.failure.as_ref().is_some_and(|(reason, ..)| is_only_away(*reason, since_good));
         let failure = report.failure.map(|(reason, text, _)| format!("{}: {text}", reason.code()));
-        let (level, words) = match (device.status(clock), failure) {
+        let (level, mut words) = match (device.status(clock), failure) {
             (Status::Fresh, Some(why)) if only_away => {
                 (Level::Ok, format!("statement {epoch}.{sequence} in force; its source is away: {why}"))
             }
@@ -368,6 +378,10 @@ impl Refresh {
                 ),
             ),
         };
+        let level = if report.split.is_some() { level.max(Level::Degraded) } else { level };
+        if let Some(split) = report.split {
+            words = format!("split view, {}: {split}; {words}", ErrorReason::TrustEquivocation.code());
+        }
         if self.health.set(Dimension::Keys, level, words.clone(), now) {
             tracing::info!(event = "health.changed", dimension = "keys", lamp = level.name(), words);
         }

@@ -8,6 +8,7 @@
 pub mod directory;
 pub mod material;
 
+mod neighbours;
 mod owning;
 mod reload;
 mod serving;

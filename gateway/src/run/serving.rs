@@ -26,6 +26,7 @@ use tonic::service::Routes;
 
 use super::directory::DataDir;
 use super::material::Material;
+use super::neighbours::Neighbours;
 use super::owning::{self, Owning};
 use super::stopping::part;
 use crate::admin::{self, Facts, ReloadDesk};
@@ -296,6 +297,21 @@ impl Serving {
         ]);
         let now = since_boot();
         health.set(Dimension::Ingest, Level::Ok, format!("listening on {address}"), now);
+
+        metrics.gateways(1);
+        if spool.is_replicated() {
+            let neighbours = Neighbours {
+                spool: spool.clone(),
+                health: health.clone(),
+                doors: doors.clone(),
+                book: book.clone(),
+                history: history.clone(),
+                report: report.clone(),
+                poke: poke.clone(),
+                metrics: metrics.clone(),
+            };
+            served.push(tokio::spawn(neighbours.follow(intake_stop.clone())));
+        }
 
         let relay_report = RelayReport::default();
         let mut relay_target = None;

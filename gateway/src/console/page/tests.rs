@@ -12,6 +12,7 @@ use super::super::history::{Flow, Link};
 use super::super::words::Meaning;
 use super::*;
 use crate::devices::doors::Known;
+use crate::envelopes::replicated::{Presence, Served};
 use crate::health::Lamp;
 
 const NOW: Duration = Duration::from_secs(1_000_000);
@@ -98,6 +99,8 @@ fn view() -> View {
             others: vec![(KeyArn::new(arn).unwrap(), Sha256Digest::of(b"next"), KeyStatus::Next)],
             adopted: (40, 42),
         }),
+        gateways: vec![],
+        owner: None,
         devices: fleet(),
         quarters_unknown: 95,
         filter: String::new(),
@@ -107,6 +110,39 @@ fn view() -> View {
 
 fn drawn(view: &View) -> String {
     page(view).into_string()
+}
+
+#[test]
+fn a_site_of_several_gateways_shows_them_all_and_who_takes_envelopes() {
+    assert!(!drawn(&view()).contains("Gateways of the site"));
+    let served = Served { epoch: 1, sequence: 7, digest: "ab".repeat(32) };
+    let neighbour = |name: &str, is_present| Neighbour {
+        name: name.into(),
+        address: Some("10.1.0.5:7443".into()),
+        presence: Presence {
+            version: "0.1.0".into(),
+            ready: true,
+            words: "<b>ready</b>".into(),
+            connections: 1_234,
+            statement: Some(served.clone()),
+        },
+        is_here: name == "edge-1",
+        is_present,
+        silent_for: s(if is_present { 2 } else { 90 }),
+    };
+    let gateways = vec![neighbour("edge-1", true), neighbour("edge-2", true), neighbour("edge-3", false)];
+    let html = drawn(&View { gateways, owner: Some("edge-2".into()), ..view() });
+    for part in [
+        "3 gateways known, 2 heard of lately",
+        "edge-1 <span class=\"more\">this one</span>",
+        "silent for 1 min 30 s",
+        "&lt;b&gt;ready&lt;/b&gt;",
+        "1,234",
+    ] {
+        assert!(html.contains(part), "{part}: {html}");
+    }
+    let row = html.split("data-gateway=\"edge-2\"").nth(1).unwrap().split("</tr>").next().unwrap();
+    assert!(row.contains("takes them") && html.matches("takes them").count() == 1, "{row}");
 }
 
 #[test]

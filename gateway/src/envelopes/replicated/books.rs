@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 
 use super::broker::Fault;
 use super::cell::{By, Cell, LINES, LinesHead, Pause, Pieces};
+use super::owning::GONE_LOOKS;
 use super::{HEADERS_BYTES, Shared};
 
 /// Small enough to be one message among others.
@@ -57,13 +58,17 @@ impl Books {
         let mut whole = BytesMut::new();
         for piece in 0..pieces.pieces {
             let key = pieces.key(piece);
-            let mut pause = Pause::default();
+            let (mut pause, mut missed) = (Pause::default(), 0);
             let value = loop {
                 match self.shared.broker.get(&key).await {
-                    Ok(value) => break value,
+                    Ok(Some(value)) => break Some(value),
+                    // The key that names it was written after it. A leader that does not have it may be one of the past.
+                    Ok(None) if missed == GONE_LOOKS => break None,
+                    Ok(None) => missed += 1,
                     Err(fault) if self.is_over() => return Err(io::Error::other(fault)),
-                    Err(_) => pause.wait().await,
+                    Err(_) => {}
                 }
+                pause.wait().await;
             };
             // Without it the rest does not count, which its checksum says as well.
             let Some(value) = value else { break };

@@ -57,8 +57,12 @@ pub(super) trait Broker: fmt::Debug + Send + Sync + 'static {
     /// are configured when it answers.
     fn append(&self, lane: Lane, expected: u64, message: Bytes) -> Asked<'_, u64>;
 
-    /// The message at `sequence`, if there is one. One that was appended a moment ago may not be seen yet.
+    /// The message at `sequence`, from whichever replica answers. None says nothing: that replica may be behind.
     fn read(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>>;
+
+    /// The message at `sequence`, from a leader that has come that far. None says that this leader has it no more; a leader that is
+    /// itself behind does not answer.
+    fn read_at_leader(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>>;
 
     /// How a lane's log stands.
     fn state(&self, lane: Lane) -> Asked<'_, LogState>;

@@ -23,6 +23,7 @@
 //!        PREFIX.state.owner                           who owns the lanes, in which epoch; renewed every second
 //!        PREFIX.state.cursors                         how far delivery is
 //!        PREFIX.state.lines, .lines.E.N.P             the checkpoint of the lines: where it is, and its pieces
+//!        PREFIX.state.gateways                        how each gateway of the site is, for people ([`roster`])
 //! ```
 //!
 //! # Operation
@@ -69,6 +70,7 @@ mod cell;
 mod commit;
 mod keeping;
 mod owning;
+mod roster;
 mod walk;
 
 pub(crate) mod nats;
@@ -81,6 +83,7 @@ mod tests;
 
 pub(crate) use books::Books;
 pub use owning::{Owner, Standing};
+pub use roster::{Neighbour, Presence, Served};
 pub(crate) use settings::{Sync, sync_of};
 pub use walk::{Heads, Reader};
 
@@ -113,6 +116,8 @@ struct Bounds {
     beat: Duration,
     /// Without a renewal for so long the owner stops, and the others take over.
     lease: Duration,
+    /// How often each gateway tells the others how it is.
+    roster: Duration,
 }
 
 impl Bounds {
@@ -125,6 +130,7 @@ impl Bounds {
             queue_records: 65_536,
             beat: Duration::from_secs(1),
             lease: Duration::from_secs(5),
+            roster: Duration::from_secs(5),
         }
     }
 }
@@ -170,6 +176,8 @@ struct Shared {
     /// The thread ends.
     ended: CancellationToken,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// The other gateways of the site.
+    seen: Mutex<roster::Seen>,
 }
 
 #[derive(Default)]
@@ -405,6 +413,7 @@ impl Replicated {
             closing: CancellationToken::new(),
             ended,
             thread: Mutex::new(Some(thread)),
+            seen: Mutex::default(),
         });
         handle.spawn(owning::run(shared.clone()));
         Ok(Self(shared.clone(), Arc::new(Closer(shared))))
@@ -436,6 +445,11 @@ impl Replicated {
     pub(crate) fn is_owner(&self) -> bool {
         let state = self.0.lock();
         state.term.as_ref().is_some_and(|term| term.serves(&self.0.bounds))
+    }
+
+    /// What this gateway is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.0.me.name
     }
 
     pub(crate) fn failures(&self, lane: Lane) -> u64 {

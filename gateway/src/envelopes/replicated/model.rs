@@ -42,6 +42,10 @@ struct State {
     max_bytes: Option<u64>,
     /// It does not compare: what no broker may do.
     careless: bool,
+    /// The replica that is asked has not got so many of the newest messages yet.
+    behind: u64,
+    /// So has the one that takes itself for the leader.
+    stale_leader: bool,
 }
 
 /// See the module. Clones are the same.
@@ -145,6 +149,12 @@ impl Model {
         self.lock().careless = careless;
     }
 
+    /// The replica that is asked lacks so many of the newest messages; with `leader`, so does the leader.
+    pub(super) fn behind(&self, messages: u64, leader: bool) {
+        let mut state = self.lock();
+        (state.behind, state.stale_leader) = (messages, leader);
+    }
+
     /// What stands in a log.
     pub(super) fn messages(&self, lane: Lane) -> Vec<(u64, Bytes)> {
         self.lock().logs[lane.index()].messages.clone().into_iter().collect()
@@ -186,7 +196,20 @@ impl Broker for Model {
     }
 
     fn read(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
-        self.answer(None, move |state| Ok(state.logs[lane.index()].messages.get(&sequence).cloned()))
+        self.answer(None, move |state| {
+            let log = &state.logs[lane.index()];
+            Ok(log.messages.get(&sequence).filter(|_| sequence + state.behind <= log.last).cloned())
+        })
+    }
+
+    fn read_at_leader(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
+        self.answer(None, move |state| {
+            let log = &state.logs[lane.index()];
+            if state.stale_leader && sequence + state.behind > log.last {
+                return Err(Fault::Unknown("the leader is behind".to_owned()));
+            }
+            Ok(log.messages.get(&sequence).cloned())
+        })
     }
 
     fn state(&self, lane: Lane) -> Asked<'_, LogState> {

@@ -1,6 +1,7 @@
 //! JetStream as the engine's broker. This file alone talks to async-nats.
 //!
-//! Reads of single messages go to whichever replica answers: a message never changes, and whoever is behind has not got it yet.
+//! Reads of single messages go to whichever replica answers: a message never changes, and whoever is behind has not got it yet. That one
+//! is missing is believed of the leader alone.
 //! Everything else goes to the stream's leader. A leader that has been cut off and does not know it yet can answer a read with the
 //! past; it can append nothing, and nothing here is decided by a read alone.
 
@@ -204,6 +205,15 @@ impl JetStream {
         }
     }
 
+    async fn of_leader(&self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {
+        let answer = match self.lanes[lane.index()].get_raw_message(sequence).await {
+            Ok(message) => Ok(Some(message.payload)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(fault_of(&error)),
+        };
+        self.note(answer).await
+    }
+
     async fn note<T>(&self, answer: Result<T, Fault>) -> Result<T, Fault> {
         match &answer {
             Err(Fault::Unknown(_)) => self.unanswered().await,
@@ -286,21 +296,29 @@ impl Broker for JetStream {
 
     fn read(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
         async move {
-            let stream = &self.lanes[lane.index()];
-            let answer = if self.direct[lane.index()] {
-                match stream.direct_get(sequence).await {
-                    Ok(message) => Ok(Some(message.payload)),
-                    Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                    Err(error) => Err(fault_of(&error)),
-                }
-            } else {
-                match stream.get_raw_message(sequence).await {
-                    Ok(message) => Ok(Some(message.payload)),
-                    Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                    Err(error) => Err(fault_of(&error)),
-                }
+            if !self.direct[lane.index()] {
+                return self.of_leader(lane, sequence).await;
+            }
+            let answer = match self.lanes[lane.index()].direct_get(sequence).await {
+                Ok(message) => Ok(Some(message.payload)),
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                Err(error) => Err(fault_of(&error)),
             };
             self.note(answer).await
+        }
+        .boxed()
+    }
+
+    fn read_at_leader(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
+        async move {
+            let last = self.state(lane).await?.last;
+            if last < sequence {
+                // Cut off from the others, it may take itself for the leader for some seconds.
+                return Err(Fault::Unknown(format!(
+                    "the leader is at {last}, and has not got {sequence} yet"
+                )));
+            }
+            self.of_leader(lane, sequence).await
         }
         .boxed()
     }

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,7 @@ use super::cell::{
 };
 use super::commit::{self, Published};
 use super::group::{self, Group, Stamp};
-use super::{Index, LANES, LaneState, Place, Shared, Term, keeping};
+use super::{Index, LANES, LaneState, Place, Shared, Term, keeping, roster};
 use crate::envelopes::lanes;
 use pithead_spool::Lane;
 
@@ -29,6 +30,8 @@ const LOOKS: u32 = 4;
 const CLOSING: Duration = Duration::from_secs(15);
 /// How many void messages at the end of a lane are stepped over when it is taken over.
 const VOID_MAX: u64 = 10_000;
+/// How often, over two seconds, a leader has to say that it does not have what was written, before it counts as gone.
+pub(super) const GONE_LOOKS: u32 = 8;
 
 /// Who takes envelopes for the site.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +64,8 @@ pub struct Owner {
 /// A claim that succeeded.
 struct Claim {
     by: By,
+    /// What left the lanes free: nobody ever had them, they were handed over, or whoever had them fell silent.
+    after: &'static str,
     revision: u64,
     beat: u64,
     renewed: Instant,
@@ -69,13 +74,14 @@ struct Claim {
 /// Until the engine is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut trouble = None;
+    let roster = tokio::spawn(roster::run(shared.clone()));
     loop {
         let claim = tokio::select! {
             claim = stand_by(&shared, trouble.take()) => claim,
             () = shared.closing.cancelled() => break,
         };
         let epoch = claim.by.epoch;
-        tracing::info!(event = "spool.claimed", epoch);
+        tracing::info!(event = "spool.claimed", epoch, after = claim.after);
         match own(&shared, claim).await {
             Lost::Closed => break,
             Lost::Fenced(why) => {
@@ -84,6 +90,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         }
     }
+    // It has fallen over, or taken leave.
+    let _ = roster.await;
     shared.ended.cancel();
 }
 
@@ -196,14 +204,19 @@ async fn claim(shared: &Shared, held: Option<Value>, stored: Option<&Stored<Owne
     let epoch = stored.map_or(0, |stored| stored.by.epoch) + 1;
     let by = By { epoch, writer: pithead_hop::backoff::random() };
     let revision = held.map_or(0, |held| held.revision);
+    let after = match stored {
+        None => "nobody",
+        Some(stored) if stored.value.released => "handed over",
+        Some(_) => "silence",
+    };
     let renewed = Instant::now();
     match shared.broker.put(OWNER, revision, cell::encode(by, record(shared, 0, false))).await {
-        Ok(revision) => Some(Claim { by, revision, beat: 0, renewed }),
+        Ok(revision) => Some(Claim { by, after, revision, beat: 0, renewed }),
         Err(Fault::Unknown(_)) => {
             // It may have been done.
             let held = shared.broker.get(OWNER).await.ok().flatten()?;
             let ours = cell::decode::<OwnerRecord>(&held.bytes).is_some_and(|stored| stored.by == by);
-            ours.then_some(Claim { by, revision: held.revision, beat: 0, renewed })
+            ours.then_some(Claim { by, after, revision: held.revision, beat: 0, renewed })
         }
         Err(_) => None,
     }
@@ -320,33 +333,31 @@ async fn fence(shared: &Shared, lane: Lane, by: By, cursor: u64) -> Result<LaneS
 async fn end_of(shared: &Shared, lane: Lane, first: u64, last: u64) -> Option<u64> {
     let mut sequence = last;
     while sequence >= first.max(1) && last - sequence < VOID_MAX {
-        match shared.broker.read(lane, sequence).await.ok()? {
-            Some(message) => {
-                match Group::decode(message).filter(|group| group.fits(lane, sequence)) {
-                    Some(group) => return Some(group.end()),
-                    // What follows is void, or damaged: whoever reads it says so.
-                    None => sequence -= 1,
-                }
-            }
-            // Whoever was asked may be behind; a message that is gone is gone for everybody.
-            None if shared.is_gone(lane, sequence).await? => sequence -= 1,
-            None => return None,
+        let message = match shared.broker.read(lane, sequence).await.ok()? {
+            Some(message) => Some(message),
+            None => shared.settle(lane, sequence).await.ok()?,
+        };
+        if let Some(group) = message.and_then(Group::decode).filter(|group| group.fits(lane, sequence)) {
+            return Some(group.end());
         }
+        // It is void, damaged or gone: whoever reads it says so.
+        sequence -= 1;
     }
     Some(0)
 }
 
 impl Shared {
-    /// Whether a message that was not found is not there at all.
-    pub(super) async fn is_gone(&self, lane: Lane, sequence: u64) -> Option<bool> {
+    /// A message that a replica did not have, or that it is gone. What was acknowledged is stepped over and named as lost on the
+    /// strength of this, so it takes the leader's word, and that several times: leaders change.
+    pub(super) async fn settle(&self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {
         let mut pause = Pause::default();
-        for _ in 0..8 {
+        for _ in 0..GONE_LOOKS {
             pause.wait().await;
-            if self.broker.read(lane, sequence).await.ok()?.is_some() {
-                return Some(false);
+            if let Some(message) = self.broker.read_at_leader(lane, sequence).await? {
+                return Ok(Some(message));
             }
         }
-        Some(true)
+        Ok(None)
     }
 
     /// Resolves when nothing waits to be published, and the cursors are written down.

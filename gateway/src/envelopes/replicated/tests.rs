@@ -9,7 +9,7 @@ use pithead_spool::{AppendError, Lane, NotDurable, Position, Record, Ticket};
 use super::broker::Broker;
 use super::group::{self, Stamp};
 use super::model::Model;
-use super::{Bounds, Me, Replicated, Standing};
+use super::{Bounds, Me, Presence, Replicated, Standing};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -18,6 +18,7 @@ fn bounds() -> Bounds {
     Bounds {
         beat: Duration::from_millis(40),
         lease: Duration::from_millis(200),
+        roster: Duration::from_millis(20),
         group_bytes: 4 << 10,
         queue_bytes: 64 << 10,
         ..Bounds::new(1 << 20)
@@ -285,6 +286,97 @@ async fn what_is_damaged_or_gone_is_named_and_the_rest_is_served() {
     assert_eq!((texts(&found), lost), (vec!["record 0", "record 2", "record 4"], 2));
     assert_eq!(one.stats().corrupt_records, 2);
     one.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateways_of_a_site_know_of_each_other_and_notice_who_falls_silent_or_leaves() {
+    let (model, broker) = model();
+    model.loses(10, 10, 5);
+    let (one, two) = (gateway(&broker, "edge-1"), gateway(&broker, "edge-2"));
+    let names = |gateway: &Replicated| -> Vec<(String, bool, u64)> {
+        let known = gateway.neighbours().into_iter();
+        known.map(|known| (known.name, known.is_present, known.presence.connections)).collect()
+    };
+    let until = async |gateway: &Replicated, expected: &[(&str, bool, u64)]| {
+        let expected: Vec<_> =
+            expected.iter().map(|(name, there, n)| ((*name).to_owned(), *there, *n)).collect();
+        let looking = async {
+            while names(gateway) != expected {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let known = tokio::time::timeout(LONG, looking).await;
+        assert!(known.is_ok(), "{:?}, not {expected:?}", names(gateway));
+    };
+    let told = |connections| Presence { connections, words: "x".repeat(1_000), ..Presence::default() };
+    one.tell(told(3));
+    two.tell(told(4));
+    for gateway in [&one, &two] {
+        until(gateway, &[("edge-1", true, 3), ("edge-2", true, 4)]).await;
+    }
+    let of_two = one.neighbours().pop().unwrap();
+    assert_eq!((of_two.address.as_deref(), of_two.is_here), (Some("edge-2:7443"), false));
+    assert!(of_two.presence.words.len() < 300);
+    two.tell(told(5));
+    until(&one, &[("edge-1", true, 3), ("edge-2", true, 5)]).await;
+    two.kill();
+    until(&one, &[("edge-1", true, 3), ("edge-2", false, 5)]).await;
+    let three = gateway(&broker, "edge-3");
+    three.tell(told(1));
+    until(&one, &[("edge-1", true, 3), ("edge-2", false, 5), ("edge-3", true, 1)]).await;
+    model.loses(0, 0, 0);
+    tokio::task::spawn_blocking(move || three.close()).await.unwrap();
+    until(&one, &[("edge-1", true, 3), ("edge-2", false, 5)]).await;
+    one.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_behind_makes_nothing_lost() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    for at in 0..5 {
+        stored(&one, Lane::First, &format!("record {at}")).await;
+    }
+    model.behind(3, false);
+    let (found, lost) = read_all(&one, Lane::First, Position(0)).await;
+    assert_eq!((found.len(), lost), (5, 0), "the leader has what the replica lacks");
+    // While nobody has come that far the reader says so, and goes on where it was.
+    model.behind(3, true);
+    let mut reader = one.reader(Lane::First, Position(0));
+    let (reader, refused) = tokio::task::spawn_blocking(move || {
+        let mut read = 0;
+        loop {
+            match reader.next_batch(1 << 10) {
+                Ok(batch) => {
+                    assert!(batch.corrupt.is_empty() && !batch.is_empty());
+                    read += batch.records.len();
+                }
+                Err(error) => break ((reader, read), error.to_string()),
+            }
+        }
+    })
+    .await
+    .unwrap();
+    let (mut reader, read) = reader;
+    assert!(read < 5 && !refused.is_empty());
+    model.behind(0, false);
+    let rest = tokio::task::spawn_blocking(move || {
+        let mut rest = 0;
+        while rest < 5 - read {
+            rest += reader.next_batch(1 << 10).unwrap().records.len();
+        }
+        rest
+    });
+    assert_eq!(read + rest.await.unwrap(), 5);
+    // And whoever takes over appends behind what a replica lacks.
+    model.behind(4, false);
+    one.kill();
+    let two = gateway(&broker, "edge-2");
+    owns(&two).await;
+    assert_eq!(stored(&two, Lane::First, "after").await, Position(5));
+    model.behind(0, false);
+    two.close();
 }
 
 /// Two gateways that are killed and cut off in turn, over a broker that loses a tenth of everything: what was promised is there once

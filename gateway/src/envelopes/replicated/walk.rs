@@ -132,18 +132,11 @@ impl Walk {
                 if from < state.first {
                     return Ok((state.first, VecDeque::new()));
                 }
-                match shared.is_gone(lane, from).await {
-                    Some(true) => {
-                        tracing::error!(
-                            event = "spool.group_gone",
-                            lane = lanes::name(lane),
-                            sequence = from
-                        );
-                        return Ok((from + 1, VecDeque::new()));
-                    }
-                    Some(false) => found = vec![shared.broker.read(lane, from).await],
-                    None => return Err(Fault::Unknown("the broker does not answer".to_owned())),
-                }
+                let Some(message) = shared.settle(lane, from).await? else {
+                    tracing::error!(event = "spool.group_gone", lane = lanes::name(lane), sequence = from);
+                    return Ok((from + 1, VecDeque::new()));
+                };
+                found = vec![Ok(Some(message))];
             }
             let mut messages = VecDeque::new();
             for (sequence, read) in (from..).zip(found) {
