@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 use super::budgets::Budgets;
 use super::fate::{Deciding, undecided};
 use super::followed::Followed;
+use super::lanes::LANES;
 use super::numbers::{Numbers, Offered, Reservation};
 use super::record::{Body, Head};
 use super::shares::{Over, Share, Shares};
@@ -42,7 +43,7 @@ use crate::keys::book::Book;
 use crate::keys::history::History;
 use crate::metrics::{Metrics, Outcome as Counted};
 
-/// Envelopes that are appended and not yet settled: as many as the spool's own queue holds.
+/// Envelopes of a lane that are appended and not yet settled: as many as the spool's own queue holds.
 const SETTLING_MAX: usize = 65_536;
 /// Envelopes of one group commit that are settled at once: their numbers' lock is held for a fraction of a millisecond.
 const SETTLED_AT_ONCE: usize = 1_024;
@@ -67,7 +68,8 @@ pub struct SpoolIntake {
     metrics: Metrics,
     registry: Arc<ArcSwap<Registry>>,
     followed: Followed,
-    settle: mpsc::Sender<Settling>,
+    /// One for each lane: where lanes are streams with leaders of their own, one may stand still while the others go on.
+    settle: [mpsc::Sender<Settling>; LANES],
 }
 
 /// What the intake is made of.
@@ -129,8 +131,11 @@ impl SpoolIntake {
             activity,
             followed,
         } = parts;
-        let (settle, settling) = mpsc::channel(SETTLING_MAX);
-        tokio::spawn(settle_all(settling, metrics.clone(), activity));
+        let settle = std::array::from_fn(|_| {
+            let (settle, settling) = mpsc::channel(SETTLING_MAX);
+            tokio::spawn(settle_all(settling, metrics.clone(), activity.clone()));
+            settle
+        });
         Self {
             gateway,
             history,
@@ -191,9 +196,11 @@ impl SpoolIntake {
         let began = since_boot();
         // The place among the settling comes first: from the append on nothing may be awaited, or a call that is cut
         // there would leave a number in flight for ever.
-        let place = self.settle.reserve().await.map_err(|_| refusal_of(&AppendError::Closed))?;
+        let lane = self.spool.lane_of(&head.identity.line());
+        let place = self.settle[lane.index()].reserve().await;
+        let place = place.map_err(|_| refusal_of(&AppendError::Closed))?;
         let (bytes, whole, failures) = (body.len(), body.envelope_bytes(), reservation.failures());
-        let (device, lane) = (&head.identity.device, self.spool.lane_of(&head.identity.line()));
+        let device = &head.identity.device;
         let share = self.shares.admit(device, lane, bytes as u64, self.spool.fill(), began);
         let share = share.map_err(|over| refusal_of_share(&over))?;
         let ticket = loop {
@@ -216,7 +223,7 @@ impl SpoolIntake {
     }
 }
 
-/// Tickets resolve in the order of the appends, so waiting for one after the other holds nothing up. When one has resolved,
+/// The tickets of a lane resolve in the order of the appends, so waiting for one after the other holds nothing up. When one has resolved,
 /// those of the same group commit behind it have as well, or are about to: they are settled together, and only then
 /// anybody is woken.
 async fn settle_all(mut settling: mpsc::Receiver<Settling>, metrics: Metrics, activity: Activity) {

@@ -375,18 +375,29 @@ impl Numbers {
         Ok(Self(Arc::new(Known { now, file, spool, uploads })))
     }
 
-    /// This gateway has become the owner of the lanes, or is it no more: what is known is what the lanes and their checkpoint say, or
-    /// nothing. Blocks, for as long as it takes to read all heads.
+    /// This gateway has become the owner of the lanes: what is known is what the lanes and their checkpoint say. Blocks, for as long as it
+    /// takes to read all heads.
     ///
     /// # Errors
     /// When the checkpoint cannot be read; then what was known before still is.
     pub fn begin(&self) -> io::Result<()> {
-        let Known { now, file, spool, uploads } = &*self.0;
-        let kept = match spool.books() {
+        self.read_again(match self.0.spool.books() {
             Some(books) => Checkpoint::Shared(books),
-            None if spool.is_replicated() => Checkpoint::Nowhere,
-            None => Checkpoint::File(file.clone()),
-        };
+            None if self.0.spool.is_replicated() => Checkpoint::Nowhere,
+            None => Checkpoint::File(self.0.file.clone()),
+        })
+    }
+
+    /// It is the owner no more: nothing is known.
+    ///
+    /// # Errors
+    /// None as things are: nothing is read.
+    pub fn forget(&self) -> io::Result<()> {
+        self.read_again(Checkpoint::Nowhere)
+    }
+
+    fn read_again(&self, kept: Checkpoint) -> io::Result<()> {
+        let Known { now, spool, uploads, .. } = &*self.0;
         let before = now.load_full();
         before.shares.forget_held();
         let (idle, shares) = (before.idle.clone(), before.shares.clone());

@@ -206,8 +206,8 @@ impl EnvelopeSpool {
     #[must_use]
     pub fn durability(&self) -> Durability {
         match &self.0.log {
-            Engine::Embedded(_) => Durability::Disk,
-            Engine::Replicated(_) => Durability::Replicated,
+            Engine::Replicated(log) if log.has_replicas() => Durability::Replicated,
+            Engine::Embedded(_) | Engine::Replicated(_) => Durability::Disk,
         }
     }
 
@@ -247,10 +247,11 @@ impl EnvelopeSpool {
         }
     }
 
-    /// What was known of this epoch is loaded: envelopes are taken from now on, if this gateway still is the owner.
-    pub fn serve(&self, epoch: u64) {
-        if let Engine::Replicated(log) = &self.0.log {
-            log.serve(epoch);
+    /// What was known of this epoch is loaded: envelopes are taken from now on, if this gateway still is the owner. Whether it is.
+    pub fn serve(&self, epoch: u64) -> bool {
+        match &self.0.log {
+            Engine::Embedded(_) => true,
+            Engine::Replicated(log) => log.serve(epoch),
         }
     }
 
@@ -376,10 +377,12 @@ impl EnvelopeSpool {
         self.0.lanes.is_stray(lane, stream)
     }
 
-    /// At a start, before anything is appended: lines that were found in a lane that is not their stream's go on there. Reads
-    /// all heads once more if there are any.
+    /// At a start, before anything is appended: lines that were found in a lane that is not their stream's go on there, and no others.
+    /// Reads all heads once more if there are any.
     pub fn keep_strays(&self, mut found: Found) {
         if found.is_empty() {
+            // Of a term before there may be some: they have left meanwhile, by way of another gateway.
+            self.0.lanes.set_strays(found);
             return;
         }
         for lane in Lane::ALL {

@@ -6,14 +6,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
 use pithead_hop::identity::GatewayName;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_spool::Survey;
+use pithead_spool::{OpenError, Survey};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::since_boot;
@@ -73,12 +73,20 @@ pub(super) async fn join(
 }
 
 fn nothing_is_left(folder: &Path) -> Result<(), ProgramError> {
-    let Ok(survey) = Survey::open(folder) else { return Ok(()) };
-    let waits = survey.found().records;
-    if waits == 0 {
-        return Ok(());
-    }
-    let what = format!("{} still holds {waits} envelopes of the embedded engine", folder.display());
+    let survey = match Survey::open(folder) {
+        Ok(survey) => survey,
+        Err(OpenError::Missing { .. }) => return Ok(()),
+        // What cannot be looked at may hold what nobody would deliver.
+        Err(error) => return Err(spool::open_error(error)),
+    };
+    let found = survey.found();
+    let what = match (found.records, found.damaged_segments) {
+        (0, 0) => return Ok(()),
+        (0, damaged) => {
+            format!("{} holds {damaged} segments of the embedded engine that do not read", folder.display())
+        }
+        (waits, _) => format!("{} still holds {waits} envelopes of the embedded engine", folder.display()),
+    };
     Err(ProgramError::new(ErrorReason::SpoolUnsafe, what)
         .affects("nobody would deliver them")
         .todo(
@@ -117,29 +125,38 @@ impl Owning {
                     continue;
                 }
             };
-            let relay = if self.begin(epoch).await {
-                self.relay(&stop.child_token())
-            } else {
+            let begun = tokio::select! {
+                begun = self.begin(epoch) => begun,
+                () = stop.cancelled() => return,
+            };
+            if !begun {
                 self.spool.step_down(epoch);
-                None
-            };
-            let is_over = |standing: &Standing| *standing != Standing::Ours { epoch };
-            let stopped = tokio::select! {
-                over = standing.wait_for(is_over) => over.is_err(),
-                () = stop.cancelled() => true,
-            };
-            if let Some(relay) = relay {
-                if !stopped {
-                    // It would wait for answers that count no more.
-                    relay.abort();
-                }
-                let _ = relay.await;
             }
+            let is_over = |standing: &Standing| *standing != Standing::Ours { epoch };
+            let stopped = {
+                let mut working = pin!(self.work(begun, &stop));
+                tokio::select! {
+                    over = standing.wait_for(is_over) => over.is_err(),
+                    () = &mut working => true,
+                }
+                // Dropped, the relay does not wait for answers that count no more.
+            };
             if stopped {
                 return;
             }
+            if let Some((relay, _)) = &self.relay {
+                relay.stand_down();
+            }
             tracing::warn!(event = "gateway.stands_by", epoch);
             self.forget().await;
+        }
+    }
+
+    /// What an owner does beside taking envelopes, until told to stop.
+    async fn work(&self, begun: bool, stop: &CancellationToken) {
+        match self.relay.clone().filter(|_| begun) {
+            Some((relay, targets)) => relay.run(targets, stop.clone()).await,
+            None => stop.cancelled().await,
         }
     }
 
@@ -162,7 +179,14 @@ impl Owning {
             tracing::error!(event = "gateway.not_taken_over", epoch, error);
             return false;
         }
-        self.spool.serve(epoch);
+        if !self.spool.serve(epoch) {
+            tracing::warn!(
+                event = "gateway.not_taken_over",
+                epoch,
+                error = "the term was over before all was read"
+            );
+            return false;
+        }
         self.metrics.owner(true);
         let words = format!("listening on {}; takes the site's envelopes, term {epoch}", self.address);
         self.health.set(Dimension::Ingest, Level::Ok, words, since_boot());
@@ -170,16 +194,11 @@ impl Owning {
         true
     }
 
-    fn relay(&self, stop: &CancellationToken) -> Option<JoinHandle<()>> {
-        let (relay, targets) = self.relay.clone()?;
-        Some(tokio::spawn(relay.run(targets, stop.clone())))
-    }
-
     /// What was known of the lanes is somebody else's now.
     async fn forget(&self) {
         let (numbers, refused) = (self.numbers.clone(), self.refused.clone());
         let forgetting = move || {
-            let forgotten = numbers.begin();
+            let forgotten = numbers.forget();
             refused.hold_again();
             forgotten
         };
@@ -201,5 +220,34 @@ impl Owning {
         if self.relay.is_some() {
             self.health.set(Dimension::Relay, Level::Ok, "standing by: the owner of the lanes relays", now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pithead_spool::{Options, Record, Spool};
+
+    #[tokio::test]
+    async fn nobody_joins_the_streams_while_this_disk_holds_what_nobody_would_deliver_or_cannot_be_looked_at()
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spool");
+        assert!(nothing_is_left(&path).is_ok(), "there never was one");
+        std::fs::create_dir(&path).unwrap();
+        let (log, _) = Spool::open(&path, Options::default()).unwrap();
+        log.append(pithead_spool::Lane::First, Record::new(1, 0, &b"head"[..], &b"body"[..]))
+            .unwrap()
+            .await
+            .unwrap();
+        log.close().unwrap();
+        drop(log);
+        let refused = nothing_is_left(&path).unwrap_err();
+        assert_eq!(refused.reason, ErrorReason::SpoolUnsafe);
+        assert!(refused.to_string().contains("1 envelopes"), "{refused}");
+        // A file where a folder was: it cannot be looked at.
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::write(&path, b"").unwrap();
+        assert!(nothing_is_left(&path).is_err());
     }
 }

@@ -135,7 +135,7 @@ fn a_site_of_several_gateways_shows_them_all_and_who_takes_envelopes() {
     for part in [
         "3 gateways known, 2 heard of lately",
         "edge-1 <span class=\"more\">this one</span>",
-        "silent for 1 min",
+        "silent for 90 s",
         "&lt;b&gt;ready&lt;/b&gt;",
         "1,234",
     ] {

@@ -2,6 +2,7 @@
 
 use super::super::refused::RefusedError;
 use super::control::{Cause, Pause};
+use super::report::Report;
 use super::{Ended, Relay};
 use crate::clock::since_boot;
 use crate::health::Level;
@@ -42,6 +43,18 @@ impl Relay {
             Cause::Hand => tracing::warn!(event = "relay.paused", why = words),
             Cause::Refusals { .. } => tracing::error!(event = "relay.paused", why = words),
         }
+    }
+
+    /// Another gateway of the site relays now. Whoever looks at this one must not see what it did when it was cut short.
+    pub(crate) fn stand_down(&self) {
+        self.metrics.relay_up(false);
+        self.metrics.relay_paused(None);
+        self.metrics.relay_window(0);
+        self.metrics.relay_in_flight(0);
+        self.report.change(|report| {
+            let (acknowledged, acknowledged_at) = (report.acknowledged, report.acknowledged_at);
+            *report = Report { acknowledged, acknowledged_at, ..Report::default() };
+        });
     }
 
     pub(super) fn down(&self, ended: &Ended) {

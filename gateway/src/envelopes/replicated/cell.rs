@@ -53,6 +53,15 @@ pub(super) struct Stored<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fenced;
 
+/// Why a value cannot be taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotTaken {
+    /// It is of this epoch, which is later than ours.
+    Later(u64),
+    /// See [`Unreadable::OtherVersion`].
+    OtherVersion,
+}
+
 /// The owner's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OwnerRecord {
@@ -97,7 +106,12 @@ pub(super) struct Pieces {
 impl Pieces {
     /// The key of a piece.
     pub(super) fn key(&self, piece: u64) -> String {
-        format!("{LINES}.{}.{}.{piece}", self.epoch, self.number)
+        format!("{}.{piece}", self.prefix())
+    }
+
+    /// What all pieces stand below.
+    pub(super) fn prefix(&self) -> String {
+        format!("{LINES}.{}.{}", self.epoch, self.number)
     }
 }
 
@@ -119,9 +133,30 @@ pub(super) fn encode<T: Serialize>(by: By, value: T) -> Bytes {
     serde_json::to_vec(&Stored { v: VERSION, by, value }).unwrap_or_default().into()
 }
 
-/// Reads a value. None of another version, or of somebody else's.
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<Stored<T>> {
-    serde_json::from_slice::<Stored<T>>(bytes).ok().filter(|stored| stored.v == VERSION)
+/// Why a value does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// Another version of this program wrote it: it is not ours to replace.
+    OtherVersion,
+    /// It is none of ours, or damaged.
+    Damaged,
+}
+
+/// Reads a value.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Stored<T>, Unreadable> {
+    if version_of(bytes)? != VERSION {
+        return Err(Unreadable::OtherVersion);
+    }
+    serde_json::from_slice(bytes).map_err(|_| Unreadable::Damaged)
+}
+
+/// The version of a value of any kind.
+pub(super) fn version_of(bytes: &[u8]) -> Result<u32, Unreadable> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        v: u32,
+    }
+    serde_json::from_slice::<Versioned>(bytes).map(|value| value.v).map_err(|_| Unreadable::Damaged)
 }
 
 /// Waits between two attempts.
@@ -160,7 +195,7 @@ impl Cell {
 
     /// Takes a key over: from now on nobody else can write who does not take it over again. Gives what stood there. Goes on until it is
     /// done.
-    pub(super) async fn take<T>(broker: &dyn Broker, key: &'static str, by: By) -> Result<(Self, T), Fenced>
+    pub(super) async fn take<T>(broker: &dyn Broker, key: &'static str, by: By) -> Result<(Self, T), NotTaken>
     where
         T: Serialize + DeserializeOwned + Default + Clone,
     {
@@ -169,15 +204,21 @@ impl Cell {
             match broker.get(key).await {
                 Ok(held) => {
                     let revision = held.as_ref().map_or(0, |held| held.revision);
-                    let stored = held.as_ref().and_then(|held| decode::<T>(&held.bytes));
-                    if held.is_some() && stored.is_none() {
-                        tracing::error!(event = "spool.state_damaged", of = key);
-                    }
+                    let stored = match held.map(|held| decode::<T>(&held.bytes)).transpose() {
+                        Ok(stored) => stored,
+                        Err(Unreadable::OtherVersion) => return Err(NotTaken::OtherVersion),
+                        Err(Unreadable::Damaged) => {
+                            tracing::error!(event = "spool.state_damaged", of = key);
+                            None
+                        }
+                    };
                     let mut cell = Self { key, revision, by };
                     match stored {
                         // Ours, and the answer was lost.
                         Some(stored) if stored.by == by => return Ok((cell, stored.value)),
-                        Some(stored) if stored.by.epoch > by.epoch => return Err(Fenced),
+                        Some(stored) if stored.by.epoch > by.epoch => {
+                            return Err(NotTaken::Later(stored.by.epoch));
+                        }
                         stored => {
                             let value = stored.map(|stored| stored.value).unwrap_or_default();
                             match broker.put(key, revision, encode(by, value.clone())).await {
@@ -212,14 +253,17 @@ impl Cell {
                 Err(Fault::Mismatch) => {
                     if let Ok(held) = broker.get(self.key).await {
                         let revision = held.as_ref().map_or(0, |held| held.revision);
-                        let stored = held.and_then(|held| decode::<T>(&held.bytes));
+                        let stored = held.and_then(|held| decode::<T>(&held.bytes).ok());
                         match stored {
                             Some(stored) if stored.by == self.by && stored.value == value => {
                                 self.revision = revision;
                                 return Ok(());
                             }
-                            // An earlier one of ours: whoever answered has not seen the newest.
-                            Some(stored) if stored.by == self.by => {}
+                            // Another one of ours. Either whoever answered has not seen the newest, or one that nobody waited for any
+                            // more was written after all: nobody but us writes under this name, so the newer one is to be replaced.
+                            Some(stored) if stored.by == self.by => {
+                                self.revision = self.revision.max(revision)
+                            }
                             _ => return Err(Fenced),
                         }
                     }
@@ -271,8 +315,10 @@ mod tests {
             decode::<OwnerRecord>(
                 br#"{"v":2,"epoch":7,"writer":"0","beat":1,"name":"","address":null,"released":false}"#
             )
-            .is_none()
+            .is_err_and(|error| error == Unreadable::OtherVersion)
         );
+        assert_eq!(decode::<OwnerRecord>(b"{").err(), Some(Unreadable::Damaged));
+        assert_eq!(decode::<OwnerRecord>(br#"{"v":1}"#).err(), Some(Unreadable::Damaged));
         assert_eq!(pieces.key(1), "lines.7.2.1");
     }
 
@@ -293,8 +339,22 @@ mod tests {
         }
         assert_eq!(
             Cell::take::<Cursors>(&model, CURSORS, BY).await.err(),
-            Some(Fenced),
+            Some(NotTaken::Later(399)),
             "an epoch of the past"
         );
+        model.set_value(CURSORS, br#"{"v":2}"#);
+        let taken = Cell::take::<Cursors>(&model, CURSORS, By { epoch: 1_000, writer: 3 }).await;
+        assert_eq!(taken.err(), Some(NotTaken::OtherVersion), "what a newer version wrote stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_nobody_waited_for_does_not_stop_the_next_one() {
+        let model = Model::default();
+        let (mut cell, _) = Cell::take::<Cursors>(&model, CURSORS, BY).await.unwrap();
+        let late = cell.clone().replace(&model, Cursors { number: 1, ..Cursors::default() }).await;
+        assert_eq!(late, Ok(()), "the one whose answer was dropped");
+        let next = Cursors { number: 2, ..Cursors::default() };
+        let replacing = tokio::time::timeout(Duration::from_secs(60), cell.replace(&model, next)).await;
+        assert_eq!(replacing, Ok(Ok(())));
     }
 }

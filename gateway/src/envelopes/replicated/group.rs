@@ -128,12 +128,40 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     number(bytes, at).map(u64::from_le_bytes)
 }
 
+/// What a message of a lane was found to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Message {
+    /// A group.
+    Group(Group),
+    /// A whole one of another version: it is not lost, and not for us.
+    OtherVersion(u16),
+    /// None of ours, or damaged so that its records cannot be told apart.
+    Damaged,
+}
+
+impl Message {
+    /// Reads a message.
+    pub(super) fn decode(bytes: Bytes) -> Self {
+        match version_of(&bytes) {
+            None => Self::Damaged,
+            Some(VERSION) => Group::decode(bytes).map_or(Self::Damaged, Self::Group),
+            Some(other) => Self::OtherVersion(other),
+        }
+    }
+}
+
+/// The version of a message whose head is whole: magic, checksum and version stay where they are.
+fn version_of(bytes: &[u8]) -> Option<u16> {
+    let head = bytes.get(..HEAD_BYTES)?;
+    let whole = head[..4] == MAGIC && crc32c::crc32c(&head[8..]) == u32_at(head, 4)?;
+    number(head, 8).map(u16::from_le_bytes).filter(|_| whole)
+}
+
 impl Group {
     /// Reads a group. None where it is none of ours, of another version, or damaged so that its records cannot be told apart.
     pub(super) fn decode(bytes: Bytes) -> Option<Self> {
         let head = bytes.get(..HEAD_BYTES)?;
-        let whole = head[..4] == MAGIC && crc32c::crc32c(&head[8..]) == u32_at(head, 4)?;
-        if !whole || number(head, 8).map(u16::from_le_bytes)? != VERSION {
+        if version_of(&bytes)? != VERSION {
             return None;
         }
         let stamp = Stamp {
@@ -285,6 +313,18 @@ mod tests {
         for cut in 0..whole.len() {
             assert_eq!(Group::decode(whole.slice(..cut)), None, "{cut}");
         }
+    }
+
+    #[test]
+    fn a_whole_group_of_another_version_is_told_from_a_damaged_one() {
+        let mut bytes = encode(&STAMP, &two()).to_vec();
+        assert!(matches!(Message::decode(bytes.clone().into()), Message::Group(_)));
+        bytes[8] = 2;
+        assert_eq!(Message::decode(bytes.clone().into()), Message::Damaged);
+        let sum = crc32c::crc32c(&bytes[8..HEAD_BYTES]);
+        bytes[4..8].copy_from_slice(&sum.to_le_bytes());
+        assert_eq!(Message::decode(bytes.into()), Message::OtherVersion(2));
+        assert_eq!(Message::decode(Bytes::from_static(b"PHjg")), Message::Damaged);
     }
 
     #[test]

@@ -8,11 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::cell::{By, Cursor, Cursors, Fenced};
 use super::{Place, Shared};
+use crate::envelopes::lanes;
 
 /// Between two looks at the cursors: as often as the embedded engine writes them down.
 const SAVE: Duration = Duration::from_millis(250);
 /// Between two looks at what the logs hold.
 const LOOK: Duration = Duration::from_secs(1);
+/// After so many purges in a row that were refused it is said, and after as many again.
+const PURGES_FAILED: u32 = 40;
 
 /// For as long as the term lasts.
 pub(super) async fn run(shared: Arc<Shared>, by: By, over: CancellationToken) -> Fenced {
@@ -39,7 +42,7 @@ pub(super) async fn run(shared: Arc<Shared>, by: By, over: CancellationToken) ->
     }
 }
 
-/// Writes the cursors down if they have moved, and then gives messages before them back. Whether any were.
+/// Writes the cursors down if they have moved, and gives back what lies before those that are written. Whether anything was.
 pub(super) async fn save(shared: &Shared, by: By) -> Result<bool, Fenced> {
     let Some((mut cell, mut cursors)) = shared.take_cursors(by) else { return Ok(false) };
     let wanted = shared.lock().lanes.each_ref().map(|lane| {
@@ -56,26 +59,39 @@ pub(super) async fn save(shared: &Shared, by: By) -> Result<bool, Fenced> {
     };
     shared.put_cursors(by, (cell, cursors));
     result?;
-    if !moved {
-        return Ok(false);
+    if moved {
+        for (here, cursor) in shared.lock().lanes.iter_mut().zip(wanted) {
+            here.saved = here.saved.max(cursor.position);
+            here.index.forget_before(cursor.position);
+        }
+        shared.moved.notify_waiters();
     }
-    for (here, cursor) in shared.lock().lanes.iter_mut().zip(wanted) {
-        here.saved = here.saved.max(cursor.position);
-        here.index.forget_before(cursor.position);
-    }
-    shared.moved.notify_waiters();
+    give_back(shared, cursors).await
+}
+
+/// Removes what lies before the cursors that are written down. What was refused is tried again with the next look, whether they have
+/// moved or not: a lane that is full and empties no further would stay full.
+async fn give_back(shared: &Shared, written: Cursors) -> Result<bool, Fenced> {
     let mut given_back = false;
-    for (lane, cursor) in Lane::ALL.into_iter().zip(wanted) {
+    for (lane, cursor) in Lane::ALL.into_iter().zip(written.lanes) {
         if cursor.sequence <= shared.lock().lanes[lane.index()].purged {
             continue;
         }
-        // What is not given back now is with the next one.
-        match shared.broker.purge(lane, cursor.sequence).await {
+        let purged = shared.broker.purge(lane, cursor.sequence).await;
+        let mut state = shared.lock();
+        let here = &mut state.lanes[lane.index()];
+        match purged {
             Ok(()) => {
-                shared.lock().lanes[lane.index()].purged = cursor.sequence;
+                (here.purged, here.purges_failed) = (cursor.sequence, 0);
                 given_back = true;
             }
-            Err(fault) => tracing::debug!(event = "spool.purge_again", %fault),
+            Err(fault) => {
+                here.purges_failed += 1;
+                if here.purges_failed % PURGES_FAILED == 0 {
+                    let (failed, lane) = (here.purges_failed, lanes::name(lane));
+                    tracing::warn!(event = "spool.purge_refused", lane, failed, %fault);
+                }
+            }
         }
     }
     Ok(given_back)
@@ -107,12 +123,13 @@ impl Shared {
         }
     }
 
-    /// Notes where a group was found.
-    pub(super) fn found(&self, lane: Lane, first: u64, place: Place) {
+    /// Notes where a group was found, with the positions of its first record and after its last.
+    pub(super) fn found(&self, lane: Lane, (first, end): (u64, u64), place: Place) {
         let mut state = self.lock();
         let here = &mut state.lanes[lane.index()];
-        if first >= here.saved && first < here.end {
-            here.index.note(first, place);
+        if end > here.saved && first < here.end {
+            // The cursor may stand within it.
+            here.index.note(first.max(here.saved), place);
         }
     }
 }

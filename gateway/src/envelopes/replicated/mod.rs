@@ -90,7 +90,7 @@ pub use walk::{Heads, Reader};
 use crate::config;
 
 use broker::Broker;
-use cell::{By, Cell, Cursors, LinesHead};
+use cell::{By, Cell, Cursors};
 use group::{HEAD_BYTES, encoded_bytes};
 
 const LANES: usize = Lane::ALL.len();
@@ -98,12 +98,16 @@ const LANES: usize = Lane::ALL.len();
 const INDEX_MAX: usize = 32_768;
 /// What JetStream stores beside a message: its own head, the subject, the expectation.
 const MESSAGE_OVERHEAD: u64 = 256;
+/// The largest group: what waits is packed into messages of this size at most.
+const GROUP_BYTES: usize = 4 << 20;
 /// Of the largest message: what its own headers take.
 const HEADERS_BYTES: usize = 1_024;
 
 /// How large it may get, and how long it waits.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
+    /// On how many servers a message is when it is acknowledged, and a majority of them has it.
+    replicas: usize,
     /// The budget, of all lanes.
     capacity: u64,
     /// The largest group.
@@ -124,8 +128,9 @@ impl Bounds {
     /// As the embedded engine's, where they are of the same kind.
     fn new(capacity: u64) -> Self {
         Self {
+            replicas: 3,
             capacity,
-            group_bytes: 4 << 20,
+            group_bytes: GROUP_BYTES,
             queue_bytes: 32 << 20,
             queue_records: 65_536,
             beat: Duration::from_secs(1),
@@ -199,7 +204,7 @@ struct Term {
     renewed: Instant,
     over: CancellationToken,
     cursors: Option<(Cell, Cursors)>,
-    lines: Arc<tokio::sync::Mutex<Option<(Cell, LinesHead)>>>,
+    lines: books::Head,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -222,6 +227,8 @@ struct LaneState {
     saved: u64,
     /// Messages before this one were given back.
     purged: u64,
+    /// How often in a row that was refused.
+    purges_failed: u32,
     /// Of the next group of this term.
     number: u32,
     /// Messages by the position of their first record.
@@ -358,7 +365,7 @@ impl Replicated {
     pub(crate) fn join(joining: &Joining) -> Result<Self, ProgramError> {
         let Joining { access, wanted, monitors, name, address } = joining.clone();
         let me = Me { name, address };
-        let bounds = Bounds::new(wanted.capacity);
+        let bounds = Bounds { replicas: wanted.replicas, ..Bounds::new(wanted.capacity) };
         Self::start(me, bounds, move || async move {
             let found = nats::look(&access, &wanted.streams, nats::START).await?;
             settings::check_syncs(&monitors)?;
@@ -424,11 +431,11 @@ impl Replicated {
         self.0.standing.subscribe()
     }
 
-    /// From now on envelopes are taken, if this gateway is still the owner in this epoch.
-    pub(crate) fn serve(&self, epoch: u64) {
-        if let Some(term) = self.0.lock().term.as_mut().filter(|term| term.by.epoch == epoch) {
-            term.serving = true;
-        }
+    /// From now on envelopes are taken, if this gateway is still the owner in this epoch. Whether it is.
+    pub(crate) fn serve(&self, epoch: u64) -> bool {
+        let mut state = self.0.lock();
+        let term = state.term.as_mut().filter(|term| term.by.epoch == epoch && !term.over.is_cancelled());
+        term.map(|term| term.serving = true).is_some()
     }
 
     /// Lets go of the lanes, if it is the owner: somebody else may do better.
@@ -531,6 +538,11 @@ impl Replicated {
         let state = self.0.lock();
         let term = state.term.as_ref()?;
         Some(Books::new(self.0.clone(), term.by, term.lines.clone()))
+    }
+
+    /// Whether what is acknowledged is on several servers.
+    pub(crate) fn has_replicas(&self) -> bool {
+        self.0.bounds.replicas > 1
     }
 
     pub(crate) fn max_bytes(&self) -> u64 {

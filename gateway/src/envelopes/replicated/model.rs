@@ -46,6 +46,10 @@ struct State {
     behind: u64,
     /// So has the one that takes itself for the leader.
     stale_leader: bool,
+    /// The values together take so many bytes.
+    state_bytes: Option<usize>,
+    /// Nothing is purged.
+    keeps: bool,
 }
 
 /// See the module. Clones are the same.
@@ -81,6 +85,11 @@ impl State {
     fn put(&mut self, key: &str, revision: u64, bytes: &Bytes) -> Result<u64, Fault> {
         if self.keys.get(key).map_or(0, |value| value.revision) != revision {
             return Err(Fault::Mismatch);
+        }
+        let held: usize =
+            self.keys.iter().filter(|(held, _)| *held != key).map(|(_, value)| value.bytes.len()).sum();
+        if self.state_bytes.is_some_and(|most| held + bytes.len() > most) {
+            return Err(Fault::Full("maximum bytes exceeded".to_owned()));
         }
         self.revision += 1;
         let value = Value { bytes: bytes.clone(), revision: self.revision };
@@ -147,6 +156,44 @@ impl Model {
     /// Whether it appends whatever is expected.
     pub(super) fn careless(&self, careless: bool) {
         self.lock().careless = careless;
+    }
+
+    /// What the values together may take.
+    pub(super) fn state_holds(&self, bytes: Option<usize>) {
+        self.lock().state_bytes = bytes;
+    }
+
+    /// Whether anything is purged.
+    pub(super) fn purges(&self, purges: bool) {
+        self.lock().keeps = !purges;
+    }
+
+    /// The keys under which something stands.
+    pub(super) fn keys(&self) -> Vec<String> {
+        self.lock().keys.keys().cloned().collect()
+    }
+
+    /// What stands under a key.
+    pub(super) fn value(&self, key: &str) -> Option<Bytes> {
+        self.lock().keys.get(key).map(|value| value.bytes.clone())
+    }
+
+    /// Somebody has removed a key.
+    pub(super) fn forget_key(&self, key: &str) {
+        self.lock().keys.remove(key);
+    }
+
+    /// Somebody has made the state anew.
+    pub(super) fn lose_state(&self) {
+        self.lock().keys.clear();
+    }
+
+    /// What somebody wrote under a key without asking.
+    pub(super) fn set_value(&self, key: &str, bytes: &'static [u8]) {
+        let mut state = self.lock();
+        state.revision += 1;
+        let value = Value { bytes: Bytes::from_static(bytes), revision: state.revision };
+        state.keys.insert(key.to_owned(), value);
     }
 
     /// The replica that is asked lacks so many of the newest messages; with `leader`, so does the leader.
@@ -223,6 +270,9 @@ impl Broker for Model {
 
     fn purge(&self, lane: Lane, sequence: u64) -> Asked<'_, ()> {
         self.answer(None, move |state| {
+            if state.keeps {
+                return Err(Fault::Unknown("not allowed".to_owned()));
+            }
             let log = &mut state.logs[lane.index()];
             log.messages = log.messages.split_off(&sequence);
             log.first = log.first.max(sequence);

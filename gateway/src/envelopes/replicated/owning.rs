@@ -14,12 +14,14 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::broker::{Fault, Value};
+use super::books::Written;
+use super::broker::{Fault, LogState, Value};
 use super::cell::{
-    self, By, CURSORS, Cell, Cursors, Fenced, LINES, LinesHead, OWNER, OwnerRecord, Pause, Stored,
+    self, By, CURSORS, Cell, Cursor, Cursors, Fenced, LINES, LinesHead, NotTaken, OWNER, OwnerRecord, Pause,
+    Stored, Unreadable,
 };
 use super::commit::{self, Published};
-use super::group::{self, Group, Stamp};
+use super::group::{self, Group, Message, Stamp};
 use super::{Index, LANES, LaneState, Place, Shared, Term, keeping, roster};
 use crate::envelopes::lanes;
 use pithead_spool::Lane;
@@ -30,7 +32,9 @@ const LOOKS: u32 = 4;
 const CLOSING: Duration = Duration::from_secs(15);
 /// How many void messages at the end of a lane are stepped over when it is taken over.
 const VOID_MAX: u64 = 10_000;
-/// How often, over two seconds, a leader has to say that it does not have what was written, before it counts as gone.
+/// How long somebody who cannot read what lies here leaves it to others, in leases.
+const BARRED: u32 = 12;
+/// How often, over a second or two, a leader has to say that it does not have what was written, before it counts as gone.
 pub(super) const GONE_LOOKS: u32 = 8;
 
 /// Who takes envelopes for the site.
@@ -73,11 +77,11 @@ struct Claim {
 
 /// Until the engine is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut trouble = None;
+    let mut reins = Reins::default();
     let roster = tokio::spawn(roster::run(shared.clone()));
     loop {
         let claim = tokio::select! {
-            claim = stand_by(&shared, trouble.take()) => claim,
+            claim = stand_by(&shared, &mut reins) => claim,
             () = shared.closing.cancelled() => break,
         };
         let epoch = claim.by.epoch;
@@ -86,7 +90,17 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Lost::Closed => break,
             Lost::Fenced(why) => {
                 tracing::error!(event = "spool.ownership_lost", epoch, why);
-                trouble = Some(why.to_owned());
+                reins.trouble = Some(why.to_owned());
+            }
+            Lost::Later(later) => {
+                // The owner's record is of an earlier epoch than what it owned: it was lost.
+                tracing::error!(event = "spool.ownership_lost", epoch, why = NEWER_EPOCH);
+                (reins.epoch, reins.trouble) = (later, Some(NEWER_EPOCH.to_owned()));
+            }
+            Lost::OtherVersion => {
+                tracing::error!(event = "spool.ownership_lost", epoch, why = OTHER_VERSION);
+                reins.trouble = Some(OTHER_VERSION.to_owned());
+                reins.barred_until = Some(Instant::now() + shared.bounds.lease * BARRED);
             }
         }
     }
@@ -95,24 +109,51 @@ pub(super) async fn run(shared: Arc<Shared>) {
     shared.ended.cancel();
 }
 
+/// What standing by remembers of the terms before.
+#[derive(Debug, Default)]
+struct Reins {
+    /// Why the last term has ended.
+    trouble: Option<String>,
+    /// The latest epoch that was seen anywhere.
+    epoch: u64,
+    /// Others may take over what this one cannot read.
+    barred_until: Option<Instant>,
+}
+
 enum Lost {
     Closed,
     Fenced(&'static str),
+    Later(u64),
+    OtherVersion,
 }
+
+impl From<NotTaken> for Lost {
+    fn from(why: NotTaken) -> Self {
+        match why {
+            NotTaken::Later(epoch) => Self::Later(epoch),
+            NotTaken::OtherVersion => Self::OtherVersion,
+        }
+    }
+}
+
+const NEWER_EPOCH: &str = "the state is of a later epoch than the owner's record, which was lost";
+const OTHER_VERSION: &str =
+    "another version of this program has written what lies here: run that version on every gateway";
 
 async fn own(shared: &Arc<Shared>, mut claim: Claim) -> Lost {
     let (by, over) = (claim.by, CancellationToken::new());
     let loaded = tokio::select! {
         loaded = load(shared, by, &over) => loaded,
-        lost = renew(shared, &mut claim, &over) => Err(lost),
-        () = shared.closing.cancelled() => {
-            release(shared, &claim).await;
-            return Lost::Closed;
-        }
+        Fenced = renew(shared, &mut claim, &over) => Err(Lost::Fenced("somebody else took the lanes over")),
+        () = shared.closing.cancelled() => Err(Lost::Closed),
     };
-    if loaded.is_err() {
+    if let Err(lost) = loaded {
         shared.end_term();
-        return Lost::Fenced("somebody else took the lanes over");
+        // Whoever can read it takes over at once.
+        if matches!(lost, Lost::Closed | Lost::OtherVersion) {
+            release(shared, &claim).await;
+        }
+        return lost;
     }
     shared.standing.send_replace(Standing::Ours { epoch: by.epoch });
     let mut tasks = JoinSet::new();
@@ -150,22 +191,39 @@ async fn own(shared: &Arc<Shared>, mut claim: Claim) -> Lost {
 }
 
 /// Until the claim of this gateway has succeeded.
-async fn stand_by(shared: &Shared, mut trouble: Option<String>) -> Claim {
+async fn stand_by(shared: &Shared, reins: &mut Reins) -> Claim {
     let mut seen: Option<(u64, Instant)> = None;
     loop {
         let held = shared.broker.get(OWNER).await;
         match held {
             Ok(held) => {
-                let stored = held.as_ref().and_then(|held| cell::decode::<OwnerRecord>(&held.bytes));
+                let stored = held.as_ref().map(|held| cell::decode::<OwnerRecord>(&held.bytes));
                 let revision = held.as_ref().map_or(0, |held| held.revision);
                 let at = match seen {
                     Some((same, at)) if same == revision => at,
                     _ => Instant::now(),
                 };
                 seen = Some((revision, at));
-                let free = stored.as_ref().is_none_or(|stored| stored.value.released)
-                    || at.elapsed() >= shared.bounds.lease;
-                if free && let Some(claim) = claim(shared, held, stored.as_ref()).await {
+                let silent = at.elapsed() >= shared.bounds.lease;
+                let (stored, is_free) = match stored {
+                    None => (None, true),
+                    Some(Ok(stored)) => {
+                        let released = stored.value.released;
+                        (Some(stored), released || silent)
+                    }
+                    // Whoever wrote it may be at work, whatever it is.
+                    Some(Err(Unreadable::Damaged)) => (None, silent),
+                    Some(Err(Unreadable::OtherVersion)) => {
+                        reins.trouble = Some(OTHER_VERSION.to_owned());
+                        (None, false)
+                    }
+                };
+                reins.epoch = reins.epoch.max(stored.as_ref().map_or(0, |stored| stored.by.epoch));
+                let is_barred = reins.barred_until.is_some_and(|until| Instant::now() < until);
+                if is_free
+                    && !is_barred
+                    && let Some(claim) = claim(shared, held, stored.as_ref(), reins.epoch + 1).await
+                {
                     return claim;
                 }
                 let owner = stored.filter(|stored| !stored.value.released).map(|stored| Owner {
@@ -173,7 +231,8 @@ async fn stand_by(shared: &Shared, mut trouble: Option<String>) -> Claim {
                     address: stored.value.address,
                     epoch: stored.by.epoch,
                 });
-                say(shared, Standing::StandingBy { owner, trouble: trouble.take() });
+                let trouble = if is_barred { reins.trouble.clone() } else { reins.trouble.take() };
+                say(shared, Standing::StandingBy { owner, trouble });
             }
             Err(fault) => {
                 let owner = match &*shared.standing.borrow() {
@@ -200,8 +259,12 @@ fn record(shared: &Shared, beat: u64, released: bool) -> OwnerRecord {
 }
 
 /// Tries once to become the owner after whoever is in `stored`.
-async fn claim(shared: &Shared, held: Option<Value>, stored: Option<&Stored<OwnerRecord>>) -> Option<Claim> {
-    let epoch = stored.map_or(0, |stored| stored.by.epoch) + 1;
+async fn claim(
+    shared: &Shared,
+    held: Option<Value>,
+    stored: Option<&Stored<OwnerRecord>>,
+    epoch: u64,
+) -> Option<Claim> {
     let by = By { epoch, writer: pithead_hop::backoff::random() };
     let revision = held.map_or(0, |held| held.revision);
     let after = match stored {
@@ -215,7 +278,7 @@ async fn claim(shared: &Shared, held: Option<Value>, stored: Option<&Stored<Owne
         Err(Fault::Unknown(_)) => {
             // It may have been done.
             let held = shared.broker.get(OWNER).await.ok().flatten()?;
-            let ours = cell::decode::<OwnerRecord>(&held.bytes).is_some_and(|stored| stored.by == by);
+            let ours = cell::decode::<OwnerRecord>(&held.bytes).is_ok_and(|stored| stored.by == by);
             ours.then_some(Claim { by, after, revision: held.revision, beat: 0, renewed })
         }
         Err(_) => None,
@@ -261,7 +324,7 @@ async fn release(shared: &Shared, claim: &Claim) {
 }
 
 /// Everything that a start needs: the state's keys are ours, each lane is fenced, and where they end is known.
-async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<(), Fenced> {
+async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<(), Lost> {
     let broker = &*shared.broker;
     let (cursors, mut saved) = Cell::take::<Cursors>(broker, CURSORS, by).await?;
     let (lines, head) = Cell::take::<LinesHead>(broker, LINES, by).await?;
@@ -269,7 +332,7 @@ async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<
     for lane in Lane::ALL {
         let here = &mut lanes[lane.index()];
         let cursor = &mut saved.lanes[lane.index()];
-        *here = fence(shared, lane, by, cursor.position).await?;
+        *here = fence(shared, lane, by, cursor).await?;
         let place = Place { sequence: cursor.sequence, at_ms: None };
         here.index.note(cursor.position, place);
         (here.cursor, here.saved) = (cursor.position, cursor.position);
@@ -289,23 +352,40 @@ async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<
         renewed: Instant::now(),
         over: over.clone(),
         cursors: Some((cursors, saved)),
-        lines: Arc::new(tokio::sync::Mutex::new(Some((lines, head)))),
+        lines: Arc::new(tokio::sync::Mutex::new(Some(Written::new(lines, head)))),
     });
     Ok(())
 }
 
-/// Appends a group without records behind whatever stands in a lane: whoever was the owner can append no more.
-async fn fence(shared: &Shared, lane: Lane, by: By, cursor: u64) -> Result<LaneState, Fenced> {
+/// Appends a group without records behind whatever stands in a lane: whoever was the owner can append no more. The cursor is moved to
+/// the oldest record that is there, should it point before it.
+async fn fence(shared: &Shared, lane: Lane, by: By, cursor: &mut Cursor) -> Result<LaneState, NotTaken> {
     let broker = &*shared.broker;
     let mut pause = Pause::default();
     loop {
         if let Ok(state) = broker.state(lane).await
-            && let Some(end) = end_of(shared, lane, state.first, state.last).await
+            && let Some(end) = end_of(shared, lane, state.first, state.last).await?
+            && let Some(oldest) = oldest_of(shared, lane, &state, cursor).await
         {
+            if oldest > cursor.position {
+                // Only what was acknowledged is ever given back: the cursor was lost, and not the records.
+                tracing::error!(
+                    event = "spool.cursor_lost",
+                    lane = lanes::name(lane),
+                    oldest,
+                    cursor = cursor.position
+                );
+                *cursor = Cursor { position: oldest, sequence: state.first };
+            }
             // A log that is younger than its cursor was begun anew: what comes now must not count as delivered.
-            let first = end.max(cursor);
+            let first = end.max(cursor.position);
             if first > end {
-                tracing::error!(event = "spool.log_younger", lane = lanes::name(lane), end, cursor);
+                tracing::error!(
+                    event = "spool.log_younger",
+                    lane = lanes::name(lane),
+                    end,
+                    cursor = cursor.position
+                );
             }
             let stamp =
                 Stamp { lane, epoch: by.epoch, writer: by.writer, number: 0, expected: state.last, first };
@@ -330,23 +410,40 @@ async fn fence(shared: &Shared, lane: Lane, by: By, cursor: u64) -> Result<LaneS
 }
 
 /// The position after the newest record of a lane: what its newest group says. None if the broker does not say.
-async fn end_of(shared: &Shared, lane: Lane, first: u64, last: u64) -> Option<u64> {
+async fn end_of(shared: &Shared, lane: Lane, first: u64, last: u64) -> Result<Option<u64>, NotTaken> {
     let mut sequence = last;
     while sequence >= first.max(1) && last - sequence < VOID_MAX {
-        let message = match shared.broker.read(lane, sequence).await.ok()? {
-            Some(message) => Some(message),
-            None => shared.settle(lane, sequence).await.ok()?,
-        };
-        if let Some(group) = message.and_then(Group::decode).filter(|group| group.fits(lane, sequence)) {
-            return Some(group.end());
+        let Ok(message) = shared.look_for(lane, sequence).await else { return Ok(None) };
+        match message.map(Message::decode) {
+            Some(Message::Group(group)) if group.fits(lane, sequence) => return Ok(Some(group.end())),
+            Some(Message::OtherVersion(_)) => return Err(NotTaken::OtherVersion),
+            // It is void, damaged or gone: whoever reads it says so.
+            Some(Message::Group(_) | Message::Damaged) | None => sequence -= 1,
         }
-        // It is void, damaged or gone: whoever reads it says so.
-        sequence -= 1;
     }
-    Some(0)
+    Ok(Some(0))
+}
+
+/// The position of the oldest record that is there, if the cursor points to a message that is not; else that of the cursor. None if the
+/// broker does not say.
+async fn oldest_of(shared: &Shared, lane: Lane, state: &LogState, cursor: &Cursor) -> Option<u64> {
+    if state.last == 0 || state.first <= cursor.sequence.max(1) {
+        return Some(cursor.position);
+    }
+    let message = shared.look_for(lane, state.first).await.ok()?;
+    let oldest = message.and_then(Group::decode).filter(|group| group.fits(lane, state.first));
+    Some(oldest.map_or(cursor.position, |group| group.stamp.first))
 }
 
 impl Shared {
+    /// A message, from whoever has it; none if it is gone.
+    async fn look_for(&self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {
+        match self.broker.read(lane, sequence).await? {
+            Some(message) => Ok(Some(message)),
+            None => self.settle(lane, sequence).await,
+        }
+    }
+
     /// A message that a replica did not have, or that it is gone. What was acknowledged is stepped over and named as lost on the
     /// strength of this, so it takes the leader's word, and that several times: leaders change.
     pub(super) async fn settle(&self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {

@@ -17,7 +17,7 @@ use pithead_hop::backoff::random;
 use serde::{Deserialize, Serialize};
 
 use super::broker::Fault;
-use super::cell::{Pause, hexadecimal};
+use super::cell::{self, Pause, hexadecimal};
 use super::{Replicated, Shared};
 
 /// Where the value stands.
@@ -151,34 +151,26 @@ fn cut(text: &str) -> String {
 
 /// What stands there; none if it is of another version, which is not ours to replace.
 fn decode(bytes: &[u8]) -> Option<Roster> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        v: u32,
+    if cell::version_of(bytes).is_ok_and(|version| version != VERSION) {
+        return None;
     }
-    if let Ok(mut roster) = serde_json::from_slice::<Roster>(bytes)
-        && roster.v == VERSION
-    {
-        roster.gateways.retain(|name, _| name.chars().count() <= TEXT_MAX);
-        while roster.gateways.len() > GATEWAYS_MAX {
-            roster.gateways.pop_last();
-        }
-        for entry in roster.gateways.values_mut() {
-            entry.address = entry.address.as_deref().map(cut);
-            let presence = &mut entry.presence;
-            (presence.version, presence.words) = (cut(&presence.version), cut(&presence.words));
-            if let Some(statement) = &mut presence.statement {
-                statement.digest = cut(&statement.digest);
-            }
-        }
-        return Some(roster);
+    let Ok(mut roster) = serde_json::from_slice::<Roster>(bytes) else {
+        tracing::error!(event = "spool.state_damaged", of = GATEWAYS);
+        return Some(Roster::default());
+    };
+    roster.gateways.retain(|name, _| name.chars().count() <= TEXT_MAX);
+    while roster.gateways.len() > GATEWAYS_MAX {
+        roster.gateways.pop_last();
     }
-    match serde_json::from_slice::<Versioned>(bytes) {
-        Ok(other) if other.v != VERSION => None,
-        _ => {
-            tracing::error!(event = "spool.state_damaged", of = GATEWAYS);
-            Some(Roster::default())
+    for entry in roster.gateways.values_mut() {
+        entry.address = entry.address.as_deref().map(cut);
+        let presence = &mut entry.presence;
+        (presence.version, presence.words) = (cut(&presence.version), cut(&presence.words));
+        if let Some(statement) = &mut presence.statement {
+            statement.digest = cut(&statement.digest);
         }
     }
+    Some(roster)
 }
 
 /// Says how this gateway is and reads how the others are, until the engine is closed; then takes leave.

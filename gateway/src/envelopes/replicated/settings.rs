@@ -12,14 +12,15 @@ use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
 use pithead_spool::{Lane, MAX_HEAD_BYTES};
 
-use super::HEADERS_BYTES;
 use super::group::{ENTRY_BYTES, HEAD_BYTES};
+use super::{GROUP_BYTES, HEADERS_BYTES};
 use crate::envelopes::lanes;
 
 /// What a lane that the configuration puts nothing into is given of the budget: strays go on there.
 const UNUSED_LANE_PART: u64 = 16;
-/// The state holds a checkpoint and the next one.
-const STATE_BYTES: u64 = 256 << 20;
+/// The state holds a checkpoint and the next one. The largest is that of as many lines as are kept in memory, all with their hashes:
+/// 270 MiB.
+const STATE_BYTES: u64 = 1 << 30;
 
 /// The names of a site's streams and subjects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,8 +126,15 @@ fn faults(wanted: &Wanted, config: &Config) -> Vec<String> {
         "persist_mode is async, which acknowledges before it stores: set it to default".to_owned(),
     );
     fault(
-        is_lane && config.discard == DiscardPolicy::Old,
+        config.discard == DiscardPolicy::Old,
         "discard is old, which drops what was acknowledged when it is full: set it to new".to_owned(),
+    );
+    let (most, needed) = (config.max_bytes, wanted.config(&config.name).max_bytes);
+    fault(
+        most > 0 && most < needed,
+        format!(
+            "max_bytes is {most}: raise it to {needed} (--max-bytes), or lower [spool] max_size if it is a lane's"
+        ),
     );
     fault(
         config.retention != RetentionPolicy::Limits,
@@ -193,6 +201,13 @@ fn check_configs<'a>(
         wrong.push(format!(
             "nats-server's max_payload is {max_payload}: raise it to {needed} at least (4MB is a good value), or lower \
              [ingest.envelopes] inline"
+        ));
+    }
+    let most = wanted.envelope_bytes.saturating_sub(needed.saturating_sub(GROUP_BYTES as u64));
+    if needed > GROUP_BYTES as u64 {
+        wrong.push(format!(
+            "[ingest.envelopes] inline is {}: lower it to {most} at most, or an envelope of that size would never be taken",
+            wanted.envelope_bytes
         ));
     }
     refuse(wrong)
@@ -300,7 +315,8 @@ mod tests {
         let wanted = wanted();
         let name = wanted.streams.lane(Lane::Second);
         type Change = fn(&mut Config);
-        let changes: [(&str, Change); 15] = [
+        let changes: [(&str, Change); 16] = [
+            ("max_bytes is 536870912", |config| config.max_bytes = 512 << 20),
             ("num_replicas is 1", |config| config.num_replicas = 1),
             ("storage is memory", |config| config.storage = StorageType::Memory),
             ("persist_mode is async", |config| config.persist_mode = Some(PersistenceMode::Async)),
@@ -327,8 +343,14 @@ mod tests {
         assert!(error.contains("max_payload is 1048576"), "{error}");
         let mut state = wanted.config(&wanted.streams.state());
         state.max_messages_per_subject = 10;
+        (state.discard, state.max_bytes) = (DiscardPolicy::Old, 1 << 20);
         let error = check_configs(&wanted, [&state].into_iter(), 4 << 20).unwrap_err().to_string();
-        assert!(error.contains("set it to 1"), "{error}");
+        for part in ["set it to 1", "discard is old", "max_bytes is 1048576"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let large = Wanted { envelope_bytes: 4 << 20, ..wanted };
+        let error = check_configs(&large, [].into_iter(), 8 << 20).unwrap_err().to_string();
+        assert!(error.contains("[ingest.envelopes] inline is 4194304"), "{error}");
     }
 
     #[test]

@@ -63,13 +63,20 @@ async fn stored(gateway: &Replicated, lane: Lane, text: &str) -> Position {
     tokio::time::timeout(LONG, append(gateway, lane, text).unwrap()).await.expect("never answered").unwrap()
 }
 
-/// Everything from a position on, by another thread, as the relay reads.
+/// Everything from a position on, by another thread, as the relay reads; or what could be read before the term was over.
 async fn read_all(gateway: &Replicated, lane: Lane, from: Position) -> (Vec<(u64, String)>, u64) {
     let mut reader = gateway.reader(lane, from);
+    let gateway = gateway.clone();
     tokio::task::spawn_blocking(move || {
         let (mut found, mut lost) = (Vec::new(), 0);
         loop {
-            let batch = reader.next_batch(1 << 10).unwrap();
+            let batch = match reader.next_batch(1 << 10) {
+                Ok(batch) => batch,
+                Err(error) => {
+                    assert!(!gateway.is_owner(), "{error}");
+                    return (found, lost);
+                }
+            };
             if batch.is_empty() {
                 return (found, lost);
             }
@@ -377,6 +384,151 @@ async fn a_replica_that_is_behind_makes_nothing_lost() {
     assert_eq!(stored(&two, Lane::First, "after").await, Position(5));
     model.behind(0, false);
     two.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_for_which_there_is_no_room_is_written_when_there_is_and_nothing_of_the_attempts_stays()
+{
+    let (model, broker) = model();
+    let checkpoint = |seed: u8| -> Vec<u8> { (0..1_300_000_u32).map(|at| (at % 251) as u8 ^ seed).collect() };
+    let zero = gateway(&broker, "edge-0");
+    owns(&zero).await;
+    let (told, first) = (zero.books().unwrap(), checkpoint(1));
+    tokio::task::spawn_blocking(move || told.save(first)).await.unwrap().unwrap();
+    zero.kill();
+    model.set_value("lines.1.2.0", b"of an attempt that was cut short by the end");
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    let books = one.books().unwrap();
+    for attempt in 2..5 {
+        model.state_holds(Some(2_000_000));
+        let (told, bytes) = (books.clone(), checkpoint(attempt));
+        let full = tokio::task::spawn_blocking(move || told.save(bytes)).await.unwrap();
+        assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull, "attempt {attempt}");
+    }
+    model.state_holds(None);
+    let (told, last) = (books.clone(), checkpoint(9));
+    let saved = last.clone();
+    let saving = tokio::task::spawn_blocking(move || told.save(saved));
+    tokio::time::timeout(LONG, saving).await.expect("hangs").unwrap().unwrap();
+    let pieces: Vec<String> = model.keys().into_iter().filter(|key| key.starts_with("lines.")).collect();
+    assert_eq!(pieces.len(), 3, "{pieces:?}");
+    one.kill();
+    let two = gateway(&broker, "edge-2");
+    owns(&two).await;
+    let books = two.books().unwrap();
+    let loaded = tokio::task::spawn_blocking(move || books.load().unwrap());
+    assert!(loaded.await.unwrap().unwrap() == last);
+    two.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newer_version_wrote_is_neither_replaced_nor_stepped_over() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    stored(&one, Lane::Second, "one").await;
+    // A group of another version, whole.
+    let (sequence, message) = model.messages(Lane::Second).pop().unwrap();
+    let mut newer = message.to_vec();
+    newer[8] = 2;
+    let sum = crc32c::crc32c(&newer[8..group::HEAD_BYTES]);
+    newer[4..8].copy_from_slice(&sum.to_le_bytes());
+    model.set(Lane::Second, sequence, Some(newer.into()));
+    let mut reader = one.reader(Lane::Second, Position(0));
+    let read = tokio::task::spawn_blocking(move || reader.next_batch(1 << 10)).await.unwrap();
+    assert!(read.unwrap_err().to_string().contains("version 2"));
+    assert_eq!(one.stats().corrupt_records, 0);
+    one.kill();
+    // Whoever comes next reads the end of the lane, and leaves it to others.
+    let two = gateway(&broker, "edge-2");
+    let mut standing = two.standing();
+    let barred = standing.wait_for(|standing| {
+        matches!(standing, Standing::StandingBy { trouble: Some(trouble), .. } if trouble.contains("another version"))
+    });
+    tokio::time::timeout(LONG, barred).await.expect("never says why").unwrap();
+    model.set_value("owner", br#"{"v":2,"epoch":9}"#);
+    tokio::time::sleep(bounds().lease * 3).await;
+    assert!(!two.is_owner());
+    assert_eq!(model.value("owner").unwrap(), br#"{"v":2,"epoch":9}"#[..]);
+    two.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_was_lost_delivers_again_what_is_there_and_calls_nothing_lost() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    for at in 0..40 {
+        stored(&one, Lane::First, &format!("record {at}")).await;
+    }
+    one.acknowledge(Lane::First, Position(29)).unwrap();
+    one.close();
+    model.lose_state();
+    let two = gateway(&broker, "edge-2");
+    owns(&two).await;
+    let (found, lost) = read_all(&two, Lane::First, two.cursor(Lane::First)).await;
+    assert_eq!((found.last().unwrap().1.as_str(), lost), ("record 39", 0));
+    assert!(found[0].0 <= 30, "{}", found[0].0);
+    two.kill();
+    // The owner's record alone.
+    for _ in 0..3 {
+        let next = gateway(&broker, "edge-2");
+        owns(&next).await;
+        next.kill();
+    }
+    model.forget_key("owner");
+    let three = gateway(&broker, "edge-3");
+    assert!(owns(&three).await > 4, "above the epoch of what it owns");
+    three.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_a_term_that_is_over_calls_nothing_lost() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    for at in 0..5 {
+        stored(&one, Lane::Second, &format!("record {at}")).await;
+    }
+    // Asked while nobody answers, and answered when the term is over.
+    model.away(true);
+    let mut reader = one.reader(Lane::Second, Position(0));
+    let reading = tokio::task::spawn_blocking(move || reader.next_batch(1 << 10));
+    stands_by(&one).await;
+    model.away(false);
+    let read = tokio::time::timeout(LONG, reading).await.expect("hangs").unwrap();
+    assert!(read.is_err() || read.is_ok_and(|batch| batch.corrupt.is_empty()));
+    owns_again(&one).await;
+    assert_eq!(one.stats().corrupt_records, 0);
+    one.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_that_was_refused_is_tried_again_though_nothing_moves() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    for at in 0..10 {
+        stored(&one, Lane::Second, &format!("record {at}")).await;
+    }
+    model.purges(false);
+    one.acknowledge(Lane::Second, Position(9)).unwrap();
+    let saved = async {
+        while one.saved_cursor(Lane::Second) < Position(10) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, saved).await.unwrap();
+    assert!(model.messages(Lane::Second).len() > 1);
+    model.purges(true);
+    let purged = async {
+        while model.messages(Lane::Second).len() > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, purged).await.expect("never tried again");
+    one.close();
 }
 
 /// Two gateways that are killed and cut off in turn, over a broker that loses a tenth of everything: what was promised is there once

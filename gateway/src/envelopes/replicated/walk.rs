@@ -10,19 +10,21 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use pithead_spool::{Batch, Closed, CorruptRange, Lane, Position, ReadError, RecordHead};
 
 use super::broker::Fault;
-use super::cell::Pause;
-use super::group::{Found, Group};
-use super::{Place, Shared, Until};
+use super::cell::{By, Pause};
+use super::group::{Found, Group, Message};
+use super::{LaneState, Place, Shared, Until};
 use crate::envelopes::lanes;
 
-/// Asked for at once, while a lane is gone through: bytes, by the size of the message before, and messages.
+/// What a lane that is gone through has in memory beside the group in hand: so many bytes, and what is on its way meanwhile.
 const AHEAD_BYTES: usize = 4 << 20;
-/// See [`AHEAD_BYTES`].
-const AHEAD_MAX: usize = 64;
+/// Messages, whatever their size.
+const AHEAD_MAX: u64 = 64;
+/// Messages that are on their way at one time. Each may be as large as a group gets.
+const ASKED_AT_ONCE: usize = 8;
 /// How often a message is asked for that the broker does not give, before whoever reads is told. It never counts as damaged: a broker that is
 /// away now gives it later.
 const TRIES: u32 = 10;
@@ -40,17 +42,31 @@ enum Step {
 struct Walk {
     shared: Arc<Shared>,
     lane: Lane,
+    /// The term that it belongs to: when that is over, nothing is known of the lane any more.
+    by: Option<By>,
     /// The next message.
     sequence: Option<u64>,
     ahead: VecDeque<(u64, Bytes)>,
-    /// Of the message before.
-    size: usize,
 }
 
 impl Walk {
     fn new(shared: Arc<Shared>, lane: Lane) -> Self {
-        // As if messages were large: the first few are asked for one by one.
-        Self { shared, lane, sequence: None, ahead: VecDeque::new(), size: AHEAD_BYTES }
+        let by = shared.lock().term.as_ref().map(|term| term.by);
+        Self { shared, lane, by, sequence: None, ahead: VecDeque::new() }
+    }
+
+    /// What the term knows of the lane, if it is not over.
+    fn lane<T>(&self, look: impl FnOnce(&LaneState) -> T) -> Result<T, Fault> {
+        let state = self.shared.lock();
+        let is_ours = self.by.is_some() && state.term.as_ref().map(|term| term.by) == self.by;
+        match is_ours {
+            true => Ok(look(&state.lanes[self.lane.index()])),
+            false => Err(Fault::Unknown("another term has begun, or none".to_owned())),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.lane(|_| ()).is_err()
     }
 
     /// Has it begin anew at the message that holds a position, or at one before it.
@@ -62,11 +78,7 @@ impl Walk {
     /// The next group. Blocks.
     fn step(&mut self, position: u64) -> Result<Step, Fault> {
         loop {
-            let (place, last) = {
-                let state = self.shared.lock();
-                let here = &state.lanes[self.lane.index()];
-                (here.index.floor(position), here.last)
-            };
+            let (place, last) = self.lane(|here| (here.index.floor(position), here.last))?;
             let sequence = match self.sequence {
                 Some(sequence) => sequence,
                 None => place.map_or(1, |place| place.sequence.max(1)),
@@ -80,11 +92,21 @@ impl Walk {
                 continue;
             }
             let Some((sequence, message)) = self.ahead.pop_front() else { continue };
+            let bytes = message.len();
+            let read = Message::decode(message);
+            if let Message::OtherVersion(version) = read {
+                // Stepped over it would be given back, and it is not lost: whoever can read it delivers it.
+                self.forget();
+                return Err(Fault::Unknown(format!(
+                    "message {sequence} is of version {version}, which is not known here"
+                )));
+            }
             self.sequence = Some(sequence + 1);
-            self.size = message.len();
-            match Group::decode(message) {
-                Some(group) if group.fits(self.lane, sequence) => return Ok(Step::Group(sequence, group)),
-                Some(group) => {
+            match read {
+                Message::Group(group) if group.fits(self.lane, sequence) => {
+                    return Ok(Step::Group(sequence, group));
+                }
+                Message::Group(group) => {
                     tracing::error!(
                         event = "spool.group_void",
                         lane = lanes::name(self.lane),
@@ -94,11 +116,11 @@ impl Walk {
                         "a message lies where its writer did not mean it to: the broker has appended without comparing"
                     );
                 }
-                None => tracing::error!(
+                Message::Damaged | Message::OtherVersion(_) => tracing::error!(
                     event = "spool.group_damaged",
                     lane = lanes::name(self.lane),
                     sequence,
-                    bytes = self.size,
+                    bytes,
                 ),
             }
         }
@@ -109,7 +131,7 @@ impl Walk {
         let mut tries = 0;
         loop {
             match self.ask_once(from, last) {
-                Err(_) if tries < TRIES => {
+                Err(_) if tries < TRIES && !self.is_over() => {
                     tries += 1;
                     let mut pause = Pause::default();
                     self.shared.block(async move { pause.wait().await });
@@ -120,32 +142,42 @@ impl Walk {
     }
 
     fn ask_once(&mut self, from: u64, last: u64) -> Result<(), Fault> {
-        let count = (AHEAD_BYTES / self.size.max(1)).clamp(1, AHEAD_MAX) as u64;
         let (shared, lane) = (self.shared.clone(), self.lane);
-        let to = last.min(from + count - 1);
+        let to = last.min(from + AHEAD_MAX - 1);
         let asked = self.shared.block(async move {
+            // Asked for as they are taken.
             let reads = (from..=to).map(|sequence| shared.broker.read(lane, sequence));
-            let mut found = join_all(reads).await;
-            // The first of them has to be there, or to be gone for good.
-            if let Some(Ok(None)) = found.first() {
-                let state = shared.broker.state(lane).await?;
-                if from < state.first {
-                    return Ok((state.first, VecDeque::new()));
-                }
-                let Some(message) = shared.settle(lane, from).await? else {
-                    tracing::error!(event = "spool.group_gone", lane = lanes::name(lane), sequence = from);
-                    return Ok((from + 1, VecDeque::new()));
-                };
-                found = vec![Ok(Some(message))];
-            }
-            let mut messages = VecDeque::new();
-            for (sequence, read) in (from..).zip(found) {
-                match read {
-                    Ok(Some(message)) => messages.push_back((sequence, message)),
+            let mut reads = stream::iter(reads).buffered(ASKED_AT_ONCE);
+            let (mut messages, mut bytes) = (VecDeque::new(), 0);
+            let mut sequence = from;
+            while bytes < AHEAD_BYTES
+                && let Some(read) = reads.next().await
+            {
+                let message = match read {
+                    Ok(Some(message)) => message,
+                    // The first of them has to be there, or to be gone for good.
+                    Ok(None) if messages.is_empty() => {
+                        let state = shared.broker.state(lane).await?;
+                        if from < state.first {
+                            return Ok((state.first, VecDeque::new()));
+                        }
+                        let Some(message) = shared.settle(lane, from).await? else {
+                            tracing::error!(
+                                event = "spool.group_gone",
+                                lane = lanes::name(lane),
+                                sequence = from
+                            );
+                            return Ok((from + 1, VecDeque::new()));
+                        };
+                        message
+                    }
                     Err(fault) if messages.is_empty() => return Err(fault),
                     // The next time it is the first.
                     Ok(None) | Err(_) => break,
-                }
+                };
+                bytes += message.len();
+                messages.push_back((sequence, message));
+                sequence += 1;
             }
             Ok((from, messages))
         });
@@ -156,7 +188,7 @@ impl Walk {
     }
 }
 
-/// Reads one lane from a position on. Holds one group and a few messages.
+/// Reads one lane from a position on, for as long as the term lasts in which it was made. Holds one group, and what was asked for ahead.
 pub struct Reader {
     walk: Walk,
     lane: Lane,
@@ -222,20 +254,21 @@ impl Reader {
 
     /// Takes the next group up. False if nothing more is durable.
     fn load(&mut self, batch: &mut Batch) -> Result<bool, ReadError> {
-        let end = {
-            let state = self.walk.shared.lock();
-            let here = &state.lanes[self.lane.index()];
-            // Passed over without a word: it was acknowledged.
-            self.next = self.next.max(here.saved);
-            here.end
-        };
+        // When the term is over nothing more is durable here, for all that is known.
+        let Ok((saved, end)) = self.walk.lane(|here| (here.saved, here.end)) else { return Ok(false) };
+        // Passed over without a word: it was acknowledged.
+        self.next = self.next.max(saved);
         if self.next >= end {
             return Ok(false);
         }
         match self.walk.step(self.next) {
             Ok(Step::Group(sequence, group)) => {
                 let (first, group_end) = (group.stamp.first, group.end());
-                self.walk.shared.found(self.lane, first, Place { sequence, at_ms: group.at_ms() });
+                self.walk.shared.found(
+                    self.lane,
+                    (first, group_end),
+                    Place { sequence, at_ms: group.at_ms() },
+                );
                 if first > self.next {
                     // Nothing in between was whole.
                     self.lose(batch, self.next, first.min(end), None);
@@ -308,11 +341,8 @@ impl Heads {
         while self.next < self.end {
             match self.walk.step(self.next) {
                 Ok(Step::Group(sequence, group)) => {
-                    self.walk.shared.found(
-                        self.lane,
-                        group.stamp.first,
-                        Place { sequence, at_ms: group.at_ms() },
-                    );
+                    let place = Place { sequence, at_ms: group.at_ms() };
+                    self.walk.shared.found(self.lane, (group.stamp.first, group.end()), place);
                     self.loaded.extend(group.heads(self.next));
                     self.next = self.next.max(group.end());
                     if !self.loaded.is_empty() {
@@ -322,7 +352,7 @@ impl Heads {
                 Ok(Step::End) => return false,
                 // Without these nobody may take envelopes: what is here would be taken again as new. It ends with the term.
                 Err(fault) => {
-                    if self.walk.shared.lock().term.is_none() {
+                    if self.walk.is_over() {
                         return false;
                     }
                     tracing::warn!(event = "spool.heads_again", lane = lanes::name(self.lane), %fault);
