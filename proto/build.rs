@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "pithead/errors/v1/errors.proto",
     "pithead/keys/v1/keys.proto",
     "pithead/batch/v1/batch.proto",
     "pithead/ingest/v1/ingest.proto",
     "pithead/enroll/v1/enroll.proto",
+    "pithead/bundle/v1/bundle.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

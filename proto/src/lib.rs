@@ -36,6 +36,15 @@ pub mod ingest {
     }
 }
 
+/// Envelopes in a bucket: `pithead.bundle.v1`.
+pub mod bundle {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto")]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/pithead.bundle.v1.rs"));
+    }
+}
+
 /// Enrolment: `pithead.enroll.v1`.
 pub mod enroll {
     /// Version 1.

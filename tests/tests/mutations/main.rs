@@ -74,6 +74,10 @@ fn corpus() -> Vec<Vec<u8>> {
     let refusal = pithead_hop::status::Refusal::field("envelope", "is empty");
     corpus.push(tonic::Status::from(refusal).details().to_vec());
     corpus.push(b"\"15min\"\n[limits]\nidle = \"1s\"\nconnections = 3\n[envelopes]\ninline = \"4MiB\"\n[uploads]\nopen = 3\n".to_vec());
+    corpus.push(include_bytes!("../../../hop/tests/data/v1.bundle").to_vec());
+    let bundle =
+        pithead_hop::bundle::Index::read(include_bytes!("../../../hop/tests/data/v1.bundle")).unwrap();
+    corpus.push(bundle.name().to_string().into_bytes());
     corpus.push(include_bytes!("../../../gateway/src/config.template.toml").to_vec());
     corpus
 }

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use pithead_hop::{
     accept::Limits,
+    bundle::{Bundle, BundleName, Index, LargeName, Part},
     identity::{Assurance, Peer, PeerId},
     ingest::{IngestLimits, KnownKeys, Standing, UploadLimits, admit, admit_header},
     keys::KeyFile,
@@ -23,17 +24,19 @@ use pithead_sealing::{
 };
 use prost::Message as _;
 use rustls_pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
 
 /// A parser that is given any bytes.
 pub(crate) type Target = fn(&[u8]);
 
 /// All of them, by the name of their fuzz target.
-pub(crate) const ALL: [(&str, Target); 6] = [
+pub(crate) const ALL: [(&str, Target); 7] = [
     ("key_file", key_file),
     ("ingest_request", ingest_request),
     ("certificate", certificate),
     ("status_details", status_details),
     ("configuration", configuration),
+    ("bundle", bundle),
     ("sealed", sealed),
 ];
 
@@ -155,6 +158,43 @@ pub(crate) fn configuration(data: &[u8]) {
                 let _ = (sections.value.limits.check(), sections.value.envelopes.check());
             }
             Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+/// An object in a bucket, which whoever may write there can have made: read to the byte, or refused. Once as it is, and once with
+/// the checksum put right, which is no secret.
+pub(crate) fn bundle(data: &[u8]) {
+    let mut summed = data.to_vec();
+    if let Ok(front) = Index::front_bytes(data)
+        && let Some(front) = summed.get_mut(..front as usize)
+    {
+        let (signed, sum) = front.split_at_mut(front.len() - 32);
+        sum.copy_from_slice(&Sha256::digest(signed));
+    }
+    for bytes in [data, &summed] {
+        let Ok(bundle) = Bundle::read(Bytes::copy_from_slice(bytes)) else { continue };
+        let index = bundle.index();
+        let name = index.name();
+        assert_eq!(index.is_of(&name), Ok(()));
+        assert_eq!(BundleName::parse(&name.to_string()).as_ref(), Ok(&name));
+        assert!(index.entries.is_sorted_by(|one, next| one.position < next.position));
+        let here = bundle.parts().map(|(entry, part)| match part {
+            Part::Envelope(envelope) | Part::Damaged(envelope) => envelope.len(),
+            Part::Large(large) => {
+                assert_eq!(LargeName::parse(&large.name.to_string()).as_ref(), Ok(&large.name));
+                assert!((1..=8).contains(&entry.hops().len()));
+                0
+            }
+        });
+        assert!(here.sum::<usize>() < bytes.len());
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        if let Ok(name) = BundleName::parse(text) {
+            assert_eq!(name.to_string(), text);
+        }
+        if let Ok(name) = LargeName::parse(text) {
+            assert_eq!(name.to_string(), text);
         }
     }
 }

@@ -38,4 +38,5 @@ pub use store::{UploadLimits, UploadStats, UploadStore, WholeUpload};
 
 pub(super) use layout::{header_hash, identity_of, upload_name};
 pub(super) use part::PutError;
-pub(super) use store::{Phase, UPLOAD_MAX, Upload, refusal_of_disk};
+pub(crate) use store::UPLOAD_MAX;
+pub(super) use store::{Phase, Upload, refusal_of_disk};
