@@ -3,7 +3,8 @@
 //! Whoever listens and whoever connects link the same crate, so that the contract is written once: how a program
 //! starts, fails and stops ([`program`]), how a refusal travels ([`status`]), who the other end is ([`identity`]), how a
 //! connection comes to be ([`tls`], [`accept`], [`connect`], [`backoff`], [`trace`]), how keys come down ([`keys`]), how
-//! envelopes go up ([`ingest`]), and how they lie in a bucket where nobody listens ([`bundle`]).
+//! envelopes go up ([`ingest`]), and how they lie in a bucket where nobody listens ([`bundle`]; with the feature
+//! `objects` how that is reached).
 #![warn(missing_docs)]
 
 pub mod program;
@@ -24,3 +25,5 @@ pub mod keys;
 pub mod ingest;
 
 pub mod bundle;
+#[cfg(feature = "objects")]
+pub mod objects;

@@ -288,6 +288,7 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::KmsKeyNotFound
         | R::KmsKeyUnsuitable
         | R::KmsFingerprint
+        | R::StoreUnsuitable
         | R::DataDirLocked
         | R::DataDirUnwritable
         | R::ConfigUnreadable
@@ -307,6 +308,7 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::ModeDowngrade
         | R::DeviceRevoked
         | R::KmsDenied
+        | R::StoreDenied
         | R::KeyNotAllowed => Code::PermissionDenied,
         R::CertificateRequired
         | R::CertificateInvalid
@@ -326,6 +328,7 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::TooManySessions
         | R::TooManyUploads
         | R::KmsThrottled
+        | R::StoreThrottled
         | R::UnwrapBudget
         | R::DiskFull
         | R::OutboxFull => Code::ResourceExhausted,
@@ -337,13 +340,16 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::KeysNotReady
         | R::PeerUnreachable
         | R::KmsUnreachable
+        | R::StoreUnreachable
         | R::SinkFailed
         | R::DiskFailed
         | R::PortTaken => Code::Unavailable,
 
-        R::Conflict => Code::AlreadyExists,
+        R::Conflict | R::BundleForeign => Code::AlreadyExists,
         R::UploadsNotSupported => Code::Unimplemented,
-        R::UploadUnknown | R::AuthorityUnknown | R::SiteUnknown | R::DeviceUnknown => Code::NotFound,
+        R::UploadUnknown | R::AuthorityUnknown | R::SiteUnknown | R::DeviceUnknown | R::StoreNotFound => {
+            Code::NotFound
+        }
         R::UploadFenced | R::WatchReplaced => Code::Aborted,
         R::UploadOffset => Code::OutOfRange,
         R::Checksum | R::StateDamaged => Code::DataLoss,
@@ -370,6 +376,8 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::PeerUnreachable
         | R::KmsThrottled
         | R::KmsUnreachable
+        | R::StoreThrottled
+        | R::StoreUnreachable
         | R::UnwrapBudget
         | R::SinkFailed
         | R::DiskFull
@@ -467,6 +475,10 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::KmsKeyUnsuitable
         | R::KmsInvalidCiphertext
         | R::KmsFingerprint
+        | R::StoreDenied
+        | R::StoreNotFound
+        | R::StoreUnsuitable
+        | R::BundleForeign
         | R::KeyNotAllowed
         | R::ConfigInvalid
         | R::ConfigUnreadable

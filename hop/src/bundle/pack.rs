@@ -193,6 +193,12 @@ impl Packer {
         }
     }
 
+    /// Who packs.
+    #[must_use]
+    pub const fn gateway(&self) -> &GatewayName {
+        &self.origin.gateway
+    }
+
     /// True if nothing is in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -209,6 +215,12 @@ impl Packer {
     #[must_use]
     pub const fn envelope_bytes(&self) -> u64 {
         self.envelope_bytes
+    }
+
+    /// Bytes of the bundle as it is now, at most: with the index.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        (FRONT_BYTES + self.index_bytes) as u64 + self.envelope_bytes
     }
 
     /// True if it has as many bytes as it should: nothing is gained by waiting.

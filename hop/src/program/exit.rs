@@ -62,7 +62,7 @@ impl ExitCode {
             | R::DeviceRevoked
             | R::DeviceMismatch
             | R::SiteMismatch => Self::IDENTITY_REFUSED,
-            R::PeerUnreachable | R::KmsUnreachable => Self::PEER_UNAVAILABLE,
+            R::PeerUnreachable | R::KmsUnreachable | R::StoreUnreachable => Self::PEER_UNAVAILABLE,
             R::NotReady | R::KeysNotReady => Self::NOT_READY,
             other if crate::status::is_retryable(other) => Self::TRY_AGAIN,
             _ => Self::FAILED,

@@ -325,6 +325,19 @@ fn todo(reason: ErrorReason) -> &'static str {
         R::UnwrapBudget => {
             "Wait. If one device is behind it, it makes too many sessions: look at its program."
         }
+        R::StoreDenied => {
+            "Check the credentials, the machine's clock, and that their policy allows what the how-to on relaying through S3 lists."
+        }
+        R::StoreNotFound => "Make the bucket, or correct `url`, `region` and `endpoint`.",
+        R::StoreThrottled => {
+            "Wait; it is tried again with backoff. If it stays so, send larger bundles, or spread the sites over more prefixes."
+        }
+        R::StoreUnreachable => "Check the endpoint and the way to it. It is tried again by itself.",
+        R::StoreUnsuitable => "Use a store that supports conditional writes (PUT with If-None-Match).",
+        R::BundleForeign => {
+            "Alarm: look who else writes there. If this spool was copied or restored from an older image, delete DATA/spool/id while the \
+             gateway stands: it draws another one, and sends again what the cloud may have."
+        }
         R::SinkFailed => "See the sink's disk or bucket. Nothing is lost: it is tried again.",
         R::ConfigInvalid | R::ConfigUnreadable => "Mend the file at the place that is shown.",
         R::PortTaken => "Stop the other program, or listen on another port.",

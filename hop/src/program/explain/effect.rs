@@ -125,6 +125,12 @@ pub(super) fn affects(reason: ErrorReason) -> &'static str {
         R::KmsFingerprint => {
             "No statement is signed or renewed with that key until it is known which one is right."
         }
+        R::StoreDenied | R::StoreNotFound | R::StoreThrottled | R::StoreUnreachable | R::StoreUnsuitable => {
+            "Nothing passes through the store meanwhile. What waits is kept on this side, as far as there is room."
+        }
+        R::BundleForeign => {
+            "This gateway puts nothing more into the bucket, and removes nothing from its spool. Devices are served."
+        }
         R::SinkFailed => "Nothing is acknowledged to gateways: they keep it, and send it again.",
         R::ConfigInvalid | R::ConfigUnreadable => {
             "The program does not start; one that runs goes on with what it has."
