@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use pithead_hop::accept::{Limits, limits::fit_files};
 use pithead_hop::connect::Endpoint;
 use pithead_hop::ingest::{IngestLimits, UploadLimits};
+use pithead_hop::objects::{Credentials, Settings, SettingsError};
 use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::config::change::Live;
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration, Loaded, Sources, Wrong};
@@ -56,6 +57,7 @@ pub const LIVE: Live = Live(&[
     "relay.window",
     "relay.rate",
     "relay.answer_timeout",
+    "relay.store.*",
     "stop.*",
 ]);
 
@@ -309,14 +311,28 @@ pub struct Lanes {
     pub third: Vec<StreamName>,
 }
 
+/// How envelopes leave.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RelayKind {
+    /// Over a call to a decryptor or to another gateway.
+    #[default]
+    Grpc,
+    /// In bundles into an object store.
+    ObjectStore,
+}
+
 /// `[relay]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Relay {
-    /// The decryptor, or another gateway.
-    pub endpoint: Endpoint,
-    /// PEM: the CA of its certificate.
-    pub ca: PathBuf,
+    /// How they leave.
+    #[serde(default)]
+    pub kind: RelayKind,
+    /// Kind `grpc`: the decryptor, or another gateway.
+    pub endpoint: Option<Endpoint>,
+    /// Kind `grpc`, PEM: the CA of its certificate.
+    pub ca: Option<PathBuf>,
     /// The name in its certificate, if it is not the endpoint's host.
     pub name: Option<String>,
     /// Bytes that may be under way unanswered.
@@ -330,6 +346,165 @@ pub struct Relay {
     /// What the refused area may take.
     #[serde(default = "refused_size")]
     pub refused_size: ByteSize,
+    /// Kind `object_store`: where and how.
+    pub store: Option<RelayStore>,
+}
+
+/// The far end of a relay over calls.
+#[derive(Debug, Clone, Copy)]
+pub struct RelayPeer<'a> {
+    /// Where it is.
+    pub endpoint: &'a Endpoint,
+    /// PEM: the CA of its certificate.
+    pub ca: &'a PathBuf,
+    /// The name in its certificate, if it is not the endpoint's host.
+    pub name: Option<&'a str>,
+}
+
+impl Relay {
+    /// The far end, if this is a relay over calls.
+    #[must_use]
+    pub fn peer(&self) -> Option<RelayPeer<'_>> {
+        match (self.kind, &self.endpoint, &self.ca) {
+            (RelayKind::Grpc, Some(endpoint), Some(ca)) => {
+                Some(RelayPeer { endpoint, ca, name: self.name.as_deref() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The store, if this is a relay into one.
+    #[must_use]
+    pub fn store(&self) -> Option<&RelayStore> {
+        self.store.as_ref().filter(|_| self.kind == RelayKind::ObjectStore)
+    }
+
+    fn check(&self) -> Result<(), Wrong> {
+        if self.rate.is_some_and(|rate| rate.get() == 0) {
+            return Err(Wrong::at(
+                "relay.rate",
+                "[relay] `rate` is 0; `pithead-gateway relay pause` has the relay stand still",
+            ));
+        }
+        if self.answer_timeout.is_zero() {
+            return Err(Wrong::at("relay.answer_timeout", "[relay] `answer_timeout` must be above 0"));
+        }
+        match self.kind {
+            RelayKind::Grpc => {
+                if self.endpoint.is_none() || self.ca.is_none() {
+                    return Err(Wrong::at("relay", "[relay] of kind `grpc` needs `endpoint` and `ca`"));
+                }
+            }
+            RelayKind::ObjectStore => {
+                if self.store.is_none() {
+                    return Err(Wrong::at(
+                        "relay",
+                        "[relay] of kind `object_store` needs [relay.store] with `url`",
+                    ));
+                }
+                let of_calls = [
+                    ("relay.endpoint", self.endpoint.is_some()),
+                    ("relay.ca", self.ca.is_some()),
+                    ("relay.name", self.name.is_some()),
+                ];
+                if let Some((key, _)) = of_calls.into_iter().find(|(_, is_set)| *is_set) {
+                    return Err(Wrong::at(
+                        key,
+                        "[relay] of kind `object_store` has that in [relay.store], if at all",
+                    ));
+                }
+            }
+        }
+        self.store.as_ref().map_or(Ok(()), RelayStore::check)
+    }
+}
+
+/// `[relay.store]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelayStore {
+    /// `s3://bucket/prefix`, or `file:///folder`.
+    pub url: String,
+    /// Where S3 is, if not at AWS.
+    pub endpoint: Option<String>,
+    /// The region of the bucket.
+    pub region: Option<String>,
+    /// PEM: roots that the endpoint is believed by, beside the system's.
+    pub ca: Option<PathBuf>,
+    /// The bucket stands in the path and not in the host's name.
+    pub path_style: Option<bool>,
+    /// A file with credentials in the form of AWS's shared credentials file.
+    pub credentials: Option<PathBuf>,
+    /// The section of that file, or the profile of AWS's own.
+    pub profile: Option<String>,
+    /// For the answer to a request, beside the time that its bytes take.
+    #[serde(default = "request_timeout")]
+    pub request_timeout: Duration,
+    /// Bytes of envelopes that make a bundle full.
+    #[serde(default = "bundle_size")]
+    pub bundle_size: ByteSize,
+    /// A bundle that is not full goes out when its oldest envelope has waited so long.
+    #[serde(default = "bundle_delay")]
+    pub bundle_delay: Duration,
+}
+
+/// A bundle is held in memory by who packs and who reads it.
+const BUNDLE_SIZES: std::ops::RangeInclusive<u64> = 64 << 10..=32 << 20;
+
+impl RelayStore {
+    /// How to reach it. Reads the CA.
+    ///
+    /// # Errors
+    /// When the CA's file cannot be read.
+    pub fn settings(&self) -> std::io::Result<Settings> {
+        let credentials = match &self.credentials {
+            Some(path) => Credentials::File {
+                path: path.clone(),
+                profile: self.profile.clone().unwrap_or_else(|| "default".to_owned()),
+            },
+            None => Credentials::Environment { profile: self.profile.clone() },
+        };
+        Ok(Settings {
+            url: self.url.clone(),
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            ca_pem: self.ca.as_ref().map(std::fs::read).transpose()?,
+            path_style: self.path_style,
+            credentials,
+            request_timeout: self.request_timeout.get(),
+        })
+    }
+
+    fn check(&self) -> Result<(), Wrong> {
+        let (endpoint, region) = (self.endpoint.clone(), self.region.clone());
+        if let Err(error) = (Settings { endpoint, region, ..Settings::new(&self.url) }).location() {
+            let key = match &error {
+                SettingsError::Endpoint(_) | SettingsError::Clear(_) | SettingsError::FolderWithEndpoint => {
+                    "relay.store.endpoint"
+                }
+                _ => "relay.store.url",
+            };
+            return Err(Wrong::at(key, format!("[relay.store] {error}")));
+        }
+        if !BUNDLE_SIZES.contains(&self.bundle_size.get()) {
+            return Err(Wrong::at(
+                "relay.store.bundle_size",
+                "[relay.store] `bundle_size` is from 64KiB to 32MiB",
+            ));
+        }
+        for (key, time) in [("bundle_delay", self.bundle_delay), ("request_timeout", self.request_timeout)] {
+            if time.is_zero() {
+                return Err(Wrong::at(
+                    match key {
+                        "bundle_delay" => "relay.store.bundle_delay",
+                        _ => "relay.store.request_timeout",
+                    },
+                    format!("[relay.store] `{key}` must be above 0"),
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `[admin]`
@@ -402,6 +577,20 @@ const fn max_interval() -> Duration {
 
 const fn window() -> ByteSize {
     ByteSize::mib(16)
+}
+
+/// What is paid for is the request: at 8 MiB a bundle, a terabyte is 131,072 of them.
+const fn bundle_size() -> ByteSize {
+    ByteSize::mib(8)
+}
+
+/// A lane that never fills a bundle makes 360 of them an hour.
+const fn bundle_delay() -> Duration {
+    Duration::from_secs(10)
+}
+
+const fn request_timeout() -> Duration {
+    Duration::from_secs(30)
 }
 
 /// A batch takes minutes over a thin link, and an unwrapping of keys its retries: this is far above both, and it ends what
@@ -522,15 +711,7 @@ impl Config {
             config::check_port(section, limits, "ingest.envelopes", &self.ingest.envelopes)?;
         }
         if let Some(relay) = &self.relay {
-            if relay.rate.is_some_and(|rate| rate.get() == 0) {
-                return Err(Wrong::at(
-                    "relay.rate",
-                    "[relay] `rate` is 0; `pithead-gateway relay pause` has the relay stand still",
-                ));
-            }
-            if relay.answer_timeout.is_zero() {
-                return Err(Wrong::at("relay.answer_timeout", "[relay] `answer_timeout` must be above 0"));
-            }
+            relay.check()?;
         }
         for (key, name, endpoint) in [
             ("keys.upstream_name", &keys.upstream_name, keys.upstream.is_some()),
@@ -655,10 +836,16 @@ impl Config {
         paths.extend(&mut self.ingest.crls);
         paths.extend(&mut self.keys.upstream_ca);
         paths.extend(&mut self.keys.bundle);
-        paths.extend(self.relay.as_mut().map(|relay| &mut relay.ca));
         if let Some(jetstream) = &mut self.spool.jetstream {
             paths.extend(&mut jetstream.credentials);
             paths.extend(&mut jetstream.ca);
+        }
+        if let Some(relay) = &mut self.relay {
+            paths.extend(&mut relay.ca);
+            if let Some(store) = &mut relay.store {
+                paths.extend(&mut store.ca);
+                paths.extend(&mut store.credentials);
+            }
         }
         if let Some(enroll) = &mut self.enroll {
             paths.push(&mut enroll.ca_key);
@@ -844,6 +1031,59 @@ mod tests {
             .collect();
         let error = load(&without).unwrap_err().to_string();
         assert!(error.contains("`upstream` or `bundle`"), "{error}");
+    }
+
+    fn into_a_store(store: &str) -> Result<Config, ConfigError> {
+        let begin = TEMPLATE.find("[relay]\n").unwrap();
+        let end = begin + TEMPLATE[begin..].find("\n[admin]").unwrap();
+        let relay = format!("[relay]\nkind = \"object_store\"\n{store}");
+        load(&format!("{}{relay}{}", &TEMPLATE[..begin], &TEMPLATE[end..]))
+    }
+
+    #[test]
+    fn a_relay_into_a_store_has_the_defaults_of_the_template_and_no_far_end() {
+        let config =
+            into_a_store("[relay.store]\nurl = \"s3://pits/sealed\"\nregion = \"eu-central-1\"").unwrap();
+        let relay = config.relay.unwrap();
+        assert!(relay.peer().is_none());
+        let store = relay.store().unwrap();
+        for (key, value) in [
+            ("bundle_size", serde_json::to_string(&store.bundle_size).unwrap()),
+            ("bundle_delay", serde_json::to_string(&store.bundle_delay).unwrap()),
+            ("request_timeout", serde_json::to_string(&store.request_timeout).unwrap()),
+        ] {
+            assert!(TEMPLATE.contains(&format!("#{key} = {}\n", value.trim())), "{key} = {value}");
+        }
+        assert!(matches!(store.settings().unwrap().credentials, Credentials::Environment { profile: None }));
+        let relay = load(TEMPLATE).unwrap().relay.unwrap();
+        assert!(relay.peer().is_some() && relay.store().is_none());
+    }
+
+    #[test]
+    fn what_a_store_cannot_be_is_refused_with_its_key() {
+        let region = "region = \"x\"";
+        for (store, words) in [
+            ("", "needs [relay.store]"),
+            ("endpoint = \"a:1\"\n[relay.store]\nurl = \"file:///a\"", "has that in [relay.store]"),
+            ("[relay.store]\nurl = \"ftp://a\"", "neither s3://"),
+            ("[relay.store]\nurl = \"s3://pits\"", "needs `region`"),
+            ("[relay.store]\nurl = \"s3://pits\"\nendpoint = \"http://10.0.0.1\"", "is not encrypted"),
+            (
+                &format!("[relay.store]\nurl = \"s3://pits\"\n{region}\nbundle_size = \"33MiB\""),
+                "from 64KiB to 32MiB",
+            ),
+            (
+                &format!("[relay.store]\nurl = \"s3://pits\"\n{region}\nbundle_delay = \"0s\""),
+                "must be above 0",
+            ),
+            (&format!("[relay.store]\nurl = \"s3://pits\"\n{region}\nbucket = \"b\""), "unknown field"),
+        ] {
+            let said = into_a_store(store).unwrap_err().to_string();
+            assert!(said.contains(words), "{said}; expected: {words}");
+        }
+        let without = TEMPLATE.replace("\nca = \"/etc/pithead/cloud-ca.pem\"", "");
+        let said = load(&without).unwrap_err().to_string();
+        assert!(said.contains("needs `endpoint` and `ca`"), "{said}");
     }
 
     #[test]

@@ -103,14 +103,18 @@ pub enum PauseCause {
     Refusals,
     /// There is no room for what the far end refuses.
     RefusedAreaFull,
+    /// Another bundle lies under the name of one of ours.
+    ForeignBundle,
 }
 
 impl PauseCause {
-    const ALL: [Self; 3] = [Self::Hand, Self::Refusals, Self::RefusedAreaFull];
-    const NAMES: [&'static str; 3] = ["hand", "refusals", "refused_area_full"];
+    const ALL: [Self; 4] = [Self::Hand, Self::Refusals, Self::RefusedAreaFull, Self::ForeignBundle];
+    const NAMES: [&'static str; 4] = ["hand", "refusals", "refused_area_full", "foreign_bundle"];
 }
 
 const CAUSE: &str = "cause";
+const RESULT: &str = "result";
+const BUNDLE_RESULTS: [&str; 2] = ["put", "found"];
 const LANE: &str = "lane";
 
 /// What is in force of the key path, for its gauges.
@@ -175,6 +179,8 @@ struct Inner {
     relay_connects: Family<ReasonLabel, Counter>,
     relayed: Family<OutcomeLabel, Counter>,
     relayed_bytes: Counter,
+    relay_bundles: Family<One, Counter>,
+    relay_bundle_bytes: Counter,
     relay_in_flight: Gauge,
     relay_window: Gauge,
     relay_acknowledged_at: Float,
@@ -358,6 +364,15 @@ impl Metrics {
             relayed_bytes: all_of.counter(
                 "pithead_relay_acknowledged_bytes_total",
                 "Bytes of envelopes that the far end has acknowledged",
+            ),
+            relay_bundles: all_of.counters(
+                "pithead_relay_bundles_total",
+                &[Label::of(RESULT, &BUNDLE_RESULTS)],
+                "Bundles that an object store has: put now, or found there after a lost answer or a restart",
+            ),
+            relay_bundle_bytes: all_of.counter(
+                "pithead_relay_bundle_bytes_total",
+                "Bytes of the bundles that were put, with their indexes",
             ),
             relay_in_flight: all_of.gauge("pithead_relay_in_flight_bytes", "Bytes sent and not yet answered"),
             relay_window: all_of.gauge(
@@ -598,6 +613,12 @@ impl Metrics {
         self.0.relay_acknowledged_at.set(wall_s() as f64);
     }
 
+    pub(crate) fn relay_bundle(&self, found: bool, bytes: u64) {
+        let result = BUNDLE_RESULTS[usize::from(found)];
+        self.0.relay_bundles.get_or_create(&One::new(RESULT, result)).inc();
+        self.0.relay_bundle_bytes.inc_by(bytes);
+    }
+
     pub(crate) fn relayed_bytes(&self) -> u64 {
         self.0.relayed_bytes.get()
     }
@@ -750,6 +771,9 @@ impl Inner {
         }
         for cause in PauseCause::NAMES {
             drop(self.relay_paused.get_or_create(&One::new(CAUSE, cause)));
+        }
+        for result in BUNDLE_RESULTS {
+            drop(self.relay_bundles.get_or_create(&One::new(RESULT, result)));
         }
         for lane in lanes::NAMES {
             let label = One::new(LANE, lane);

@@ -1,5 +1,5 @@
 //! What whole-system tests, the demo and the benchmarks stand on: a throw-away [`site`], whose programs are the real ones,
-//! the wires and the cloud around it that can fail ([`link`], [`kms`]), and a [`ledger`] that counts from files and metrics.
+//! the wires and the cloud around it that can fail ([`link`], [`kms`], [`s3`]), and a [`ledger`] that counts from files and metrics.
 
 /// Whether the long versions of tests are asked for: `PITHEAD_LONG=1`, and nothing else.
 #[must_use]
@@ -26,6 +26,7 @@ pub mod program;
 pub mod random;
 pub mod rehearsal;
 pub mod rogue;
+pub mod s3;
 pub mod site;
 pub mod telemetry;
 pub mod vehicle;

@@ -50,7 +50,7 @@ pub(super) fn papers_of(config: &Config) -> Vec<(&'static str, PathBuf)> {
         ("the CA that signs devices", enroll.and_then(|enroll| enroll.ca.as_ref())),
         ("the CA of gateways", enroll.and_then(|enroll| enroll.gateway_ca.as_ref())),
         ("the CA of the upstream", config.keys.upstream_ca.as_ref()),
-        ("the CA of the far end", config.relay.as_ref().map(|relay| &relay.ca)),
+        ("the CA of the far end", config.relay.as_ref().and_then(|relay| relay.ca.as_ref())),
     ];
     let mut papers: Vec<(&'static str, PathBuf)> = Vec::new();
     for (what, path) in all {

@@ -272,6 +272,7 @@ fn relay_state(has_relay: bool, report: &RelayReport) -> words::Relay {
         (Some(pause), _) => match pause.cause {
             Cause::Hand => words::Relay::PausedByHand,
             Cause::Refusals { answered, refused } => words::Relay::PausedByRefusals(refused, answered),
+            Cause::ForeignBundle { .. } => words::Relay::PausedByForeignBundle,
         },
         _ if report.up => words::Relay::Up,
         _ if report.refused_area_full => words::Relay::RefusedAreaFull,
@@ -283,7 +284,13 @@ fn relay_state(has_relay: bool, report: &RelayReport) -> words::Relay {
 
 /// Nobody is there, or whoever is there is about to go: nothing that a look at this gateway would help.
 fn is_the_link(reason: ErrorReason) -> bool {
-    matches!(reason, ErrorReason::PeerUnreachable | ErrorReason::Draining)
+    matches!(
+        reason,
+        ErrorReason::PeerUnreachable
+            | ErrorReason::Draining
+            | ErrorReason::StoreUnreachable
+            | ErrorReason::StoreThrottled
+    )
 }
 
 /// Where the relay's link stands, for the history.

@@ -56,6 +56,8 @@ pub enum Relay {
     PausedByHand,
     /// It stands still because so many of so many were refused.
     PausedByRefusals(u64, u64),
+    /// It stands still because something else lies in the store under the name of one of its bundles.
+    PausedByForeignBundle,
     /// It stands still because what was refused has no room any more.
     RefusedAreaFull,
 }
@@ -279,6 +281,14 @@ fn about_relay(now: &Situation) -> Option<(Urgency, String)> {
                 lasts(now)
             ),
         )),
+        Relay::PausedByForeignBundle => Some((
+            Urgency::Act,
+            format!(
+                "The relay has stopped by itself {since} ago, because something else lies in the bucket under the name of one of its \
+                 bundles; nothing is lost: {waits}, {}; `pithead-gateway explain PH-5018` says what to do.",
+                lasts(now)
+            ),
+        )),
         Relay::RefusedAreaFull => Some((
             Urgency::Act,
             format!(
@@ -326,7 +336,9 @@ fn way_out(relay: &Relay) -> &'static str {
         Relay::Absent => "carry it away (`pithead-gateway spool export`)",
         Relay::NotYet | Relay::Down => "it empties when the link is back",
         Relay::TurnedAway(_) => "it empties when the cloud takes envelopes again",
-        Relay::PausedByHand | Relay::PausedByRefusals(..) => "`pithead-gateway relay resume` lets it empty",
+        Relay::PausedByHand | Relay::PausedByRefusals(..) | Relay::PausedByForeignBundle => {
+            "`pithead-gateway relay resume` lets it empty"
+        }
         Relay::RefusedAreaFull => "make room in the refused area first (`pithead-gateway refused list`)",
     }
 }

@@ -19,6 +19,7 @@
 //!                                         └─ answered ─> passed on ─ checkpoint of the lines ─> acknowledged in the spool
 //! ```
 
+pub mod bundles;
 pub mod control;
 pub mod pace;
 
@@ -36,6 +37,8 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
+use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,10 +47,12 @@ use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_hop::connect::{ConnectError, ConnectOptions, Connection, Endpoint, connect};
 use pithead_hop::ingest::send::BATCH_BYTES;
 use pithead_hop::ingest::{Answered, NotTaken, SendError, SendOptions, Sender, UploadStore};
+use pithead_hop::objects::{Fault, ProbeError, SettingsError, StoreError};
 use pithead_hop::trace::span::Kind;
 use pithead_hop::trace::{TraceParent, Traced};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_spool::{Lane, Position, ReadError};
+use pithead_sealing::Identity;
+use pithead_spool::{Lane, Position, ReadError, Record};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::sync::watch;
@@ -57,7 +62,7 @@ use tokio_util::sync::CancellationToken;
 use self::alarm::Alarm;
 use self::control::{Control, Orders, Pause};
 use self::feeds::Feeds;
-use self::large::{Large, LargeParts, LargeSent};
+use self::large::{Large, LargeParts, LargeSent, OverCall, Small};
 use self::pace::Toll;
 use self::progress::Progress;
 pub use self::report::{RelayReport, Report};
@@ -69,7 +74,7 @@ use super::refused::{Refused, RefusedError};
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_us};
 use crate::health::{Health, Level};
-use crate::metrics::{Dimension, Metrics, Outcome as Counted};
+use crate::metrics::{Dimension, Metrics};
 
 /// Taken into the window and not yet on the wire, at most: a batch that goes out and the next one. What is still in its
 /// lane can be overtaken, what is here cannot.
@@ -108,6 +113,15 @@ impl Target {
         };
         of(self) == of(other)
     }
+}
+
+/// How envelopes leave.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// Over calls to a far end.
+    OverCalls(watch::Receiver<Target>),
+    /// In bundles into an object store.
+    IntoStore(bundles::Sender, watch::Receiver<bundles::StoreTarget>),
 }
 
 /// The relay of one gateway.
@@ -156,13 +170,60 @@ struct Sent {
     followed: Option<(TraceParent, u64)>,
 }
 
-/// One call's far end, and how it is made.
-struct To<'a> {
-    target: &'a Target,
+/// What outlives a call, lent to one.
+struct Lent<'a, T> {
+    targets: &'a mut watch::Receiver<T>,
+    progress: &'a mut Progress,
+    alarm: &'a mut Alarm,
+    stop: &'a CancellationToken,
     /// What the disk does not give of this lane is passed over.
     tolerant: Option<Lane>,
-    /// Its span, if that is followed.
+    /// The call's span, if that is followed.
     trace: Option<TraceParent>,
+}
+
+/// A way out, call by call: what goes on between two calls is the same whichever it is.
+trait Calling: Sync {
+    /// Where a call goes to, and how.
+    type Target: Clone + Send + Sync;
+
+    /// Its place, for logs and traces.
+    fn place(target: &Self::Target) -> String;
+
+    /// Bytes that may be under way unanswered.
+    fn window_bytes(target: &Self::Target) -> u64;
+
+    /// One call, from the first record of each lane without an answer on.
+    fn call(
+        &self,
+        relay: &Relay,
+        target: &Self::Target,
+        lent: Lent<'_, Self::Target>,
+    ) -> impl Future<Output = Ended> + Send;
+}
+
+/// Over calls to a far end.
+struct OverCalls;
+
+impl Calling for OverCalls {
+    type Target = Target;
+
+    fn place(target: &Target) -> String {
+        target.endpoint.to_string()
+    }
+
+    fn window_bytes(target: &Target) -> u64 {
+        target.window_bytes
+    }
+
+    fn call(
+        &self,
+        relay: &Relay,
+        target: &Target,
+        lent: Lent<'_, Target>,
+    ) -> impl Future<Output = Ended> + Send {
+        relay.call(target, lent)
+    }
 }
 
 /// What the window waits for.
@@ -192,6 +253,14 @@ enum Ended {
     Refused(#[from] RefusedError),
     #[error("the far end has answered nothing for {} s", .0.as_secs())]
     Unanswered(Duration),
+    #[error("{}{}", .0, advice(.0.fault))]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Probe(ProbeError),
+    #[error("[relay.store]: {0}")]
+    Settings(#[from] SettingsError),
+    #[error("DATA/relay-parts: {0}")]
+    Journal(#[source] io::Error),
     #[error("paused")]
     Paused,
     #[error("another far end, or other bounds")]
@@ -209,6 +278,10 @@ impl Ended {
             Self::Refused(RefusedError::Full { .. }) => Some(ErrorReason::SpoolFull),
             Self::Refused(_) => Some(ErrorReason::DiskFailed),
             Self::Unanswered(_) => Some(ErrorReason::PeerUnreachable),
+            Self::Store(error) | Self::Probe(ProbeError::Store(error)) => Some(error.fault.reason()),
+            Self::Probe(_) => Some(ErrorReason::StoreUnsuitable),
+            Self::Settings(_) => Some(ErrorReason::ConfigInvalid),
+            Self::Journal(_) => Some(ErrorReason::DiskFailed),
             Self::Paused | Self::Moved | Self::Stopped => None,
         }
     }
@@ -216,17 +289,56 @@ impl Ended {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Send(error) => error.retry_after(),
-            Self::Refused(_) | Self::Read(_) => Some(PAUSE),
+            Self::Refused(_) | Self::Read(_) | Self::Probe(_) | Self::Settings(_) | Self::Journal(_) => {
+                Some(PAUSE)
+            }
             _ => None,
         }
     }
 }
 
+/// What to do about a store, where that is not to wait.
+const fn advice(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Denied => {
+            "; its policy has to allow s3:PutObject, s3:GetObject and s3:AbortMultipartUpload below the prefix"
+        }
+        Fault::NoBucket => "; make the bucket, or correct [relay.store] url, region and endpoint",
+        _ => "",
+    }
+}
+
+impl From<ProbeError> for Ended {
+    fn from(error: ProbeError) -> Self {
+        match error {
+            ProbeError::Store(error) => Self::Store(error),
+            other => Self::Probe(other),
+        }
+    }
+}
+
 impl Relay {
-    /// Sends until it is told to stop; then waits for the answers to what is under way, and writes down what was
+    /// Sends whichever way until it is told to stop; then waits for the answers to what is under way, and writes down what was
     /// answered. Whoever awaits this sets the limit. Another target ends the call under way in the same way, and begins the next
     /// one there.
-    pub async fn run(self, mut targets: watch::Receiver<Target>, stop: CancellationToken) {
+    pub async fn follow(self, way: Way, stop: CancellationToken) {
+        match way {
+            Way::OverCalls(targets) => self.run(targets, stop).await,
+            Way::IntoStore(sender, targets) => self.run_into_store(sender, targets, stop).await,
+        }
+    }
+
+    /// Over calls to a far end: as [`follow`](Self::follow).
+    pub async fn run(self, targets: watch::Receiver<Target>, stop: CancellationToken) {
+        self.call_on_and_on(OverCalls, targets, stop).await;
+    }
+
+    async fn call_on_and_on<C: Calling>(
+        self,
+        calling: C,
+        mut targets: watch::Receiver<C::Target>,
+        stop: CancellationToken,
+    ) {
         let mut backoff = Backoff::new(Policy::default());
         let mut progress = Progress::new(self.spool.clone(), self.numbers.clone(), self.uploads.clone());
         let mut alarm = Alarm::default();
@@ -241,12 +353,18 @@ impl Relay {
             }
             let before = progress.passed();
             let target = targets.borrow_and_update().clone();
-            self.metrics.relay_window(target.window_bytes);
-            let tolerant = unreadable.filter(|(_, tries)| *tries >= UNREADABLE_TRIES).map(|(lane, _)| lane);
+            self.metrics.relay_window(C::window_bytes(&target));
             let mut span = self.followed.spans().root("relay.call", Kind::Client);
-            span.text("server.address", || target.endpoint.to_string());
-            let to = To { target: &target, tolerant, trace: span.at() };
-            let ended = self.call(to, &mut targets, &mut progress, &mut alarm, &stop).await;
+            span.text("server.address", || C::place(&target));
+            let lent = Lent {
+                targets: &mut targets,
+                progress: &mut progress,
+                alarm: &mut alarm,
+                stop: &stop,
+                tolerant: unreadable.filter(|(_, tries)| *tries >= UNREADABLE_TRIES).map(|(lane, _)| lane),
+                trace: span.at(),
+            };
+            let ended = calling.call(&self, &target, lent).await;
             span.text("pithead.ended", || ended.to_string());
             if let Some(reason) = ended.reason() {
                 span.failed(|| reason.name().to_owned());
@@ -260,7 +378,8 @@ impl Relay {
             match ended {
                 Ended::Stopped => break,
                 Ended::Moved => {
-                    tracing::info!(event = "relay.moved", endpoint = %targets.borrow().endpoint);
+                    let endpoint = C::place(&targets.borrow());
+                    tracing::info!(event = "relay.moved", endpoint);
                     backoff.reset();
                     continue;
                 }
@@ -321,16 +440,8 @@ impl Relay {
         tracing::info!(event = "relay.resumed");
     }
 
-    /// One call, from the first record of each lane without an answer on.
-    async fn call(
-        &self,
-        to: To<'_>,
-        targets: &mut watch::Receiver<Target>,
-        progress: &mut Progress,
-        alarm: &mut Alarm,
-        stop: &CancellationToken,
-    ) -> Ended {
-        let To { target, tolerant, trace } = to;
+    async fn call(&self, target: &Target, lent: Lent<'_, Target>) -> Ended {
+        let Lent { targets, progress, alarm, stop, tolerant, trace } = lent;
         let mut orders = self.control.subscribe();
         let opening = async {
             let options = ConnectOptions::default();
@@ -357,7 +468,7 @@ impl Relay {
         let mut call = Call {
             sender,
             feeds: Feeds::new(&self.spool, |lane| progress.begin(lane), tolerant),
-            large: Large::new(self.large_parts(), connection),
+            large: Large::new(Arc::new(OverCall { parts: self.large_parts(), connection })),
             toll: self.control.pace().toll(),
             answer_by: None,
             answer_timeout: target.answer_timeout,
@@ -480,51 +591,20 @@ impl Relay {
             };
             let Some((position, record)) = taken else { return Ok(Filled::Nothing) };
             look = feeds.is_empty(lane);
-            if progress.is_done(lane, position) {
-                progress.reached(lane, position.next());
-                continue;
-            }
-            let Ok(head) = Head::decode(&record.head) else {
-                tracing::error!(
-                    event = "spool.foreign_record",
-                    lane = lanes::name(lane),
-                    position = position.0
-                );
-                progress.reached(lane, position.next());
+            let Some((sent, record)) =
+                self.goes_now(large, (lane, position, record), ready.is_some(), progress)
+            else {
                 continue;
             };
-            if let Some(total) = Body::large_total(&record) {
-                let record_bytes = record.body.len() as u64;
-                large.add(LargeSent { lane, position, head, total, record_bytes });
-                progress.sent(lane, position);
-                continue;
-            }
-            let record = match ready {
-                Some(_) => record,
-                None => match large.hold_back(&head.identity.line(), (lane, position, record)) {
-                    Ok(()) => {
-                        progress.sent(lane, position);
-                        continue;
-                    }
-                    Err((_, _, record)) => record,
-                },
-            };
-            let hops = head.hops.clone();
-            let conflict = record.kind == KIND_CONFLICT;
-            let followed = self.followed.get(&head.identity).map(|trace| (trace, wall_us()));
-            let sent = Sent { lane, position, head, conflict, envelope: record.body.clone(), followed };
-            match sender.send(sent, record.body.clone(), hops) {
+            let (envelope, hops) = (record.body.clone(), sent.head.hops.clone());
+            match sender.send(sent, envelope, hops) {
                 Ok(()) => {
                     toll.sent(bytes);
                     progress.sent(lane, position);
                 }
                 Err((sent, NotTaken::TooLarge { max })) => {
                     let detail = format!("the far end takes envelopes of up to {max} bytes");
-                    self.set_aside(&sent, Some(ErrorReason::EnvelopeTooLarge), detail).await?;
-                    self.metrics.relayed(Counted::Refused, sent.envelope.len());
-                    self.passed_on(&sent);
-                    progress.reached(lane, position.next());
-                    progress.answered(lane, position);
+                    self.not_sent(&sent, ErrorReason::EnvelopeTooLarge, detail, progress).await?;
                 }
                 Err(_) => {
                     match ready {
@@ -535,6 +615,50 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// Looks at a record that was taken from its lane, or that has waited `behind` a large one, and gives it back if it goes out
+    /// now. A large one waits for its turn, and so does what comes behind one on its line.
+    fn goes_now(
+        &self,
+        large: &mut Large,
+        (lane, position, record): Small,
+        behind: bool,
+        progress: &mut Progress,
+    ) -> Option<(Sent, Record)> {
+        if progress.is_settled(lane, position) {
+            progress.reached(lane, position.next());
+            return None;
+        }
+        let Ok(head) = Head::decode(&record.head) else {
+            tracing::error!(event = "spool.foreign_record", lane = lanes::name(lane), position = position.0);
+            progress.reached(lane, position.next());
+            return None;
+        };
+        if let Some(total) = Body::large_total(&record) {
+            let (record_bytes, at_ms) = (record.body.len() as u64, record.at_ms);
+            large.add(LargeSent { lane, position, head, total, record_bytes, at_ms });
+            progress.sent(lane, position);
+            return None;
+        }
+        let record = match behind {
+            true => record,
+            false => match large.hold_back(&head.identity.line(), (lane, position, record)) {
+                Ok(()) => {
+                    progress.sent(lane, position);
+                    return None;
+                }
+                Err((_, _, record)) => record,
+            },
+        };
+        let (conflict, envelope) = (record.kind == KIND_CONFLICT, record.body.clone());
+        let followed = self.followed_now(&head.identity);
+        Some((Sent { lane, position, head, conflict, envelope, followed }, record))
+    }
+
+    /// The call that brought it, if that is followed, and the time.
+    fn followed_now(&self, identity: &Identity) -> Option<(TraceParent, u64)> {
+        self.followed.get(identity).map(|trace| (trace, wall_us()))
     }
 
     /// Nothing more is sent; what is under way may still be answered, within the same time as otherwise.
@@ -586,7 +710,7 @@ async fn reached(moment: Option<Instant>) {
 }
 
 /// Cancel safe. Whoever has seen it sees it no more.
-async fn is_moved(targets: &mut watch::Receiver<Target>) {
+async fn is_moved<T>(targets: &mut watch::Receiver<T>) {
     if targets.changed().await.is_err() {
         // Nobody is left who could say so.
         std::future::pending().await

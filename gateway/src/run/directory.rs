@@ -6,7 +6,9 @@
 //! DATA/spool/          what waits for the relay
 //! DATA/lines           the numbers taken per line, as of the last reclaiming
 //! DATA/idle/           lines that were quiet for long
+//! DATA/spool/id        names the spool in bundles; only with a relay into an object store
 //! DATA/relay           what people have said to the relay
+//! DATA/relay-parts/    how far large envelopes are on their way into an object store
 //! DATA/uploads/        large envelopes, open and waiting
 //! DATA/refused/        what the far end will never take
 //! DATA/devices.toml    the registry of devices; devices.lock is held while it is changed
@@ -147,6 +149,12 @@ impl DataDir {
     #[must_use]
     pub fn orders(&self) -> PathBuf {
         self.path.join("relay")
+    }
+
+    /// How far large envelopes are on their way into an object store.
+    #[must_use]
+    pub fn relay_parts(&self) -> PathBuf {
+        self.path.join("relay-parts")
     }
 
     /// Large envelopes.

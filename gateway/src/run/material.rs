@@ -10,7 +10,7 @@ use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::verify;
 use rustls::pki_types::CertificateDer;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::devices::ca::SiteCa;
 
 /// Everything that the configuration names by path and that has to be good.
@@ -51,8 +51,8 @@ impl Material {
             (Some(_), Some(ca)) => Some(client(ca, PassedExpiry::TakeWithoutClock)?),
             _ => None,
         };
-        let relay = match &config.relay {
-            Some(relay) => Some(client(&relay.ca, PassedExpiry::Refuse)?),
+        let relay = match config.relay.as_ref().and_then(config::Relay::peer) {
+            Some(peer) => Some(client(peer.ca, PassedExpiry::Refuse)?),
             None => None,
         };
         let gateway_ca = config.enroll.as_ref().and_then(|enroll| enroll.gateway_ca.as_ref());

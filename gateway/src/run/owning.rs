@@ -20,7 +20,7 @@ use crate::clock::since_boot;
 use crate::config::{self, Config, Engine};
 use crate::envelopes::numbers::Numbers;
 use crate::envelopes::refused::Refused;
-use crate::envelopes::relay::{Relay, Target};
+use crate::envelopes::relay::{Relay, Way};
 use crate::envelopes::replicated::{Joining, Standing};
 use crate::envelopes::spool::{self, EnvelopeSpool};
 use crate::health::{Health, Level};
@@ -104,7 +104,7 @@ pub(super) struct Owning {
     pub(super) metrics: Metrics,
     /// Where devices connect.
     pub(super) address: SocketAddr,
-    pub(super) relay: Option<(Relay, watch::Receiver<Target>)>,
+    pub(super) relay: Option<(Relay, Way)>,
 }
 
 impl Owning {
@@ -155,7 +155,7 @@ impl Owning {
     /// What an owner does beside taking envelopes, until told to stop.
     async fn work(&self, begun: bool, stop: &CancellationToken) {
         match self.relay.clone().filter(|_| begun) {
-            Some((relay, targets)) => relay.run(targets, stop.clone()).await,
+            Some((relay, way)) => relay.follow(way, stop.clone()).await,
             None => stop.cancelled().await,
         }
     }

@@ -42,8 +42,9 @@ use crate::envelopes::idle::Idle;
 use crate::envelopes::intake::{Parts, SpoolIntake};
 use crate::envelopes::numbers::Numbers;
 use crate::envelopes::refused::Refused;
+use crate::envelopes::relay::bundles::{Sender, StoreTarget, spool_id};
 use crate::envelopes::relay::control::Control;
-use crate::envelopes::relay::{Relay, RelayReport, Target};
+use crate::envelopes::relay::{Relay, RelayReport, Target, Way};
 use crate::envelopes::retry::Retry;
 use crate::envelopes::shares::{self, Shares};
 use crate::envelopes::spool::{self, EnvelopeSpool};
@@ -89,6 +90,7 @@ pub(super) struct Serving {
     keys_tls: Option<watch::Sender<Arc<ClientConfig>>>,
     relay_tls: Option<watch::Sender<Arc<ClientConfig>>>,
     relay_target: Option<watch::Sender<Target>>,
+    relay_store: Option<watch::Sender<StoreTarget>>,
     control: Control,
     shares: Shares,
     budgets: Budgets,
@@ -314,24 +316,39 @@ impl Serving {
         }
 
         let relay_report = RelayReport::default();
-        let mut relay_target = None;
-        let relays = match (&config.relay, &relay_tls) {
-            (Some(section), Some(tls)) => {
-                let target = watch::Sender::new(target(section, tls)?);
+        let (mut relay_target, mut relay_store) = (None, None);
+        let all_that_it_needs = || Relay {
+            spool: spool.clone(),
+            numbers: numbers.clone(),
+            uploads: large.clone(),
+            refused: refused.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            report: relay_report.clone(),
+            control: control.clone(),
+            followed: followed.clone(),
+        };
+        let section = config.relay.as_ref().map(|section| (section, section.peer(), section.store()));
+        let relays = match (section, &relay_tls) {
+            (Some((section, Some(peer), _)), Some(tls)) => {
+                let target = watch::Sender::new(target(section, peer, tls)?);
                 let targets = target.subscribe();
                 relay_target = Some(target);
-                let relay = Relay {
-                    spool: spool.clone(),
-                    numbers: numbers.clone(),
-                    uploads: large.clone(),
-                    refused: refused.clone(),
-                    health: health.clone(),
-                    metrics: metrics.clone(),
-                    report: relay_report.clone(),
-                    control: control.clone(),
-                    followed,
+                Some((all_that_it_needs(), Way::OverCalls(targets)))
+            }
+            (Some((_, _, Some(store))), _) => {
+                let target = watch::Sender::new(store_target(store)?);
+                let targets = target.subscribe();
+                relay_store = Some(target);
+                let sender = Sender {
+                    site: config.gateway.site.clone(),
+                    gateway: material.name.clone(),
+                    spool: spool_id(&data.spool()).map_err(|error| {
+                        ProgramError::new(ErrorReason::DiskFailed, format!("DATA/spool/id: {error}"))
+                    })?,
+                    journals: data.relay_parts(),
                 };
-                Some((relay, targets))
+                Some((all_that_it_needs(), Way::IntoStore(sender, targets)))
             }
             _ => {
                 health.set(Dimension::Relay, Level::Ok, "not configured: envelopes wait here", now);
@@ -339,7 +356,7 @@ impl Serving {
             }
         };
         let relay = match spool.standing() {
-            None => relays.map(|(relay, targets)| tokio::spawn(relay.run(targets, relay_stop.clone()))),
+            None => relays.map(|(relay, way)| tokio::spawn(relay.follow(way, relay_stop.clone()))),
             Some(standing) => {
                 let owning = Owning {
                     spool: spool.clone(),
@@ -412,6 +429,7 @@ impl Serving {
             keys_tls,
             relay_tls,
             relay_target,
+            relay_store,
             control,
             shares,
             budgets,
@@ -437,9 +455,13 @@ impl Serving {
         };
         let source = source(config, keys_tls.as_ref().or(self.keys_tls.as_ref()))?;
         let next_target = match (&config.relay, &self.relay_tls) {
-            (Some(section), Some(tls)) => Some(target(section, tls)?),
+            (Some(section), Some(tls)) => {
+                section.peer().map(|peer| target(section, peer, tls)).transpose()?
+            }
             _ => None,
         };
+        let next_store =
+            config.relay.as_ref().and_then(config::Relay::store).map(store_target).transpose()?;
         let issuing = config.enroll.as_ref().and_then(|section| issuing(config, section, &material));
         let (doors, server) = (self.doors.clone(), material.server);
         let cut = tokio::task::spawn_blocking(move || doors.reload(server));
@@ -462,6 +484,13 @@ impl Serving {
                 if is_new {
                     *target = next;
                 }
+                is_new
+            });
+        }
+        if let (Some(ours), Some(next)) = (&self.relay_store, next_store) {
+            ours.send_if_modified(|target| {
+                let is_new = *target != next;
+                *target = next;
                 is_new
             });
         }
@@ -565,10 +594,25 @@ fn per_device(config: &Config) -> shares::Limits {
     }
 }
 
-fn target(section: &config::Relay, tls: &watch::Sender<Arc<ClientConfig>>) -> Result<Target, ProgramError> {
+fn store_target(store: &config::RelayStore) -> Result<StoreTarget, ProgramError> {
+    let settings = store.settings().map_err(|error| {
+        ProgramError::new(ErrorReason::ConfigUnreadable, format!("[relay.store] ca: {error}"))
+    })?;
+    Ok(StoreTarget {
+        settings,
+        bundle_bytes: store.bundle_size.get(),
+        bundle_delay: store.bundle_delay.get(),
+    })
+}
+
+fn target(
+    section: &config::Relay,
+    peer: config::RelayPeer<'_>,
+    tls: &watch::Sender<Arc<ClientConfig>>,
+) -> Result<Target, ProgramError> {
     Ok(Target {
-        endpoint: section.endpoint.clone(),
-        name: server_name("[relay] name", section.name.as_deref(), &section.endpoint)?,
+        endpoint: peer.endpoint.clone(),
+        name: server_name("[relay] name", peer.name, peer.endpoint)?,
         tls: tls.subscribe(),
         window_bytes: section.window.get(),
         answer_timeout: section.answer_timeout.get(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pithead_hop::connect::Endpoint;
 use pithead_hop::keys::{Held, KeyClient, KeyFile};
+use pithead_hop::objects::{ProbeError, Store};
 use pithead_hop::program::check::peer::{self, Peer};
 use pithead_hop::program::check::{CONNECTIVITY, Finding, Grade, Report};
 use pithead_hop::program::{ProgramError, human};
@@ -15,7 +16,7 @@ use pithead_sealing::trust::{Bundle, Device, Sha256Digest, StatementKey};
 use rustls::ClientConfig;
 
 use crate::commands::key::trial;
-use crate::config::Config;
+use crate::config::{Config, RelayStore};
 use crate::kms::Kms;
 use crate::run::material::Material;
 use crate::run::server_name;
@@ -53,7 +54,7 @@ impl Remote<'_> {
 
     async fn names(&self) -> Vec<(String, Finding)> {
         let upstream = self.config.keys.upstream.as_ref();
-        let relay = self.config.relay.as_ref().map(|relay| &relay.endpoint);
+        let relay = self.config.relay.as_ref().and_then(|relay| relay.peer()).map(|peer| peer.endpoint);
         let mut asked: Vec<(&str, &Endpoint, Grade)> = Vec::new();
         let all = [("key source", upstream, self.grade_of_source()), ("relay", relay, Grade::Warning)];
         for (what, endpoint, grade) in all {
@@ -148,9 +149,42 @@ impl Remote<'_> {
         let Some(relay) = &self.config.relay else {
             return Finding::ok("not configured: envelopes wait here to be carried");
         };
-        match self.peer("[relay] name", relay.name.as_deref(), &relay.endpoint, &self.material.relay) {
+        if let Some(store) = relay.store() {
+            return self.store(store).await;
+        }
+        let Some(peer) = relay.peer() else { return Finding::skipped("of a kind that has no far end") };
+        match self.peer("[relay] name", peer.name, peer.endpoint, &self.material.relay) {
             Ok(peer) => peer.serves(Grade::Warning).await,
             Err(finding) => finding,
+        }
+    }
+
+    /// Whether the store is there, lets this gateway write, and tells that an object is there already.
+    async fn store(&self, store: &RelayStore) -> Finding {
+        let asked = async {
+            let settings = store.settings().map_err(|error| {
+                Finding::failure(ErrorReason::ConfigUnreadable, format!("[relay.store] ca: {error}"))
+            })?;
+            let opened = Store::open(&settings).await.map_err(|error| {
+                Finding::failure(ErrorReason::ConfigInvalid, format!("[relay.store]: {error}"))
+            })?;
+            opened.probe().await.map_err(|error| match error {
+                ProbeError::Store(error) => Finding::warning(error.to_string())
+                    .because(error.fault.reason())
+                    .todo(format!("pithead-gateway explain {}", error.fault.reason().code())),
+                other => Finding::failure(ErrorReason::StoreUnsuitable, other.to_string())
+                    .todo("use a store that heeds If-None-Match"),
+            })?;
+            Ok::<Store, Finding>(opened)
+        };
+        match tokio::time::timeout(self.limit, asked).await {
+            Err(_) => {
+                Finding::warning(format!("{}: no answer within {}", store.url, human::span(self.limit)))
+                    .because(ErrorReason::StoreUnreachable)
+                    .todo("check the way to the store: endpoint, DNS, proxy")
+            }
+            Ok(Ok(opened)) => Finding::ok(format!("{opened} takes bundles, and writes over none")),
+            Ok(Err(finding)) => finding,
         }
     }
 

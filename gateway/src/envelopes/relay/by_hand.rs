@@ -57,7 +57,10 @@ impl ByHand {
             let mut call = Call {
                 sender,
                 feeds: Feeds::new(&relay.spool, |lane| progress.begin(lane), None),
-                large: Large::new(relay.large_parts(), NOWHERE.0.clone()),
+                large: Large::new(Arc::new(OverCall {
+                    parts: relay.large_parts(),
+                    connection: NOWHERE.0.clone(),
+                })),
                 toll: relay.control.pace().toll(),
                 answer_by: None,
                 answer_timeout: ANSWER_TIMEOUT,

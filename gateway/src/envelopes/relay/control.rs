@@ -34,6 +34,13 @@ pub enum Cause {
         /// Refusals among them.
         refused: u64,
     },
+    /// Another bundle, or something that is none, lies in the store under the name of one of ours.
+    ForeignBundle {
+        /// Of this lane, from 0.
+        lane: usize,
+        /// The place that it is named by.
+        position: u64,
+    },
 }
 
 impl From<Counted> for Cause {
@@ -61,6 +68,10 @@ impl Pause {
             Cause::Refusals { answered, refused } => format!(
                 "paused: the far end refused {refused} of {answered} envelopes within 5 minutes; see `refused list`, \
                  then `relay resume`"
+            ),
+            Cause::ForeignBundle { lane, position } => format!(
+                "paused: something else lies in the store under the name of the bundle from place {position} of lane {lane}; \
+                 `explain PH-5018` says what to do, then `relay resume`"
             ),
         }
     }

@@ -29,6 +29,7 @@ impl Relay {
         let cause = match pause.cause {
             Cause::Hand => PauseCause::Hand,
             Cause::Refusals { .. } => PauseCause::Refusals,
+            Cause::ForeignBundle { .. } => PauseCause::ForeignBundle,
         };
         self.metrics.relay_up(false);
         self.metrics.relay_paused(Some(cause));
@@ -41,7 +42,9 @@ impl Relay {
         self.health.set(Dimension::Relay, Level::Degraded, words.clone(), since_boot());
         match pause.cause {
             Cause::Hand => tracing::warn!(event = "relay.paused", why = words),
-            Cause::Refusals { .. } => tracing::error!(event = "relay.paused", why = words),
+            Cause::Refusals { .. } | Cause::ForeignBundle { .. } => {
+                tracing::error!(event = "relay.paused", why = words)
+            }
         }
     }
 

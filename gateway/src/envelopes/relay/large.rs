@@ -14,9 +14,11 @@ use futures_util::future::BoxFuture;
 use pithead_hop::backoff::{Backoff, Policy, random};
 use pithead_hop::connect::Connection;
 use pithead_hop::ingest::send::{Pace as UploadPace, UploadError, UploadProgress, send_upload};
-use pithead_hop::ingest::{Answer, SealedFileError, UploadStore};
-use pithead_hop::trace::Traced;
-use pithead_hop::trace::span::{Kind, Spans};
+use pithead_hop::ingest::{Answer, SealedFile, SealedFileError, UploadStore};
+use pithead_hop::objects::StoreError;
+use pithead_hop::trace::span::{Kind, Span, Spans};
+use pithead_hop::trace::{TraceParent, Traced};
+use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Line;
 use pithead_spool::{Lane, Position, Record};
 use tokio::time::Instant;
@@ -39,6 +41,8 @@ pub(super) struct LargeSent {
     pub(super) total: u64,
     /// Bytes of its record in the log.
     pub(super) record_bytes: u64,
+    /// When its record was written, in milliseconds since 1970.
+    pub(super) at_ms: u64,
 }
 
 /// How an attempt ended.
@@ -49,7 +53,77 @@ pub(super) enum LargeEnded {
     /// Its file is gone or damaged: a good copy may still come.
     Damaged(SealedFileError),
     /// It goes out again, later.
-    Failed(UploadError),
+    Failed(LargeError),
+}
+
+impl LargeEnded {
+    /// Its file did not give its bytes: they are not those that were written, or the disk may still give them.
+    pub(super) fn of_source(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                Self::Damaged(SealedFileError::Disk(error))
+            }
+            _ => Self::Failed(LargeError::source_failed(error)),
+        }
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LargeError {
+    /// On the way over a call, or the file.
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    /// On the way into a store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot be written down how far it is.
+    #[error("DATA/relay-parts: {0}")]
+    Journal(#[source] io::Error),
+}
+
+impl LargeError {
+    /// The disk did not give the file: that may pass.
+    pub(super) fn source_failed(error: io::Error) -> Self {
+        Self::Upload(UploadError::Source(error))
+    }
+
+    pub(super) fn reason(&self) -> Option<ErrorReason> {
+        match self {
+            Self::Upload(error) => error.reason(),
+            Self::Store(error) => Some(error.fault.reason()),
+            Self::Journal(_) => Some(ErrorReason::DiskFailed),
+        }
+    }
+
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Upload(error) => error.retry_after(),
+            Self::Store(_) | Self::Journal(_) => None,
+        }
+    }
+}
+
+/// Whether an attempt has brought its envelope forward: told by whoever carries it.
+pub(super) type Advanced = Arc<dyn Fn() + Send + Sync>;
+
+/// How large envelopes leave: over a call, or into a store.
+pub(super) trait LargeWay: Send + Sync {
+    /// One attempt, from where the last one came to.
+    fn send(&self, sent: LargeSent, advanced: Advanced) -> BoxFuture<'static, LargeEnded>;
+}
+
+/// Over a call of the upload service.
+pub(super) struct OverCall {
+    pub(super) parts: LargeParts,
+    pub(super) connection: Connection,
+}
+
+impl LargeWay for OverCall {
+    fn send(&self, sent: LargeSent, advanced: Advanced) -> BoxFuture<'static, LargeEnded> {
+        let Self { parts, connection } = self;
+        Box::pin(attempt(parts.clone(), connection.clone(), advanced, sent))
+    }
 }
 
 /// A small envelope that was taken from its lane.
@@ -71,8 +145,7 @@ pub(super) struct LargeParts {
 
 /// See the module above.
 pub(super) struct Large {
-    parts: LargeParts,
-    connection: Connection,
+    way: Arc<dyn LargeWay>,
     /// Lines that have a large envelope here: it, and what came behind it.
     lines: HashMap<Line, VecDeque<Waiting>>,
     /// Lines whose first is a large one, in the order of its coming.
@@ -91,10 +164,9 @@ pub(super) struct Large {
 }
 
 impl Large {
-    pub(super) fn new(parts: LargeParts, connection: Connection) -> Self {
+    pub(super) fn new(way: Arc<dyn LargeWay>) -> Self {
         Self {
-            parts,
-            connection,
+            way,
             lines: HashMap::new(),
             turns: VecDeque::new(),
             ready: VecDeque::new(),
@@ -170,13 +242,12 @@ impl Large {
         let Some(line) = self.turns.get(at).cloned() else { return };
         let Some(sent) = first(&line).cloned() else { return };
         self.attempt_advanced.store(false, Ordering::Relaxed);
-        let attempt = attempt(
-            self.parts.clone(),
-            self.connection.clone(),
-            (Arc::clone(&self.advanced), Arc::clone(&self.attempt_advanced)),
-            sent,
-        );
-        self.under_way = Some((line, Box::pin(attempt)));
+        let (ever, attempt) = (Arc::clone(&self.advanced), Arc::clone(&self.attempt_advanced));
+        let advanced: Advanced = Arc::new(move || {
+            ever.store(true, Ordering::Relaxed);
+            attempt.store(true, Ordering::Relaxed);
+        });
+        self.under_way = Some((line, self.way.send(sent, advanced)));
     }
 
     /// Resolves when the one that is under way has ended, with what became of it; pends while there is none. Cancel safe.
@@ -190,6 +261,20 @@ impl Large {
             }
             None => std::future::pending().await,
         }
+    }
+
+    /// It is whole at its destination, and not yet settled: it is not sent again, and what is behind it waits on.
+    pub(super) fn whole(&mut self, line: &Line) -> Option<LargeSent> {
+        self.turns.retain(|turn| turn != line);
+        match self.lines.get(line)?.front()? {
+            Waiting::Large(sent) => Some(sent.clone()),
+            Waiting::Small(_) => None,
+        }
+    }
+
+    /// True if none is under way and none waits for its turn.
+    pub(super) fn is_idle(&self) -> bool {
+        self.under_way.is_none() && self.turns.is_empty()
     }
 
     /// When a large one that failed is tried again.
@@ -235,29 +320,46 @@ impl Large {
     }
 }
 
+impl LargeParts {
+    /// The span of an attempt, and the call that brought the envelope, if that is followed.
+    pub(super) fn span(&self, sent: &LargeSent) -> (Span, Option<TraceParent>) {
+        let identity = &sent.head.identity;
+        let brought = self.uploads.trace_of(identity);
+        let mut span = self.spans.child("relay.upload", Kind::Client, brought);
+        span.text("pithead.envelope", || identity.to_string());
+        span.number("pithead.bytes", sent.total);
+        (span, brought)
+    }
+
+    /// Opens its file.
+    pub(super) async fn open(&self, sent: &LargeSent) -> Result<Arc<SealedFile>, LargeEnded> {
+        let (uploads, identity) = (self.uploads.clone(), sent.head.identity.clone());
+        match tokio::task::spawn_blocking(move || uploads.read(&identity)).await {
+            Ok(Ok(source)) => Ok(Arc::new(source)),
+            // Too many open files, say: that passes.
+            Ok(Err(SealedFileError::Disk(error))) => {
+                Err(LargeEnded::Failed(LargeError::source_failed(error)))
+            }
+            Ok(Err(error)) => Err(LargeEnded::Damaged(error)),
+            Err(error) => Err(LargeEnded::Failed(LargeError::source_failed(io::Error::other(error)))),
+        }
+    }
+}
+
 async fn attempt(
     parts: LargeParts,
     connection: Connection,
-    advanced: (Arc<AtomicBool>, Arc<AtomicBool>),
+    advanced: Advanced,
     sent: LargeSent,
 ) -> LargeEnded {
-    let LargeParts { uploads, pace, spans } = parts;
-    let identity = sent.head.identity.clone();
-    let brought = uploads.trace_of(&identity);
-    let mut span = spans.child("relay.upload", Kind::Client, brought);
-    span.text("pithead.envelope", || identity.to_string());
-    span.number("pithead.bytes", sent.total);
+    let (mut span, brought) = parts.span(&sent);
     let trace = span.at().or(brought.map(|trace| trace.child(random())));
-    let opened = tokio::task::spawn_blocking(move || uploads.read(&identity)).await;
-    let source = match opened {
-        Ok(Ok(source)) => Arc::new(source),
-        // Too many open files, say: that passes.
-        Ok(Err(SealedFileError::Disk(error))) => return LargeEnded::Failed(UploadError::Source(error)),
-        Ok(Err(error)) => return LargeEnded::Damaged(error),
-        Err(error) => return LargeEnded::Failed(UploadError::Source(std::io::Error::other(error))),
+    let source = match parts.open(&sent).await {
+        Ok(source) => source,
+        Err(ended) => return ended,
     };
     // Its bytes share the way to the cloud with everything else, slice by slice.
-    let toll = Arc::new(tokio::sync::Mutex::new(pace.toll()));
+    let toll = Arc::new(tokio::sync::Mutex::new(parts.pace.toll()));
     let paid: UploadPace = Arc::new(move |bytes| {
         let toll = Arc::clone(&toll);
         Box::pin(async move {
@@ -269,20 +371,15 @@ async fn attempt(
     let mut first = None;
     let told = |now: UploadProgress| {
         if now.persisted > *first.get_or_insert(now.persisted) {
-            advanced.0.store(true, Ordering::Relaxed);
-            advanced.1.store(true, Ordering::Relaxed);
+            advanced();
         }
     };
     match send_upload(Traced::new(connection, trace), source, sent.head.hops, Some(paid), told).await {
         Ok(answer) => LargeEnded::Answered(answer),
-        Err(UploadError::Source(error))
-            if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
-        {
-            LargeEnded::Damaged(SealedFileError::Disk(error))
-        }
+        Err(UploadError::Source(error)) => LargeEnded::of_source(error),
         Err(error) => {
             span.failed(|| error.reason().map_or("UNKNOWN", |reason| reason.name()).to_owned());
-            LargeEnded::Failed(error)
+            LargeEnded::Failed(error.into())
         }
     }
 }

@@ -131,9 +131,10 @@ impl Progress {
         }
     }
 
-    /// Whether the record at `position` was answered on an earlier call.
-    pub(super) fn is_done(&self, lane: Lane, position: Position) -> bool {
-        self.lanes[lane.index()].done.contains(position.0 + 1)
+    /// Whether the record at `position` is elsewhere, by an answer on this call or an earlier one.
+    pub(super) fn is_settled(&self, lane: Lane, position: Position) -> bool {
+        let here = &self.lanes[lane.index()];
+        position < here.next() || here.done.contains(position.0 + 1)
     }
 
     /// Whether everything before `position` in its lane is elsewhere.

@@ -2,6 +2,7 @@
 
 use pithead_hop::ingest::send::UploadError;
 use pithead_hop::ingest::{Answer, Answered, SealedFileError};
+use pithead_hop::trace::TraceParent;
 use pithead_hop::trace::span::Kind;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Line;
@@ -11,11 +12,23 @@ use super::super::record::KIND_LARGE;
 use super::super::refused::RefusedError;
 use super::alarm::Alarm;
 use super::control::Cause;
-use super::large::{Large, LargeEnded, LargeSent};
+use super::large::{Large, LargeEnded, LargeError, LargeSent};
 use super::progress::Progress;
 use super::{Ended, Relay, Sent};
 use crate::clock::{since_boot, wall_ms};
 use crate::metrics::Outcome as Counted;
+
+/// What was answered together.
+#[derive(Debug, Default)]
+pub(super) struct Together {
+    pub(super) envelopes: u64,
+    pub(super) bytes: u64,
+    refused: u64,
+    /// The calls that brought what is followed.
+    links: Vec<TraceParent>,
+    /// When the first of it was taken, in microseconds since 1970.
+    first_us: Option<u64>,
+}
 
 impl Relay {
     /// An attempt at a large envelope has ended: with an answer, with damage, or to be tried again.
@@ -29,11 +42,13 @@ impl Relay {
     ) -> Result<(), Ended> {
         let answer = match ended {
             LargeEnded::Answered(answer) => answer,
-            LargeEnded::Failed(UploadError::Source(error)) if progress.is_unreadable(line) => {
+            LargeEnded::Failed(LargeError::Upload(UploadError::Source(error)))
+                if progress.is_unreadable(line) =>
+            {
                 return self.lose_large(large, line, SealedFileError::Disk(error), progress).await;
             }
             LargeEnded::Failed(error) => {
-                if matches!(error, UploadError::Source(_)) {
+                if matches!(error, LargeError::Upload(UploadError::Source(_))) {
                     progress.unreadable(line);
                 }
                 let reason = error.reason();
@@ -122,9 +137,53 @@ impl Relay {
     }
 
     /// The far end has it, or the refused area.
-    pub(super) fn passed_on(&self, sent: &Sent) {
+    fn passed_on(&self, sent: &Sent) {
         self.numbers.passed_on(&sent.head, sent.conflict, sent.envelope.len() as u64);
         self.spool.left(&sent.head.identity.line());
+    }
+
+    /// It is elsewhere: it may leave the spool.
+    pub(super) fn settled(
+        &self,
+        sent: &Sent,
+        counted: Counted,
+        progress: &mut Progress,
+        together: &mut Together,
+    ) {
+        self.metrics.relayed(counted, sent.envelope.len());
+        self.passed_on(sent);
+        progress.answered(sent.lane, sent.position);
+        if let Some((trace, sent_us)) = sent.followed {
+            together.links.push(trace);
+            together.first_us = Some(together.first_us.map_or(sent_us, |first| first.min(sent_us)));
+            self.followed.left(&sent.head.identity);
+        }
+        together.envelopes += 1;
+        together.bytes += sent.envelope.len() as u64;
+        together.refused += u64::from(counted == Counted::Refused);
+    }
+
+    /// All that was answered together is settled.
+    pub(super) async fn all_settled(&self, span: &'static str, together: Together, alarm: &mut Alarm) {
+        let Together { envelopes, bytes, refused, links, first_us } = together;
+        if envelopes == 0 {
+            return;
+        }
+        // From the first of it that was taken: of many devices, so it is nobody's child.
+        let mut span = self.followed.spans().linked(span, Kind::Client, links);
+        span.began(first_us.unwrap_or(u64::MAX));
+        span.number("pithead.envelopes", envelopes);
+        span.number("pithead.bytes", bytes);
+        span.number("pithead.refused", refused);
+        drop(span);
+        let now = since_boot();
+        self.report.change(|report| {
+            report.acknowledged += envelopes;
+            report.acknowledged_at = Some(now);
+        });
+        if let Some(counted) = alarm.note(envelopes, refused, now) {
+            self.too_many_refusals(counted.into()).await;
+        }
     }
 
     pub(super) async fn take(
@@ -133,10 +192,7 @@ impl Relay {
         progress: &mut Progress,
         alarm: &mut Alarm,
     ) -> Result<(), RefusedError> {
-        let now = since_boot();
-        let mut bytes = 0;
-        let (mut count, mut refused) = (0, 0);
-        let (mut links, mut first_sent) = (Vec::new(), u64::MAX);
+        let mut together = Together::default();
         for Answered { token: sent, answer } in answers {
             let counted = match answer {
                 Answer::Stored => Counted::Stored,
@@ -152,36 +208,29 @@ impl Relay {
                     Counted::Refused
                 }
             };
-            refused += u64::from(counted == Counted::Refused);
-            self.metrics.relayed(counted, sent.envelope.len());
-            self.passed_on(&sent);
-            progress.answered(sent.lane, sent.position);
-            if let Some((trace, sent_us)) = sent.followed {
-                links.push(trace);
-                first_sent = first_sent.min(sent_us);
-                self.followed.left(&sent.head.identity);
-            }
-            bytes += sent.envelope.len();
-            count += 1;
+            self.settled(&sent, counted, progress, &mut together);
         }
-        if count == 0 {
-            return Ok(());
+        let Together { envelopes, bytes, .. } = together;
+        if envelopes > 0 {
+            tracing::debug!(event = "relay.answered", envelopes, bytes);
         }
-        tracing::debug!(event = "relay.answered", envelopes = count, bytes);
-        // What was answered together, from the first of it that was taken: of many devices, so it is nobody's child.
-        let mut span = self.followed.spans().linked("relay.batch", Kind::Client, links);
-        span.began(first_sent);
-        span.number("pithead.envelopes", count);
-        span.number("pithead.bytes", bytes as u64);
-        span.number("pithead.refused", refused);
-        drop(span);
-        self.report.change(|report| {
-            report.acknowledged += count;
-            report.acknowledged_at = Some(now);
-        });
-        if let Some(counted) = alarm.note(count, refused, now) {
-            self.too_many_refusals(counted.into()).await;
-        }
+        self.all_settled("relay.batch", together, alarm).await;
+        Ok(())
+    }
+
+    /// It cannot be sent at all: kept beside with its reason, and its lane goes on.
+    pub(super) async fn not_sent(
+        &self,
+        sent: &Sent,
+        reason: ErrorReason,
+        detail: String,
+        progress: &mut Progress,
+    ) -> Result<(), RefusedError> {
+        self.set_aside(sent, Some(reason), detail).await?;
+        self.metrics.relayed(Counted::Refused, sent.envelope.len());
+        self.passed_on(sent);
+        progress.reached(sent.lane, sent.position.next());
+        progress.answered(sent.lane, sent.position);
         Ok(())
     }
 
@@ -199,7 +248,7 @@ impl Relay {
 
     /// Durable in the refused area before it may leave the spool. Off the async threads: a far end that refuses everything
     /// would have ingest wait for its syncs.
-    pub(super) async fn set_aside(
+    async fn set_aside(
         &self,
         sent: &Sent,
         reason: Option<ErrorReason>,

@@ -52,15 +52,16 @@ impl Target {
                 (own_port(config), name, config.ingest.device_ca.clone())
             }
             Some(endpoint) => {
-                let relay_ca = config.relay.as_ref().map(|relay| relay.ca.clone());
+                let relay_ca = config.relay.as_ref().and_then(|relay| relay.ca.clone());
                 let ca = args.ca.clone().or(relay_ca).ok_or_else(|| {
                     ProgramError::new(ErrorReason::ConfigInvalid, "whose certificate --to has is not known")
                         .todo("give its CA with --ca")
                         .exit(ExitCode::USAGE)
                 })?;
                 // What the relay expects of the same far end holds here.
-                let relayed = config.relay.as_ref().filter(|relay| relay.endpoint == *endpoint);
-                let expected = relayed.and_then(|relay| relay.name.as_deref()).unwrap_or(endpoint.host());
+                let peer = config.relay.as_ref().and_then(|relay| relay.peer());
+                let relayed = peer.filter(|peer| peer.endpoint == endpoint);
+                let expected = relayed.and_then(|peer| peer.name).unwrap_or(endpoint.host());
                 (endpoint.clone(), named(args.name.as_deref().unwrap_or(expected))?, ca)
             }
         };
