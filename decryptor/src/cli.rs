@@ -1,7 +1,9 @@
 //! The command line.
 
 use crate::commands::authority::Output;
-use crate::commands::{authority, check, config, device, init, inspect, open, run, site, status, verify};
+use crate::commands::{
+    authority, bundle, check, config, device, init, inspect, open, run, site, status, verify,
+};
 use clap::CommandFactory as _;
 use pithead_hop::program::log::LogFormat;
 use pithead_hop::program::manual::{self, CompletedShell};
@@ -55,6 +57,8 @@ pub enum Command {
     Open(open::Args),
     /// Show what a sealed envelope says in clear; needs no key
     Inspect(inspect::Args),
+    /// Look into a bundle out of a bucket, or split it into its envelopes; needs no key
+    Bundle(bundle::Args),
     /// Say of each stream what is here, what is missing and how far that is a proof; exits 1 on an unexplained hole
     Verify(verify::Args),
     /// The sites whose gateways may connect
@@ -106,6 +110,7 @@ impl Cli {
             Command::Run(args) => run::run(args).await?,
             Command::Open(args) => open::run(args).await?,
             Command::Inspect(args) => inspect::run(args).await?,
+            Command::Bundle(args) => bundle::run(&args)?,
             Command::Site(args) => site::run(&args)?,
             Command::Device(args) => device::run(&args)?,
             Command::Authority(args) => authority::run(*args).await?,

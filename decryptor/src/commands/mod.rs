@@ -3,6 +3,7 @@
 //! tests call the same function.
 
 pub mod authority;
+pub mod bundle;
 pub mod check;
 pub mod config;
 pub mod device;
