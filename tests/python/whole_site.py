@@ -109,9 +109,11 @@ class Programs:
 class Site(Programs):
     gateway_name = "edge-1"
 
-    def __init__(self, folder, kms, authority, bundle=None, gateway_asks_kms=True):
-        """With a bundle the gateway takes its statements from that file, and stands alone; else from the decryptor."""
+    def __init__(self, folder, kms, authority, bundle=None, gateway_asks_kms=True, relay=""):
+        """With a bundle the gateway takes its statements from that file, and relays where `relay` says or stands alone; else from and to
+        the decryptor."""
         self.kms, self.authority, self.bundle, self.gateway_asks_kms = kms, authority, bundle, gateway_asks_kms
+        self.elsewhere = relay
         super().__init__(folder)
 
     def __enter__(self):
@@ -129,7 +131,7 @@ class Site(Programs):
         return "kms = true"
 
     def relay(self):
-        return "" if self.bundle else super().relay()
+        return self.elsewhere if self.bundle else super().relay()
 
     def environment(self, name):
         return self.kms.environment

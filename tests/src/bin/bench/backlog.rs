@@ -209,14 +209,19 @@ async fn connections(arguments: &MemoryArguments, site: &Site, gateway: u32) -> 
 
 /// How a backlog came to be.
 #[derive(Clone, Copy, Debug)]
-struct Filled {
+pub(crate) struct Filled {
     per_second: f64,
     size: usize,
     next_run: u64,
 }
 
 /// Sends so many envelopes to a gateway whose far end is away, portion by portion, each a run of its own.
-async fn fill(site: &Site, size: usize, envelopes: usize, first_run: u64) -> anyhow::Result<Filled> {
+pub(crate) async fn fill(
+    site: &Site,
+    size: usize,
+    envelopes: usize,
+    first_run: u64,
+) -> anyhow::Result<Filled> {
     let (mut left, mut run, mut seconds) = (envelopes, first_run, 0.0);
     while left > 0 {
         let portion = left.min((PORTION_BYTES / size).max(1));

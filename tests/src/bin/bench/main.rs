@@ -6,6 +6,7 @@
 
 mod air;
 mod backlog;
+mod bundles;
 mod disk;
 mod handshakes;
 mod ingest;
@@ -46,6 +47,8 @@ enum Command {
     Latency(latency::Arguments),
     /// How fast a backlog leaves when the far end is back.
     Drain(backlog::DrainArguments),
+    /// How fast a backlog leaves into an object store, beside plain PUTs to the same one.
+    Bundles(bundles::Arguments),
     /// One large file on each hop, beside a sequential write of the same disk.
     Upload(upload::Arguments),
     /// Thousands of devices that connect at once, beside openssl; and what an idle connection holds.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
                 Command::Replicated(arguments) => replicated::measure(&arguments).await,
                 Command::Latency(arguments) => latency::measure(&arguments).await,
                 Command::Drain(arguments) => backlog::drain(&arguments).await,
+                Command::Bundles(arguments) => bundles::measure(&arguments).await,
                 Command::Upload(arguments) => upload::measure(&arguments).await,
                 Command::Handshakes(arguments) => handshakes::measure(&arguments).await,
                 Command::Memory(arguments) => backlog::memory(&arguments).await,
