@@ -427,6 +427,11 @@ impl Connection {
         self.end.over.is_cancelled()
     }
 
+    /// Whether another call may begin on it. Those that are under way may end well on one that takes no more.
+    pub fn takes_calls(&self) -> bool {
+        !self.is_ended() && !self.send.is_closed()
+    }
+
     /// Why it ended; none while it lives or if it was closed in good order.
     pub fn end_cause(&self) -> Option<ConnectError> {
         self.end.cause.get().cloned()

@@ -236,6 +236,8 @@ pub struct Peer {
     pub certificate_sha256: Option<[u8; 32]>,
     /// How that is known.
     pub assurance: Assurance,
+    /// The gateway of the same site that passes the call on, if this is its word for somebody else ([`crate::ingest::pass`]).
+    pub passed_on_by: Option<Arc<Peer>>,
 }
 
 impl Peer {
@@ -245,19 +247,25 @@ impl Peer {
             id: PeerId::from_certificate(der)?,
             certificate_sha256: Some(Sha256::digest(der).into()),
             assurance: Assurance::Vouched,
+            passed_on_by: None,
         })
     }
 
     /// The device that the configuration names this address: nothing proves it.
     pub fn at_address(site: Site, device: DeviceId) -> Self {
         let id = PeerId { site, role: Role::Device(device) };
-        Self { id, certificate_sha256: None, assurance: Assurance::Claimed }
+        Self { id, certificate_sha256: None, assurance: Assurance::Claimed, passed_on_by: None }
     }
 
     /// Somebody at this address.
     pub fn applicant(site: Site, address: IpAddr) -> Self {
         let id = PeerId { site, role: Role::Applicant(address.to_canonical()) };
-        Self { id, certificate_sha256: None, assurance: Assurance::Claimed }
+        Self { id, certificate_sha256: None, assurance: Assurance::Claimed, passed_on_by: None }
+    }
+
+    /// Whoever has shown a certificate, or came from an address, on the connection itself.
+    pub fn at_the_door(&self) -> &Self {
+        self.passed_on_by.as_deref().unwrap_or(self)
     }
 
     /// Its site.

@@ -160,10 +160,22 @@ impl Remote {
         }
         match self.reason {
             Some(reason) => {
-                matches!(reason, ErrorReason::NotDurable | ErrorReason::Internal | ErrorReason::Draining)
+                // A gateway that stands by may have passed it on before its owner was gone.
+                matches!(
+                    reason,
+                    ErrorReason::NotDurable
+                        | ErrorReason::Internal
+                        | ErrorReason::Draining
+                        | ErrorReason::StandingBy
+                )
             }
             None => true,
         }
+    }
+
+    /// True if it is a Pithead's own answer, and not what the connection or somebody between has made up.
+    pub(crate) fn is_answer(&self) -> bool {
+        self.answered
     }
 
     /// True if it was the connection that failed, or something on it, and not the far end that answered.
@@ -307,6 +319,7 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::RoleNotAllowed
         | R::ModeDowngrade
         | R::DeviceRevoked
+        | R::PassingOnRefused
         | R::KmsDenied
         | R::StoreDenied
         | R::KeyNotAllowed => Code::PermissionDenied,
@@ -468,6 +481,7 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::EnrollTokenUsed
         | R::DeviceUnknown
         | R::DeviceRevoked
+        | R::PassingOnRefused
         | R::KmsDenied
         | R::KmsKeyDisabled
         | R::KmsKeyPendingDeletion

@@ -369,7 +369,7 @@ impl Rig {
 fn gateway() -> Peer {
     let role = Role::Gateway(GatewayName::new("gate-1").unwrap());
     let id = PeerId { site: Site::new("pit-7").unwrap(), role };
-    Peer { id, certificate_sha256: Some([1; 32]), assurance: Assurance::Vouched }
+    Peer { id, certificate_sha256: Some([1; 32]), assurance: Assurance::Vouched, passed_on_by: None }
 }
 
 fn batch(records: u8) -> wire::Batch {

@@ -107,7 +107,7 @@ pub(super) async fn run(
         shared.log_refused(from, "revoked during its handshake");
         return;
     }
-    let (place, replaced) = shared.roster.enter(&peer, cut.clone(), Instant::now());
+    let (place, replaced) = shared.roster.enter(&peer, shared.devices_of(&peer), cut.clone(), Instant::now());
     if replaced {
         tracing::info!(event = "accept.replaced", peer = %peer.id, %from);
     }
@@ -268,7 +268,10 @@ async fn serve(
     stop: CancellationToken,
 ) -> Ended {
     // What they are when it begins holds for its life.
-    let limits = shared.limits.load_full();
+    let limits = match (shared.limits.load_full(), shared.devices_of(&peer)) {
+        (limits, 1) => limits,
+        (limits, _) => Arc::new(limits.of_a_gateway()),
+    };
     // Who is let in only to be told so has nothing to stay for.
     let idle = if turned_away.is_some() { limits.first_request.min(limits.idle) } else { limits.idle };
     let activity = Activity::new();

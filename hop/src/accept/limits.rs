@@ -148,6 +148,9 @@ impl LimitsError {
     }
 }
 
+/// A gateway that passes calls of devices on brings half a fleet on one connection: it may ask for as much as so many devices.
+pub(super) const DEVICES_OF_A_GATEWAY: u32 = 32;
+
 /// HTTP/2's own bounds of a frame, and of a window. A window below 64 KiB is smaller than the one that every peer begins with.
 const FRAME: (ByteSize, ByteSize) = (ByteSize::kib(16), ByteSize::from_bytes((1 << 24) - 1));
 const WINDOW: (ByteSize, ByteSize) = (ByteSize::kib(64), ByteSize::from_bytes((1 << 31) - 1));
@@ -220,6 +223,15 @@ impl Limits {
         Ok(())
     }
 
+    /// For one connection on which a gateway brings the calls of devices. Each of them may be at a stand without holding up the others:
+    /// the connection's window has room for all of theirs.
+    pub(super) fn of_a_gateway(&self) -> Self {
+        let streams = self.max_concurrent_streams.saturating_mul(DEVICES_OF_A_GATEWAY);
+        let window = self.stream_window.get().saturating_mul(streams.into());
+        let window = ByteSize::from_bytes(window.clamp(self.connection_window.get(), WINDOW.1.get()));
+        Self { max_concurrent_streams: streams, connection_window: window, ..self.clone() }
+    }
+
     /// Takes no more connections than a process with so many file descriptors can hold beside its own files; says how many, if
     /// those are fewer than were asked for.
     pub fn fit_files(&mut self, open_files: u64) -> Option<usize> {
@@ -279,6 +291,16 @@ mod tests {
             let limits: Limits = toml::from_str(&format!("{key} = \"{value}\"")).expect(key);
             assert!(limits.check().expect_err(key).to_string().contains(key));
         }
+    }
+
+    #[test]
+    fn a_gateway_brings_many_calls_none_of_which_holds_the_others_up() {
+        let limits = Limits::default().of_a_gateway();
+        assert_eq!(limits.max_concurrent_streams, 2_048);
+        assert!(limits.connection_window.get() >= 2_048 * limits.stream_window.get());
+        assert_eq!(limits.check(), Ok(()));
+        let most = Limits { max_concurrent_streams: u32::MAX, ..Limits::default() }.of_a_gateway();
+        assert_eq!(most.check(), Ok(()), "never above what HTTP/2 knows");
     }
 
     #[test]

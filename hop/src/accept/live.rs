@@ -132,7 +132,8 @@ mod tests {
         let live = Arc::new(Live::default());
         let enter = |name: &str| {
             let id = PeerId::from_uri(&format!("spiffe://pit/device/{name}")).expect("good");
-            let peer = Peer { id, certificate_sha256: None, assurance: crate::identity::Assurance::Vouched };
+            let assurance = crate::identity::Assurance::Vouched;
+            let peer = Peer { id, certificate_sha256: None, assurance, passed_on_by: None };
             let from = SocketAddr::from(([10, 0, 0, 1], 40_000));
             let cut = Cut::default();
             // Alone: with no place in the roster yet, as in the moment between its handshake and its first call.

@@ -27,7 +27,16 @@ mod seldom;
 mod stall;
 mod stats;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use pithead_proto::errors::v1::ErrorReason;
@@ -49,7 +58,7 @@ pub use seldom::Seldom;
 pub use stats::{AcceptStats, Ended, Handshake, Refused};
 
 use crate::{
-    identity::{Peer, PeerId},
+    identity::{Peer, PeerId, Role},
     program::ProgramError,
     trace::span::Spans,
 };
@@ -189,6 +198,7 @@ struct Shared {
     calls: calls::Calls,
     spans: ArcSwap<Spans>,
     log_next: Seldom,
+    gateways_bring_devices: AtomicBool,
 }
 
 /// At most one line per this long about strangers that were refused: noise from outside must not fill the disk.
@@ -201,6 +211,16 @@ const LISTENER_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duratio
 const ROOM_WITHIN: Duration = Duration::from_millis(500);
 
 impl Shared {
+    /// As how many devices this one counts.
+    fn devices_of(&self, peer: &Peer) -> u32 {
+        match peer.role() {
+            Role::Gateway(_) if self.gateways_bring_devices.load(Ordering::Relaxed) => {
+                limits::DEVICES_OF_A_GATEWAY
+            }
+            Role::Gateway(_) | Role::Device(_) | Role::Operator(_) | Role::Applicant(_) => 1,
+        }
+    }
+
     fn log_refused(&self, from: SocketAddr, why: &str) {
         if self.log_next.is_time() {
             tracing::info!(event = "accept.refused", %from, why);
@@ -239,6 +259,7 @@ impl Acceptor {
             calls: calls::Calls::default(),
             spans: ArcSwap::default(),
             log_next: Seldom::new(REFUSED_LOG_INTERVAL),
+            gateways_bring_devices: AtomicBool::new(false),
             limits: ArcSwap::from_pointee(limits),
         });
         Ok(Self { listener, address, shared })
@@ -247,6 +268,11 @@ impl Acceptor {
     /// The address, with the port that the system chose if none was asked for.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Gateways of the site may pass calls of devices on to here: from now on one that connects may ask for as much as many devices.
+    pub fn gateways_bring_devices(&self) {
+        self.shared.gateways_bring_devices.store(true, Ordering::Relaxed);
     }
 
     /// A hand on it, for reloads, revocations and metrics.

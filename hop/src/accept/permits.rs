@@ -254,9 +254,17 @@ impl Roster {
         self.bounds.store(Arc::new(Bounds { limit: limit.max(1), rate, unfinished }));
     }
 
-    /// Enters a connection. If its identity has too many, the oldest is cut; the answer says whether.
-    pub(super) fn enter(self: &Arc<Self>, peer: &Peer, cut: Cut, now: Instant) -> (RosterPlace, bool) {
+    /// Enters a connection, of one who may ask for as much as so many devices. If its identity has too many connections, the oldest is
+    /// cut; the answer says whether.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        peer: &Peer,
+        devices: u32,
+        cut: Cut,
+        now: Instant,
+    ) -> (RosterPlace, bool) {
         let Bounds { limit, rate, unfinished } = **self.bounds.load();
+        let (rate, unfinished) = (rate.times(devices), unfinished.saturating_mul(devices as usize));
         let mut holders = lock(&self.holders);
         let number = holders.next;
         holders.next += 1;
@@ -277,6 +285,7 @@ impl Roster {
             all: self.clone(),
             id: peer.id.clone(),
             number,
+            devices,
             bucket: holder.bucket.clone(),
             unfinished: holder.unfinished.clone(),
         };
@@ -301,6 +310,7 @@ pub(super) struct RosterPlace {
     all: Arc<Roster>,
     id: PeerId,
     number: u64,
+    devices: u32,
     bucket: Arc<Mutex<Bucket>>,
     unfinished: Arc<Unfinished>,
 }
@@ -313,7 +323,7 @@ impl RosterPlace {
 
     /// Takes one request from the identity's rate; says how long to wait if there is none.
     pub(super) fn request(&self, now: Instant) -> Result<(), Duration> {
-        lock(&self.bucket).take(self.all.bounds.load().rate, now)
+        lock(&self.bucket).take(self.all.bounds.load().rate.times(self.devices), now)
     }
 }
 
@@ -334,6 +344,14 @@ impl Drop for RosterPlace {
 pub(super) struct Rate {
     pub(super) per_second: u32,
     pub(super) burst: u32,
+}
+
+impl Rate {
+    /// Of so many together.
+    fn times(self, many: u32) -> Self {
+        let times = |one: u32| one.saturating_mul(many);
+        Self { per_second: times(self.per_second), burst: times(self.burst) }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -385,7 +403,7 @@ mod tests {
 
     fn peer(name: &str) -> Peer {
         let id = PeerId::from_uri(&format!("spiffe://pit/device/{name}")).expect("good");
-        Peer { id, certificate_sha256: None, assurance: Assurance::Vouched }
+        Peer { id, certificate_sha256: None, assurance: Assurance::Vouched, passed_on_by: None }
     }
 
     const RATE: Rate = Rate { per_second: 10, burst: 3 };
@@ -412,9 +430,9 @@ mod tests {
         let now = Instant::now();
         let cuts: Vec<Cut> = (0..4).map(|_| Cut::default()).collect();
         let asked = |cut: &Cut| cut.0.0.is_cancelled();
-        let (_other, replaced) = all.enter(&peer("b"), cuts[3].clone(), now);
+        let (_other, replaced) = all.enter(&peer("b"), 1, cuts[3].clone(), now);
         assert!(!replaced);
-        let places: Vec<_> = (0..3).map(|i| all.enter(&peer("a"), cuts[i].clone(), now)).collect();
+        let places: Vec<_> = (0..3).map(|i| all.enter(&peer("a"), 1, cuts[i].clone(), now)).collect();
         assert_eq!(places.iter().map(|(_, replaced)| *replaced).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!(cuts.iter().map(asked).collect::<Vec<_>>(), [true, false, false, false]);
         assert_eq!(all.peers().len(), 3);
@@ -425,11 +443,23 @@ mod tests {
     }
 
     #[test]
+    fn whoever_brings_many_devices_may_ask_for_as_much_as_they() {
+        let all = Roster::new(4, RATE, 1 << 20);
+        let start = Instant::now();
+        let (gateway, _) = all.enter(&peer("a"), 10, Cut::default(), start);
+        let (device, _) = all.enter(&peer("b"), 1, Cut::default(), start);
+        let asks = |place: &RosterPlace, now| (0..1_000).take_while(|_| place.request(now).is_ok()).count();
+        assert_eq!((asks(&gateway, start), asks(&device, start)), (30, 3));
+        let later = start + Duration::from_millis(100);
+        assert_eq!((asks(&gateway, later), asks(&device, later)), (10, 1));
+    }
+
+    #[test]
     fn a_burst_is_served_and_then_the_rate() {
         let all = Roster::new(4, RATE, 1 << 20);
         let start = Instant::now();
-        let (one, _) = all.enter(&peer("a"), Cut::default(), start);
-        let (two, _) = all.enter(&peer("a"), Cut::default(), start);
+        let (one, _) = all.enter(&peer("a"), 1, Cut::default(), start);
+        let (two, _) = all.enter(&peer("a"), 1, Cut::default(), start);
         assert!(one.request(start).is_ok() && two.request(start).is_ok() && one.request(start).is_ok());
         let wait = two.request(start).expect_err("connections of one identity share its rate");
         assert!(wait > Duration::ZERO && wait <= Duration::from_millis(100), "{wait:?}");
@@ -475,14 +505,14 @@ mod tests {
         assert!(arrivals.take(ip, start + Duration::from_millis(10)));
 
         let roster = Roster::new(2, slow, 1 << 20);
-        let (first, _) = roster.enter(&peer("a"), Cut::default(), start);
+        let (first, _) = roster.enter(&peer("a"), 1, Cut::default(), start);
         assert!(first.request(start).is_ok() && first.request(start).is_err());
         roster.change(1, Rate { per_second: 100, burst: 10 }, 1 << 20);
         assert!(
             first.request(start + Duration::from_millis(10)).is_ok(),
             "who is connected has the new rate"
         );
-        let (_second, replaced) = roster.enter(&peer("a"), Cut::default(), start);
+        let (_second, replaced) = roster.enter(&peer("a"), 1, Cut::default(), start);
         assert!(replaced, "and one connection where there may be one");
     }
 

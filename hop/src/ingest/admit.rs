@@ -16,6 +16,7 @@ use pithead_sealing::envelope::{
 use pithead_sealing::trust::KeyArn;
 use sha2::{Digest as _, Sha256};
 
+use super::pass;
 use super::upload::{UPLOAD_MAX, header_hash};
 use crate::backoff;
 use crate::identity::{Assurance, GatewayName, Peer, Role};
@@ -212,8 +213,11 @@ fn admit_profile(profile: &Profile, peer: &Peer, keys: &dyn KnownKeys) -> Result
     Ok(key_not_active)
 }
 
-/// A device tells no custody, and a gateway tells it in a form that can be shown and stored.
+/// A device tells no custody, a gateway tells it in a form that can be shown and stored, and one that passes a device's call on tells its own.
 fn check_hops(hops: &[Hop], peer: &Peer) -> Result<(), Refusal> {
+    if let Some(by) = &peer.passed_on_by {
+        return pass::check_word(hops, peer, by);
+    }
     if hops.is_empty() {
         return Ok(());
     }
@@ -363,7 +367,8 @@ mod tests {
         no_downgrade(&claimed("pump-1"), &of("pump-1"), &Registered).expect("its own address");
         no_downgrade(&vouched("truck-1"), &of("truck-1"), &Registered).expect("its own certificate");
         let id = crate::identity::PeerId::from_uri("spiffe://pit-7/gateway/gw-1").expect("a gateway");
-        let gateway = Peer { id, certificate_sha256: None, assurance: Assurance::Claimed };
+        let gateway =
+            Peer { id, certificate_sha256: None, assurance: Assurance::Claimed, passed_on_by: None };
         no_downgrade(&gateway, &of("truck-1"), &Registered)
             .expect("custody speaks for what a gateway brings");
     }

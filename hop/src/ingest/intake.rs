@@ -79,6 +79,11 @@ pub trait Intake: Send + Sync + 'static {
     /// What an acknowledgement means here.
     fn durability(&self) -> Durability;
 
+    /// Whether a gateway of the same site may pass devices' calls on to this one ([`super::pass`]): where they share what stands behind it.
+    fn takes_passed_on(&self) -> bool {
+        false
+    }
+
     /// Asked before a call is welcomed and before a batch is looked at: a refusal here (full, not ready, throttled) costs
     /// the least, and ends the call.
     ///

@@ -15,6 +15,7 @@ pub mod lines;
 pub mod upload;
 
 pub mod intake;
+pub mod pass;
 pub mod receive;
 
 pub mod send;

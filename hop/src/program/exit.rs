@@ -60,6 +60,7 @@ impl ExitCode {
             | R::EnrollTokenExpired
             | R::EnrollTokenUsed
             | R::DeviceRevoked
+            | R::PassingOnRefused
             | R::DeviceMismatch
             | R::SiteMismatch => Self::IDENTITY_REFUSED,
             R::PeerUnreachable | R::KmsUnreachable | R::StoreUnreachable => Self::PEER_UNAVAILABLE,

@@ -296,6 +296,10 @@ fn todo(reason: ErrorReason) -> &'static str {
              enrolled in its name: `pithead-gateway device revoke`."
         }
         R::DeviceUnknown => "See `device list` for the names that are known.",
+        R::PassingOnRefused => {
+            "If a gateway passes calls on here: give both the same site, a certificate spiffe://SITE/gateway/NAME of the site's CA, and the \
+             spool engine `jetstream`. If it was a device: it claims to be another one. Look at it."
+        }
         R::DeviceRevoked => "Give the vehicle another name: what was revoked is not given out again.",
         R::PeerUnreachable => "Check the address, that the other end runs, and what lies between.",
         R::PeerUntrusted => {

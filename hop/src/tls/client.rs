@@ -5,6 +5,8 @@
 //! expired, never that it is too early. So a vehicle that wakes in 1970 connects, and one that slept past a renewal too.
 //! What the other end can gain by a `notBefore` in the far future is that *its own* certificate counts as expired.
 //!
+//! Gateways of one site know each other by name ([`PeerTls`]): the one that connects says which one it wants.
+//!
 //! For the key service alone ([`PassedExpiry::TakeWithoutClock`]) not even a passed `notAfter` ends the handshake while
 //! there is only a bound: roots and statements carry their own signatures, and a floor that somebody has poisoned must
 //! be curable by the very statement that is fetched there.
@@ -12,12 +14,14 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
     client::{
         Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
     },
     crypto::WebPkiSupportedAlgorithms,
+    server::ParsedCertificate,
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -28,7 +32,7 @@ use super::{
     server::{pair_error, roots},
     time::Bound,
 };
-use crate::identity;
+use crate::identity::{self, PeerId};
 
 /// What the connecting side is built from.
 #[derive(Debug, Clone)]
@@ -79,6 +83,92 @@ impl ClientTls {
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
         Ok(Arc::new(config))
+    }
+}
+
+/// What a gateway connects with to others of its site: to each as the one that it is to be.
+#[derive(Debug, Clone)]
+pub struct PeerTls {
+    /// The CA of the site's gateways.
+    pub ca: Pem,
+    /// Our certificate, with the CAs above it.
+    pub certificate: Pem,
+    /// Its private key.
+    pub key: Pem,
+}
+
+impl PeerTls {
+    /// For one connection to `peer`. Its certificate has to be of the CA and to name it; by which host name or address it is reached
+    /// says nothing here.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn towards(&self, peer: PeerId) -> Result<Arc<ClientConfig>, TlsError> {
+        let verifier = PeerVerifier {
+            roots: roots(&self.ca)?,
+            algorithms: provider().signature_verification_algorithms,
+            peer,
+        };
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .expect("the provider has suites of TLS 1.3")
+            // "dangerous" because one could skip verification here; this one compares another name than the host's.
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(self.certificate.certificates()?, self.key.private_key()?)
+            .map_err(|error| pair_error(error, &self.certificate, &self.key))?;
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        Ok(Arc::new(config))
+    }
+}
+
+#[derive(Debug)]
+struct PeerVerifier {
+    roots: RootCertStore,
+    algorithms: WebPkiSupportedAlgorithms,
+    peer: PeerId,
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        match PeerId::from_certificate(end_entity) {
+            Ok(named) if named == self.peer => Ok(ServerCertVerified::assertion()),
+            Ok(_) | Err(_) => Err(CertificateError::NotValidForName.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock};
 use pithead_sealing::Site;
 use rustls::crypto::CryptoProvider;
 
-pub use client::{ClientTls, PassedExpiry, pinned};
+pub use client::{ClientTls, PassedExpiry, PeerTls, pinned};
 pub use pem::Pem;
 pub use server::{CrlExpiry, Denied, Expiries, Gate, ServerTls, SiteTrust, expiry_warnings};
 pub use time::{KnownTime, SystemClock, TimeSource};

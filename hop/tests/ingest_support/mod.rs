@@ -153,6 +153,7 @@ pub fn peer(uri: &str) -> Peer {
         id: PeerId::from_uri(uri).unwrap(),
         certificate_sha256: Some([7; 32]),
         assurance: Assurance::Vouched,
+        passed_on_by: None,
     }
 }
 

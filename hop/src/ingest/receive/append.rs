@@ -169,7 +169,7 @@ impl<I: Intake> Call<I> {
                 .message
                 .ok_or_else(|| Ended::Refused(Refusal::field("message", "is neither hello nor batch"))),
             Ok(None) => Err(Ended::InGoodOrder),
-            Err(status) => Err(unreadable(&status)),
+            Err(status) => Err(unreadable(&status).map_or(Ended::Gone, Ended::Refused)),
         }
     }
 
@@ -405,17 +405,17 @@ impl Between {
     }
 }
 
-/// A request that could not be read: too large or not a message, which the client should hear; or its connection is gone.
-fn unreadable(status: &Status) -> Ended {
+/// A request that could not be read: too large or not a message, which the client should hear; or none, and its connection is gone.
+pub(in crate::ingest) fn unreadable(status: &Status) -> Option<Refusal> {
     use tonic::Code;
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => {
-            Ended::Refused(Refusal::field("message", "is larger than `request_bytes` of the Welcome"))
+            Some(Refusal::field("message", "is larger than `request_bytes` of the Welcome"))
         }
         Code::Internal | Code::InvalidArgument | Code::Unimplemented => {
             tracing::debug!(event = "ingest.unreadable", %status);
-            Ended::Refused(Refusal::field("message", "cannot be read"))
+            Some(Refusal::field("message", "cannot be read"))
         }
-        _ => Ended::Gone,
+        _ => None,
     }
 }

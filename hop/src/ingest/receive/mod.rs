@@ -9,6 +9,8 @@ mod batch;
 mod progress;
 mod upload;
 
+pub(super) use append::unreadable;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::admit::{NotAdmitted, admit};
 use super::intake::{Intake, Outcome, uploads_not_supported};
 use super::limits::IngestLimits;
+use super::pass;
 use crate::identity::{Peer, Role};
 use crate::status::Refusal;
 use crate::trace::TraceParent;
@@ -55,8 +58,31 @@ impl<I: Intake> IngestServer<I> {
         Self { intake, limits, stop }
     }
 
+    /// Whose call it is, if it may send envelopes at all; and what the gateway says of it that passes it on, if one does.
+    fn sender<T>(&self, request: &Request<T>) -> Result<(Peer, Option<wire::Hop>), Refusal> {
+        let peer = request.extensions().get::<Peer>().ok_or_else(|| {
+            Refusal::new(ErrorReason::CertificateRequired, "show a client certificate of the site")
+        })?;
+        match peer.role() {
+            Role::Device(_) | Role::Gateway(_) => {}
+            Role::Operator(_) => {
+                return Err(Refusal::new(
+                    ErrorReason::RoleNotAllowed,
+                    "an operator's certificate sends no envelopes",
+                ));
+            }
+            Role::Applicant(_) => {
+                return Err(Refusal::new(
+                    ErrorReason::RoleNotAllowed,
+                    "who is not enrolled sends no envelopes",
+                ));
+            }
+        }
+        pass::sender(peer, request.metadata(), self.intake.takes_passed_on())
+    }
+
     fn uploads<T>(&self, request: &Request<T>) -> Result<upload::Uploads<I>, Refusal> {
-        let peer = sender(request)?;
+        let (peer, _) = self.sender(request)?;
         if self.stop.is_cancelled() {
             return Err(draining());
         }
@@ -68,24 +94,18 @@ impl<I: Intake> IngestServer<I> {
 
     /// As tonic's routes take it. Messages above the limit are refused before they are read.
     pub fn into_service(self) -> IngestServiceServer<Self> {
-        let request_max = usize::try_from(self.limits.request.get()).unwrap_or(usize::MAX);
+        let request_max = self.request_max();
         IngestServiceServer::new(self).max_decoding_message_size(request_max)
     }
-}
 
-/// Who calls, if it may send envelopes at all.
-fn sender<T>(request: &Request<T>) -> Result<Peer, Refusal> {
-    let peer = request.extensions().get::<Peer>().ok_or_else(|| {
-        Refusal::new(ErrorReason::CertificateRequired, "show a client certificate of the site")
-    })?;
-    match peer.role() {
-        Role::Device(_) | Role::Gateway(_) => Ok(peer.clone()),
-        Role::Operator(_) => {
-            Err(Refusal::new(ErrorReason::RoleNotAllowed, "an operator's certificate sends no envelopes"))
-        }
-        Role::Applicant(_) => {
-            Err(Refusal::new(ErrorReason::RoleNotAllowed, "who is not enrolled sends no envelopes"))
-        }
+    /// The largest message that is read. What a gateway passes on has its word on each envelope besides.
+    pub fn request_max(&self) -> usize {
+        let words = if self.intake.takes_passed_on() {
+            u64::from(self.limits.window_envelopes) * pass::WORD_BYTES
+        } else {
+            0
+        };
+        usize::try_from(self.limits.request.get().saturating_add(words)).unwrap_or(usize::MAX)
     }
 }
 
@@ -94,7 +114,8 @@ fn within<T>(request: &Request<T>) -> Within {
     request.extensions().get::<Within>().cloned().unwrap_or_default()
 }
 
-fn draining() -> Refusal {
+/// What is said by a server that stops.
+pub(super) fn draining() -> Refusal {
     Refusal::new(ErrorReason::Draining, "stopping; connect again").retry_after(DRAINING_RETRY)
 }
 
@@ -115,7 +136,7 @@ impl<I: Intake> IngestService for IngestServer<I> {
         &self,
         request: Request<Streaming<wire::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let peer = sender(&request)?;
+        let (peer, _) = self.sender(&request)?;
         if self.stop.is_cancelled() {
             return Err(draining().into());
         }
@@ -136,7 +157,7 @@ impl<I: Intake> IngestService for IngestServer<I> {
         &self,
         request: Request<wire::SubmitRequest>,
     ) -> Result<Response<wire::SubmitResponse>, Status> {
-        let peer = sender(&request)?;
+        let (peer, word) = self.sender(&request)?;
         if self.stop.is_cancelled() {
             return Err(draining().into());
         }
@@ -144,7 +165,14 @@ impl<I: Intake> IngestService for IngestServer<I> {
         let within = within(&request);
         let bytes = request.into_inner().envelope;
         let (keys, inline) = (self.intake.keys(), self.limits.inline.get());
-        let mut admitted = match admit(bytes, Vec::new(), &peer, keys, inline, &mut LastSession::default()) {
+        let mut admitted = match admit(
+            bytes,
+            word.into_iter().collect(),
+            &peer,
+            keys,
+            inline,
+            &mut LastSession::default(),
+        ) {
             Ok(admitted) => admitted,
             Err(NotAdmitted { refusal, identity }) => {
                 if !ends_the_call(&refusal) {

@@ -102,7 +102,10 @@ pub(super) fn affects(reason: ErrorReason) -> &'static str {
         | R::RoleNotAllowed
         | R::ModeDowngrade
         | R::AddressUnknown
-        | R::DeviceRevoked => "Whoever came is turned away, and keeps what it has. Nobody else is affected.",
+        | R::DeviceRevoked
+        | R::PassingOnRefused => {
+            "Whoever came is turned away, and keeps what it has. Nobody else is affected."
+        }
         R::PeerUnreachable | R::PeerUntrusted => {
             "Nothing passes between the two. What waits is kept here, as far as there is room."
         }
