@@ -47,6 +47,7 @@ use crate::clock::{since_boot, wall_ms};
 use crate::commands::spool as spool_facts;
 use crate::console::{self, Console};
 use crate::devices::doors::Doors;
+use crate::envelopes::passing::ToOwner;
 use crate::envelopes::refused::{Refused, TakeError};
 use crate::envelopes::relay::RelayReport;
 use crate::envelopes::relay::control::{Cause, Control, Rate};
@@ -89,6 +90,8 @@ pub struct Facts {
     pub poke: Arc<Notify>,
     /// What waits.
     pub spool: EnvelopeSpool,
+    /// Where calls of devices are passed on to, if several gateways share the spool.
+    pub to_owner: Option<ToOwner>,
     /// What the far end will never take.
     pub refused: Arc<Refused>,
     /// Sends that again.
@@ -360,6 +363,9 @@ impl Facts {
         let mut spool = spool_facts::facts(&self.spool, wall_ms());
         spool["growth_bytes_per_s"] = json!(lately.growth_bytes_per_s.round() as i64);
         spool["full_in_s"] = json!(lately.full_in_s.map(|seconds| seconds.round() as u64));
+        let passing = self.to_owner.as_ref().map(ToOwner::now);
+        spool["passing_on_calls"] = json!(passing.map(|(calls, ..)| calls));
+        spool["passed_on_envelopes"] = json!(passing.map(|(_, envelopes, _)| envelopes));
         spool["committing_s"] = json!(self.spool.busy_for().map(|busy| busy.as_secs_f64()));
         json!({
             "program": "pithead-gateway",
@@ -419,6 +425,9 @@ impl Facts {
     /// Brings the metrics up to date that are looked at rather than counted.
     pub fn measure(&self) {
         self.metrics.spool(&self.spool.stats(), self.spool.available_bytes(), wall_ms());
+        if let Some((calls, envelopes, bytes)) = self.to_owner.as_ref().map(ToOwner::now) {
+            self.metrics.passing_on(calls, envelopes, bytes);
+        }
         let (devices, most) = self.shares.holding();
         let incomplete = self.retry.numbers.incomplete();
         self.metrics.lines(self.retry.numbers.in_memory(), incomplete.lines, incomplete.numbers);

@@ -292,7 +292,7 @@ pub struct JetStream {
     pub ca: Option<PathBuf>,
     /// What streams and subjects begin with, if it is not `pithead-SITE`.
     pub prefix: Option<String>,
-    /// Where devices reach this gateway, if it is not `ingest.listen`: for the other gateways, and for whoever is sent on.
+    /// Where devices reach this gateway, if it is not `ingest.listen`. The other gateways pass on to here what devices hand in at them.
     pub address: Option<Endpoint>,
     /// The servers' monitoring ports, each a host with a port.
     #[serde(default)]

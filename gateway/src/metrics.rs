@@ -24,6 +24,7 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEn
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 
 use crate::envelopes::lanes;
+use crate::envelopes::passing::Way;
 use crate::rates::Totals;
 
 /// What became of an envelope that a device offered, or that the far end was sent.
@@ -116,6 +117,7 @@ const CAUSE: &str = "cause";
 const RESULT: &str = "result";
 const BUNDLE_RESULTS: [&str; 2] = ["put", "found"];
 const LANE: &str = "lane";
+const WAY: &str = "way";
 
 /// What is in force of the key path, for its gauges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -176,6 +178,10 @@ struct Inner {
     relay_up: Gauge,
     owner: Gauge,
     gateways: Gauge,
+    passed_on_calls: Family<One, Counter>,
+    passed_on_envelopes: Family<One, Counter>,
+    passed_on_bytes: Counter,
+    passing_on: Gauge,
     relay_connects: Family<ReasonLabel, Counter>,
     relayed: Family<OutcomeLabel, Counter>,
     relayed_bytes: Counter,
@@ -239,6 +245,7 @@ impl Metrics {
         let reasons = [Label::new("reason", Values::Reason)];
         let ok_or_reasons = [Label::new("reason", Values::OkOrReason)];
         let by_lane = [Label::of(LANE, &lanes::NAMES)];
+        let ways = [Label::of(WAY, &Way::NAMES)];
         all_of.build("pithead_gateway_build_info", env!("CARGO_PKG_VERSION"));
         let inner = Inner {
             ingest: all_of.counters(
@@ -350,6 +357,25 @@ impl Metrics {
             gateways: all_of.gauge(
                 "pithead_site_gateways",
                 "Gateways that share the site's lanes and were heard of lately, this one among them; 1 where they are not shared",
+            ),
+            passed_on_calls: all_of.counters(
+                "pithead_passed_on_calls_total",
+                &ways,
+                "Calls of devices that were passed on to the gateway that takes the site's envelopes: given by this one, or taken \
+                 by it",
+            ),
+            passed_on_envelopes: all_of.counters(
+                "pithead_passed_on_envelopes_total",
+                &ways,
+                "Envelopes in those calls; one that was sent again counts again",
+            ),
+            passed_on_bytes: all_of.counter(
+                "pithead_passed_on_bytes_total",
+                "Bytes of envelopes that this gateway has passed on to the one that takes them",
+            ),
+            passing_on: all_of.gauge(
+                "pithead_passing_on_calls",
+                "Calls of devices that this gateway passes on now",
             ),
             relay_connects: all_of.counters(
                 "pithead_relay_calls_ended_total",
@@ -603,6 +629,26 @@ impl Metrics {
         self.0.owner.set(i64::from(owner));
     }
 
+    fn way(way: Way) -> One {
+        One::new(WAY, Way::NAMES[way as usize])
+    }
+
+    pub(crate) fn passed_on_call(&self, way: Way) {
+        self.0.passed_on_calls.get_or_create(&Self::way(way)).inc();
+    }
+
+    /// An envelope in a call that another gateway has passed on to this one.
+    pub(crate) fn passed_on_to_us(&self) {
+        self.0.passed_on_envelopes.get_or_create(&Self::way(Way::Taken)).inc();
+    }
+
+    /// How many calls are passed on now, and what has been in all.
+    pub(crate) fn passing_on(&self, calls: usize, envelopes: u64, bytes: u64) {
+        self.0.passing_on.set(as_gauge(calls as u64));
+        advance(&self.0.passed_on_envelopes.get_or_create(&Self::way(Way::Given)), envelopes);
+        advance(&self.0.passed_on_bytes, bytes);
+    }
+
     pub(crate) fn relay_ended(&self, reason: Option<ErrorReason>) {
         self.0.relay_connects.get_or_create(&ReasonLabel { reason: Reason(reason) }).inc();
     }
@@ -780,6 +826,11 @@ impl Inner {
             drop(self.lane_records.get_or_create(&label));
             drop(self.lane_bytes.get_or_create(&label));
             drop(self.lane_oldest.get_or_create(&label));
+        }
+        for way in Way::NAMES {
+            let label = One::new(WAY, way);
+            drop(self.passed_on_calls.get_or_create(&label));
+            drop(self.passed_on_envelopes.get_or_create(&label));
         }
         self.spool_full_in.set(f64::INFINITY);
     }

@@ -285,6 +285,15 @@ pub enum TokenError {
     Revoked,
 }
 
+/// What was revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoked {
+    /// The device's name, with every certificate of it.
+    Device,
+    /// One certificate.
+    Certificate,
+}
+
 /// Every device that the operator has named.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Registry {
@@ -364,6 +373,20 @@ impl Registry {
     #[must_use]
     pub fn demands_certificate(&self, device: &DeviceId) -> bool {
         self.devices.get(device).is_some_and(|record| record.mode == Mode::Mtls)
+    }
+
+    /// Whether this device is turned away, or whoever shows this certificate.
+    #[must_use]
+    pub fn revoked(&self, device: &DeviceId, certificate: Option<&[u8; 32]>) -> Option<Revoked> {
+        let record = self.devices.get(device);
+        if record.is_some_and(|record| record.revoked_at.is_some()) {
+            return Some(Revoked::Device);
+        }
+        let shown = Sha(*certificate?);
+        let of_device = record.into_iter().flat_map(|record| &record.certificates);
+        let revoked = self.revoked.contains_key(&shown)
+            || of_device.filter(|one| one.revoked_at.is_some()).any(|one| one.sha256 == shown);
+        revoked.then_some(Revoked::Certificate)
     }
 
     /// Whom the certificate ports turn away.

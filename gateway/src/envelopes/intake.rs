@@ -17,7 +17,7 @@ use pithead_hop::identity::{GatewayName, Peer};
 use pithead_hop::ingest::intake::Durability;
 use pithead_hop::ingest::{
     Admitted, AdmittedHeader, DeclaredGap, HelloLine, Hop, Intake, KnownKeys, Outcome, Pending, ShortHash,
-    Standing, UploadStore, WholeUpload,
+    Standing, UploadStore, WholeUpload, pass,
 };
 use pithead_hop::status::Refusal;
 use pithead_proto::errors::v1::ErrorReason;
@@ -36,9 +36,9 @@ use super::numbers::{Numbers, Offered, Reservation};
 use super::record::{Body, Head};
 use super::shares::{Over, Share, Shares};
 use super::spool::EnvelopeSpool;
-use crate::clock::{since_boot, wall_ms, wall_us};
+use crate::clock::{since_boot, wall_ms};
 use crate::console::activity::{Activity, Mark};
-use crate::devices::registry::Registry;
+use crate::devices::registry::{Registry, Revoked};
 use crate::keys::book::Book;
 use crate::keys::history::History;
 use crate::metrics::{Metrics, Outcome as Counted};
@@ -170,18 +170,23 @@ impl SpoolIntake {
         }
     }
 
+    /// Refuses a device that this gateway's own registry turns away, where another gateway has let it in.
+    fn is_let_in(&self, peer: &Peer) -> Result<(), Refusal> {
+        let (Some(by), Some(device)) = (&peer.passed_on_by, peer.device()) else { return Ok(()) };
+        let revoked = match self.registry.load().revoked(device, peer.certificate_sha256.as_ref()) {
+            None => return Ok(()),
+            Some(Revoked::Device) => ErrorReason::DeviceRevoked,
+            Some(Revoked::Certificate) => ErrorReason::CertificateRevoked,
+        };
+        Err(Refusal::new(
+            revoked,
+            format!("{} was let in by {}, and is revoked at {}", peer.id, by.id, self.gateway),
+        ))
+    }
+
+    /// Our word on an envelope that came from there.
     fn hop(&self, peer: &Peer, key_not_active: bool, conflict: bool) -> Hop {
-        Hop {
-            gateway: self.gateway.as_str().to_owned(),
-            received_us: wall_us(),
-            assurance: peer.assurance.to_wire() as i32,
-            certificate_sha256: peer
-                .certificate_sha256
-                .map(|sha256| sha256.to_vec().into())
-                .unwrap_or_default(),
-            key_not_active,
-            conflict,
-        }
+        Hop { key_not_active, conflict, ..pass::word(&self.gateway, peer.at_the_door()) }
     }
 
     /// Appends under a number that was reserved. Waits while the spool's queue is full: so pressure travels back.
@@ -279,6 +284,10 @@ impl Intake for SpoolIntake {
         self.spool.durability()
     }
 
+    fn takes_passed_on(&self) -> bool {
+        self.spool.is_replicated()
+    }
+
     fn ready(&self, peer: &Peer) -> Result<(), Refusal> {
         self.is_owner().inspect_err(|refusal| self.metrics.refused(refusal.reason))?;
         let room = match self.spool.admit() {
@@ -286,7 +295,7 @@ impl Intake for SpoolIntake {
             Err(error) => Err(refusal_of(&error)),
         };
         let share = peer.device().map_or(Ok(()), |device| self.shares.ready(device, since_boot()));
-        let ready = room.and(share.map_err(|over| refusal_of_share(&over)));
+        let ready = self.is_let_in(peer).and(room).and(share.map_err(|over| refusal_of_share(&over)));
         ready.inspect_err(|refusal| self.metrics.refused(refusal.reason))
     }
 
@@ -306,6 +315,9 @@ impl Intake for SpoolIntake {
         }
         if admitted.key_not_active {
             self.metrics.key_not_active();
+        }
+        if peer.passed_on_by.is_some() {
+            self.metrics.passed_on_to_us();
         }
         let (tell, told) = undecided();
         let bytes = admitted.bytes().len() as u64;

@@ -1,6 +1,7 @@
 //! The envelope path: from a device's call to the far end's acknowledgement.
 //!
 //! ```text
+//! passing on, where another gateway owns the lanes
 //! hop's ingest service -> intake: budgets -> numbers (lines, conflicts) -> spool -> ticket -> ack
 //!                                                                          spool -> relay -> far end -> acknowledge
 //! ```
@@ -18,6 +19,7 @@ pub mod shares;
 pub mod spool;
 
 pub mod intake;
+pub mod passing;
 
 pub mod refused;
 pub mod relay;

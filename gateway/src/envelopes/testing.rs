@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use pithead_hop::accept::{AcceptHandle, Acceptor, Limits, Stopped};
@@ -48,6 +49,7 @@ use super::replicated::Replicated;
 use super::shares::{self, Shares};
 use super::spool::{self, EnvelopeSpool};
 use crate::config;
+use crate::devices::registry::Registry;
 use crate::keys::book::Book;
 use crate::keys::history::History;
 use crate::keys::service;
@@ -70,7 +72,12 @@ pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
 
 pub(crate) fn truck() -> Peer {
     let id = PeerId { site: site(), role: Role::Device(DeviceId::new("truck-42").unwrap()) };
-    Peer { id, certificate_sha256: Some([7; 32]), assurance: pithead_hop::identity::Assurance::Vouched }
+    Peer {
+        id,
+        certificate_sha256: Some([7; 32]),
+        assurance: pithead_hop::identity::Assurance::Vouched,
+        passed_on_by: None,
+    }
 }
 
 /// Seals numbers of one line.
@@ -122,6 +129,7 @@ pub(crate) struct Door {
     pub(crate) uploads: UploadStore,
     pub(crate) history: Arc<History>,
     pub(crate) followed: Followed,
+    pub(crate) metrics: Metrics,
     /// Spans that have ended: of calls that say their trace.
     pub(crate) ended: Mutex<tokio::sync::mpsc::Receiver<Ended>>,
 }
@@ -146,12 +154,7 @@ impl Door {
         lanes: config::Lanes,
         shares: Shares,
     ) -> Self {
-        for name in ["spool", "history"] {
-            pithead_hop::program::disk::create_folder(&folder.join(name)).unwrap();
-        }
-        let (history, _) = History::open(&folder.join("history")).unwrap();
-        let history = Arc::new(history);
-        history.keep(&Authority::new().statement(&[(&arn(1), KeyStatus::Active)])).unwrap();
+        pithead_hop::program::disk::create_folder(&folder.join("spool")).unwrap();
         let sizes = config::Spool {
             max_size: pithead_hop::program::config::ByteSize::mib(64),
             segment_size: pithead_hop::program::config::ByteSize::mib(8),
@@ -165,21 +168,38 @@ impl Door {
                 EnvelopeSpool::over_replicated(Replicated::of_folder(folder, sizes.max_size.get()), lanes)
             }
         };
+        let door = Self::over(folder, spool, "edge-1", conflict_bytes, shares, Arc::default());
+        if replicated() {
+            door.numbers.begin().unwrap();
+        }
+        door
+    }
+
+    /// Over a spool that was opened elsewhere.
+    pub(crate) fn over(
+        folder: &Path,
+        spool: EnvelopeSpool,
+        name: &str,
+        conflict_bytes: u64,
+        shares: Shares,
+        registry: Arc<ArcSwap<Registry>>,
+    ) -> Self {
+        pithead_hop::program::disk::create_folder(&folder.join("history")).unwrap();
+        let (history, _) = History::open(&folder.join("history")).unwrap();
+        let history = Arc::new(history);
+        history.keep(&Authority::new().statement(&[(&arn(1), KeyStatus::Active)])).unwrap();
         let idle = Idle::open(&folder.join("idle")).unwrap();
         let uploads =
             UploadStore::open(&folder.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
         let numbers =
             Numbers::open(folder.join("lines"), idle, &spool, conflict_bytes, shares.clone(), &uploads)
                 .unwrap();
-        if replicated() {
-            numbers.begin().unwrap();
-        }
-        let name = GatewayName::new("edge-1").unwrap();
+        let name = GatewayName::new(name).unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
         let (spans, ended, _) = span::queue(0.0);
         let followed = Followed::new(spans);
         let intake = Arc::new(SpoolIntake::start(Parts {
-            registry: Arc::default(),
+            registry,
             gateway: name,
             history: history.clone(),
             book,
@@ -188,11 +208,11 @@ impl Door {
             shares: shares.clone(),
             spool: spool.clone(),
             uploads: uploads.clone(),
-            metrics,
+            metrics: metrics.clone(),
             activity: crate::console::activity::Activity::default(),
             followed: followed.clone(),
         }));
-        Self { intake, numbers, shares, spool, uploads, history, followed, ended: Mutex::new(ended) }
+        Self { intake, numbers, shares, spool, uploads, history, followed, metrics, ended: Mutex::new(ended) }
     }
 
     pub(crate) async fn offer(&self, envelope: Bytes) -> Result<Pending, Refusal> {
@@ -343,7 +363,8 @@ struct Served {
     _task: JoinHandle<Stopped>,
 }
 
-fn issue(ca: &CertifiedIssuer<'static, KeyPair>, names: Vec<SanType>) -> (Pem, Pem) {
+/// A certificate with these names, and its key.
+pub(crate) fn issue(ca: &CertifiedIssuer<'static, KeyPair>, names: Vec<SanType>) -> (Pem, Pem) {
     let mut params = CertificateParams::default();
     params.subject_alt_names = names;
     params.extended_key_usages =

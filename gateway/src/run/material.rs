@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pithead_hop::identity::{GatewayName, PeerId, Role};
 use pithead_hop::program::ProgramError;
-use pithead_hop::tls::{ClientTls, PassedExpiry, Pem, ServerTls, SiteTrust, SystemClock, TlsError};
+use pithead_hop::tls::{ClientTls, PassedExpiry, PeerTls, Pem, ServerTls, SiteTrust, SystemClock, TlsError};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::trust::verify;
 use rustls::pki_types::CertificateDer;
@@ -24,6 +24,8 @@ pub struct Material {
     pub site_ca: Option<Arc<SiteCa>>,
     /// The CAs of the gateways' certificates, as enrolled devices are told them.
     pub gateway_ca: Vec<CertificateDer<'static>>,
+    /// What other gateways of the site are connected to with.
+    pub peers: PeerTls,
     /// For the upstream `KeyService`, if there is one.
     pub keys: Option<Arc<rustls::ClientConfig>>,
     /// For the relay, if there is one.
@@ -56,8 +58,10 @@ impl Material {
             None => None,
         };
         let gateway_ca = config.enroll.as_ref().and_then(|enroll| enroll.gateway_ca.as_ref());
-        let gateway_ca = Pem::read(gateway_ca.unwrap_or(&config.ingest.device_ca))?.certificates()?;
-        Ok(Self { name, server: tls, site_ca, gateway_ca, keys, relay, root: root(config)? })
+        let ca = Pem::read(gateway_ca.unwrap_or(&config.ingest.device_ca))?;
+        let gateway_ca = ca.certificates()?;
+        let peers = PeerTls { ca, certificate: tls.certificate.clone(), key: tls.key.clone() };
+        Ok(Self { name, server: tls, site_ca, gateway_ca, peers, keys, relay, root: root(config)? })
     }
 
     /// Reads all of it again, for a reload by the gateway that is called `name`.

@@ -215,7 +215,10 @@ impl Owning {
             Level::Degraded
         };
         let now = since_boot();
-        let words = format!("listening on {}, standing by: {elsewhere}", self.address);
+        // Only to one that says where it is.
+        let passes = elsewhere.owner.as_ref().is_some_and(|owner| owner.address.is_some());
+        let passes = if passes { ", and is passed on what comes here" } else { "" };
+        let words = format!("listening on {}, standing by: {elsewhere}{passes}", self.address);
         self.health.set(Dimension::Ingest, level, words, now);
         if self.relay.is_some() {
             self.health.set(Dimension::Relay, Level::Ok, "standing by: the owner of the lanes relays", now);

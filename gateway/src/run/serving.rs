@@ -15,6 +15,7 @@ use pithead_hop::program::supervisor::{self, Asked};
 use pithead_hop::program::traces::{Exporting, FLUSH};
 use pithead_hop::program::{ExitCode, ProgramError, files, grpc_health};
 use pithead_hop::status::reason_of_trust;
+use pithead_hop::tls::PeerTls;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::Recovery;
 use rustls::ClientConfig;
@@ -41,6 +42,7 @@ use crate::envelopes::followed::Followed;
 use crate::envelopes::idle::Idle;
 use crate::envelopes::intake::{Parts, SpoolIntake};
 use crate::envelopes::numbers::Numbers;
+use crate::envelopes::passing::{self, PassingOn, ToOwner};
 use crate::envelopes::refused::Refused;
 use crate::envelopes::relay::bundles::{Sender, StoreTarget, spool_id};
 use crate::envelopes::relay::control::Control;
@@ -89,6 +91,7 @@ pub(super) struct Serving {
     next_source: NextChange,
     keys_tls: Option<watch::Sender<Arc<ClientConfig>>>,
     relay_tls: Option<watch::Sender<Arc<ClientConfig>>>,
+    peers: watch::Sender<PeerTls>,
     relay_target: Option<watch::Sender<Target>>,
     relay_store: Option<watch::Sender<StoreTarget>>,
     control: Control,
@@ -240,8 +243,24 @@ impl Serving {
         let keys = service::serve(&config.trust.authority, &config.gateway.site, &book, intake_stop.clone());
         let ingest = IngestServer::new(intake, config.ingest.envelopes, intake_stop.clone());
         let (reporter, health_service) = tonic_health::server::health_reporter();
-        let mut routes =
-            Routes::new(keys.into_service()).add_service(ingest.into_service()).add_service(health_service);
+        let peers = watch::Sender::new(material.peers.clone());
+        let keys = Routes::new(keys.into_service());
+        let (routes, to_owner) = if spool.is_replicated() {
+            acceptor.gateways_bring_devices();
+            let to_owner = ToOwner::new(passing::Parts {
+                spool: spool.clone(),
+                site: config.gateway.site.clone(),
+                gateway: material.name.clone(),
+                tls: peers.subscribe(),
+                metrics: metrics.clone(),
+                stop: intake_stop.clone(),
+            });
+            let service = PassingOn::new(ingest, to_owner.clone()).into_service();
+            (keys.add_service(service), Some(to_owner))
+        } else {
+            (keys.add_service(ingest.into_service()), None)
+        };
+        let mut routes = routes.add_service(health_service);
         if config.ingest.reflection {
             routes = routes.add_service(reflection()?);
         }
@@ -384,6 +403,7 @@ impl Serving {
             refresh: report,
             poke: poke.clone(),
             spool: spool.clone(),
+            to_owner,
             refused,
             retry,
             shares: shares.clone(),
@@ -428,6 +448,7 @@ impl Serving {
             doors,
             keys_tls,
             relay_tls,
+            peers,
             relay_target,
             relay_store,
             control,
@@ -476,6 +497,7 @@ impl Serving {
                 ours.send_replace(new);
             }
         }
+        self.peers.send_replace(material.peers);
         self.next_source.leave(Change { source, intervals: intervals(config) });
         self.poke.notify_one();
         if let (Some(ours), Some(next)) = (&self.relay_target, next_target) {

@@ -610,6 +610,15 @@ impl Replicated {
         }
     }
 
+    /// Over a broker in memory that others are over as well, and quick. It stands by until it is the owner.
+    pub(super) fn over_model(broker: &model::Model, name: &str, address: String) -> Self {
+        let broker: Arc<dyn Broker> = Arc::new(broker.clone());
+        let me = Me { name: name.to_owned(), address: Some(address) };
+        let (beat, lease) = (Duration::from_millis(40), Duration::from_millis(400));
+        let bounds = Bounds { beat, lease, group_bytes: 4 << 20, ..Bounds::new(64 << 20) };
+        Self::start(me, bounds, move || async move { Ok(broker) }).unwrap()
+    }
+
     /// As a process that is killed: nothing more is done, and nobody is told.
     pub(super) fn kill(&self) {
         self.0.ended.cancel();

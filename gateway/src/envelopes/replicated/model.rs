@@ -144,7 +144,7 @@ impl Model {
     }
 
     /// Whether anybody is answered.
-    pub(super) fn away(&self, away: bool) {
+    pub(in crate::envelopes) fn away(&self, away: bool) {
         self.lock().away = away;
     }
 
