@@ -1,5 +1,8 @@
 //! Real `nats-server` processes on loopback, one or a cluster of three, each with JetStream that syncs before it acknowledges.
 //!
+//! With [`NatsOptions::wired`] there is a piece of wire ([`crate::link`]) between any two of them, and between each and whoever is at home
+//! at another one: so one can be cut off with all that is at home there ([`Nats::cut_off`]).
+//!
 //! The binary is `PITHEAD_NATS_SERVER`, or what `tests/nats/get` has put into `target/nats`. Tests that need it are skipped where it is
 //! missing, and say so; where `CI` is `true` they fail.
 
@@ -14,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     binaries::workspace,
+    link::Link,
     program::{Program, free_address},
 };
 
@@ -51,6 +55,35 @@ pub struct Nats {
     binary: PathBuf,
     folder: PathBuf,
     servers: Vec<Server>,
+    wires: Vec<Wire>,
+}
+
+/// What one end is connected to the other end's server by.
+#[derive(Debug)]
+struct Wire {
+    from: usize,
+    to: usize,
+    route: Link,
+    client: Link,
+}
+
+/// How somebody is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing arrives, and nobody is told: a cable, a switch without power.
+    Silent,
+    /// Connections are reset, and new ones too: a switch that is there and does not forward.
+    Reset,
+}
+
+impl Cut {
+    /// Cuts this piece of wire; [`Link::heal`] mends it.
+    pub fn apply(self, link: &Link) {
+        match self {
+            Self::Silent => link.silence(),
+            Self::Reset => link.cut(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -70,11 +103,13 @@ pub struct NatsOptions {
     pub sync: Option<&'static str>,
     /// `max_payload`, as it stands in the file.
     pub max_payload: &'static str,
+    /// Whether wires lie between them.
+    pub wired: bool,
 }
 
 impl Default for NatsOptions {
     fn default() -> Self {
-        Self { servers: 3, sync: Some("always"), max_payload: "4MB" }
+        Self { servers: 3, sync: Some("always"), max_payload: "4MB", wired: false }
     }
 }
 
@@ -85,9 +120,16 @@ impl Nats {
         for _ in 0..options.servers {
             routes.push(free_address()?);
         }
+        let clients = routes.iter().map(|_| free_address()).collect::<Result<Vec<_>, _>>()?;
+        let mut wires = Vec::new();
+        for (from, to) in pairs(if options.wired { options.servers } else { 0 }) {
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            let (route, client) = (Link::start(any, routes[to]).await?, Link::start(any, clients[to]).await?);
+            wires.push(Wire { from, to, route, client });
+        }
         let mut servers = Vec::new();
         for (number, route) in (1..).zip(&routes) {
-            let (client, monitor) = (free_address()?, free_address()?);
+            let (client, monitor) = (clients[number - 1], free_address()?);
             let name = format!("nats-{number}");
             let store = folder.join(&name);
             fs::create_dir_all(&store)?;
@@ -99,9 +141,15 @@ impl Nats {
                 store.display(),
             );
             if options.servers > 1 {
-                let others = routes.iter().map(|route| format!("\"nats://{route}\"")).collect::<Vec<_>>();
+                let by_wire =
+                    wires.iter().filter(|wire| wire.from == number - 1).map(|wire| wire.route.address());
+                let others: Vec<SocketAddr> = if options.wired { by_wire.collect() } else { routes.clone() };
+                let others = others.iter().map(|route| format!("\"nats://{route}\"")).collect::<Vec<_>>();
+                // What they tell each other, and clients, of where they are would lead around the wires.
+                let silent =
+                    if options.wired { "no_advertise: true, advertise: \"127.0.0.1:1\", " } else { "" };
                 text += &format!(
-                    "cluster {{ name: pit, listen: \"{route}\", routes: [{}] }}\n",
+                    "cluster {{ name: pit, listen: \"{route}\", {silent}routes: [{}] }}\n",
                     others.join(", ")
                 );
             }
@@ -109,7 +157,7 @@ impl Nats {
             fs::write(&config, text)?;
             servers.push(Server { config, client, monitor, program: None });
         }
-        let mut nats = Self { binary, folder: folder.to_owned(), servers };
+        let mut nats = Self { binary, folder: folder.to_owned(), servers, wires };
         for at in 0..nats.servers.len() {
             nats.launch(at)?;
         }
@@ -177,16 +225,47 @@ impl Nats {
     /// `[spool.jetstream]` of a gateway that uses them.
     #[must_use]
     pub fn section(&self) -> String {
-        let all = |of: &dyn Fn(&Server) -> String| {
-            self.servers.iter().map(|server| format!("\"{}\"", of(server))).collect::<Vec<_>>().join(", ")
-        };
+        self.section_of(self.servers.iter().map(|server| server.client))
+    }
+
+    /// The same of one that is at home at this server, and reaches the others by wire.
+    #[must_use]
+    pub fn section_at(&self, home: usize) -> String {
+        let by_wire = self.wires.iter().filter(|wire| wire.from == home).map(|wire| wire.client.address());
+        self.section_of([self.servers[home].client].into_iter().chain(by_wire))
+    }
+
+    fn section_of(&self, clients: impl Iterator<Item = SocketAddr>) -> String {
+        let all =
+            |all: Vec<String>| all.iter().map(|one| format!("\"{one}\"")).collect::<Vec<_>>().join(", ");
         format!(
             "servers = [{}]\nreplicas = {}\nmonitor = [{}]",
-            all(&|server| format!("nats://{}", server.client)),
+            all(clients.map(|client| format!("nats://{client}")).collect()),
             self.servers.len(),
-            all(&|server| server.monitor.to_string()),
+            all(self.servers.iter().map(|server| server.monitor.to_string()).collect()),
         )
     }
+
+    /// Cuts a server off from the others, and whoever is at home there too.
+    pub fn cut_off(&self, at: usize, cut: Cut) {
+        for wire in self.wires.iter().filter(|wire| wire.from == at || wire.to == at) {
+            cut.apply(&wire.route);
+            cut.apply(&wire.client);
+        }
+    }
+
+    /// Mends every wire.
+    pub fn heal(&self) {
+        for wire in &self.wires {
+            wire.route.heal();
+            wire.client.heal();
+        }
+    }
+}
+
+/// Any two, in either direction.
+fn pairs(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..count).flat_map(move |from| (0..count).filter(move |to| *to != from).map(move |to| (from, to)))
 }
 
 /// Sends a program a signal.

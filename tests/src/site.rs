@@ -171,6 +171,12 @@ impl SecondGateway {
         self.admin
     }
 
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Starts it and does not wait.
     pub fn launch(&mut self) -> anyhow::Result<&mut Program> {
         let arguments = ["run".as_ref(), "-c".as_ref(), self.config.as_os_str()];
@@ -444,6 +450,13 @@ impl Site {
     /// A second gateway of the site beside the first, running: its own name, certificate, data and ports, and the same
     /// authority and decryptor.
     pub async fn second_gateway(&self, name: &str) -> anyhow::Result<SecondGateway> {
+        let mut second = self.create_second_gateway(name)?;
+        second.launch()?.ready().await?;
+        Ok(second)
+    }
+
+    /// The same, and it does not run yet.
+    pub fn create_second_gateway(&self, name: &str) -> anyhow::Result<SecondGateway> {
         let folder = self.folder.join(name);
         fs::create_dir_all(folder.join("data"))?;
         for file in ["root.cose", "bundle.pb", "site-ca.pem", "cloud-ca.pem"] {
@@ -458,10 +471,7 @@ impl Site {
         let config = folder.join("gateway.toml");
         fs::write(&config, text)?;
         let log = self.folder.join(format!("{name}.log"));
-        let mut second =
-            SecondGateway { program: None, config, address, admin, binary: self.programs.gateway(), log };
-        second.launch()?.ready().await?;
-        Ok(second)
+        Ok(SecondGateway { program: None, config, address, admin, binary: self.programs.gateway(), log })
     }
 
     /// `device ...` at the decryptor: its registry of device keys.

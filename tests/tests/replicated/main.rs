@@ -4,7 +4,11 @@
 //! Short by default; `PITHEAD_LONG=1` goes on for an hour. `PITHEAD_SEED` chooses the moments; a failure prints it.
 #![allow(clippy::unwrap_used)]
 
+mod cut;
+mod passing;
+
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream};
@@ -130,15 +134,20 @@ struct Truck {
 
 impl Truck {
     async fn start(world: &World, name: &str, first: usize) -> Self {
-        let device = world.site.enroll(name).await.unwrap();
-        device.key().await.unwrap();
         let mut gateways = [world.site.gateway_address(), world.second.address()];
         gateways.rotate_left(first);
+        Self::knowing(&world.site, name, &gateways).await
+    }
+
+    /// One that knows these gateways.
+    async fn knowing(site: &Site, name: &str, gateways: &[SocketAddr]) -> Self {
+        let device = site.enroll(name).await.unwrap();
+        device.key().await.unwrap();
         let retry = Policy { first: Duration::from_millis(20), max: Duration::from_millis(200) };
         let limits = BatchLimits { records: 20, bytes: 64 << 10 };
         let can = StreamOptions::records(StreamName::new("can").unwrap());
         let can = can.linger(Duration::from_millis(5)).batch(limits);
-        let client = vehicle::client_in(device.folder(), device.name(), &gateways, retry).unwrap();
+        let client = vehicle::client_in(device.folder(), device.name(), gateways, retry).unwrap();
         let client = client.heartbeat_every(Duration::from_secs(3_600)).stream(can).open().unwrap();
         Self { device, client, next: 0 }
     }
