@@ -31,13 +31,18 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// What a device is told to wait: about what a take-over takes.
 const WAIT: Duration = Duration::from_secs(2);
 
-/// In a site's own network a path that is dead is noticed sooner than a lease ends.
+/// What the owner may have answered of one call and its device has not taken. Answers are small.
+const ANSWER_WINDOW: u32 = 64 << 10;
+
+/// In a site's own network a path that is dead is noticed sooner than a lease ends. A device that does not listen to its answers holds up
+/// nobody else's: the connection's window has room for those of every call.
 fn options() -> ConnectOptions {
     ConnectOptions {
         connect_timeout: Duration::from_secs(3),
         keepalive_interval: Duration::from_secs(2),
         keepalive_timeout: Duration::from_secs(2),
-        ..ConnectOptions::default()
+        stream_window: ANSWER_WINDOW,
+        connection_window: ANSWER_WINDOW * CALLS_MAX as u32,
     }
 }
 

@@ -503,3 +503,40 @@ async fn one_device_does_not_take_the_places_of_the_others() {
     let pump = pair.connect("spiffe://pit-7/device/pump-1", &pair.other).await;
     Sender::<u64>::open(pump, &SendOptions::new("test/1"), Vec::new()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_that_do_not_listen_to_their_answers_hold_nobody_else_up() {
+    let pair = Pair::start().await;
+    let hello =
+        wire::AppendRequest { message: Some(wire::append_request::Message::Hello(wire::Hello::default())) };
+    let item = wire::Item { envelope: Bytes::from_static(b"no envelope"), hops: vec![] };
+    let batch = move |number| wire::Batch { number, items: vec![item.clone(); 256], gaps: vec![] };
+    let mut deaf = Vec::new();
+    for number in 0..6 {
+        let name = PeerId::from_uri("spiffe://pit-7/gateway/edge-2").unwrap();
+        let (certificate, key) = pair.papers(&format!("spiffe://pit-7/device/pump-{number}"));
+        let tls =
+            PeerTls { ca: Pem::new("ca.pem", pair.world.ca.pem()), certificate, key }.towards(name).unwrap();
+        let host = ServerName::try_from("127.0.0.1").unwrap();
+        // It grants a byte, and then no more.
+        let options = ConnectOptions { stream_window: 1, ..ConnectOptions::default() };
+        let connection = connect(&pair.other.address.into(), &host, tls, &options).await.unwrap();
+        let batches = (1..=64).map(batch.clone());
+        let asked = batches
+            .map(|batch| wire::AppendRequest { message: Some(wire::append_request::Message::Batch(batch)) });
+        let asked =
+            futures_util::stream::iter(std::iter::once(hello.clone()).chain(asked).collect::<Vec<_>>());
+        let told = IngestServiceClient::new(connection).append(tonic::Request::new(asked)).await.unwrap();
+        deaf.push(told.into_inner());
+    }
+    until("they have said a lot", || pair.other.to_owner.now().1 > 6 * 2_000).await;
+    let connection = pair.connect(TRUCK, &pair.other).await;
+    let mut sealer = Truck::new();
+    for seq in 1..=200 {
+        let mut client = IngestServiceClient::new(connection.clone());
+        let request = wire::SubmitRequest { envelope: sealer.seal(seq, b"record") };
+        tokio::time::timeout(LONG, client.submit(request)).await.expect("held up").unwrap();
+    }
+    assert_eq!(pair.other.to_owner.now().0, 6, "the deaf ones are there still");
+    drop(deaf);
+}
