@@ -57,17 +57,7 @@ const FAILED_WAIT: Duration = Duration::from_secs(60);
 /// Takes envelopes for the spool.
 #[derive(Debug)]
 pub struct SpoolIntake {
-    gateway: GatewayName,
-    history: Arc<History>,
-    book: Book,
-    budgets: Budgets,
-    numbers: Numbers,
-    shares: Shares,
-    spool: EnvelopeSpool,
-    uploads: UploadStore,
-    metrics: Metrics,
-    registry: Arc<ArcSwap<Registry>>,
-    followed: Followed,
+    parts: Parts,
     /// One for each lane: where lanes are streams with leaders of their own, one may stand still while the others go on.
     settle: [mpsc::Sender<Settling>; LANES],
 }
@@ -117,45 +107,18 @@ impl SpoolIntake {
     /// Begins to take envelopes. Inside a tokio runtime.
     #[must_use]
     pub fn start(parts: Parts) -> Self {
-        let Parts {
-            gateway,
-            history,
-            book,
-            budgets,
-            numbers,
-            shares,
-            spool,
-            uploads,
-            metrics,
-            registry,
-            activity,
-            followed,
-        } = parts;
         let settle = std::array::from_fn(|_| {
             let (settle, settling) = mpsc::channel(SETTLING_MAX);
-            tokio::spawn(settle_all(settling, metrics.clone(), activity.clone()));
+            tokio::spawn(settle_all(settling, parts.metrics.clone(), parts.activity.clone()));
             settle
         });
-        Self {
-            gateway,
-            history,
-            book,
-            budgets,
-            numbers,
-            shares,
-            spool,
-            uploads,
-            metrics,
-            registry,
-            followed,
-            settle,
-        }
+        Self { parts, settle }
     }
 
     /// Pays for data keys that are new for the device.
     fn spend(&self, device: &DeviceId, edks: &[[u8; 32]]) -> Result<(), Refusal> {
-        self.budgets.spend(device, edks, since_boot()).map_err(|over| {
-            self.metrics.refused(ErrorReason::TooManySessions);
+        self.parts.budgets.spend(device, edks, since_boot()).map_err(|over| {
+            self.parts.metrics.refused(ErrorReason::TooManySessions);
             Refusal::new(ErrorReason::TooManySessions, over.to_string())
                 .retry_after(spread(over.retry_after, random()))
         })
@@ -163,7 +126,7 @@ impl SpoolIntake {
 
     /// Refuses where another gateway of the site takes the envelopes.
     fn is_owner(&self) -> Result<(), Refusal> {
-        match self.spool.elsewhere() {
+        match self.parts.spool.elsewhere() {
             None => Ok(()),
             Some(elsewhere) => Err(Refusal::new(ErrorReason::StandingBy, elsewhere.to_string())
                 .retry_after(spread(ELSEWHERE_WAIT, random()))),
@@ -173,20 +136,20 @@ impl SpoolIntake {
     /// Refuses a device that this gateway's own registry turns away, where another gateway has let it in.
     fn is_let_in(&self, peer: &Peer) -> Result<(), Refusal> {
         let (Some(by), Some(device)) = (&peer.passed_on_by, peer.device()) else { return Ok(()) };
-        let revoked = match self.registry.load().revoked(device, peer.certificate_sha256.as_ref()) {
+        let revoked = match self.parts.registry.load().revoked(device, peer.certificate_sha256.as_ref()) {
             None => return Ok(()),
             Some(Revoked::Device) => ErrorReason::DeviceRevoked,
             Some(Revoked::Certificate) => ErrorReason::CertificateRevoked,
         };
         Err(Refusal::new(
             revoked,
-            format!("{} was let in by {}, and is revoked at {}", peer.id, by.id, self.gateway),
+            format!("{} was let in by {}, and is revoked at {}", peer.id, by.id, self.parts.gateway),
         ))
     }
 
     /// Our word on an envelope that came from there.
     fn hop(&self, peer: &Peer, key_not_active: bool, conflict: bool) -> Hop {
-        Hop { key_not_active, conflict, ..pass::word(&self.gateway, peer.at_the_door()) }
+        Hop { key_not_active, conflict, ..pass::word(&self.parts.gateway, peer.at_the_door()) }
     }
 
     /// Appends under a number that was reserved. Waits while the spool's queue is full: so pressure travels back.
@@ -201,18 +164,18 @@ impl SpoolIntake {
         let began = since_boot();
         // The place among the settling comes first: from the append on nothing may be awaited, or a call that is cut
         // there would leave a number in flight for ever.
-        let lane = self.spool.lane_of(&head.identity.line());
+        let lane = self.parts.spool.lane_of(&head.identity.line());
         let place = self.settle[lane.index()].reserve().await;
         let place = place.map_err(|_| refusal_of(&AppendError::Closed))?;
         let (bytes, whole, failures) = (body.len(), body.envelope_bytes(), reservation.failures());
         let device = &head.identity.device;
-        let share = self.shares.admit(device, lane, bytes as u64, self.spool.fill(), began);
+        let share = self.parts.shares.admit(device, lane, bytes as u64, self.parts.spool.fill(), began);
         let share = share.map_err(|over| refusal_of_share(&over))?;
         let ticket = loop {
-            match self.spool.append(&head, body.clone(), wall_ms(), failures) {
+            match self.parts.spool.append(&head, body.clone(), wall_ms(), failures) {
                 Ok(ticket) => break ticket,
                 Err(AppendError::QueueFull { .. }) => {
-                    self.spool.room(&head.identity.line(), bytes as u64).await
+                    self.parts.spool.room(&head.identity.line(), bytes as u64).await
                 }
                 Err(error) => {
                     // No retry will bring it: the line goes on without it.
@@ -277,35 +240,35 @@ impl Intake for SpoolIntake {
     }
 
     fn trust(&self, _peer: &Peer) -> Option<TrustVersion> {
-        self.book.version().map(TrustVersion::from)
+        self.parts.book.version().map(TrustVersion::from)
     }
 
     fn durability(&self) -> Durability {
-        self.spool.durability()
+        self.parts.spool.durability()
     }
 
     fn takes_passed_on(&self) -> bool {
-        self.spool.is_replicated()
+        self.parts.spool.is_replicated()
     }
 
     fn ready(&self, peer: &Peer) -> Result<(), Refusal> {
-        self.is_owner().inspect_err(|refusal| self.metrics.refused(refusal.reason))?;
-        let room = match self.spool.admit() {
+        self.is_owner().inspect_err(|refusal| self.parts.metrics.refused(refusal.reason))?;
+        let room = match self.parts.spool.admit() {
             Ok(()) | Err(AppendError::QueueFull { .. }) => Ok(()),
             Err(error) => Err(refusal_of(&error)),
         };
-        let share = peer.device().map_or(Ok(()), |device| self.shares.ready(device, since_boot()));
+        let share = peer.device().map_or(Ok(()), |device| self.parts.shares.ready(device, since_boot()));
         let ready = self.is_let_in(peer).and(room).and(share.map_err(|over| refusal_of_share(&over)));
-        ready.inspect_err(|refusal| self.metrics.refused(refusal.reason))
+        ready.inspect_err(|refusal| self.parts.metrics.refused(refusal.reason))
     }
 
     async fn offer(&self, peer: &Peer, (): &(), admitted: Admitted) -> Result<Pending, Refusal> {
-        self.is_owner().inspect_err(|refusal| self.metrics.refused(refusal.reason))?;
+        self.is_owner().inspect_err(|refusal| self.parts.metrics.refused(refusal.reason))?;
         let identity = admitted.identity().clone();
         let now = since_boot();
         // What a gateway of the site passes on came at its own pace there.
         if let Some(device) = peer.device() {
-            self.shares.charge(device, admitted.bytes().len() as u64, now);
+            self.parts.shares.charge(device, admitted.bytes().len() as u64, now);
         }
         // Of the same session as the one before it: paid for on this call.
         if !admitted.same_session {
@@ -314,18 +277,19 @@ impl Intake for SpoolIntake {
             self.spend(&identity.device, &edks)?;
         }
         if admitted.key_not_active {
-            self.metrics.key_not_active();
+            self.parts.metrics.key_not_active();
         }
         if peer.passed_on_by.is_some() {
-            self.metrics.passed_on_to_us();
+            self.parts.metrics.passed_on_to_us();
         }
         let (tell, told) = undecided();
         let bytes = admitted.bytes().len() as u64;
         let hash = ShortHash::from(&admitted.sha256);
-        let failures = self.spool.failures(&identity.line());
-        let offered = self.numbers.offer(&identity, hash, bytes, now, told.clone(), failures);
-        let offered = offered.inspect_err(|refusal| self.metrics.refused(Refusal::from(*refusal).reason))?;
-        let metrics = self.metrics.clone();
+        let failures = self.parts.spool.failures(&identity.line());
+        let offered = self.parts.numbers.offer(&identity, hash, bytes, now, told.clone(), failures);
+        let offered =
+            offered.inspect_err(|refusal| self.parts.metrics.refused(Refusal::from(*refusal).reason))?;
+        let metrics = self.parts.metrics.clone();
         let (ticket, outcome, counted) = match offered {
             Offered::Done(outcome) => {
                 metrics.answered(counted_as(&outcome));
@@ -346,7 +310,7 @@ impl Intake for SpoolIntake {
                 }
                 let mark = mark(admitted.profile(), bytes);
                 if let Some(trace) = admitted.trace {
-                    self.followed.enter(&identity, trace);
+                    self.parts.followed.enter(&identity, trace);
                 }
                 let Admitted { envelope, sha256, key_not_active, mut hops, .. } = admitted;
                 hops.push(self.hop(peer, key_not_active, reservation.is_conflict()));
@@ -382,7 +346,7 @@ impl Intake for SpoolIntake {
 
     fn uploads(&self) -> Option<&UploadStore> {
         // Their files lie on this machine: behind an acknowledgement that says "replicated" they would be a lie.
-        (!self.spool.is_replicated()).then_some(&self.uploads)
+        (!self.parts.spool.is_replicated()).then_some(&self.parts.uploads)
     }
 
     fn judge(&self, _peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
@@ -395,36 +359,36 @@ impl Intake for SpoolIntake {
 
     fn hello(&self, _peer: &Peer, lines: &[HelloLine]) -> Vec<u64> {
         let now = since_boot();
-        lines.iter().map(|hello| self.numbers.hello(&hello.line, hello.first_unacked, now)).collect()
+        lines.iter().map(|hello| self.parts.numbers.hello(&hello.line, hello.first_unacked, now)).collect()
     }
 
     fn declared(&self, _peer: &Peer, gaps: &[DeclaredGap]) {
         let now = since_boot();
         for gap in gaps {
-            self.metrics.gap_declared(gap.to.get() - gap.from.get() + 1);
-            self.numbers.declare(&gap.line, gap.from, gap.to, now);
+            self.parts.metrics.gap_declared(gap.to.get() - gap.from.get() + 1);
+            self.parts.numbers.declare(&gap.line, gap.from, gap.to, now);
         }
     }
 
     fn refused(&self, _peer: &Peer, identity: Option<&Identity>, refusal: &Refusal) {
-        self.metrics.refused(refusal.reason);
-        self.metrics.answered(Counted::Refused);
+        self.parts.metrics.refused(refusal.reason);
+        self.parts.metrics.answered(Counted::Refused);
         if let Some(identity) = identity {
-            self.numbers.refused(identity, since_boot());
+            self.parts.numbers.refused(identity, since_boot());
         }
     }
 }
 
 impl KnownKeys for SpoolIntake {
     fn demands_certificate(&self, identity: &Identity) -> bool {
-        self.registry.load().demands_certificate(&identity.device)
+        self.parts.registry.load().demands_certificate(&identity.device)
     }
 
     fn standing(&self, arn: &KeyArn, _identity: &Identity) -> Standing {
-        match self.history.status_of(arn) {
+        match self.parts.history.status_of(arn) {
             Some(KeyStatus::Active) => Standing::Active,
             Some(_) => Standing::NotActive,
-            None if self.history.is_empty() => Standing::NotReady,
+            None if self.parts.history.is_empty() => Standing::NotReady,
             None => Standing::Unknown,
         }
     }

@@ -129,7 +129,7 @@ async fn a_key_that_was_retired_since_is_taken_and_flagged_and_an_unknown_one_is
     let mut stranger = Door::open(elsewhere.path());
     let identity = Head::decode(&head.head).unwrap().identity;
     assert_eq!(stranger.intake.standing(&arn(9), &identity), Standing::Unknown);
-    Arc::get_mut(&mut stranger.intake).unwrap().history = Arc::new(empty);
+    Arc::get_mut(&mut stranger.intake).unwrap().parts.history = Arc::new(empty);
     assert_eq!(stranger.intake.standing(&arn(1), &identity), Standing::NotReady);
 }
 
@@ -291,6 +291,6 @@ async fn on_one_call_every_session_pays_for_its_data_key() {
             pithead_hop::ingest::admit(envelope, vec![], &truck(), &*door.intake, 1 << 20, &mut last);
         let stored = door.intake.offer(&truck(), &(), admitted.unwrap()).await.unwrap();
         assert_eq!(stored.await.unwrap(), Outcome::Stored);
-        assert_eq!(door.intake.budgets.remembered(&device), paid, "number {seq}");
+        assert_eq!(door.intake.parts.budgets.remembered(&device), paid, "number {seq}");
     }
 }

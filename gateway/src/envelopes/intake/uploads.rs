@@ -23,17 +23,19 @@ impl SpoolIntake {
         let identity = offered.profile.identity();
         let edks: Vec<[u8; 32]> = offered.profile.edks().iter().map(|(_, hash)| *hash.as_bytes()).collect();
         self.spend(&identity.device, &edks)?;
-        let judged = self.numbers.judge(identity, ShortHash::from(&offered.header_sha256), since_boot());
-        let judged = judged.inspect_err(|refusal| self.metrics.refused(Refusal::from(*refusal).reason))?;
+        let judged =
+            self.parts.numbers.judge(identity, ShortHash::from(&offered.header_sha256), since_boot());
+        let judged =
+            judged.inspect_err(|refusal| self.parts.metrics.refused(Refusal::from(*refusal).reason))?;
         if let Some(outcome) = &judged {
-            self.metrics.answered(counted_as(outcome));
+            self.parts.metrics.answered(counted_as(outcome));
         }
         Ok(judged)
     }
 
     pub(super) async fn complete_upload(&self, peer: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {
         let WholeUpload { identity, header_sha256, total } = whole;
-        let (uploads, wanted) = (self.uploads.clone(), identity.clone());
+        let (uploads, wanted) = (self.parts.uploads.clone(), identity.clone());
         let read = tokio::task::spawn_blocking(move || uploads.read(&wanted)).await;
         let file = read.unwrap_or_else(|error| Err(SealedFileError::Disk(std::io::Error::other(error))));
         let file = match file {
@@ -54,7 +56,7 @@ impl SpoolIntake {
         let key_not_active =
             profile.edks().iter().any(|(arn, _)| self.standing(arn, &identity) == Standing::NotActive);
         if key_not_active {
-            self.metrics.key_not_active();
+            self.parts.metrics.key_not_active();
         }
         let mut hops = file.hops().to_vec();
         hops.push(self.hop(peer, key_not_active, false));
@@ -63,12 +65,13 @@ impl SpoolIntake {
         let (tell, told) = undecided();
         let (body, mark) = (Body::Large { total }, mark(&profile, total));
         let hash = ShortHash::from(&header_sha256);
-        let failures = self.spool.failures(&identity.line());
-        let offered = self.numbers.offer(&identity, hash, total, since_boot(), told.clone(), failures);
-        let offered = offered.inspect_err(|refusal| self.metrics.refused(Refusal::from(*refusal).reason))?;
+        let failures = self.parts.spool.failures(&identity.line());
+        let offered = self.parts.numbers.offer(&identity, hash, total, since_boot(), told.clone(), failures);
+        let offered =
+            offered.inspect_err(|refusal| self.parts.metrics.refused(Refusal::from(*refusal).reason))?;
         let (ticket, outcome) = match offered {
             Offered::Done(outcome) => {
-                self.metrics.answered(counted_as(&outcome));
+                self.parts.metrics.answered(counted_as(&outcome));
                 // Its first copy has been passed on, or was no upload: these bytes are nobody's.
                 if matches!(outcome, Outcome::Duplicate { .. }) {
                     self.release(&identity).await;
@@ -82,26 +85,26 @@ impl SpoolIntake {
             }
             Offered::Store(reservation) => {
                 let stored = self.store(head, body, reservation, tell, mark).await;
-                stored.inspect_err(|refusal| self.metrics.refused(refusal.reason))?;
+                stored.inspect_err(|refusal| self.parts.metrics.refused(refusal.reason))?;
                 (told, Outcome::Stored)
             }
         };
         match ticket.await {
             Ok(()) => {
-                self.uploads.taken(&identity);
-                self.metrics.answered(counted_as(&outcome));
+                self.parts.uploads.taken(&identity);
+                self.parts.metrics.answered(counted_as(&outcome));
                 Ok(outcome)
             }
             Err(error) => {
                 let refusal = refusal_of_sync(error);
-                self.metrics.refused(refusal.reason);
+                self.parts.metrics.refused(refusal.reason);
                 Err(refusal)
             }
         }
     }
 
     async fn release(&self, identity: &pithead_sealing::Identity) {
-        let (uploads, identity) = (self.uploads.clone(), identity.clone());
+        let (uploads, identity) = (self.parts.uploads.clone(), identity.clone());
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || uploads.release(&identity)).await {
             tracing::error!(event = "upload.not_removed", %error);
         }
