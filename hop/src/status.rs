@@ -255,6 +255,7 @@ pub(crate) fn code_of(reason: ErrorReason) -> Code {
         | R::EnvelopeFinalTooLong
         | R::EnvelopeTruncated
         | R::EnvelopeTrailing
+        | R::BundleMalformed
         | R::EnvelopeTooLarge
         | R::ProfileContext
         | R::ProfileNumber
@@ -454,6 +455,7 @@ pub fn is_retryable(reason: ErrorReason) -> bool {
         | R::SignatureRequired
         | R::SignatureRevoked
         | R::SignatureKeyUnknown
+        | R::BundleMalformed
         | R::RequestInvalid
         | R::WindowExceeded
         | R::Conflict

@@ -38,6 +38,12 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// What an error of the client below says, for who asks it directly.
+    #[must_use]
+    pub fn of(error: &Error) -> Self {
+        fault_of(error, &shown(error))
+    }
+
     /// Whether the same request may succeed without anybody changing anything.
     #[must_use]
     pub const fn may_retry(self) -> bool {

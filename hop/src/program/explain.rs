@@ -221,6 +221,10 @@ fn todo(reason: ErrorReason) -> &'static str {
             "Register the device's key at the decryptor: `pithead-decryptor device add`. What was refused before waits in the \
              gateway's refused area: `pithead-gateway refused retry` sends it again."
         }
+        R::BundleMalformed => {
+            "Look at who may write below bundles/ in the bucket. The object stays where it is, and the ledger names it; put what it \
+             should have been beside it under another place, or have the gateway send the envelopes again."
+        }
         R::RequestInvalid => {
             "Mend the client program: the message says which rule of the contract it breaks."
         }

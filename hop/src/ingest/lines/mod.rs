@@ -172,6 +172,11 @@ impl<T: Clone> Lines<T> {
         Ok(verdict)
     }
 
+    /// How a number that is held stands; none if it is not. Nothing is changed by asking, and no line begins.
+    pub fn seen(&self, line: &Line, seq: Seq, hash: ShortHash) -> Option<Verdict<T>> {
+        self.devices.get(&line.device)?.line(line)?.seen(seq.get(), hash)
+    }
+
     /// Other bytes came under a number of that line, as whoever keeps them knows: at a start.
     pub fn contest(&mut self, line: &Line) {
         if let Some(device) = self.devices.get_mut(&line.device) {

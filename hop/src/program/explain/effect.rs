@@ -59,6 +59,9 @@ pub(super) fn affects(reason: ErrorReason) -> &'static str {
         | R::KmsInvalidCiphertext => {
             "This envelope alone: it is not taken, or set aside with its reason. All others go on."
         }
+        R::BundleMalformed => {
+            "Nothing of that object is applied; what it should have held shows as missing. All others go on."
+        }
         R::SignatureInvalid | R::SignatureRequired | R::SignatureRevoked | R::SignatureKeyUnknown => {
             "These envelopes are not believed to be the device's, and are set aside with their reason. All others go on."
         }
