@@ -5,7 +5,8 @@
 use crate::authority::{SiteStanding, rfc3339};
 use crate::books::Books;
 use crate::kms::{KmsCalls, KmsOperation};
-use crate::metrics::{KmsLabel, Metrics, Outcome};
+use crate::metrics::{KmsLabel, Metrics, Outcome, SiteLabel};
+use crate::source::replica::Failing;
 use crate::unwrap::DataKeys;
 use crate::vitals::{Health, Rates};
 use arc_swap::ArcSwap;
@@ -23,6 +24,7 @@ use pithead_hop::program::metrics::advance;
 use pithead_hop::program::reload::{LastReload, Outcome as Reloaded};
 use pithead_hop::program::{ProgramError, clock};
 use pithead_hop::tls::Expiries;
+use pithead_sealing::Site;
 use pithead_sealing::trust::UnixTime;
 use serde_json::{Value, json};
 use std::io;
@@ -65,7 +67,7 @@ pub struct Status {
     metrics: Arc<Metrics>,
     data_keys: Arc<DataKeys>,
     kms: Option<Arc<KmsCalls>>,
-    accept: AcceptHandle,
+    accept: Option<AcceptHandle>,
     sink: PathBuf,
     data: PathBuf,
     health: Health,
@@ -74,6 +76,7 @@ pub struct Status {
     reloads: Mutex<Reloads>,
     books: OnceLock<Arc<ArcSwap<Books>>>,
     authority: OnceLock<Arc<ArcSwap<Vec<SiteStanding>>>>,
+    bucket: OnceLock<Bucket>,
     /// What came of the last reload.
     pub reload: LastReload,
     orders: mpsc::Sender<oneshot::Sender<Reloaded>>,
@@ -84,6 +87,48 @@ const ORDERS: usize = 4;
 
 /// Where orders to reload come out; each brings the place for its answer.
 pub type Orders = mpsc::Receiver<oneshot::Sender<Reloaded>>;
+
+/// A source in a bucket, for the status page.
+#[derive(Debug)]
+pub struct Bucket {
+    /// Where bundles come from.
+    pub source: String,
+    /// The queue that tells of them.
+    pub queue: Option<String>,
+    /// Who this is.
+    pub replica: String,
+    /// Its sites.
+    pub sites: Vec<Site>,
+    /// What does not work at the moment.
+    pub failing: Failing,
+}
+
+impl Bucket {
+    fn json(&self, metrics: &Metrics) -> Value {
+        let bucket = &metrics.bucket;
+        let site = |site: &Site| {
+            let label = SiteLabel { site: site.to_string() };
+            json!({
+                "site": site.as_str(),
+                "number": bucket.ledger_number.get_or_create(&label).get(),
+                "unfinished": bucket.unfinished.get_or_create(&label).get(),
+                "oldest_s": bucket.oldest_for(&label, clock::wall_s()),
+            })
+        };
+        json!({
+            "source": self.source,
+            "queue": self.queue,
+            "replica": self.replica,
+            "ledgers": self.sites.iter().map(site).collect::<Vec<_>>(),
+            "waiting": bucket.waiting.get(),
+            "entries_won": bucket.entries_won.get(),
+            "entries_lost": bucket.entries_lost.get(),
+            "source_bytes": bucket.source_bytes.get(),
+            "sink_bytes": bucket.sink_bytes.get(),
+            "failing": self.failing.now(),
+        })
+    }
+}
 
 #[derive(Debug)]
 struct Reloads {
@@ -99,12 +144,14 @@ impl Status {
         metrics: Arc<Metrics>,
         data_keys: Arc<DataKeys>,
         kms: Option<Arc<KmsCalls>>,
-        accept: AcceptHandle,
+        accept: Option<AcceptHandle>,
         (sink, data): (PathBuf, PathBuf),
         expiries: Expiries,
     ) -> (Arc<Self>, Orders) {
         metrics.tls.show(&expiries);
-        metrics.rpc.watch(accept.calls());
+        if let Some(accept) = &accept {
+            metrics.rpc.watch(accept.calls());
+        }
         for operation in KmsOperation::ALL {
             if let Some(calls) = &kms {
                 metrics.kms_times.watch(operation.label(), calls.times(operation));
@@ -126,6 +173,7 @@ impl Status {
             accept,
             sink,
             authority: OnceLock::new(),
+            bucket: OnceLock::new(),
             reload: LastReload::default(),
             orders,
         });
@@ -136,6 +184,12 @@ impl Status {
     pub fn show_authority(&self, standing: Arc<ArcSwap<Vec<SiteStanding>>>) {
         // Set once, by whoever starts the program.
         let _ = self.authority.set(standing);
+    }
+
+    /// Shows a source in a bucket as well.
+    pub fn show_bucket(&self, bucket: Bucket) {
+        // Set once, by whoever starts the program.
+        let _ = self.bucket.set(bucket);
     }
 
     /// Shows the statements as well.
@@ -172,6 +226,9 @@ impl Status {
         self.phase.store(phase as u8, Ordering::Release);
         match phase {
             Phase::Starting => {}
+            Phase::Serving if self.accept.is_none() => {
+                self.health.set("intake", Level::Ok, "the bucket is read");
+            }
             Phase::Serving => self.health.set("intake", Level::Ok, "gateways are served"),
             Phase::Stopping => self.health.drain(),
             Phase::Failed => {
@@ -209,7 +266,9 @@ impl Status {
             }
         }
         self.metrics.data_keys_held.set(i64::try_from(self.data_keys.held()).unwrap_or(i64::MAX));
-        self.metrics.port(&self.accept.stats());
+        if let Some(accept) = &self.accept {
+            self.metrics.port(&accept.stats());
+        }
     }
 
     fn json(&self) -> Value {
@@ -218,7 +277,8 @@ impl Status {
         let envelopes = |outcome| metrics.envelopes_with(outcome);
         let summary = self.health.lamps().summary();
         let (tls, config) = self.reloads_json();
-        let peers: Vec<String> = self.accept.peers().iter().map(|peer| peer.id.to_string()).collect();
+        let peers = self.accept.iter().flat_map(AcceptHandle::peers);
+        let peers: Vec<String> = peers.map(|peer| peer.id.to_string()).collect();
         json!({
             "program": "pithead-decryptor",
             "version": env!("CARGO_PKG_VERSION"),
@@ -273,6 +333,7 @@ impl Status {
             "frozen_devices": metrics.frozen_devices.get(),
             "unknown_statement_devices": metrics.unknown_statement_devices.get(),
             "peers": peers,
+            "bucket": self.bucket.get().map(|bucket| bucket.json(metrics)),
         })
     }
 }

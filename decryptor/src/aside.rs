@@ -22,6 +22,19 @@ pub const PER_DEVICE_BYTES: u64 = 64 * 1024 * 1024;
 /// Envelopes kept per device and area.
 pub const PER_DEVICE_ENVELOPES: u64 = 1_000;
 
+/// What an envelope is called that is kept beside a sink.
+#[must_use]
+pub fn name_of(identity: &Identity, sha256: &[u8; 32], reason: ErrorReason) -> String {
+    format!(
+        "{}-{}-{:020}-{}.{}.envelope",
+        identity.stream,
+        identity.run,
+        identity.seq.get(),
+        hex::encode(&sha256[..8]),
+        reason.code(),
+    )
+}
+
 /// Whether an envelope was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
@@ -98,14 +111,7 @@ impl Area {
         sealed: &[u8],
     ) -> io::Result<Kept> {
         let folder = self.root.join(identity.site.as_str()).join(identity.device.as_str());
-        let name = format!(
-            "{}-{}-{:020}-{}.{}.envelope",
-            identity.stream,
-            identity.run,
-            identity.seq.get(),
-            hex::encode(&sha256[..8]),
-            reason.code(),
-        );
+        let name = name_of(identity, sha256, reason);
         let path = folder.join(name);
         if path.try_exists()? {
             sync_folder(&folder)?;

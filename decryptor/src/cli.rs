@@ -106,7 +106,7 @@ impl Cli {
             Command::Man { out } => {
                 println!("{} pages in {}", manual::man(Self::command(), &out)?, out.display());
             }
-            Command::Verify(args) => return verify::run(args),
+            Command::Verify(args) => return verify::run(args).await,
             Command::Run(args) => run::run(args).await?,
             Command::Open(args) => open::run(args).await?,
             Command::Inspect(args) => inspect::run(args).await?,

@@ -6,6 +6,7 @@
 use crate::unwrap::Budgets;
 use pithead_hop::accept::Limits;
 use pithead_hop::ingest::{IngestLimits, UploadLimits};
+use pithead_hop::objects::Settings;
 use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::config::change::Live;
 use pithead_hop::program::config::{self, ByteSize, ConfigError, Duration, Loaded, Wrong};
@@ -42,7 +43,11 @@ pub const TEMPLATE: &str = include_str!("config.template.toml");
 pub struct Config {
     /// What this decryptor is.
     pub decryptor: Decryptor,
-    /// The port for gateways.
+    /// Where envelopes come from.
+    #[serde(default)]
+    pub source: Source,
+    /// The port for gateways; not used with a source in a bucket.
+    #[serde(default)]
     pub ingest: Ingest,
     /// Bounds of large envelopes.
     #[serde(default)]
@@ -77,10 +82,92 @@ pub struct Config {
 pub struct Decryptor {
     /// Where ledger, poison, conflicts and accepted statements lie. It must exist.
     pub data_dir: PathBuf,
-    /// PEM: its certificate chain.
+    /// PEM: its certificate chain. Empty where no gateway connects.
+    #[serde(default)]
     pub certificate: PathBuf,
     /// PEM: the private key of that certificate.
+    #[serde(default)]
     pub private_key: PathBuf,
+}
+
+/// `[source]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Source {
+    /// `grpc` or `s3`.
+    pub kind: SourceKind,
+    /// Where `bundles/` and `large/` are: `s3://BUCKET/PREFIX`, or `file:///FOLDER`.
+    pub url: Option<String>,
+    /// Where S3 is, if not at AWS.
+    pub endpoint: Option<String>,
+    /// The bucket's region.
+    pub region: Option<String>,
+    /// PEM: roots that such an endpoint is believed by, beside the system's.
+    pub ca: Option<PathBuf>,
+    /// The address of the SQS queue that the bucket's events go to.
+    pub queue: Option<String>,
+    /// For how long a message of the queue is hidden from other replicas at a time; it is extended for as long as its bundle is worked on.
+    pub visibility: Duration,
+    /// How often the newest part of the bucket is listed; if it is not given, 10 s without a queue and 5 min beside one.
+    pub poll: Option<Duration>,
+    /// How often all of it is.
+    pub sweep: Duration,
+    /// How long an entry of another replica may be without output before this one writes it.
+    pub grace: Duration,
+    /// Bundles in memory, in bytes; as much again may be held of what was opened and is not written yet.
+    pub under_way: ByteSize,
+}
+
+/// What kind of source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// Gateways connect.
+    #[default]
+    Grpc,
+    /// Bundles lie in a bucket.
+    S3,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            kind: SourceKind::Grpc,
+            url: None,
+            endpoint: None,
+            region: None,
+            ca: None,
+            queue: None,
+            visibility: Duration::from_secs(60),
+            poll: None,
+            sweep: Duration::from_secs(900),
+            grace: Duration::from_secs(30),
+            under_way: under_way(),
+        }
+    }
+}
+
+impl Sink {
+    /// Where it is, in a bucket; empty if the file does not say.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.url.as_deref().unwrap_or_default()
+    }
+}
+
+impl Source {
+    /// Where it is; empty if the file does not say.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.url.as_deref().unwrap_or_default()
+    }
+
+    /// How often the newest part of the bucket is listed.
+    #[must_use]
+    pub fn poll(&self) -> std::time::Duration {
+        let by_queue = if self.queue.is_some() { 300 } else { 10 };
+        self.poll.map_or(std::time::Duration::from_secs(by_queue), |poll| poll.get())
+    }
 }
 
 /// `[ingest]`
@@ -88,6 +175,7 @@ pub struct Decryptor {
 #[serde(deny_unknown_fields)]
 pub struct Ingest {
     /// Where gateways connect.
+    #[serde(default = "listen")]
     pub listen: SocketAddr,
     /// Bounds of the open port.
     #[serde(default)]
@@ -107,7 +195,8 @@ pub struct SiteEntry {
     /// The site's name.
     #[serde(with = "config::text")]
     pub name: Site,
-    /// PEM: the CA of its gateways and devices.
+    /// PEM: the CA of its gateways and devices. Empty where none connects.
+    #[serde(default)]
     pub ca: PathBuf,
     /// PEM: certificate revocation lists of that CA.
     #[serde(default)]
@@ -182,10 +271,23 @@ pub struct LocalKey {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sink {
-    /// `folder` or `jsonl`.
+    /// `folder`, `jsonl` or `objects`.
     pub kind: SinkKind,
     /// The folder, or the file. Its parent must exist.
+    #[serde(default)]
     pub path: PathBuf,
+    /// Of `objects`: where output, ledger and what is set aside go.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// Where S3 is, if not at AWS.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// The bucket's region.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// PEM: roots that such an endpoint is believed by, beside the system's.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
 }
 
 /// What kind of sink.
@@ -196,6 +298,8 @@ pub enum SinkKind {
     Folder,
     /// One line per record.
     Jsonl,
+    /// In a bucket, an object of lines for each entry of the ledger.
+    Objects,
 }
 
 /// `[admin]`
@@ -240,6 +344,21 @@ impl Default for Stop {
     }
 }
 
+impl Default for Ingest {
+    fn default() -> Self {
+        Self {
+            listen: listen(),
+            limits: Limits::default(),
+            calls: IngestLimits::default(),
+            under_way: under_way(),
+        }
+    }
+}
+
+fn listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7500))
+}
+
 const fn under_way() -> ByteSize {
     ByteSize::mib(256)
 }
@@ -253,6 +372,9 @@ const fn every() -> Duration {
 }
 
 /// A statement each second would only fill a disk; one a month would be stale before the next.
+/// Below it an extension that is late by a second would be too late; above it SQS refuses.
+const VISIBILITIES: std::ops::RangeInclusive<std::time::Duration> =
+    std::time::Duration::from_secs(3)..=std::time::Duration::from_secs(12 * 3600);
 const EVERY_MIN: Duration = Duration::from_secs(3600);
 const EVERY_MAX: Duration = Duration::from_secs(29 * 86_400);
 
@@ -281,6 +403,10 @@ impl Config {
     /// # Errors
     /// What it is, and of which key it is said.
     pub fn check(&self) -> Result<(), Wrong> {
+        match self.source.kind {
+            SourceKind::Grpc => self.check_grpc()?,
+            SourceKind::S3 => self.check_s3()?,
+        }
         for (at, site) in self.sites.iter().enumerate() {
             if self.sites[..at].iter().any(|other| other.name == site.name) {
                 return Err(Wrong::at(
@@ -331,7 +457,8 @@ impl Config {
             ));
         }
         let ingest = self.ingest.listen;
-        if self.admin.listen.socket_addr() == Some(ingest) && ingest.port() != 0 {
+        let is_taken = self.source.kind == SourceKind::Grpc && ingest.port() != 0;
+        if is_taken && self.admin.listen.socket_addr() == Some(ingest) {
             return Err(Wrong::at_any(
                 &["admin.listen", "ingest.listen"],
                 "[admin] and [ingest] `listen` on the same address",
@@ -342,6 +469,91 @@ impl Config {
         config::check_port("ingest.limits", &self.ingest.limits, "ingest.calls", &self.ingest.calls)?;
         if self.keys.poll.is_zero() {
             return Err(Wrong::at("keys.poll", "[keys] `poll` must be above 0"));
+        }
+        Ok(())
+    }
+
+    /// What is needed where gateways connect.
+    fn check_grpc(&self) -> Result<(), Wrong> {
+        let needed = |path: &Path, key: &str, what: &str| match path.as_os_str().is_empty() {
+            true => Err(Wrong::at(key, format!("{what}: gateways connect here"))),
+            false => Ok(()),
+        };
+        needed(&self.decryptor.certificate, "decryptor.certificate", "[decryptor] needs `certificate`")?;
+        needed(&self.decryptor.private_key, "decryptor.private_key", "[decryptor] needs `private_key`")?;
+        for (at, site) in self.sites.iter().enumerate() {
+            needed(&site.ca, &format!("site[{at}].ca"), "[[site]] needs `ca`")?;
+        }
+        if self.sink.kind == SinkKind::Objects {
+            return Err(Wrong::at(
+                "sink.kind",
+                "[sink] `objects` goes with [source] kind = \"s3\": over a call what is acknowledged has to be on disk, and the ledger beside it",
+            ));
+        }
+        needed(&self.sink.path, "sink.path", "[sink] needs `path`")?;
+        for (key, given) in
+            [("source.url", self.source.url.is_some()), ("source.queue", self.source.queue.is_some())]
+        {
+            if given {
+                return Err(Wrong::at(
+                    key,
+                    "[source] names a bucket, and its kind is \"grpc\": set kind = \"s3\"",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is needed where bundles lie in a bucket.
+    fn check_s3(&self) -> Result<(), Wrong> {
+        let source = crate::store::settings_of_source(&self.source);
+        source.location().map_err(|error| Wrong::at("source.url", format!("[source] {error}")))?;
+        if self.sink.kind != SinkKind::Objects {
+            return Err(Wrong::at(
+                "sink.kind",
+                "[source] kind = \"s3\" needs [sink] kind = \"objects\": replicas share their output, and a disk is nobody's to share",
+            ));
+        }
+        let sink = crate::store::settings_of_sink(&self.sink);
+        sink.location().map_err(|error| Wrong::at("sink.url", format!("[sink] {error}")))?;
+        if let Some(queue) = &self.source.queue {
+            let server = crate::source::sqs::server_of(queue);
+            if server.len() == queue.len() {
+                return Err(Wrong::at(
+                    "source.queue",
+                    "[source] `queue` is the address of a queue: https://sqs.REGION.amazonaws.com/ACCOUNT/NAME",
+                ));
+            }
+            // What holds of the server of a bucket holds of this one: in clear to this machine alone.
+            let asked = Settings { endpoint: Some(server.to_owned()), ..Settings::new("s3://any") };
+            asked
+                .location()
+                .map_err(|error| Wrong::at("source.queue", format!("[source] `queue`: {error}")))?;
+        }
+        let visibility = self.source.visibility.get();
+        if !VISIBILITIES.contains(&visibility) || visibility.subsec_nanos() != 0 {
+            return Err(Wrong::at(
+                "source.visibility",
+                "[source] `visibility` is in whole seconds, from 3s to 12h, which is the longest that SQS hides a message",
+            ));
+        }
+        if self.sites.is_empty() {
+            return Err(Wrong::at_any(
+                &["site", "source.kind"],
+                "no [[site]]: of whom are the bundles that are to be applied?",
+            ));
+        }
+        if self.authority.is_some() {
+            return Err(Wrong::at(
+                "authority.dir",
+                "[authority] is for one program alone, and of these there may be many: issue statements with the command line, or \
+                 beside a decryptor that gateways connect to",
+            ));
+        }
+        for (key, value) in [("source.poll", self.source.poll()), ("source.sweep", self.source.sweep.get())] {
+            if value.is_zero() {
+                return Err(Wrong::at(key, "[source] `poll` and `sweep` must be above 0"));
+            }
         }
         Ok(())
     }
@@ -365,7 +577,10 @@ impl Config {
             paths.extend(&mut authority.statement_passphrase_file);
         }
         paths.extend(self.unwrap.local.iter_mut().map(|key| &mut key.private_key));
-        for path in paths {
+        paths.extend(&mut self.source.ca);
+        paths.extend(&mut self.sink.ca);
+        // What is not given is nowhere.
+        for path in paths.into_iter().filter(|path| !path.as_os_str().is_empty()) {
             *path = base.join(&*path);
         }
     }
@@ -443,6 +658,65 @@ mod tests {
         assert!(limits.contains("[ingest.limits] `connections` has to be at least 1"), "{limits}");
         let typo = with("data_dir", "datadir");
         assert!(typo.contains("did you mean") && typo.contains('^'), "{typo}");
+    }
+
+    /// `[source]` as the template has it, uncommented, of kind `s3`; with `[sink]` to go with it, and these changes.
+    fn in_bucket(changes: &[(&str, &str)]) -> String {
+        let (before, rest) = TEMPLATE.split_once("#[source]\n").unwrap();
+        let (section, after) = rest.split_once("\n\n").unwrap();
+        let settings = section.lines().filter_map(|line| line.strip_prefix('#'));
+        let settings = settings.filter(|line| line.contains(" = ") && !line.starts_with([' ', 'c', 'e']));
+        let source: String = settings.map(|line| format!("{line}\n")).collect();
+        let mut text = format!("{before}[source]\n{source}\n{after}")
+            .replace("kind = \"grpc\"", "kind = \"s3\"")
+            .replace(
+                "kind = \"folder\"\npath = \"out\"\n",
+                "kind = \"objects\"\nurl = \"s3://acme-records\"\nregion = \"x\"\n",
+            );
+        for (from, to) in changes {
+            assert!(text.contains(from), "{from}: {text}");
+            text = text.replace(from, to);
+        }
+        text
+    }
+
+    #[test]
+    fn the_source_in_the_template_has_its_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("decryptor.toml");
+        std::fs::write(&path, in_bucket(&[])).unwrap();
+        let source = Config::load(&path).unwrap().source;
+        let default = Source::default();
+        assert_eq!(default.kind, SourceKind::Grpc);
+        assert_eq!((source.visibility, source.sweep), (default.visibility, default.sweep));
+        assert_eq!((source.grace, source.under_way), (default.grace, default.under_way));
+        assert_eq!(source.poll(), default.poll());
+        let with_queue = Source { queue: source.queue.clone(), ..default };
+        assert_eq!(with_queue.poll().as_secs(), 300);
+    }
+
+    #[test]
+    fn a_source_in_a_bucket_says_what_it_needs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("decryptor.toml");
+        let queue = "https://sqs.eu-central-1.amazonaws.com/111122223333/pithead-bundles";
+        for (changes, said) in [
+            ([("url = \"s3://acme-pits\"", "")], "is neither s3://BUCKET/PREFIX"),
+            ([("region = \"eu-central-1\"", "")], "needs `region`"),
+            ([("kind = \"objects\"", "kind = \"jsonl\"\npath = \"x\"")], "needs [sink] kind = \"objects\""),
+            ([("kind = \"s3\"", "kind = \"grpc\"")], "`objects` goes with [source]"),
+            ([(queue, "pithead-bundles")], "is the address of a queue"),
+            ([(queue, "http://sqs.example/1/q")], "is not encrypted"),
+            ([("visibility = \"60s\"", "visibility = \"2s\"")], "from 3s to 12h"),
+            ([("visibility = \"60s\"", "visibility = \"4500ms\"")], "in whole seconds"),
+            ([("sweep = \"15min\"", "sweep = \"0s\"")], "must be above 0"),
+        ] {
+            std::fs::write(&path, in_bucket(&changes)).unwrap();
+            let error = Config::load(&path).unwrap_err().to_string();
+            assert!(error.contains(said), "{changes:?}: {error}");
+        }
+        std::fs::write(&path, in_bucket(&[(queue, "http://127.0.0.1:9324/1/q")])).unwrap();
+        Config::load(&path).unwrap();
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub mod content;
 pub mod intake;
 pub mod ledger;
 pub mod sink;
+pub mod source;
+pub mod store;
 pub mod verify;
 
 pub mod admin;

@@ -144,6 +144,115 @@ pub struct SiteLabel {
     pub site: String,
 }
 
+/// What became of a bundle, by its label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BundleLabel {
+    /// `decided`, `refused`, `waited`, ...
+    pub outcome: &'static str,
+}
+
+/// What can become of a bundle that this replica has taken.
+const BUNDLES: [&str; 5] = ["decided", "refused", "already", "waited", "gone"];
+
+/// What can become of a message of the queue.
+pub const MESSAGES: [&str; 7] =
+    ["received", "deleted", "foreign", "not_deleted", "extended", "not_extended", "let_go"];
+
+/// What a source in a bucket has besides. Nothing moves where gateways are served.
+#[derive(Debug)]
+pub struct BucketMetrics {
+    bundles: Family<BundleLabel, Counter>,
+    messages: Family<BundleLabel, Counter>,
+    /// Bundles that are known and not decided.
+    pub waiting: Gauge,
+    /// When the oldest bundle that is not decided was created, by the store's clock, by site; 0 if there is none.
+    pub oldest: Family<SiteLabel, Float>,
+    /// Bytes of bundles fetched.
+    pub source_bytes: Counter,
+    /// Bytes of output written.
+    pub sink_bytes: Counter,
+    /// Requests that list the bucket.
+    pub listings: Counter,
+    /// Entries of the ledger that this replica has made.
+    pub entries_won: Counter,
+    /// Entries of the ledger that another replica had made when this one was about to.
+    pub entries_lost: Counter,
+    /// The last entry that is known, by site.
+    pub ledger_number: Family<SiteLabel, Gauge>,
+    /// Entries whose output may not be whole, by site.
+    pub unfinished: Family<SiteLabel, Gauge>,
+}
+
+impl BucketMetrics {
+    fn declare(r: &mut Catalogue) -> Self {
+        Self {
+            bundles: r.counters(
+                "pithead_bundles_total",
+                &[Label::of("outcome", &BUNDLES)],
+                "Bundles that this replica has taken, by what became of them",
+            ),
+            messages: r.counters(
+                "pithead_queue_messages_total",
+                &[Label::of("outcome", &MESSAGES)],
+                "Messages of the queue, by what became of them",
+            ),
+            waiting: r.gauge("pithead_bundles_waiting", "Bundles that this replica knows of and that are not decided"),
+            oldest: r.floats(
+                "pithead_bundle_oldest_timestamp_seconds",
+                &[SITE],
+                "When the oldest bundle that is not decided was created, since 1970, by listing; 0 if there is none",
+            ),
+            source_bytes: r.counter("pithead_bundle_bytes_total", "Bytes of bundles and large envelopes fetched"),
+            sink_bytes: r.counter("pithead_sink_object_bytes_total", "Bytes of output objects written"),
+            listings: r.counter("pithead_bucket_listings_total", "Listings of the bucket begun"),
+            entries_won: r.counter("pithead_ledger_entries_won_total", "Entries of the ledger that this replica has made"),
+            entries_lost: r.counter(
+                "pithead_ledger_entries_lost_total",
+                "Entries of the ledger that another replica had made when this one was about to",
+            ),
+            ledger_number: r.gauges(
+                "pithead_ledger_number",
+                &[SITE],
+                "Number of the last entry of the site's ledger that this replica knows",
+            ),
+            unfinished: r.gauges(
+                "pithead_ledger_unfinished",
+                &[SITE],
+                "Entries of the site's ledger whose output may not be whole yet",
+            ),
+        }
+    }
+
+    /// Counts a bundle.
+    pub fn bundle(&self, outcome: &'static str) {
+        self.bundles.get_or_create(&BundleLabel { outcome }).inc();
+    }
+
+    /// Counts a message of the queue.
+    pub fn message(&self, outcome: &'static str) {
+        self.messages.get_or_create(&BundleLabel { outcome }).inc();
+    }
+
+    /// How old the oldest bundle of a site is that is not decided, in seconds; 0 if there is none.
+    #[must_use]
+    pub fn oldest_for(&self, site: &SiteLabel, now_s: u64) -> u64 {
+        let created_s = self.oldest.get_or_create(site).get() as u64;
+        if created_s == 0 { 0 } else { now_s.saturating_sub(created_s) }
+    }
+
+    /// Bundles counted so far.
+    #[must_use]
+    pub fn bundles_with(&self, outcome: &'static str) -> u64 {
+        self.bundles.get_or_create(&BundleLabel { outcome }).get()
+    }
+
+    /// Messages counted so far.
+    #[must_use]
+    pub fn messages_with(&self, outcome: &'static str) -> u64 {
+        self.messages.get_or_create(&BundleLabel { outcome }).get()
+    }
+}
+
 /// All of them. Clones of the parts share their values.
 #[derive(Debug)]
 pub struct Metrics {
@@ -255,6 +364,8 @@ pub struct Metrics {
     pub authority_failures: Family<ReasonLabel, Counter>,
     /// Sites whose last try came to nothing.
     pub authority_failing: Gauge,
+    /// A source in a bucket.
+    pub bucket: BucketMetrics,
 }
 
 impl Default for Metrics {
@@ -452,6 +563,7 @@ impl Metrics {
                 "pithead_authority_failing_sites",
                 "Sites whose statement could not be issued again at the last try",
             ),
+            bucket: BucketMetrics::declare(r),
             all,
         };
         declared.start();
@@ -472,6 +584,12 @@ impl Metrics {
         for area in AREAS {
             drop(self.kept_envelopes.get_or_create(&AreaLabel { area }));
             drop(self.kept_bytes.get_or_create(&AreaLabel { area }));
+        }
+        for outcome in BUNDLES {
+            drop(self.bucket.bundles.get_or_create(&BundleLabel { outcome }));
+        }
+        for outcome in MESSAGES {
+            drop(self.bucket.messages.get_or_create(&BundleLabel { outcome }));
         }
         for alarm in [KeyAlarm::Freeze, KeyAlarm::UnknownStatement] {
             drop(self.key_alarms.get_or_create(&KeyAlarmLabel { alarm }));

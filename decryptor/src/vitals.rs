@@ -7,6 +7,9 @@
 //! | `sink` | the last group became durable, and its file system has room |
 //! | `disk` | the ledger takes entries, and the file system of the data directory has room |
 //!
+//! With a source in a bucket, `intake` is well while the bucket and its queue are read, `sink` while output is written, and `disk`
+//! while the ledger in the bucket takes entries: each says what it last heard.
+//!
 //! What is nobody's own to say is looked at once a second. Without keys the decryptor still serves: what cannot be unwrapped now
 //! waits at its sender. Holes are counted once a minute, since all lines are gone through.
 
@@ -15,6 +18,7 @@ use crate::intake::pipeline;
 use crate::intake::registry::Registry;
 use crate::kms::{KmsCalls, KmsFault, KmsOperation};
 use crate::metrics::{DIMENSIONS, Metrics, Outcome, SiteLabel};
+use crate::source::replica::Failing;
 use crate::unwrap::DataKeys;
 use arc_swap::ArcSwap;
 use pithead_hop::ingest::UploadStore;
@@ -25,7 +29,7 @@ use pithead_hop::program::metrics::as_gauge;
 use pithead_sealing::trust::UnixTime;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -94,14 +98,23 @@ pub struct Parts {
     pub data_keys: Arc<DataKeys>,
     /// What KMS has answered, if it is asked.
     pub kms: Option<Arc<KmsCalls>>,
-    /// The lines.
-    pub registry: Arc<Mutex<Registry>>,
-    /// Large envelopes.
-    pub uploads: UploadStore,
+    /// The lines: of all sites together, or of each by itself.
+    pub registries: Vec<Arc<Mutex<Registry>>>,
+    /// Large envelopes, where gateways bring them.
+    pub uploads: Option<UploadStore>,
     /// The data directory.
     pub data: PathBuf,
-    /// The sink's folder or file.
-    pub sink: PathBuf,
+    /// Where plaintext goes.
+    pub sink: SinkOf,
+}
+
+/// Where plaintext goes, and with it, where it comes from.
+#[derive(Debug)]
+pub enum SinkOf {
+    /// A folder or a file.
+    Disk(PathBuf),
+    /// A bucket, and another one that it comes from: what does not work with them at the moment.
+    Bucket(Failing),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -201,8 +214,9 @@ fn look(parts: &Parts, rates: &Rates, seen: &mut Seen) {
         );
     }
     seen.at = Some((at, wall));
-    metrics.uploads.show(&parts.uploads.stats());
-    metrics.sink_room.measure(&parts.sink);
+    if let Some(uploads) = &parts.uploads {
+        metrics.uploads.show(&uploads.stats());
+    }
     metrics.disk.measure(&parts.data);
     if seen.looks.is_multiple_of(HOLES_EVERY) {
         count_holes(parts);
@@ -210,6 +224,19 @@ fn look(parts: &Parts, rates: &Rates, seen: &mut Seen) {
     seen.looks = seen.looks.wrapping_add(1);
     let (level, words) = keys(parts, seen);
     parts.health.set("keys", level, words);
+    match &parts.sink {
+        SinkOf::Disk(sink) => {
+            metrics.sink_room.measure(sink);
+            look_at_sink(parts, sink, seen);
+        }
+        SinkOf::Bucket(failing) => return look_at_bucket(parts, failing),
+    }
+    let (level, words) = room("the data directory", Room::of(&parts.data).ok());
+    parts.health.set("disk", level, words);
+}
+
+fn look_at_sink(parts: &Parts, path: &Path, seen: &mut Seen) {
+    let metrics = &parts.metrics;
     let sink = (metrics.sink_commits.get(), metrics.sink_failures.get());
     let (before, now) = (std::mem::replace(&mut seen.sink, sink), sink);
     // Nothing new leaves it as it was said last.
@@ -220,11 +247,35 @@ fn look(parts: &Parts, rates: &Rates, seen: &mut Seen) {
             "the last group did not become durable; what it held is sent again",
         );
     } else if now.0 > before.0 || seen.looks == 1 || is_well_or_short_of_room(parts) {
-        let (level, words) = room("the sink", Room::of(&parts.sink).ok());
+        let (level, words) = room("the sink", Room::of(path).ok());
         parts.health.set("sink", level, words);
     }
-    let (level, words) = room("the data directory", Room::of(&parts.data).ok());
-    parts.health.set("disk", level, words);
+}
+
+/// Nothing of this program's is on the disk that what comes out of a bucket needs: of the data directory only the room counts.
+fn look_at_bucket(parts: &Parts, failing: &Failing) {
+    let failing = failing.now();
+    let queue = failing.get("queue").map(|words| format!("{words}; the bucket is listed meanwhile"));
+    if let Some(words) = queue.filter(|_| !failing.contains_key("source")) {
+        parts.health.set("intake", Level::Degraded, words);
+    } else {
+        match failing.get("source") {
+            Some(words) => parts.health.set("intake", Level::Down, words.clone()),
+            None => parts.health.set("intake", Level::Ok, "the bucket is read"),
+        }
+    }
+    for (dimension, part, well) in
+        [("sink", "sink", "output is written"), ("disk", "ledger", "entries of the ledger are made")]
+    {
+        match failing.get(part) {
+            Some(words) => parts.health.set(dimension, Level::Down, words.clone()),
+            None => parts.health.set(dimension, Level::Ok, well),
+        }
+    }
+    if let Some(words) = failing.get("kms") {
+        parts.health.set("keys", Level::Degraded, words.clone());
+    }
+    parts.metrics.disk.measure(&parts.data);
 }
 
 /// Whether the sink's lamp says something of its room, which may change without anything being written.
@@ -266,6 +317,10 @@ fn keys(parts: &Parts, seen: &mut Seen) -> (Level, String) {
         return (Level::Degraded, format!("KMS Decrypt: {fault}; what it concerns waits at its sender"));
     }
     if books.served().is_empty() {
+        // With a bucket between, gateways get their keys elsewhere.
+        if matches!(parts.sink, SinkOf::Bucket(_)) && !books.is_empty() {
+            return (Level::Ok, "keys are known by the configuration".to_owned());
+        }
         return (Level::Degraded, "no bundle was accepted: gateways get no keys from here".to_owned());
     }
     for (site, published) in books.served() {
@@ -286,16 +341,22 @@ fn keys(parts: &Parts, seen: &mut Seen) -> (Level, String) {
 
 fn count_holes(parts: &Parts) {
     let (holes, gaps, policy) = {
-        let registry = pipeline::lock(&parts.registry);
         let (mut holes, mut gaps) = (pithead_hop::ingest::lines::Incomplete::default(), 0_u64);
-        for (_, lines) in registry.sites() {
-            let (incomplete, declared) = (lines.incomplete(), lines.declared());
-            holes.lines += incomplete.lines;
-            holes.numbers = holes.numbers.saturating_add(incomplete.numbers);
-            gaps = gaps.saturating_add(declared);
+        let (mut policy, mut known) = (0_u64, 0_usize);
+        for registry in &parts.registries {
+            let registry = pipeline::lock(registry);
+            for (_, lines) in registry.sites() {
+                let (incomplete, declared) = (lines.incomplete(), lines.declared());
+                holes.lines += incomplete.lines;
+                holes.numbers = holes.numbers.saturating_add(incomplete.numbers);
+                gaps = gaps.saturating_add(declared);
+            }
+            let dropped = registry.all_facts().map(|(.., facts)| facts.dropped_by_policy);
+            policy = policy.saturating_add(dropped.fold(0, u64::saturating_add));
+            known += registry.lines();
         }
-        let policy = registry.all_facts().map(|(.., facts)| facts.dropped_by_policy);
-        (holes, gaps, policy.fold(0, u64::saturating_add))
+        parts.metrics.lines.set(i64::try_from(known).unwrap_or(i64::MAX));
+        (holes, gaps, policy)
     };
     let metrics = &parts.metrics;
     metrics.lines_with_holes.set(as_gauge(holes.lines));

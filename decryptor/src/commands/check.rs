@@ -10,10 +10,12 @@ use crate::authority::{Folder, overview};
 use crate::books::Published;
 use crate::commands::authority::Output;
 use crate::commands::{run, status};
-use crate::config::{Config, SinkKind};
+use crate::config::{Config, SinkKind, SourceKind};
 use crate::devices;
 use crate::kms::{Kms, KmsTimeouts};
 use crate::sites;
+use crate::source::sqs::Queue;
+use crate::store;
 use crate::unwrap::LocalKeys;
 use pithead_hop::program::check::{
     CONFIGURATION, CONNECTIVITY, Finding, Grade, PRODUCTION, RUNNING, Report,
@@ -80,6 +82,10 @@ async fn look(args: &Args, config: &Config, report: &mut Report) {
         report.add(CONNECTIVITY, name, finding);
     }
     let now = clock::wall_s();
+    let in_bucket = config.source.kind == SourceKind::S3;
+    if in_bucket {
+        buckets(config, limit, report).await;
+    }
     let began = Pem::read(&config.decryptor.certificate).ok().and_then(|pem| papers::validity(&pem));
     let began = began.map(|validity| Mark { what: "this certificate begins".into(), at_s: validity.from_s });
     let issued = published.iter().map(|one| Mark {
@@ -89,18 +95,24 @@ async fn look(args: &Args, config: &Config, report: &mut Report) {
     let marks: Vec<Mark> = began.into_iter().chain(issued).collect();
     report.add(PRODUCTION, "clock", machine::clock(now, &marks));
     report.add(PRODUCTION, "time service", synchronised);
-    dated(config, now, report);
+    dated(config, in_bucket, now, report);
     for one in &published {
         let another =
             "issue another: pithead-decryptor authority statement, or let [authority] do it by itself";
         let finding = papers::statement(one.statement.fields(), now, another);
         report.add(PRODUCTION, format!("statement of {}", one.site), finding);
     }
-    disk(config, report);
-    report.add(PRODUCTION, "open files", open_files(config));
+    if in_bucket {
+        report.add(PRODUCTION, "disk", machine::disk(&config.decryptor.data_dir));
+    } else {
+        disk(config, report);
+        report.add(PRODUCTION, "open files", open_files(config));
+    }
     report.add(PRODUCTION, "admin port", machine::admin_port(&config.admin.listen));
     if args.pre {
-        report.add(PRODUCTION, "[ingest] listen", machine::port(config.ingest.listen));
+        if !in_bucket {
+            report.add(PRODUCTION, "[ingest] listen", machine::port(config.ingest.listen));
+        }
         report.add(PRODUCTION, "[admin] listen", machine::admin_listen(&config.admin.listen));
         return;
     }
@@ -116,16 +128,21 @@ async fn look(args: &Args, config: &Config, report: &mut Report) {
 
 /// What the file names. Gives the private keys that are here.
 fn configuration(config: &Config, report: &mut Report) -> Option<LocalKeys> {
-    let tls = run::tls(config).and_then(|tls| Ok(tls.build().map(drop)?));
-    report.add(
-        CONFIGURATION,
-        "certificates",
-        match tls {
-            Ok(()) => Finding::ok("certificate, key, and the CAs of the sites fit"),
-            Err(error) => Finding::of(&error, Grade::Failure),
-        },
-    );
-    if let Ok(known) = sites::list(config) {
+    if config.source.kind == SourceKind::S3 {
+        let names: Vec<&str> = config.sites.iter().map(|site| site.name.as_str()).collect();
+        report.add(CONFIGURATION, "sites", Finding::ok(names.join(", ")));
+    } else {
+        let tls = run::tls(config).and_then(|tls| Ok(tls.build().map(drop)?));
+        report.add(
+            CONFIGURATION,
+            "certificates",
+            match tls {
+                Ok(()) => Finding::ok("certificate, key, and the CAs of the sites fit"),
+                Err(error) => Finding::of(&error, Grade::Failure),
+            },
+        );
+    }
+    if let Some(known) = sites::list(config).ok().filter(|_| config.source.kind == SourceKind::Grpc) {
         let names: Vec<String> = known.iter().map(|site| site.name.to_string()).collect();
         if !names.is_empty() {
             report.add(CONFIGURATION, "sites", Finding::ok(names.join(", ")));
@@ -279,12 +296,72 @@ async fn kms_key(kms: &Kms, arn: &KeyArn, stated: Option<Sha256Digest>, limit: D
     }
 }
 
-fn dated(config: &Config, now: u64, report: &mut Report) {
+/// Whether the buckets and the queue answer, and the sink's creates once what is created.
+async fn buckets(config: &Config, limit: Duration, report: &mut Report) {
+    let silent = |what: &str| {
+        let words = format!("{what}: no answer within {}", human::span(limit));
+        Finding::failure(ErrorReason::StoreUnreachable, words)
+            .todo("check endpoint and region, and the way there")
+    };
+    let source = async {
+        let opened = store::open_source(&config.source).await?;
+        let mut found = 0_u64;
+        // One page says that it may be listed.
+        let below = opened.root.clone().join("bundles");
+        let mut listing = opened.store.list(Some(&below));
+        while let Some(object) = futures_util::StreamExt::next(&mut listing).await {
+            object.map_err(|error| store::refused("source", &error))?;
+            found += 1;
+            if found == 1_000 {
+                break;
+            }
+        }
+        Ok::<_, ProgramError>(found)
+    };
+    let finding = match tokio::time::timeout(limit, source).await {
+        Err(_) => silent(config.source.url()),
+        Ok(Ok(1_000)) => Finding::ok(format!("{}: it is listed, 1,000 bundles or more", config.source.url())),
+        Ok(Ok(found)) => {
+            let bundles = human::some(found, "bundle", "bundles");
+            Finding::ok(format!("{}: it is listed, {bundles}", config.source.url()))
+        }
+        Ok(Err(error)) => Finding::of(&error, Grade::Failure),
+    };
+    report.add(CONNECTIVITY, "[source] url", finding);
+    let sink = async {
+        let opened = store::open_sink(&config.sink).await?;
+        store::probe(&opened, config.sink.url()).await
+    };
+    let finding = match tokio::time::timeout(limit, sink).await {
+        Err(_) => silent(config.sink.url()),
+        Ok(Ok(())) => Finding::ok(format!("{}: what is created is created once", config.sink.url())),
+        Ok(Err(error)) => Finding::of(&error, Grade::Failure),
+    };
+    report.add(CONNECTIVITY, "[sink] url", finding);
+    let Some(url) = &config.source.queue else { return };
+    let (region, visibility) = (config.source.region.as_deref(), config.source.visibility.get());
+    let asked = async { Queue::from_environment(url, region, visibility).await.attributes().await };
+    let finding = match tokio::time::timeout(limit, asked).await {
+        Err(_) => silent(url),
+        Ok(Err(error)) => Finding::failure(error.reason(), error.to_string())
+            .todo("check [source] queue, and what the role may do with it"),
+        Ok(Ok(queue)) if !queue.has_dead_letters => Finding::warning(
+            "the queue has no dead-letter queue: a message that is no bundle's comes for ever",
+        )
+        .todo("set a redrive policy on the queue"),
+        Ok(Ok(queue)) => Finding::ok(format!("{} waiting, {} in flight", queue.waiting, queue.in_flight)),
+    };
+    report.add(CONNECTIVITY, "[source] queue", finding);
+}
+
+fn dated(config: &Config, in_bucket: bool, now: u64, report: &mut Report) {
     let own = &config.decryptor;
-    let renew = "have its CA sign it again, put it in its place, and have the decryptor reload (SIGHUP)";
-    report.add(PRODUCTION, "certificate", papers::certificate(&own.certificate, now, renew));
-    let thief = "be this decryptor towards gateways";
-    report.add(PRODUCTION, "private key", papers::private_file(&own.private_key, thief));
+    if !in_bucket {
+        let renew = "have its CA sign it again, put it in its place, and have the decryptor reload (SIGHUP)";
+        report.add(PRODUCTION, "certificate", papers::certificate(&own.certificate, now, renew));
+        let thief = "be this decryptor towards gateways";
+        report.add(PRODUCTION, "private key", papers::private_file(&own.private_key, thief));
+    }
     for key in &config.unwrap.local {
         let finding = papers::private_file(&key.private_key, "read everything that was sealed to it");
         report.add(PRODUCTION, "key of an opener", finding);
@@ -295,6 +372,9 @@ fn dated(config: &Config, now: u64, report: &mut Report) {
         let path = path.unwrap_or_else(|| authority.dir.join("keys/statement-1.pem"));
         let finding = papers::private_file(&path, "name keys to every device");
         report.add(PRODUCTION, "statement key", finding);
+    }
+    if in_bucket {
+        return;
     }
     for site in sites::list(config).unwrap_or_default() {
         let renew =
@@ -330,7 +410,9 @@ fn beside(sink: &Path, kind: SinkKind) -> PathBuf {
     let own = sink.join(".tmp");
     match kind {
         SinkKind::Folder if own.is_dir() => own,
-        SinkKind::Folder | SinkKind::Jsonl => sink.parent().map_or_else(PathBuf::new, Path::to_owned),
+        SinkKind::Folder | SinkKind::Jsonl | SinkKind::Objects => {
+            sink.parent().map_or_else(PathBuf::new, Path::to_owned)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `config check | show | template`.
 
-use crate::config::{Config, TEMPLATE};
+use crate::config::{Config, SourceKind, TEMPLATE};
 use crate::sites;
 use crate::unwrap::LocalKeys;
 use pithead_hop::program::config::check::Report;
@@ -73,6 +73,9 @@ pub fn examine(path: &Path) -> Result<Report, ProgramError> {
     let mut report = Report::new(path);
     let decryptor = &config.decryptor;
     report.data_dir(&decryptor.data_dir, config.uploads.max_size.get(), &["uploads"]).map_err(located)?;
+    if config.source.kind == SourceKind::S3 {
+        return of_bucket(config, report, located);
+    }
     let known = sites::list(config)?;
     if known.is_empty() {
         report.warn("no site is known, and the program does not start without one: `site add NAME --ca PEM`");
@@ -98,17 +101,7 @@ pub fn examine(path: &Path) -> Result<Report, ProgramError> {
             report.private_key(path);
         }
     }
-    if !config.unwrap.local.is_empty() {
-        let files = config.unwrap.local.iter().map(|key| (key.arn.clone(), key.private_key.as_path()));
-        LocalKeys::load(files).map_err(|error| {
-            located(
-                ProgramError::new(ErrorReason::ConfigInvalid, error.to_string())
-                    .todo("check [[unwrap.local]]"),
-            )
-        })?;
-        config.unwrap.local.iter().for_each(|key| report.private_key(&key.private_key));
-    }
-    report.fact("unwraps", if config.unwrap.kms { "KMS" } else { "keys in files" });
+    unwrap(config, &mut report, located)?;
     report.fact("sink", config.sink.path.display());
     let folder = config.sink.path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
@@ -123,6 +116,47 @@ pub fn examine(path: &Path) -> Result<Report, ProgramError> {
         ));
     }
     Ok(report)
+}
+
+/// A source in a bucket: no certificates, no ports for gateways, and nothing on this disk but keys. Whether the buckets answer is
+/// `check`'s question.
+fn of_bucket(
+    config: &Config,
+    mut report: Report,
+    located: impl Fn(ProgramError) -> ProgramError,
+) -> Result<Report, ProgramError> {
+    let names: Vec<&str> = config.sites.iter().map(|site| site.name.as_str()).collect();
+    report.fact("sites", names.join(", "));
+    bundles(config, &mut report);
+    unwrap(config, &mut report, &located)?;
+    for ca in config.source.ca.iter().chain(&config.sink.ca) {
+        let pem = Pem::read(ca).map_err(|error| located(error.into()))?;
+        pem.certificates().map_err(|error| located(error.into()))?;
+    }
+    report.fact("source", config.source.url());
+    report.fact("queue", config.source.queue.as_deref().unwrap_or("none: the bucket is listed"));
+    report.fact("sink", config.sink.url());
+    Ok(report)
+}
+
+/// Who holds the private keys.
+fn unwrap(
+    config: &Config,
+    report: &mut Report,
+    located: impl Fn(ProgramError) -> ProgramError,
+) -> Result<(), ProgramError> {
+    if !config.unwrap.local.is_empty() {
+        let files = config.unwrap.local.iter().map(|key| (key.arn.clone(), key.private_key.as_path()));
+        LocalKeys::load(files).map_err(|error| {
+            located(
+                ProgramError::new(ErrorReason::ConfigInvalid, error.to_string())
+                    .todo("check [[unwrap.local]]"),
+            )
+        })?;
+        config.unwrap.local.iter().for_each(|key| report.private_key(&key.private_key));
+    }
+    report.fact("unwraps", if config.unwrap.kms { "KMS" } else { "keys in files" });
+    Ok(())
 }
 
 /// A bundle that is not there yet keeps no decryptor from starting: gateways get no keys until it is.

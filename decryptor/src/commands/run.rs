@@ -5,12 +5,13 @@
 //! into the writing thread; last group and ledger; the authority's act, if one is under way; admin port.
 
 mod authority;
+mod bucket;
 mod reload;
 
 use crate::admin::{Admin, Orders, Phase, Status};
 use crate::aside::Area;
 use crate::books::{Books, BooksError, Published};
-use crate::config::{Config, SinkKind};
+use crate::config::{Config, SinkKind, SourceKind};
 use crate::devices::{Devices, DevicesError, Watch};
 use crate::intake::pipeline::{Parts, Pipeline};
 use crate::intake::registry::{Registry, RegistryBooks};
@@ -68,7 +69,7 @@ pub struct Args {
 /// Where a running decryptor is reached.
 #[derive(Debug, Clone)]
 pub struct Addresses {
-    /// By gateways.
+    /// By gateways; port 0 where none connects.
     pub ingest: SocketAddr,
     /// By operators.
     pub admin: AdminAddress,
@@ -91,6 +92,9 @@ pub async fn serve(
     started: oneshot::Sender<Addresses>,
 ) -> Result<(), ProgramError> {
     let config = Config::load(path)?;
+    if config.source.kind == SourceKind::S3 {
+        return bucket::serve(path, config, stop, reloads, started).await;
+    }
     let data_dir = config.decryptor.data_dir.clone();
     disk::probe(&data_dir).map_err(|error| cannot_write(&data_dir, &error))?;
     let tls = tls(&config)?;
@@ -137,7 +141,7 @@ pub async fn serve(
         Arc::clone(&metrics),
         Arc::clone(&data_keys),
         calls.clone(),
-        handle.clone(),
+        Some(handle.clone()),
         folders,
         expiries,
     );
@@ -181,10 +185,10 @@ pub async fn serve(
         books: Arc::clone(&books),
         data_keys: Arc::clone(&data_keys),
         kms: calls,
-        registry: Arc::clone(&registry),
-        uploads: uploads.clone(),
+        registries: vec![Arc::clone(&registry)],
+        uploads: Some(uploads.clone()),
         data: data_dir.clone(),
-        sink: config.sink.path.clone(),
+        sink: vitals::SinkOf::Disk(config.sink.path.clone()),
     };
     let looks = tokio::spawn(vitals::watch(parts, status.rates().clone(), looks_stop.clone()));
     let pipeline = Pipeline::new(Parts {
@@ -241,7 +245,7 @@ pub async fn serve(
             }
             _ = poll.tick() => {
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
-                look_at_devices(&mut watch, &devices, &uploads, &metrics);
+                look_at_devices(&mut watch, &devices, Some(&uploads), &metrics);
             }
             () = authority.issued() => {
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
@@ -265,7 +269,7 @@ pub async fn serve(
                 bundles.forget();
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
                 watch.forget();
-                look_at_devices(&mut watch, &devices, &uploads, &metrics);
+                look_at_devices(&mut watch, &devices, Some(&uploads), &metrics);
                 if let Some(answer) = order {
                     // Whoever asked may have gone away; it was done all the same.
                     let _ = answer.send(outcome);
@@ -372,6 +376,13 @@ fn open_scribe(
             let mut sink = JsonLinesSink::open(&config.sink.path, ledger.mark())?;
             sink.forget(|identity| read.holds(identity));
             Box::new(sink)
+        }
+        // The configuration is refused before.
+        SinkKind::Objects => {
+            return Err(ProgramError::new(
+                ErrorReason::ConfigInvalid,
+                "[sink] objects goes with a source in a bucket",
+            ));
         }
     };
     metrics.lines.set(i64::try_from(read.lines()).unwrap_or(i64::MAX));
@@ -577,7 +588,12 @@ fn take_in(
 }
 
 /// Takes in the registry of devices if it has changed. Reading it is a moment's work, a second's for 100,000 devices.
-fn look_at_devices(watch: &mut Watch, devices: &ArcSwap<Devices>, uploads: &UploadStore, metrics: &Metrics) {
+fn look_at_devices(
+    watch: &mut Watch,
+    devices: &ArcSwap<Devices>,
+    uploads: Option<&UploadStore>,
+    metrics: &Metrics,
+) {
     match watch.look() {
         Ok(None) => {}
         Ok(Some(fresh)) => {
@@ -586,6 +602,7 @@ fn look_at_devices(watch: &mut Watch, devices: &ArcSwap<Devices>, uploads: &Uplo
             tracing::info!(event = "devices.accepted", devices = count, keys);
             devices.store(Arc::new(fresh));
             // What was refused for its signature is judged anew when it comes again.
+            let Some(uploads) = uploads else { return };
             uploads.forget_refusals(|refusal| {
                 matches!(
                     refusal.reason,

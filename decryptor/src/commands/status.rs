@@ -47,11 +47,12 @@ pub fn attention(status: &Value) -> Vec<String> {
     let number = |section: &str, name: &str| status[section][name].as_u64().unwrap_or(0);
     let own = |name: &str| status[name].as_u64().unwrap_or(0);
     let envelopes = |count| human::some(count, "envelope", "envelopes");
+    let area = if status["bucket"].is_null() { "in DATA/refused" } else { "below aside/refused of [sink]" };
+    let refused = format!(
+        "were refused for good: each is {area} with its reason, and `explain` says what to do about that"
+    );
     let said = [
-        (
-            number("envelopes", "refused"),
-            "were refused for good: each is in DATA/refused with its reason, and `explain` says what to do about that",
-        ),
+        (number("envelopes", "refused"), refused.as_str()),
         (
             number("envelopes", "conflict"),
             "came with other bytes under a number that was used: both are kept; `explain CONFLICT` says what to look for",

@@ -93,6 +93,12 @@ impl Content {
         Self { content_type, plaintext: Bytes::new(), batch: None, staged }
     }
 
+    /// A large content that is where a line will name it: nothing of it is here.
+    #[must_use]
+    pub fn elsewhere(content_type: &str) -> Self {
+        Self { content_type: Arc::from(content_type), plaintext: Bytes::new(), batch: None, staged: None }
+    }
+
     /// The media type, as the encryption context has it.
     #[must_use]
     pub fn content_type(&self) -> &str {

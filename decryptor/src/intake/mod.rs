@@ -17,6 +17,7 @@
 
 pub mod answer;
 pub mod open;
+pub mod opener;
 pub mod pipeline;
 pub mod registry;
 pub mod scribe;
@@ -29,6 +30,15 @@ mod tests;
 use answer::Again;
 use pithead_proto::errors::v1::ErrorReason;
 use std::time::Duration;
+
+/// Whoever had it is gone without a word: the disk failed, or the program is stopping.
+pub(crate) fn lost() -> Again {
+    Again {
+        reason: ErrorReason::NotDurable,
+        detail: "the decryptor stopped before the envelope was safe; send it again".into(),
+        retry_after: pipeline::DRAINING_RETRY,
+    }
+}
 
 /// One before it on its line has to come again, and so has this one, after it.
 fn behind() -> Again {

@@ -165,7 +165,7 @@ pub fn open(
 }
 
 /// What the way here says of the sender, and above all of it the device's own word.
-fn custody(parcel: &Parcel, origin: &Origin) -> Custody {
+pub fn custody(parcel: &Parcel, origin: &Origin) -> Custody {
     let mut custody = parcel.custody.clone();
     if let Origin::Signed(_) = origin {
         custody.assurance = Assurance::Signed;
@@ -190,41 +190,89 @@ pub fn open_large(
     judge: impl FnOnce(&Unlocked) -> Result<Origin, Barred>,
 ) -> Result<Opened, Stopped> {
     let content_type = parcel.profile.content_type();
-    if content_type.is_batch() {
-        let detail = format!("a batch of {} sealed bytes; {MEMORY_BYTES} are the most", large.total);
-        return Err(Stopped::poison(ErrorReason::ContentMalformed, detail));
-    }
-    let unlocked = chosen.unlock(data_key)?;
-    let origin = judge(&unlocked)?;
-    let body = unlocked.into_body();
     let sealed = large.uploads.read(parcel.identity()).map_err(|error| unreadable(parcel, large, &error))?;
-    let mut sealed = Hashing { from: sealed, sha256: Sha256::new() };
-    let mut header = vec![0; parcel.header.wire_len()];
     let unwritable = |error: io::Error| Stopped::Again(sink_failed(&error));
-    sealed.read_exact(&mut header).map_err(|error| unreadable(parcel, large, &error))?;
     let begun = Staging::begin(staging).map_err(unwritable)?;
-    let mut plain = BufWriter::with_capacity(1 << 20, begun);
-    if parcel.profile.encoding().is_some() {
-        let limit = inflate::limit(false, large.total);
-        let mut inflating = Inflating::new(&mut plain, limit).map_err(refused_content)?;
-        match (body.open_all(&mut sealed, &mut inflating), inflating.refused()) {
-            (_, Some(error)) => return Err(refused_content(error)),
-            (Ok(_), None) => drop(inflating.finish().map_err(refused_content)?),
-            (Err(error), None) => return Err(unopened(parcel, large, error)),
-        }
-    } else {
-        body.open_all(&mut sealed, &mut plain).map_err(|error| unopened(parcel, large, error))?;
-    }
+    let plain = BufWriter::with_capacity(1 << 20, begun);
+    let poured = pour(parcel, large.total, chosen, data_key, judge, sealed, plain);
+    let Poured { plain, origin, sealed_sha256 } = poured.map_err(|error| match error {
+        PourError::Read(error) => unreadable(parcel, large, &error),
+        PourError::Write(error) => unwritable(error),
+        PourError::Stopped(stopped) => stopped,
+    })?;
     let staged =
         plain.into_inner().map_err(|error| unwritable(error.into_error()))?.finish().map_err(unwritable)?;
     let delivery = Delivery {
         identity: parcel.identity().clone(),
-        envelope_sha256: sealed.sha256.finalize().into(),
+        envelope_sha256: sealed_sha256,
         content: Content::staged(content_type.as_str(), staged),
         custody: custody(parcel, &origin),
         origin,
     };
     Ok(entered(parcel, delivery, large.total, None))
+}
+
+/// A large envelope that was opened to its last frame.
+#[derive(Debug)]
+pub struct Poured<W> {
+    /// What took its content.
+    pub plain: W,
+    /// Who sealed it.
+    pub origin: Origin,
+    /// SHA-256 of all that was read.
+    pub sealed_sha256: [u8; 32],
+}
+
+/// Why a large envelope was not opened to its end.
+#[derive(Debug)]
+pub enum PourError {
+    /// Its bytes could not be read.
+    Read(io::Error),
+    /// Its content could not be written.
+    Write(io::Error),
+    /// It is poison.
+    Stopped(Stopped),
+}
+
+impl From<Stopped> for PourError {
+    fn from(stopped: Stopped) -> Self {
+        Self::Stopped(stopped)
+    }
+}
+
+/// Opens a large envelope, frame by frame and in constant memory, from where it is to where its content is to be. What was written is
+/// worth nothing before this has returned. Blocks for as long as it takes.
+pub fn pour<R: Read, W: io::Write>(
+    parcel: &Parcel,
+    total: u64,
+    chosen: Chosen,
+    data_key: &Unwrapped,
+    judge: impl FnOnce(&Unlocked) -> Result<Origin, Barred>,
+    sealed: R,
+    mut plain: W,
+) -> Result<Poured<W>, PourError> {
+    if parcel.profile.content_type().is_batch() {
+        let detail = format!("a batch of {total} sealed bytes; {MEMORY_BYTES} are the most");
+        return Err(Stopped::poison(ErrorReason::ContentMalformed, detail).into());
+    }
+    let unlocked = chosen.unlock(data_key).map_err(Stopped::from)?;
+    let origin = judge(&unlocked).map_err(Stopped::from)?;
+    let body = unlocked.into_body();
+    let mut sealed = Hashing { from: sealed, sha256: Sha256::new() };
+    let mut header = vec![0; parcel.header.wire_len()];
+    sealed.read_exact(&mut header).map_err(PourError::Read)?;
+    if parcel.profile.encoding().is_some() {
+        let limit = inflate::limit(false, total);
+        let mut inflating = Inflating::new(&mut plain, limit).map_err(refused_content)?;
+        match (body.open_all(&mut sealed, &mut inflating), inflating.refused()) {
+            (_, Some(error)) => return Err(refused_content(error).into()),
+            (Ok(_), None) => drop(inflating.finish().map_err(refused_content)?),
+            (Err(error), None) => return Err(unopened(error)),
+        }
+    } else {
+        body.open_all(&mut sealed, &mut plain).map_err(unopened)?;
+    }
+    Ok(Poured { plain, origin, sealed_sha256: sealed.sha256.finalize().into() })
 }
 
 fn refused_content(error: ContentError) -> Stopped {
@@ -237,12 +285,12 @@ fn sink_failed(error: &io::Error) -> Again {
     Again { reason: ErrorReason::SinkFailed, detail: detail.into(), retry_after: DISK_RETRY }
 }
 
-fn unopened(parcel: &Parcel, large: &Large, error: OpenError) -> Stopped {
+fn unopened(error: OpenError) -> PourError {
     match error {
-        OpenError::Format(error) => error.into(),
-        OpenError::Write(error) => Stopped::Again(sink_failed(&error)),
-        OpenError::Read(error) => unreadable(parcel, large, &error),
-        _ => UnwrapError::KeyNotAllowed.into(),
+        OpenError::Format(error) => PourError::Stopped(error.into()),
+        OpenError::Write(error) => PourError::Write(error),
+        OpenError::Read(error) => PourError::Read(error),
+        _ => PourError::Stopped(UnwrapError::KeyNotAllowed.into()),
     }
 }
 

@@ -1,15 +1,15 @@
 //! The pipeline itself: takes admitted envelopes, gives tickets.
 
-use super::answer::{Again, Answer};
-use super::open::{self, INLINE_BYTES, Parcel, Stopped};
+use super::answer::Answer;
+use super::open::{Parcel, Stopped};
+use super::opener::Opener;
 use super::registry::{Registry, Verdict};
 use super::scribe::{Job, Work};
 use super::turn::{Call, Turn, Turns};
-use crate::alarms::Alarms;
 use crate::books::Books;
-use crate::devices::{self, Barred, Devices, Origin};
+use crate::devices::{Devices, Origin};
 use crate::metrics::{Metrics, Outcome, ReasonLabel};
-use crate::unwrap::{DataKeys, SessionKey};
+use crate::unwrap::DataKeys;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
@@ -17,7 +17,6 @@ use pithead_hop::program::clock;
 use pithead_hop::status::Refusal;
 use pithead_hop::trace::span::{Kind, Spans};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::envelope::open::Unlocked;
 use pithead_sealing::{Identity, Line, Seq, Site};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,12 +26,6 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Envelopes being opened at once: they compute, and each may hold an inflated batch of 64 MiB.
-const OPENING: usize = 4;
-
-/// Large envelopes being opened at once, beside them: each may take minutes, and nobody's small one waits for that.
-const OPENING_LARGE: usize = 2;
-
 /// Plaintext bytes between opener and sink.
 const PLAINTEXT_BYTES: usize = 128 << 20;
 
@@ -41,7 +34,7 @@ const UNDER_WAY: usize = 65_536;
 
 /// When the pipeline is full or stopping.
 const FULL_RETRY: Duration = Duration::from_millis(500);
-const DRAINING_RETRY: Duration = Duration::from_secs(5);
+pub(super) const DRAINING_RETRY: Duration = Duration::from_secs(5);
 
 /// Resolves to how an envelope ends. Clones share it.
 pub type Ticket = Shared<BoxFuture<'static, Answer>>;
@@ -86,16 +79,11 @@ pub struct Parts {
 /// See the module above.
 #[derive(Debug)]
 pub struct Pipeline {
-    books: Arc<ArcSwap<Books>>,
-    data_keys: Arc<DataKeys>,
-    devices: Arc<ArcSwap<Devices>>,
+    opener: Opener,
     registry: Arc<Mutex<Registry>>,
     turns: Arc<Turns>,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
-    opening: Semaphore,
-    opening_large: Semaphore,
     plaintext: Arc<Semaphore>,
-    alarms: Alarms,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     draining: CancellationToken,
@@ -159,16 +147,11 @@ impl Pipeline {
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
-            books: parts.books,
-            data_keys: parts.data_keys,
-            devices: parts.devices,
+            opener: Opener::new(parts.books, parts.data_keys, parts.devices, Arc::clone(&parts.metrics)),
             registry: parts.registry,
             turns: Arc::default(),
             jobs: Mutex::new(Some(parts.jobs)),
-            opening: Semaphore::new(OPENING),
-            opening_large: Semaphore::new(OPENING_LARGE),
             plaintext: Arc::new(Semaphore::new(PLAINTEXT_BYTES)),
-            alarms: Alarms::new(Arc::clone(&parts.metrics)),
             metrics: parts.metrics,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -194,7 +177,7 @@ impl Pipeline {
         };
         let share = self.share(&parcel)?;
         let (answer, answered) = oneshot::channel::<Answer>();
-        let ticket = async move { answered.await.unwrap_or_else(|_| Err(lost())) }.boxed().shared();
+        let ticket = async move { answered.await.unwrap_or_else(|_| Err(super::lost())) }.boxed().shared();
         let mut registry = lock(&self.registry);
         match registry.offer(parcel.identity(), &parcel.sha256, clock::wall_us(), &ticket) {
             Verdict::New => {
@@ -256,7 +239,7 @@ impl Pipeline {
     /// As [`Pipeline::offer`].
     pub fn judge(&self, identity: &Identity, header_sha256: &[u8; 32]) -> Result<Option<Offered>, Refusal> {
         self.ready()?;
-        let ticket = async { Err(lost()) }.boxed().shared();
+        let ticket = async { Err(super::lost()) }.boxed().shared();
         let mut registry = lock(&self.registry);
         match registry.offer(identity, header_sha256, clock::wall_us(), &ticket) {
             Verdict::New => {
@@ -306,9 +289,7 @@ impl Pipeline {
         let opened = self.open_in_turn(&parcel, &mut turn).await;
         let (work, room) = match opened {
             Ok((opened, room)) => {
-                let profile = &parcel.profile;
-                let books = self.books.load();
-                self.alarms.saw(&books, parcel.identity(), profile.statement(), profile.created());
+                self.opener.saw(&parcel.profile);
                 (Work::Deliver(Box::new(opened)), room)
             }
             Err(Stopped::Poison { reason, detail }) => (Work::Poison { reason, detail }, None),
@@ -338,7 +319,7 @@ impl Pipeline {
                     turn.break_line();
                 }
                 drop(claim);
-                let _ = job.answer.send(Err(lost()));
+                let _ = job.answer.send(Err(super::lost()));
             }
         }
     }
@@ -349,8 +330,7 @@ impl Pipeline {
         parcel: &Parcel,
         turn: &mut Turn,
     ) -> Result<(super::scribe::Opened, Option<tokio::sync::OwnedSemaphorePermit>), Stopped> {
-        let books = self.books.load_full();
-        let chosen = open::choose(parcel, |arn| books.knows(arn))?;
+        let chosen = self.opener.choose(parcel)?;
         // Of whoever causes a private operation; the others wait for that one, or have it at hand.
         let span = || {
             let mut span = self.spans.child("decryptor.unwrap", Kind::Client, parcel.trace);
@@ -360,57 +340,30 @@ impl Pipeline {
         let session = tokio::select! {
             biased;
             () = turn.broken() => return Err(Stopped::Again(super::behind())),
-            session = self.data_keys.data_key_within(&chosen, &parcel.sender, span) => session?,
+            session = self.opener.data_key_within(&chosen, &parcel.sender, span) => session?,
         };
         turn.come().await;
         if turn.is_broken() {
             return Err(Stopped::Again(super::behind()));
         }
-        let opening = if parcel.large.is_some() { &self.opening_large } else { &self.opening };
-        let _opening = opening.acquire().await.map_err(|_| Stopped::Again(lost()))?;
-        let opened = if let Some(large) = &parcel.large {
+        // The writing thread asks the second question again: a large envelope takes its time, and what was under way before a
+        // device's first signed envelope must not be entered behind it.
+        let (registry, identity) = (Arc::clone(&self.registry), parcel.identity().clone());
+        let bar = move |devices: &Devices, origin: &Origin| lock(&registry).bar(devices, &identity, origin);
+        let judge = self.opener.judge(&parcel.profile, &session, bar);
+        let span = parcel.large.as_ref().map(|large| {
             let mut span = self.spans.child("decryptor.open", Kind::Internal, parcel.trace);
             span.text("pithead.envelope", || parcel.identity().to_string());
             span.number("pithead.bytes", large.total);
-            let (parcel, large, staging) = (parcel.clone(), large.clone(), self.staging.clone());
-            let judge = self.judge_of(&parcel, &session);
-            tokio::task::spawn_blocking(move || {
-                open::open_large(&parcel, &large, &staging, chosen, session.unwrapped(), judge)
-            })
-            .await
-            .map_err(|_| Stopped::Again(lost()))??
-        } else if parcel.sealed.len() <= INLINE_BYTES && parcel.profile.encoding().is_none() {
-            open::open(parcel, chosen, session.unwrapped(), self.judge_of(parcel, &session))?
-        } else {
-            let parcel = parcel.clone();
-            let judge = self.judge_of(&parcel, &session);
-            tokio::task::spawn_blocking(move || open::open(&parcel, chosen, session.unwrapped(), judge))
-                .await
-                .map_err(|_| Stopped::Again(lost()))??
-        };
+            span
+        });
+        let opened = self.opener.open(parcel, chosen, session, &self.staging, judge).await?;
+        drop(span);
         // Its turn has come, so nobody before it waits for this room.
         let bytes = opened.delivery.content.plaintext().len().min(PLAINTEXT_BYTES);
         let room =
             Arc::clone(&self.plaintext).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
-        Ok((opened, Some(room.map_err(|_| Stopped::Again(lost()))?)))
-    }
-
-    /// Who sealed it, and whether that will do as things stand. The writing thread asks the second question again: a large
-    /// envelope takes its time, and what was under way before a device's first signed envelope must not be entered behind it.
-    fn judge_of(
-        &self,
-        parcel: &Parcel,
-        session: &Arc<SessionKey>,
-    ) -> impl FnOnce(&Unlocked) -> Result<Origin, Barred> + use<> {
-        let (devices, registry) = (self.devices.load_full(), Arc::clone(&self.registry));
-        let (profile, session) = (parcel.profile.clone(), Arc::clone(session));
-        move |unlocked| {
-            let origin = devices::prove(unlocked, &profile, &session, &devices)?;
-            match lock(&registry).bar(&devices, profile.identity(), &origin) {
-                Some(barred) => Err(barred),
-                None => Ok(origin),
-            }
-        }
+        Ok((opened, Some(room.map_err(|_| Stopped::Again(super::lost()))?)))
     }
 
     /// Takes nothing more; resolves when everything that was taken has been handed to the writing thread, whose channel then
@@ -457,15 +410,6 @@ fn draining() -> Refusal {
 fn full() -> Refusal {
     let wait = pithead_hop::backoff::spread(FULL_RETRY, pithead_hop::backoff::random());
     Refusal::new(ErrorReason::Throttled, "as much is under way as there may be").retry_after(wait)
-}
-
-/// Whoever had it is gone without a word: the disk failed, or the program is stopping.
-fn lost() -> Again {
-    Again {
-        reason: ErrorReason::NotDurable,
-        detail: "the decryptor stopped before the envelope was safe; send it again".into(),
-        retry_after: DRAINING_RETRY,
-    }
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -71,8 +71,18 @@ impl Registry {
         self.sites.entry(site.clone()).or_insert_with(|| Lines::new(Unseen::Missing))
     }
 
-    /// Judges an envelope. If it is new, its identity is claimed until [`Registry::withdraw`] or an entry.
+    /// Judges an envelope, and counts it if it was here before. If it is new, its identity is claimed until
+    /// [`Registry::withdraw`] or an entry.
     pub fn offer(&mut self, identity: &Identity, sha256: &[u8; 32], now_us: u64, ticket: &Ticket) -> Verdict {
+        let verdict = self.claim(identity, sha256, now_us, ticket);
+        if matches!(verdict, Verdict::SameUnderWay(_) | Verdict::Duplicate { .. }) {
+            self.note_duplicate(identity);
+        }
+        verdict
+    }
+
+    /// The same without counting: for who judges more than once before anything is entered.
+    pub fn claim(&mut self, identity: &Identity, sha256: &[u8; 32], now_us: u64, ticket: &Ticket) -> Verdict {
         use pithead_hop::ingest::Verdict as Seen;
         let now = self.now(now_us);
         let line = identity.line();
@@ -84,14 +94,8 @@ impl Registry {
                 self.claimed.insert(identity.clone());
                 Verdict::New
             }
-            Ok(Seen::InFlight(first)) => {
-                self.note_duplicate(identity, line);
-                Verdict::SameUnderWay(first)
-            }
-            Ok(Seen::Duplicate { unverified }) => {
-                self.note_duplicate(identity, line);
-                Verdict::Duplicate { unverified }
-            }
+            Ok(Seen::InFlight(first)) => Verdict::SameUnderWay(first),
+            Ok(Seen::Duplicate { unverified }) => Verdict::Duplicate { unverified },
             // Nothing of the first one is authentic yet: were this a conflict already, poison could push good bytes aside.
             Ok(Seen::Conflict) if self.claimed.contains(identity) => Verdict::Refused(
                 Refusal::new(ErrorReason::NotReady, "another envelope under this identity is being opened")
@@ -188,9 +192,10 @@ impl Registry {
         self.latches.entry(name).or_default().entry(kid).or_insert(since_us);
     }
 
-    /// Of a line that has nothing applied yet nothing is known that could be worth a place.
-    fn note_duplicate(&mut self, identity: &Identity, line: Line) {
-        if let Some(facts) = self.facts.get_mut(&(identity.site.clone(), line)) {
+    /// One envelope more that was here before. Of a line that has nothing applied yet nothing is known that could be worth a
+    /// place.
+    pub fn note_duplicate(&mut self, identity: &Identity) {
+        if let Some(facts) = self.facts.get_mut(&(identity.site.clone(), identity.line())) {
             facts.duplicates += 1;
         }
     }
@@ -278,6 +283,15 @@ impl Registry {
             facts.refused += 1;
             facts.note_refused(ErrorReason::try_from(aside.reason).unwrap_or(ErrorReason::Unspecified));
         }
+    }
+
+    /// Whether something of this identity was applied, or is claimed, whatever its bytes: then another one is not new.
+    #[must_use]
+    pub fn has_seen(&self, identity: &Identity, sha256: &[u8; 32]) -> bool {
+        let lines = self.sites.get(&identity.site);
+        lines.is_some_and(|lines| {
+            lines.seen(&identity.line(), identity.seq, ShortHash::from(sha256)).is_some()
+        })
     }
 
     /// Whether the identity was applied.

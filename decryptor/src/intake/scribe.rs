@@ -146,10 +146,63 @@ impl<B> std::fmt::Debug for Scribe<B> {
     }
 }
 
+/// The devices that have signed in one group: behind the first signed envelope of a device, an unsigned one is barred as if the first
+/// had been entered already.
+#[derive(Debug, Default)]
+pub struct Signers(HashSet<(Site, DeviceId)>);
+
+impl Signers {
+    /// Whether the next envelope of the group is barred; `by_books` is what the books say of it, who do not know the group.
+    pub fn bar(&mut self, identity: &Identity, origin: &Origin, by_books: Option<Barred>) -> Option<Barred> {
+        let device = || (identity.site.clone(), identity.device.clone());
+        let barred = by_books.or_else(|| match origin {
+            Origin::Signed(_) => None,
+            Origin::Unsigned => self.0.contains(&device()).then_some(Barred::Unsigned),
+            Origin::UnknownKey(kid) => self.0.contains(&device()).then_some(Barred::UnknownKey(*kid)),
+        });
+        if barred.is_none() && matches!(origin, Origin::Signed(_)) {
+            self.0.insert(device());
+        }
+        barred
+    }
+}
+
+/// Counts an entry that is durable.
+pub fn count(metrics: &Metrics, entry: &Entry) {
+    match entry {
+        Entry::Applied { applied, .. } => {
+            metrics.envelope(Outcome::Applied);
+            metrics.records.inc_by(u64::from(applied.records));
+            metrics.sealed_bytes.inc_by(applied.sealed_bytes);
+            metrics.plaintext_bytes.inc_by(applied.plaintext_bytes);
+            metrics.verdict(match (applied.signed_by(), applied.unknown_key) {
+                (Some(_), _) => "signed",
+                (None, true) => "unknown-key",
+                (None, false) => "unsigned",
+            });
+        }
+        Entry::SetAside(aside) if aside.reason == ErrorReason::Conflict as i32 => {
+            metrics.envelope(if aside.kept { Outcome::Conflict } else { Outcome::ConflictUnkept });
+        }
+        Entry::SetAside(aside) => {
+            let reason = ErrorReason::try_from(aside.reason).unwrap_or(ErrorReason::Unspecified);
+            metrics.envelope(Outcome::Refused);
+            metrics.refused.get_or_create(&ReasonLabel { reason: reason.name() }).inc();
+            match reason {
+                ErrorReason::SignatureInvalid => metrics.verdict("invalid"),
+                ErrorReason::SignatureRequired => metrics.verdict("unsigned-refused"),
+                ErrorReason::SignatureRevoked => metrics.verdict("signed-by-revoked"),
+                ErrorReason::SignatureKeyUnknown => metrics.verdict("unknown-key-refused"),
+                _ => {}
+            }
+        }
+    }
+}
+
 /// A job after the sink and the areas have seen it.
 struct Settled {
     job: Job,
-    result: Result<(Entry, Done, Outcome), Again>,
+    result: Result<(Entry, Done), Again>,
 }
 
 impl<B: Books> Scribe<B> {
@@ -249,7 +302,7 @@ impl<B: Books> Scribe<B> {
             })
             .collect();
         let entries: Vec<&Entry> =
-            settled.iter().filter_map(|s| s.result.as_ref().ok().map(|(entry, _, _)| entry)).collect();
+            settled.iter().filter_map(|s| s.result.as_ref().ok().map(|(entry, _)| entry)).collect();
         if !entries.is_empty()
             && let Err(error) = self.ledger.append(&entries, &self.sink.mark())
         {
@@ -269,82 +322,48 @@ impl<B: Books> Scribe<B> {
 
     /// Turns into poison what is barred by now, by the entries of earlier groups and by the envelopes before it in this one.
     fn judge(&mut self, mut group: Vec<Job>) -> Vec<Job> {
-        let mut signed: HashSet<(Site, DeviceId)> = HashSet::new();
+        let mut signers = Signers::default();
         for job in &mut group {
             let Work::Deliver(opened) = &job.work else { continue };
             let (identity, origin) = (&job.identity, opened.delivery.origin);
-            let signs = || signed.contains(&(identity.site.clone(), identity.device.clone()));
-            let barred = self.books.bar(identity, &origin).or_else(|| match origin {
-                Origin::Signed(_) => None,
-                Origin::Unsigned => signs().then_some(Barred::Unsigned),
-                Origin::UnknownKey(kid) => signs().then_some(Barred::UnknownKey(kid)),
-            });
-            match (barred, origin) {
-                (Some(barred), _) => {
-                    job.work = Work::Poison { reason: barred.reason(), detail: barred.detail() };
-                }
-                (None, Origin::Signed(_)) => {
-                    signed.insert((identity.site.clone(), identity.device.clone()));
-                }
-                (None, Origin::Unsigned | Origin::UnknownKey(_)) => {}
+            let by_books = self.books.bar(identity, &origin);
+            if let Some(barred) = signers.bar(identity, &origin, by_books) {
+                job.work = Work::Poison { reason: barred.reason(), detail: barred.detail() };
             }
         }
         group
     }
 
     /// Where a job ends, once the sink has spoken.
-    fn settle(&mut self, job: &Job, place: Option<Placed>) -> Result<(Entry, Done, Outcome), Again> {
+    fn settle(&mut self, job: &Job, place: Option<Placed>) -> Result<(Entry, Done), Again> {
         match &job.work {
             Work::Deliver(opened) if place != Some(Placed::Conflict) => {
                 let entry = Entry::Applied { applied: opened.applied.clone(), said: opened.said.clone() };
-                Ok((entry, Done::Applied, Outcome::Applied))
+                Ok((entry, Done::Applied))
             }
             Work::Deliver(_) | Work::Conflict => {
                 let kept = keep(&mut self.conflicts, job, ErrorReason::Conflict)? != Kept::Full;
-                let outcome = if kept { Outcome::Conflict } else { Outcome::ConflictUnkept };
                 tracing::warn!(event = "envelope.conflict", identity = %job.identity, kept, "other bytes under a used identity");
-                Ok((Entry::set_aside(job, ErrorReason::Conflict, kept), Done::Conflict { kept }, outcome))
+                Ok((Entry::set_aside(job, ErrorReason::Conflict, kept), Done::Conflict { kept }))
             }
             Work::Poison { reason, detail } => {
                 let kept = keep(&mut self.refused, job, *reason)? != Kept::Full;
                 tracing::warn!(event = "envelope.refused", identity = %job.identity, reason = reason.name(), kept, %detail);
                 let done = Done::Refused { reason: *reason, detail: detail.clone() };
-                Ok((Entry::set_aside(job, *reason, kept), done, Outcome::Refused))
+                Ok((Entry::set_aside(job, *reason, kept), done))
             }
         }
     }
 
     fn answer(&mut self, settled: Settled) {
         let Settled { job, result } = settled;
-        let (entry, done, outcome) = match result {
+        let (entry, done) = match result {
             Ok(entered) => entered,
             Err(again) => return self.fail(job, &again),
         };
-        self.metrics.envelope(outcome);
-        match &entry {
-            Entry::Applied { applied, .. } => {
-                self.metrics.records.inc_by(u64::from(applied.records));
-                self.metrics.sealed_bytes.inc_by(applied.sealed_bytes);
-                self.metrics.plaintext_bytes.inc_by(applied.plaintext_bytes);
-                self.metrics.verdict(match (applied.signed_by(), applied.unknown_key) {
-                    (Some(_), _) => "signed",
-                    (None, true) => "unknown-key",
-                    (None, false) => "unsigned",
-                });
-            }
-            Entry::SetAside(_) => {
-                if let Done::Refused { reason, .. } = &done {
-                    self.metrics.refused.get_or_create(&ReasonLabel { reason: reason.name() }).inc();
-                    match reason {
-                        ErrorReason::SignatureInvalid => self.metrics.verdict("invalid"),
-                        ErrorReason::SignatureRequired => self.metrics.verdict("unsigned-refused"),
-                        ErrorReason::SignatureRevoked => self.metrics.verdict("signed-by-revoked"),
-                        ErrorReason::SignatureKeyUnknown => self.metrics.verdict("unknown-key-refused"),
-                        _ => {}
-                    }
-                }
-                self.show_areas();
-            }
+        count(&self.metrics, &entry);
+        if matches!(entry, Entry::SetAside(_)) {
+            self.show_areas();
         }
         self.books.entered(&job.identity, &entry);
         // Nobody waits any more when the call was dropped: it comes again and is a duplicate.

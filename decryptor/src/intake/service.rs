@@ -42,8 +42,9 @@ pub struct Front {
     reading: Semaphore,
 }
 
+/// The keys that statements accepted here have named.
 #[derive(Debug)]
-struct Known(Arc<ArcSwap<Books>>);
+pub struct Known(pub Arc<ArcSwap<Books>>);
 
 impl KnownKeys for Known {
     fn standing(&self, arn: &KeyArn, identity: &Identity) -> Standing {
@@ -112,7 +113,8 @@ impl Front {
     }
 }
 
-fn sender(peer: &Peer, identity: &Identity) -> Sender {
+/// Who asks for the data key of an envelope.
+pub fn sender(peer: &Peer, identity: &Identity) -> Sender {
     Sender {
         site: identity.site.clone(),
         device: identity.device.clone(),
@@ -123,7 +125,8 @@ fn sender(peer: &Peer, identity: &Identity) -> Sender {
     }
 }
 
-fn custody(peer: &Peer, hops: &[pithead_proto::ingest::v1::Hop]) -> Custody {
+/// How an envelope came here, by who has brought it.
+pub fn custody(peer: &Peer, hops: &[pithead_proto::ingest::v1::Hop]) -> Custody {
     let hops = hops.iter().map(|hop| Hop {
         gateway: hop.gateway.clone(),
         received_us: hop.received_us,
@@ -140,7 +143,8 @@ fn custody(peer: &Peer, hops: &[pithead_proto::ingest::v1::Hop]) -> Custody {
     Custody { assurance, hops, received_us: clock::wall_us() }
 }
 
-fn parcel(peer: &Peer, admitted: Admitted) -> Parcel {
+/// An admitted envelope as the pipeline takes it.
+pub fn parcel(peer: &Peer, admitted: Admitted) -> Parcel {
     let sender = sender(peer, admitted.identity());
     let custody = custody(peer, &admitted.hops);
     let (sha256, key_not_active, trace) = (admitted.sha256, admitted.key_not_active, admitted.trace);

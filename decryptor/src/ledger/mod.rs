@@ -13,6 +13,7 @@
 //! A checkpoint that a kill has cut short is passed over, since what came before it is still there. Of a damaged entry the
 //! head is read (it has a checksum of its own): the identity and the hash are there.
 
+pub mod objects;
 pub mod record;
 
 use bytes::Bytes;

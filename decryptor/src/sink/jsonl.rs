@@ -221,7 +221,13 @@ fn read_tail(file: &mut File, from: u64) -> io::Result<(HashMap<Identity, Tail>,
     }
 }
 
-fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, file: Option<&str>, skip: u32) -> io::Result<()> {
+/// Writes the lines of an envelope, without the first `skip` of them; `file` is where a large content is.
+pub(super) fn write_lines(
+    mut out: impl io::Write,
+    delivery: &Delivery,
+    file: Option<&str>,
+    skip: u32,
+) -> io::Result<()> {
     let identity = &delivery.identity;
     let mut line = JsonLine {
         site: identity.site.as_str(),
@@ -248,13 +254,13 @@ fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, file: Option<&str>, skip:
         if let (Some(file), 0) = (file, skip) {
             line.content_type = Some(delivery.content.content_type());
             line.file = Some(file);
-            serde_json::to_writer(&mut *out, &line)?;
-            out.push(b'\n');
+            serde_json::to_writer(&mut out, &line)?;
+            out.write_all(b"\n")?;
         } else if skip == 0 {
             line.content_type = Some(delivery.content.content_type());
             line.data = Some(Base64::encode_string(delivery.content.plaintext()));
-            serde_json::to_writer(&mut *out, &line)?;
-            out.push(b'\n');
+            serde_json::to_writer(&mut out, &line)?;
+            out.write_all(b"\n")?;
         }
         return Ok(());
     };
@@ -265,8 +271,8 @@ fn write_lines(out: &mut Vec<u8>, delivery: &Delivery, file: Option<&str>, skip:
         line.monotonic_us = record.monotonic_us;
         line.name = &record.name;
         line.data = Some(Base64::encode_string(&record.data));
-        serde_json::to_writer(&mut *out, &line)?;
-        out.push(b'\n');
+        serde_json::to_writer(&mut out, &line)?;
+        out.write_all(b"\n")?;
     }
     Ok(())
 }

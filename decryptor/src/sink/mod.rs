@@ -1,6 +1,6 @@
-//! Where plaintext goes: a folder with one file per envelope, or one file of JSON lines.
+//! Where plaintext goes: a folder with one file per envelope, one file of JSON lines, or ([`objects`]) a bucket.
 //!
-//! What every sink promises:
+//! What both sinks on disk promise (in a bucket the ledger comes first, so there is nothing to be idempotent about):
 //! - [`Sink::commit`] returns only after everything in the group is durable (the bytes, and the names under which they are
 //!   found). Nobody is acknowledged before.
 //! - **Idempotent by identity.** A kill between the sink's commit and the ledger's entry brings the same envelope again:
@@ -12,6 +12,7 @@
 pub mod delivery;
 pub mod folder;
 pub mod jsonl;
+pub mod objects;
 pub mod staged;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,6 +20,7 @@ pub(crate) mod testing;
 pub use delivery::{Custody, Delivery, Hop};
 pub use folder::FolderSink;
 pub use jsonl::JsonLinesSink;
+pub use objects::ObjectsSink;
 pub use pithead_hop::identity::Assurance;
 pub use staged::Staged;
 

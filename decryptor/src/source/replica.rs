@@ -1,0 +1,593 @@
+//! A replica at work: what it has heard of, in which order it takes it, and what becomes of whom it owes an answer.
+//!
+//! ```text
+//! queue ────> notices ─┐                     ┌─ fetch, open (some bundles ahead)
+//! listing ─────────────┴─> board, by lane ───┴─ decide, one after the other ──> output (beside the next) ──> message deleted
+//! ```
+//! - **Hearing of a bundle is only a hint.** Which ones there are, says the bucket; which are decided, says the ledger. So notices may
+//!   come twice, late, out of order or never: what was lost the next listing finds.
+//! - **One lane, one bundle at a time**; lanes wait for nobody else's bundle. A bundle that cannot be judged now holds up its own lane
+//!   alone, for as long as it takes, as it would hold up its gateway's over a call.
+//! - **A message is deleted when the output of its bundle is whole**, whoever has written it.
+//! - Entries that others have left without output are finished after a while: by then who decided them is gone, or slow, and it is the
+//!   same to the store. One that cannot be written holds up no other.
+//! - **Nothing is decided while [`OUTPUTS_MAX`] entries wait for their output**: with a sink that takes none the bundles stay where they
+//!   are, and not in books and memory.
+
+use super::books::LaneId;
+use super::notice::{Notice, Receipt};
+use super::site::{FOUND_MAX, Fetched, Prepared, SiteReplica, Taken, Turns, Waits};
+use crate::ledger::objects::record::Decision;
+use crate::metrics::{Metrics, SiteLabel};
+use pithead_hop::bundle::BundleName;
+use pithead_hop::program::clock;
+use pithead_sealing::Site;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Bundles of one lane that are fetched and opened while the first of them is decided: the store's answers take their time.
+const AHEAD: usize = 4;
+
+/// Bundles that are remembered at most; a name is some 200 bytes. The rest is found by the next listing, or its message comes again.
+const BOARD_MAX: usize = FOUND_MAX;
+
+/// Outputs that are written at once, or are tried again, before lanes wait: as many requests as keep a store busy, and little to do again
+/// after a kill.
+pub(super) const OUTPUTS_MAX: usize = 64;
+
+/// A lane that has decided nothing for so long does not hold back where a quick look begins: whatever comes of it, a full one finds.
+const ALIVE: Duration = Duration::from_secs(86_400);
+
+/// How often it looks, and how long it leaves others alone.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Between two looks at the newest part of the bucket.
+    pub poll: Duration,
+    /// Between two looks at all of it.
+    pub sweep: Duration,
+    /// How long an entry of another replica may be without output before this one writes it.
+    pub grace: Duration,
+    /// The longest wait before a bundle is tried again.
+    pub retry_max: Duration,
+}
+
+/// What does not work at the moment, by the part that does not: `source`, `ledger`, `sink`, `kms`. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Failing(Arc<Mutex<BTreeMap<&'static str, String>>>);
+
+impl Failing {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As it stands.
+    #[must_use]
+    pub fn now(&self) -> BTreeMap<&'static str, String> {
+        self.lock().clone()
+    }
+
+    /// A part does not work.
+    pub fn note(&self, part: &'static str, words: String) {
+        self.lock().insert(part, words);
+    }
+
+    /// These work.
+    pub fn clear(&self, parts: &[&'static str]) {
+        self.lock().retain(|part, _| !parts.contains(part));
+    }
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    receipts: Vec<Receipt>,
+    /// When the store has made it, if a listing has said so.
+    created_us: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    pending: BTreeMap<u64, (BundleName, Pending)>,
+    running: bool,
+}
+
+/// What this replica has heard of and not yet done.
+#[derive(Debug, Default)]
+struct Board {
+    lanes: HashMap<(Site, LaneId), Lane>,
+    names: usize,
+    /// Of each site, how many were made when.
+    ages: HashMap<Site, BTreeMap<u64, usize>>,
+}
+
+impl Board {
+    /// False if there is no room.
+    fn add(&mut self, name: BundleName, receipt: Option<Receipt>, created_us: Option<u64>) -> bool {
+        let key = (name.site.clone(), LaneId::of(&name));
+        if self.names >= BOARD_MAX
+            && !self.lanes.get(&key).is_some_and(|lane| lane.pending.contains_key(&name.first.0))
+        {
+            return false;
+        }
+        let lane = self.lanes.entry(key).or_default();
+        let (site, first) = (name.site.clone(), name.first.0);
+        let (_, pending) = lane.pending.entry(first).or_insert_with(|| {
+            self.names += 1;
+            (name, Pending::default())
+        });
+        pending.receipts.extend(receipt);
+        if let (None, Some(created_us)) = (pending.created_us, created_us) {
+            pending.created_us = Some(created_us);
+            *self.ages.entry(site).or_default().entry(created_us).or_default() += 1;
+        }
+        true
+    }
+
+    fn take(&mut self, name: &BundleName) -> Vec<Receipt> {
+        let key = (name.site.clone(), LaneId::of(name));
+        let Some(lane) = self.lanes.get_mut(&key) else { return Vec::new() };
+        let Some((_, pending)) = lane.pending.remove(&name.first.0) else { return Vec::new() };
+        self.names -= 1;
+        let ages = self.ages.get_mut(&name.site);
+        if let (Some(created_us), Some(ages)) = (pending.created_us, ages)
+            && let Some(many) = ages.get_mut(&created_us)
+        {
+            *many -= 1;
+            if *many == 0 {
+                ages.remove(&created_us);
+            }
+        }
+        pending.receipts
+    }
+
+    /// When the oldest of a site was made.
+    fn oldest(&self, site: &Site) -> Option<u64> {
+        Some(*self.ages.get(site)?.first_key_value()?.0)
+    }
+}
+
+/// One replica: all of its sites.
+#[derive(Debug)]
+pub struct Replica {
+    sites: BTreeMap<Site, Arc<SiteReplica>>,
+    id: [u8; 16],
+    board: Mutex<Board>,
+    changed: Notify,
+    pace: Pace,
+    metrics: Arc<Metrics>,
+    lanes: TaskTracker,
+    outputs: TaskTracker,
+    /// Entries whose output this replica is at, and the messages that wait for it.
+    writing: Mutex<HashMap<(Site, u64), Vec<Receipt>>>,
+    /// How many those are.
+    under_way: watch::Sender<usize>,
+    /// Since when each entry has been without output that this replica is not at.
+    left_alone: Mutex<HashMap<(Site, u64), Instant>>,
+    failing: Failing,
+    ledger_broken: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl Replica {
+    /// A replica of these sites, which works until `stop`. `ledger_broken` is cancelled when nothing may be decided any more.
+    #[must_use]
+    pub fn new(
+        sites: Vec<Arc<SiteReplica>>,
+        id: [u8; 16],
+        pace: Pace,
+        metrics: Arc<Metrics>,
+        failing: Failing,
+        ledger_broken: CancellationToken,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let sites = sites.into_iter().map(|site| (site.site().clone(), site)).collect();
+        Arc::new(Self {
+            sites,
+            id,
+            board: Mutex::default(),
+            changed: Notify::new(),
+            pace,
+            metrics,
+            lanes: TaskTracker::new(),
+            outputs: TaskTracker::new(),
+            writing: Mutex::default(),
+            under_way: watch::Sender::default(),
+            left_alone: Mutex::default(),
+            failing,
+            ledger_broken,
+            stop,
+        })
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, HashMap<(Site, u64), Vec<Receipt>>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fails(&self, waits: &Waits) {
+        let part = match waits {
+            Waits::Again(_) => "kms",
+            Waits::Source(_) => "source",
+            Waits::Ledger(error) => {
+                if error.is_fatal() {
+                    tracing::error!(event = "ledger.damaged", %error, "nothing is decided any more by this replica");
+                    self.ledger_broken.cancel();
+                }
+                "ledger"
+            }
+            Waits::Sink(_) | Waits::Changed { .. } => "sink",
+        };
+        self.failing.note(part, waits.to_string());
+    }
+
+    fn works(&self, parts: &[&'static str]) {
+        self.failing.clear(parts);
+    }
+
+    /// Works until it is told to stop; then finishes the output of what it has decided. Notices end when whoever gives them ends.
+    pub async fn run(self: Arc<Self>, mut notices: mpsc::Receiver<Notice>) {
+        let mut looks = Vec::new();
+        for site in self.sites.values() {
+            looks.push(tokio::spawn(Arc::clone(&self).look_at(Arc::clone(site))));
+        }
+        let mut heard = true;
+        loop {
+            self.start_lanes();
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                notice = notices.recv(), if heard => match notice {
+                    Some(Notice { name, receipt }) => self.hear(name, receipt),
+                    None => heard = false,
+                },
+                () = self.changed.notified() => {}
+            }
+        }
+        for look in looks {
+            // It ends with `stop`.
+            let _ = look.await;
+        }
+        self.lanes.close();
+        self.lanes.wait().await;
+        self.outputs.close();
+        self.outputs.wait().await;
+        for site in self.sites.values() {
+            site.close().await;
+        }
+    }
+
+    fn hear(&self, name: BundleName, receipt: Option<Receipt>) {
+        if !self.sites.contains_key(&name.site) {
+            tracing::warn!(event = "bundle.unknown_site", %name, "no [[site]] here is called so");
+            return;
+        }
+        self.board().add(name, receipt, None);
+        self.show();
+    }
+
+    fn show(&self) {
+        let (board, bucket) = (self.board(), &self.metrics.bucket);
+        bucket.waiting.set(i64::try_from(board.names).unwrap_or(i64::MAX));
+        for site in self.sites.keys() {
+            let label = SiteLabel { site: site.to_string() };
+            bucket.oldest.get_or_create(&label).set(board.oldest(site).unwrap_or(0) as f64 / 1e6);
+        }
+    }
+
+    fn start_lanes(self: &Arc<Self>) {
+        let mut board = self.board();
+        board.lanes.retain(|_, lane| lane.running || !lane.pending.is_empty());
+        for ((site, id), lane) in &mut board.lanes {
+            let Some(site) = self.sites.get(site).filter(|_| !lane.running && !lane.pending.is_empty())
+            else {
+                continue;
+            };
+            lane.running = true;
+            self.lanes.spawn(Arc::clone(self).run_lane(Arc::clone(site), id.clone()));
+        }
+    }
+
+    /// The first bundles of a lane; the lane is at rest if there are none.
+    fn next_of(&self, site: &Site, id: &LaneId) -> Vec<BundleName> {
+        let mut board = self.board();
+        let Some(lane) = board.lanes.get_mut(&(site.clone(), id.clone())) else { return Vec::new() };
+        let next: Vec<_> = lane.pending.values().take(AHEAD).map(|(name, _)| name.clone()).collect();
+        lane.running = !next.is_empty();
+        next
+    }
+
+    fn rest(&self, site: &Site, id: &LaneId) {
+        if let Some(lane) = self.board().lanes.get_mut(&(site.clone(), id.clone())) {
+            lane.running = false;
+        }
+    }
+
+    async fn run_lane(self: Arc<Self>, site: Arc<SiteReplica>, id: LaneId) {
+        let mut ahead: VecDeque<(BundleName, Fetching)> = VecDeque::new();
+        let (mut turns, mut failures) = (Turns::default(), 0_u32);
+        let mut under_way = self.under_way.subscribe();
+        loop {
+            if *under_way.borrow_and_update() >= OUTPUTS_MAX {
+                // What is at hand has memory that the outputs may be waiting for.
+                ahead.clear();
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return self.rest(site.site(), &id),
+                    // The sender is here: it does not close.
+                    _ = under_way.wait_for(|outputs| *outputs < OUTPUTS_MAX) => {}
+                }
+            }
+            let next = self.next_of(site.site(), &id);
+            if next.is_empty() {
+                return;
+            }
+            if self.stop.is_cancelled() {
+                return self.rest(site.site(), &id);
+            }
+            // An earlier one was heard of meanwhile: it comes first.
+            if !ahead.iter().zip(&next).all(|((ours, _), next)| ours == next) {
+                ahead.clear();
+            }
+            for name in next.into_iter().skip(ahead.len()) {
+                let (site, of, turn) = (Arc::clone(&site), name.clone(), turns.next());
+                let fetching = tokio::spawn(async move { site.prepare(&of, turn).await });
+                ahead.push_back((name, Fetching(fetching)));
+            }
+            let Some((name, mut fetching)) = ahead.pop_front() else { return self.rest(site.site(), &id) };
+            let fetched = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return self.rest(site.site(), &id),
+                fetched = &mut fetching.0 => fetched.unwrap_or_else(|_| Err(crate::intake::lost().into())),
+            };
+            let taken = match fetched {
+                Ok(Fetched::Prepared(prepared)) => {
+                    site.decide(&prepared).await.map(|taken| (taken, Some(*prepared)))
+                }
+                Ok(Fetched::Not(taken)) => Ok((taken, None)),
+                Err(waits) => Err(waits),
+            };
+            match taken {
+                Ok((taken, prepared)) => {
+                    failures = 0;
+                    self.works(&["source", "kms", "ledger"]);
+                    self.settle(&site, &name, taken, prepared);
+                }
+                Err(waits) => {
+                    ahead.clear();
+                    failures += 1;
+                    self.metrics.bucket.bundle("waited");
+                    self.fails(&waits);
+                    let wait = self.wait_after(&waits, failures);
+                    tracing::warn!(event = "bundle.waits", %name, reason = waits.reason().name(), error = %waits, wait_ms = wait.as_millis() as u64);
+                    tokio::select! {
+                        () = self.stop.cancelled() => return self.rest(site.site(), &id),
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn settle(
+        self: &Arc<Self>,
+        site: &Arc<SiteReplica>,
+        name: &BundleName,
+        taken: Taken,
+        prepared: Option<Prepared>,
+    ) {
+        match taken {
+            Taken::Behind(before) => {
+                let mut board = self.board();
+                for name in before {
+                    board.add(name, None, None);
+                }
+            }
+            Taken::Gone => {
+                // Its message stays: it is the one trace of what has been there.
+                tracing::error!(event = "bundle.gone", %name, "it was told of, and is not in the bucket; what it held shows as missing");
+                self.metrics.bucket.bundle("gone");
+                drop(self.board().take(name));
+            }
+            Taken::Done => {
+                if prepared.is_none() {
+                    self.metrics.bucket.bundle("already");
+                }
+                self.board().take(name).into_iter().for_each(Receipt::done);
+            }
+            Taken::Decided(decision) => {
+                let receipts = self.board().take(name);
+                let prepared = prepared.filter(|_| self.is_ours(&decision));
+                // Whoever else has decided it is at its output, unless he is gone.
+                let patience = if self.is_ours(&decision) { Duration::ZERO } else { self.pace.grace };
+                self.begin_output(site, decision, prepared, receipts, patience);
+            }
+        }
+        self.show();
+    }
+
+    fn is_ours(&self, decision: &Decision) -> bool {
+        decision.replica == self.id[..]
+    }
+
+    /// Sees to it that the output of an entry is written, and tells the messages off then. One task is at one entry.
+    fn begin_output(
+        self: &Arc<Self>,
+        site: &Arc<SiteReplica>,
+        decision: Arc<Decision>,
+        prepared: Option<Prepared>,
+        receipts: Vec<Receipt>,
+        patience: Duration,
+    ) {
+        let mut writing = self.writing();
+        match writing.entry((site.site().clone(), decision.number)) {
+            Entry::Occupied(mut waiting) => waiting.get_mut().extend(receipts),
+            Entry::Vacant(place) => {
+                place.insert(receipts);
+                self.under_way.send_replace(writing.len());
+                self.outputs.spawn(Arc::clone(self).write(Arc::clone(site), decision, prepared, patience));
+            }
+        }
+    }
+
+    async fn write(
+        self: Arc<Self>,
+        site: Arc<SiteReplica>,
+        decision: Arc<Decision>,
+        prepared: Option<Prepared>,
+        patience: Duration,
+    ) {
+        let written = self.written(&site, &decision, prepared, patience).await;
+        let receipts = {
+            let mut writing = self.writing();
+            let receipts = writing.remove(&(site.site().clone(), decision.number));
+            self.under_way.send_replace(writing.len());
+            receipts.unwrap_or_default()
+        };
+        // Let go without a word they come again.
+        if written {
+            receipts.into_iter().for_each(Receipt::done);
+        }
+    }
+
+    /// Writes the output of an entry until it is whole; false if that is left to another time, or to who comes next.
+    async fn written(
+        &self,
+        site: &SiteReplica,
+        decision: &Arc<Decision>,
+        mut prepared: Option<Prepared>,
+        patience: Duration,
+    ) -> bool {
+        if !patience.is_zero() {
+            tokio::select! {
+                () = self.stop.cancelled() => return false,
+                () = tokio::time::sleep(patience) => {}
+            }
+        }
+        let mut failures = 0_u32;
+        loop {
+            let written = match prepared.take() {
+                Some(prepared) => site.output(decision, Some(prepared)).await,
+                None => site.finish_one(decision).await,
+            };
+            let Err(waits) = written else {
+                self.works(&["sink"]);
+                return true;
+            };
+            failures += 1;
+            self.metrics.sink_failures.inc();
+            self.fails(&waits);
+            tracing::error!(event = "sink.failed", site = %site.site(), number = decision.number, error = %waits, "the entry stands; its output is tried again");
+            // Somebody has to put the bundle back first; others go on meanwhile.
+            if self.stop.is_cancelled() || matches!(waits, Waits::Changed { .. }) {
+                return false;
+            }
+            // At the end of the program it is tried once more, and left to who comes next.
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep(self.wait_after(&waits, failures)) => {}
+            }
+        }
+    }
+
+    /// Longer after each failure, and not the same for all.
+    fn wait_after(&self, waits: &Waits, failures: u32) -> Duration {
+        let wait = waits.retry_after().saturating_mul(1 << (failures - 1).min(5)).min(self.pace.retry_max);
+        pithead_hop::backoff::spread(wait, pithead_hop::backoff::random())
+    }
+
+    /// Lists the bucket from time to time, and finishes what others have left.
+    async fn look_at(self: Arc<Self>, site: Arc<SiteReplica>) {
+        let mut swept: Option<Instant> = None;
+        loop {
+            let full = swept.is_none_or(|swept| swept.elapsed() >= self.pace.sweep);
+            let looked = tokio::select! {
+                () = self.stop.cancelled() => return,
+                looked = self.look(&site, full) => looked,
+            };
+            match looked {
+                Ok(()) => {
+                    self.works(&["source", "ledger"]);
+                    if full {
+                        swept = Some(Instant::now());
+                    }
+                }
+                Err(waits) => {
+                    self.fails(&waits);
+                    tracing::warn!(event = "source.not_listed", site = %site.site(), error = %waits);
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(self.pace.poll) => {}
+            }
+        }
+    }
+
+    async fn look(self: &Arc<Self>, site: &Arc<SiteReplica>, full: bool) -> Result<(), Waits> {
+        site.catch_up().await?;
+        let since_us = clock::wall_us().saturating_sub(ALIVE.as_micros() as u64);
+        let from = if full { None } else { site.frontier(since_us).await };
+        let undecided = site.undecided(from).await?;
+        for (name, created_us) in undecided {
+            if !self.board().add(name, None, Some(created_us)) {
+                break;
+            }
+        }
+        self.show();
+        self.changed.notify_one();
+        self.finish_others(site).await;
+        Ok(())
+    }
+
+    /// Takes up the output of entries that have been without it for a while and that nobody here is at: of replicas that are gone, and
+    /// of bundles that were not what they had been.
+    async fn finish_others(self: &Arc<Self>, site: &Arc<SiteReplica>) {
+        let left = site.unfinished().await;
+        let due: Vec<_> = {
+            let writing = self.writing();
+            if left.is_empty() && writing.is_empty() {
+                self.works(&["sink"]);
+            }
+            let room = OUTPUTS_MAX.saturating_sub(writing.len());
+            let mut alone = self.left_alone.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut before = std::mem::take(&mut *alone);
+            let mut due = Vec::new();
+            for decision in left {
+                let key = (site.site().clone(), decision.number);
+                if writing.contains_key(&key) {
+                    continue;
+                }
+                let since = before.remove(&key).unwrap_or_else(Instant::now);
+                if since.elapsed() >= self.pace.grace && due.len() < room {
+                    due.push(decision);
+                } else {
+                    alone.insert(key, since);
+                }
+            }
+            // Those of other sites; of this one what is left there has its output by now.
+            alone.extend(before.into_iter().filter(|(key, _)| key.0 != *site.site()));
+            due
+        };
+        for decision in due {
+            self.begin_output(site, decision, None, Vec::new(), Duration::ZERO);
+        }
+    }
+}
+
+/// A bundle being fetched; let go, it stops.
+#[derive(Debug)]
+struct Fetching(JoinHandle<Result<Fetched, Waits>>);
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
