@@ -28,5 +28,6 @@ pub mod rehearsal;
 pub mod rogue;
 pub mod s3;
 pub mod site;
+pub mod sqs;
 pub mod telemetry;
 pub mod vehicle;

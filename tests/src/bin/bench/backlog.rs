@@ -109,6 +109,17 @@ pub(crate) async fn drain(arguments: &DrainArguments) -> anyhow::Result<()> {
     site.stop().await
 }
 
+/// Envelopes of 1 KiB a second out of a backlog into the sink on disk, and the site that they went through.
+pub(crate) async fn over_call(envelopes: usize) -> anyhow::Result<(f64, Site)> {
+    let mut site = Yard { spool: "16GiB", relay: true }.start().await?;
+    let measured = async {
+        let filled = fill(&site, 1 << 10, envelopes, 1).await?;
+        drained(&mut site, envelopes, filled, "drain").await
+    };
+    let row = measured.await.map_err(|error| error.context(site.log_tails()))?;
+    Ok((row.value, site))
+}
+
 pub(crate) async fn restart(arguments: &RestartArguments) -> anyhow::Result<()> {
     let mut site = Yard { spool: "64GiB", relay: true }.start().await?;
     let measured = restarted(arguments, &mut site).await;

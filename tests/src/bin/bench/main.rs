@@ -6,6 +6,7 @@
 
 mod air;
 mod backlog;
+mod bucket;
 mod bundles;
 mod disk;
 mod handshakes;
@@ -49,6 +50,8 @@ enum Command {
     Drain(backlog::DrainArguments),
     /// How fast a backlog leaves into an object store, beside plain PUTs to the same one.
     Bundles(bundles::Arguments),
+    /// How fast bundles leave a bucket, beside the same envelopes over a call.
+    Bucket(bucket::Arguments),
     /// One large file on each hop, beside a sequential write of the same disk.
     Upload(upload::Arguments),
     /// Thousands of devices that connect at once, beside openssl; and what an idle connection holds.
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
                 Command::Latency(arguments) => latency::measure(&arguments).await,
                 Command::Drain(arguments) => backlog::drain(&arguments).await,
                 Command::Bundles(arguments) => bundles::measure(&arguments).await,
+                Command::Bucket(arguments) => bucket::measure(&arguments).await,
                 Command::Upload(arguments) => upload::measure(&arguments).await,
                 Command::Handshakes(arguments) => handshakes::measure(&arguments).await,
                 Command::Memory(arguments) => backlog::memory(&arguments).await,
