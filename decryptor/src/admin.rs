@@ -11,17 +11,19 @@ use crate::unwrap::DataKeys;
 use crate::vitals::{Health, Rates};
 use arc_swap::ArcSwap;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use pithead_hop::accept::AcceptHandle;
-use pithead_hop::program::admin::{AdminAddress, AdminListener};
+use pithead_hop::program::admin::{
+    AdminAddress, AdminListener, ORDERS_COME_FROM_PROGRAMS, is_order_of_a_page,
+};
 use pithead_hop::program::disk::Room;
 use pithead_hop::program::health::Level;
 use pithead_hop::program::metrics::advance;
-use pithead_hop::program::reload::{LastReload, Outcome as Reloaded};
+use pithead_hop::program::reload::{Orders, ReloadDesk};
 use pithead_hop::program::{ProgramError, clock};
 use pithead_hop::tls::Expiries;
 use pithead_sealing::Site;
@@ -32,7 +34,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Where the program stands in its life.
@@ -77,16 +78,9 @@ pub struct Status {
     books: OnceLock<Arc<ArcSwap<Books>>>,
     authority: OnceLock<Arc<ArcSwap<Vec<SiteStanding>>>>,
     bucket: OnceLock<Bucket>,
-    /// What came of the last reload.
-    pub reload: LastReload,
-    orders: mpsc::Sender<oneshot::Sender<Reloaded>>,
+    /// Orders to reload, and what came of the last one.
+    pub reload: ReloadDesk,
 }
-
-/// Orders to reload that wait for the one under way: people and scripts give them. Whoever comes beyond waits at the admin port.
-const ORDERS: usize = 4;
-
-/// Where orders to reload come out; each brings the place for its answer.
-pub type Orders = mpsc::Receiver<oneshot::Sender<Reloaded>>;
 
 /// A source in a bucket, for the status page.
 #[derive(Debug)]
@@ -158,7 +152,7 @@ impl Status {
             }
         }
         let started = clock::since_boot();
-        let (orders, taken) = mpsc::channel(ORDERS);
+        let (reload, orders) = ReloadDesk::open();
         let status = Arc::new(Self {
             health: Health::new(Arc::clone(&metrics)),
             rates: Rates::default(),
@@ -174,10 +168,9 @@ impl Status {
             sink,
             authority: OnceLock::new(),
             bucket: OnceLock::new(),
-            reload: LastReload::default(),
-            orders,
+            reload,
         });
-        (status, taken)
+        (status, orders)
     }
 
     /// Shows how the authority's sites stand as well.
@@ -295,7 +288,7 @@ impl Status {
             "sites": self.books.get().map(|books| sites_json(&books.load())),
             "tls": tls,
             "config": config,
-            "reload": self.reload.json(clock::since_boot()),
+            "reload": self.reload.last.json(clock::since_boot()),
             "disk": room(&self.data),
             "sink_disk": room(&self.sink),
             "envelopes": {
@@ -433,23 +426,16 @@ async fn metrics(State(status): State<Arc<Status>>) -> impl IntoResponse {
 }
 
 async fn reload(State(status): State<Arc<Status>>) -> Response {
-    let (answer, answered) = oneshot::channel();
-    let outcome = match status.orders.send(answer).await {
-        Ok(()) => answered.await.ok(),
-        Err(_) => None,
-    };
-    let Some(outcome) = outcome else {
+    let Some(outcome) = status.reload.order().await else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the decryptor is stopping\n").into_response();
     };
     let code = if outcome.is_taken() { StatusCode::OK } else { StatusCode::CONFLICT };
     (code, Json(outcome.json())).into_response()
 }
 
-/// A page from elsewhere cannot leave `Origin` out of a POST.
 async fn orders_come_from_programs(request: Request, next: Next) -> Response {
-    if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
-        return (StatusCode::FORBIDDEN, "orders come from programs on this machine, not from pages\n")
-            .into_response();
+    if is_order_of_a_page(request.method(), request.headers()) {
+        return (StatusCode::FORBIDDEN, ORDERS_COME_FROM_PROGRAMS).into_response();
     }
     next.run(request).await
 }

@@ -4,7 +4,8 @@
 //!   the statement keys of the last. What was believed once is kept in `DATA/keys/statements`, so that an envelope under a key
 //!   of *any* statement ever accepted here is admitted, whatever the key's status is now (its plaintext is gone elsewhere).
 //! - The newest statement per site is served. An older one, another one under the same number, another authority's, or one
-//!   that does not verify, is refused, and what was served before stays: a bad reload changes nothing.
+//!   that does not verify, is refused, and what was served before stays: a bad reload changes nothing. A site that is served no longer is
+//!   measured by what it was served last, until the program ends.
 //! - A device asks more of a statement (announcement, validity against its own clock) before it seals; that is its own to judge.
 //!   A decryptor that refused to *know* an unannounced key could only lose envelopes by it.
 
@@ -129,6 +130,8 @@ pub struct Books {
     /// When the newest of each site was.
     newest: BTreeMap<Site, UnixTime>,
     served: BTreeMap<Site, Arc<Published>>,
+    /// What was served last for sites that are served no longer.
+    withdrawn: BTreeMap<Site, Arc<Published>>,
 }
 
 impl Books {
@@ -178,35 +181,49 @@ impl Books {
         self.note(statement.fields(), statement.digest());
     }
 
-    /// Takes in a bundle file: verifies it, keeps its statement, and serves it if it is newer. True if something changed.
-    pub fn take_in(&mut self, data_dir: &Path, path: &Path) -> Result<bool, BooksError> {
-        let published = Published::read(path)?;
-        let statement = &published.statement;
-        if let Some(served) = self.served.get(&published.site) {
-            let refused =
-                |error| Err(BooksError::Refused { path: path.to_owned(), object: "statement", error });
-            if served.authority != published.authority {
-                return refused(TrustError::Authority);
-            }
-            match statement.version().cmp(&served.statement.version()) {
+    /// Takes in what was read from a bundle file: keeps its statement, and serves it if it is newer. True if something changed.
+    pub fn take_in(
+        &mut self,
+        data_dir: &Path,
+        path: &Path,
+        published: Published,
+    ) -> Result<bool, BooksError> {
+        let (statement, site) = (&published.statement, &published.site);
+        let refused = |error| Err(BooksError::Refused { path: path.to_owned(), object: "statement", error });
+        let served = self.served.get(site);
+        if served.is_some_and(|served| served.authority != published.authority) {
+            return refused(TrustError::Authority);
+        }
+        // Whoever had it withdrawn may name another authority's, and not an older one of the same.
+        let before = served.or_else(|| self.withdrawn.get(site));
+        if let Some(before) = before.filter(|before| before.authority == published.authority) {
+            match statement.version().cmp(&before.statement.version()) {
                 std::cmp::Ordering::Less => return refused(TrustError::Rollback),
-                std::cmp::Ordering::Equal if statement.digest() != served.statement.digest() => {
+                std::cmp::Ordering::Equal if statement.digest() != before.statement.digest() => {
                     return refused(TrustError::Equivocation);
                 }
-                std::cmp::Ordering::Equal if served.roots.len() == published.roots.len() => return Ok(false),
+                std::cmp::Ordering::Equal
+                    if served.is_some() && before.roots.len() == published.roots.len() =>
+                {
+                    return Ok(false);
+                }
                 _ => {}
             }
         }
         keep(data_dir, statement)?;
         self.note(statement.fields(), statement.digest());
-        self.served.insert(published.site.clone(), Arc::new(published));
+        self.withdrawn.remove(site);
+        let site = site.clone();
+        self.served.insert(site, Arc::new(published));
         Ok(true)
     }
 
     /// Serves nothing for that site from now on. What its statements have named stays known: envelopes under those keys are on their
     /// way. True if something was served.
     pub fn withdraw(&mut self, site: &Site) -> bool {
-        self.served.remove(site).is_some()
+        let Some(last) = self.served.remove(site) else { return false };
+        self.withdrawn.insert(site.clone(), last);
+        true
     }
 
     /// Whether some statement accepted here has named the key (or the configuration does).

@@ -31,6 +31,12 @@ impl Publisher {
         self.server.clone()
     }
 
+    /// What a site's watchers see.
+    #[cfg(test)]
+    pub(crate) fn watch(&self, site: &Site) -> Option<watch::Receiver<Option<Arc<ServedKeys>>>> {
+        self.sites.get(site).map(|(_, book)| book.subscribe())
+    }
+
     /// Serves what the books have now; whoever watches is told at once.
     pub fn publish(&mut self, books: &Books) {
         let before = self.sites.len();

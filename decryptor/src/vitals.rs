@@ -26,6 +26,7 @@ use pithead_hop::program::clock;
 use pithead_hop::program::disk::Room;
 use pithead_hop::program::health::{Lamps, Level};
 use pithead_hop::program::metrics::as_gauge;
+use pithead_sealing::Site;
 use pithead_sealing::trust::UnixTime;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -374,6 +375,16 @@ pub fn show_statements(metrics: &Metrics, books: &Books) {
         metrics.statement_issued.get_or_create(&label).set(seconds(statement.issued_at));
         metrics.statement_refresh_by.get_or_create(&label).set(seconds(statement.refresh_by));
         metrics.statement_expires.get_or_create(&label).set(seconds(statement.expires_at));
+    }
+}
+
+/// What is served no longer has no age: an alert on it would be on nobody's statement.
+pub fn forget_statements(metrics: &Metrics, withdrawn: &[Site]) {
+    for site in withdrawn {
+        let label = SiteLabel { site: site.to_string() };
+        for family in [&metrics.statement_issued, &metrics.statement_refresh_by, &metrics.statement_expires] {
+            family.remove(&label);
+        }
     }
 }
 

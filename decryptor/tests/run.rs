@@ -331,11 +331,31 @@ async fn an_order_to_reload_is_answered_and_a_bundle_that_is_not_named_any_more_
     let page = running.ask("POST", "/reload", "origin: http://elsewhere\r\n").await;
     assert!(page.starts_with("HTTP/1.1 403"), "{page}");
 
+    // A name that is wrong takes nothing away, and whoever ordered it hears of it.
+    write("bundle.pb", "bundel.pb");
+    let taken = running.ask("POST", "/reload", "").await;
+    assert!(taken.starts_with("HTTP/1.1 200") && taken.contains("PH-6002 CONFIG_UNREADABLE"), "{taken}");
+    assert!(keys.fetch(&Held::default(), Duration::from_secs(10)).await.unwrap().bundle.is_some());
+    assert!(
+        running
+            .page("/metrics")
+            .await
+            .contains("pithead_key_statement_expires_timestamp_seconds{site=\"pit-7\"}")
+    );
+
     write("bundles = [\"bundle.pb\"]", &format!("bundles = []\nallow = [\"{ARN}\"]"));
     let taken = running.ask("POST", "/reload", "").await;
     assert!(taken.starts_with("HTTP/1.1 200") && taken.contains("[keys] bundles"), "{taken}");
     assert!(taken.contains("decryptor.toml"), "it says which file was read: {taken}");
     keys.fetch(&Held::default(), Duration::from_secs(10)).await.unwrap_err();
+    let metrics = running.page("/metrics").await;
+    let of_statements = |line: &&str| line.starts_with("pithead_key_statement_");
+    assert_eq!(
+        metrics.lines().filter(of_statements).collect::<Vec<_>>(),
+        [""; 0],
+        "no alert on what is not served"
+    );
+    assert!(metrics.contains("pithead_statement_sequence 0"), "{metrics}");
     // What the statement named stays known: envelopes under it are on their way.
     let request = SubmitRequest { envelope: world.sealed("truck-1", b"x") };
     IngestServiceClient::new(connection.clone()).submit(request).await.unwrap();

@@ -28,19 +28,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use pithead_hop::identity::GatewayName;
-use pithead_hop::program::admin::AdminListener;
+use pithead_hop::program::admin::{AdminListener, ORDERS_COME_FROM_PROGRAMS, is_order_of_a_page};
 use pithead_hop::program::clock;
-use pithead_hop::program::reload::{LastReload, Outcome};
+use pithead_hop::program::reload::ReloadDesk;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{since_boot, wall_ms};
@@ -114,15 +114,6 @@ pub struct Facts {
 
 /// The longest that a gateway goes on serving while it says that it is not ready.
 pub const GRACE_MAX: Duration = Duration::from_secs(3600);
-
-/// Where orders to reload are taken.
-#[derive(Debug, Clone)]
-pub struct ReloadDesk {
-    /// Each brings the place for its answer.
-    pub orders: mpsc::Sender<oneshot::Sender<Outcome>>,
-    /// What came of the last one, whoever ordered it.
-    pub last: LastReload,
-}
 
 /// Serves the pages until `stop` resolves.
 ///
@@ -224,23 +215,16 @@ async fn refresh(State(facts): State<Arc<Facts>>) -> Response {
 }
 
 async fn reload(State(facts): State<Arc<Facts>>) -> Response {
-    let (answer, answered) = oneshot::channel();
-    let outcome = match facts.reload.orders.send(answer).await {
-        Ok(()) => answered.await.ok(),
-        Err(_) => None,
-    };
-    let Some(outcome) = outcome else {
+    let Some(outcome) = facts.reload.order().await else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping\n").into_response();
     };
     let status = if outcome.is_taken() { StatusCode::OK } else { StatusCode::CONFLICT };
     (status, Json(outcome.json())).into_response()
 }
 
-/// A page from elsewhere cannot leave `Origin` out of a POST.
 async fn orders_come_from_programs(request: Request, next: Next) -> Response {
-    if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
-        return (StatusCode::FORBIDDEN, "orders come from programs on this machine, not from pages\n")
-            .into_response();
+    if is_order_of_a_page(request.method(), request.headers()) {
+        return (StatusCode::FORBIDDEN, ORDERS_COME_FROM_PROGRAMS).into_response();
     }
     next.run(request).await
 }

@@ -6,11 +6,12 @@
 
 mod authority;
 mod bucket;
+mod bundles;
 mod reload;
 
-use crate::admin::{Admin, Orders, Phase, Status};
+use crate::admin::{Admin, Phase, Status};
 use crate::aside::Area;
-use crate::books::{Books, BooksError, Published};
+use crate::books::{Books, BooksError};
 use crate::config::{Config, SinkKind, SourceKind};
 use crate::devices::{Devices, DevicesError, Watch};
 use crate::intake::pipeline::{Parts, Pipeline};
@@ -26,17 +27,17 @@ use crate::sites;
 use crate::unwrap::{CacheLimits, DataKeys, KeyUnwrapper, KmsUnwrapper, LocalKeys, Unwrapping};
 use crate::vitals;
 use arc_swap::ArcSwap;
+use bundles::{Bundles, Look};
 use pithead_hop::accept::Acceptor;
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::admin::AdminAddress;
-use pithead_hop::program::reload::Outcome;
+use pithead_hop::program::reload::{Orders, Outcome};
 use pithead_hop::program::stop::{Reloads, Signals};
 use pithead_hop::program::supervisor::{self, Asked};
 use pithead_hop::program::traces::{Exporting, FLUSH};
 use pithead_hop::program::{ProgramError, clock, disk, files, grpc_health};
 use pithead_hop::tls::{CrlExpiry, Pem, ServerTls};
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::Site;
 use pithead_sealing::trust::KeyArn;
 use reload::Reloader;
 use std::io;
@@ -251,25 +252,22 @@ pub async fn serve(
                 take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
             }
             order = next(&mut reloads, &mut orders) => {
-                let outcome = reloader.turn(&handle).await;
+                let mut outcome = reloader.turn(&handle).await;
                 if outcome.is_taken() {
                     let keys = &reloader.in_force().keys;
-                    let mut fresh = books.load().allowing(&keys.allow);
-                    for site in bundles.look_at(&keys.bundles) {
-                        if fresh.withdraw(&site) {
-                            tracing::info!(event = "keys.withdrawn", %site);
-                        }
-                    }
-                    publisher.publish(&fresh);
-                    books.store(Arc::new(fresh));
+                    books.store(Arc::new(books.load().allowing(&keys.allow)));
+                    bundles.name(&keys.bundles);
                     if poll.period() != keys.poll.get() {
                         poll = tokio::time::interval(keys.poll.get());
                     }
                 }
                 bundles.forget();
-                take_in(&data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys);
+                outcome.warnings.extend(take_in(
+                    &data_dir, &mut bundles, &mut authority, &books, &mut publisher, &metrics, &data_keys,
+                ));
                 watch.forget();
                 look_at_devices(&mut watch, &devices, Some(&uploads), &metrics);
+                reloader.tell(&outcome);
                 if let Some(answer) = order {
                     // Whoever asked may have gone away; it was done all the same.
                     let _ = answer.send(outcome);
@@ -473,102 +471,7 @@ pub(in crate::commands) fn tls(config: &Config) -> Result<ServerTls, ProgramErro
     })
 }
 
-/// A bundle file, when it last changed, and for which site it was last taken.
-struct BundleFile {
-    path: PathBuf,
-    seen: Option<(std::time::SystemTime, u64)>,
-    site: Option<Site>,
-}
-
-impl BundleFile {
-    fn new(path: PathBuf) -> Self {
-        Self { path, seen: None, site: None }
-    }
-}
-
-/// The bundle files.
-struct Bundles {
-    files: Vec<BundleFile>,
-    /// The authority's own, of whichever sites it has.
-    folder: Option<PathBuf>,
-}
-
-impl Bundles {
-    fn new(paths: &[PathBuf], authority: Option<&crate::config::Authority>) -> Self {
-        let files = paths.iter().cloned().map(BundleFile::new).collect();
-        Self { files, folder: authority.map(|authority| authority.dir.join("bundles")) }
-    }
-
-    /// Files that have come into the authority's folder.
-    fn list(&mut self) {
-        let Some(folder) = &self.folder else { return };
-        // It is made with the first bundle.
-        let Ok(entries) = std::fs::read_dir(folder) else { return };
-        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        for path in paths.filter(|path| path.extension().is_some_and(|ext| ext == "pb")) {
-            if !self.files.iter().any(|known| known.path == path) {
-                self.files.push(BundleFile::new(path));
-            }
-        }
-    }
-
-    /// From now on these, besides those of the authority's folder. Gives the sites that no file is left for.
-    fn look_at(&mut self, paths: &[PathBuf]) -> Vec<Site> {
-        let folder = self.folder.clone();
-        let is_of_folder = |path: &Path| folder.as_deref().is_some_and(|folder| path.starts_with(folder));
-        let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.files)
-            .into_iter()
-            .partition(|file| paths.contains(&file.path) || is_of_folder(&file.path));
-        self.files = stay;
-        for path in paths {
-            if !self.files.iter().any(|known| known.path == *path) {
-                self.files.push(BundleFile::new(path.clone()));
-            }
-        }
-        let gone = go.into_iter().filter_map(|file| file.site);
-        gone.filter(|site| !self.files.iter().any(|file| file.site.as_ref() == Some(site))).collect()
-    }
-
-    fn forget(&mut self) {
-        for file in &mut self.files {
-            file.seen = None;
-        }
-    }
-
-    /// Takes in what has changed; true if the books did.
-    fn look(&mut self, data_dir: &Path, books: &mut Books) -> bool {
-        let mut changed = false;
-        self.list();
-        for BundleFile { path, seen, site } in &mut self.files {
-            let stamp = std::fs::metadata(&*path).and_then(|meta| Ok((meta.modified()?, meta.len()))).ok();
-            if stamp.is_some() && stamp == *seen {
-                continue;
-            }
-            match books.take_in(data_dir, path) {
-                Ok(new) => {
-                    *seen = stamp;
-                    changed |= new;
-                    *site = Published::read(path).ok().map(|published| published.site);
-                    if new {
-                        tracing::info!(event = "keys.accepted", path = %path.display());
-                    }
-                }
-                Err(error) => {
-                    // Said once for each state of the file. What a disk did is tried again: it may pass.
-                    *seen = if matches!(error, BooksError::Io { .. }) { None } else { stamp };
-                    log_refused(&error);
-                }
-            }
-        }
-        changed
-    }
-}
-
-fn log_refused(error: &BooksError) {
-    let reason = error.reason();
-    tracing::error!(event = "keys.refused", code = reason.code(), reason = reason.name(), %error, "what was in force stays");
-}
-
+/// Looks at the bundle files. What an operator should know of them.
 fn take_in(
     data_dir: &Path,
     bundles: &mut Bundles,
@@ -577,14 +480,17 @@ fn take_in(
     publisher: &mut Publisher,
     metrics: &Metrics,
     data_keys: &DataKeys,
-) {
+) -> Vec<String> {
     let mut fresh = Books::clone(&books.load());
-    if bundles.look(data_dir, &mut fresh) {
+    let Look { changed, withdrawn, warnings } = bundles.look(data_dir, &mut fresh);
+    if changed || !withdrawn.is_empty() {
         authority.learn(&mut fresh);
         publisher.publish(&fresh);
+        vitals::forget_statements(metrics, &withdrawn);
         show_statement(metrics, &fresh, data_keys);
         books.store(Arc::new(fresh));
     }
+    warnings
 }
 
 /// Takes in the registry of devices if it has changed. Reading it is a moment's work, a second's for 100,000 devices.

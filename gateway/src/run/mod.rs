@@ -16,7 +16,7 @@ mod stopping;
 
 use std::path::Path;
 
-use pithead_hop::program::{ExitCode, ProgramError, recent::Recent, stop::Signals};
+use pithead_hop::program::{ExitCode, ProgramError, recent::Recent, reload::ReloadDesk, stop::Signals};
 use pithead_proto::errors::v1::ErrorReason;
 
 use crate::config::Config;
@@ -57,7 +57,7 @@ async fn run(
     for warning in material.warnings() {
         tracing::warn!(event = "tls.warning", warning);
     }
-    let (desk, mut orders) = reload::desk();
+    let (desk, mut orders) = ReloadDesk::open();
     let mut serving =
         Serving::start(&config, material, &data, signals.stop.clone(), desk.clone(), recent).await?;
     let mut reloader = Reloader::new(path.to_owned(), config, desk.last);

@@ -10,23 +10,11 @@ use pithead_hop::program::config::{Effective, change};
 use pithead_hop::program::reload::{Failure, LastReload, Outcome};
 use pithead_hop::program::{ProgramError, disk};
 use pithead_proto::errors::v1::ErrorReason;
-use tokio::sync::{mpsc, oneshot};
 
 use super::material::Material;
 use super::serving::Serving;
-use crate::admin::ReloadDesk;
 use crate::clock::since_boot;
 use crate::config::{Config, LIVE};
-
-/// Orders that wait for the one under way: people and scripts give them, one after the other. Whoever comes beyond waits at
-/// the admin port.
-const ORDERS: usize = 4;
-
-/// A desk for the admin port, and where its orders come out.
-pub(super) fn desk() -> (ReloadDesk, mpsc::Receiver<oneshot::Sender<Outcome>>) {
-    let (orders, taken) = mpsc::channel(ORDERS);
-    (ReloadDesk { orders, last: LastReload::default() }, taken)
-}
 
 /// Reads the file again, whenever somebody asks.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderMap, Method, header};
 use pithead_proto::errors::v1::ErrorReason;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::net::{TcpListener, UnixListener};
@@ -27,6 +28,8 @@ use super::ProgramError;
 
 /// Its owner and its group, and nobody else.
 const MODE: u32 = 0o660;
+/// What a page in a browser is told that gives an order.
+pub const ORDERS_COME_FROM_PROGRAMS: &str = "orders come from programs on this machine, not from pages\n";
 /// What comes before a path in the configuration.
 const UNIX: &str = "unix:";
 /// Longest path of a socket that the system takes, in bytes, with the zero behind it (`sun_path`).
@@ -263,6 +266,12 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     bound
 }
 
+/// Whether a request is an order that a page in a browser gives: a page from elsewhere cannot leave `Origin` out of a POST.
+#[must_use]
+pub fn is_order_of_a_page(method: &Method, headers: &HeaderMap) -> bool {
+    method != Method::GET && headers.contains_key(header::ORIGIN)
+}
+
 /// Something that blocks, for at most `limit`: a program that takes no more connections would keep whoever asks for ever, and the
 /// system has no limit of its own for a socket in the file system.
 fn within<T: Send + 'static>(
@@ -281,6 +290,15 @@ mod tests {
 
     fn address(path: &Path) -> AdminAddress {
         format!("unix:{}", path.display()).parse().expect("an address")
+    }
+
+    #[test]
+    fn an_order_is_a_pages_if_it_says_where_that_is_from_and_a_look_never_is() {
+        let mut headers = HeaderMap::new();
+        assert!(!is_order_of_a_page(&Method::POST, &headers));
+        headers.insert(header::ORIGIN, "null".parse().unwrap());
+        assert!(is_order_of_a_page(&Method::POST, &headers) && is_order_of_a_page(&Method::PUT, &headers));
+        assert!(!is_order_of_a_page(&Method::GET, &headers));
     }
 
     #[test]

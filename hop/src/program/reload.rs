@@ -10,6 +10,8 @@ use std::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use tokio::sync::{mpsc, oneshot};
+
 use super::{ProgramError, config::change::Change, human};
 
 /// What came of one.
@@ -25,7 +27,7 @@ pub struct Outcome {
     pub needs_restart: Vec<Change>,
     /// Why that restart would be refused as things stand, if it would.
     pub restart_refused: Option<Failure>,
-    /// What an operator should know: certificates and lists that run out.
+    /// What an operator should know: certificates and lists that run out, bundles that were not taken.
     pub warnings: Vec<String>,
     /// Connections that were closed because they would not be let in now.
     pub cut: usize,
@@ -73,6 +75,13 @@ impl Outcome {
         })
     }
 
+    fn warn(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        Ok(())
+    }
+
     /// Whether the file was taken.
     #[must_use]
     pub fn is_taken(&self) -> bool {
@@ -116,10 +125,10 @@ impl fmt::Display for Outcome {
         if let Some(Failure { code, reason, what, todo }) = &self.failure {
             writeln!(f, "refused[{code}] {reason}: {what}")?;
             writeln!(f, "  the configuration before stays in force")?;
-            return match todo {
-                Some(todo) => writeln!(f, "  what to do: {todo}"),
-                None => Ok(()),
-            };
+            if let Some(todo) = todo {
+                writeln!(f, "  what to do: {todo}")?;
+            }
+            return self.warn(f);
         }
         let said = match (self.changed.is_empty(), self.needs_restart.is_empty()) {
             (false, _) => "in force now:",
@@ -147,10 +156,38 @@ impl fmt::Display for Outcome {
                 writeln!(f, "  what to do: {todo}")?;
             }
         }
-        for warning in &self.warnings {
-            writeln!(f, "warning: {warning}")?;
-        }
-        Ok(())
+        self.warn(f)
+    }
+}
+
+/// Orders to reload that wait for the one under way: people and scripts give them, one after the other. Whoever comes beyond waits at
+/// the admin port.
+const ORDERS: usize = 4;
+
+/// Where orders to reload come out; each brings the place for its answer.
+pub type Orders = mpsc::Receiver<oneshot::Sender<Outcome>>;
+
+/// Where orders to reload are taken. Clones are the same desk.
+#[derive(Debug, Clone)]
+pub struct ReloadDesk {
+    orders: mpsc::Sender<oneshot::Sender<Outcome>>,
+    /// What came of the last one, whoever ordered it.
+    pub last: LastReload,
+}
+
+impl ReloadDesk {
+    /// A desk, and where its orders come out.
+    #[must_use]
+    pub fn open() -> (Self, Orders) {
+        let (orders, taken) = mpsc::channel(ORDERS);
+        (Self { orders, last: LastReload::default() }, taken)
+    }
+
+    /// Orders one, and waits for what comes of it; nothing if the program stops before.
+    pub async fn order(&self) -> Option<Outcome> {
+        let (answer, answered) = oneshot::channel();
+        self.orders.send(answer).await.ok()?;
+        answered.await.ok()
     }
 }
 
@@ -182,6 +219,7 @@ impl LastReload {
             "failure": outcome.failure.as_ref().map(|failure| format!("{}: {}", failure.code, failure.what)),
             "changed": titles(&outcome.changed),
             "needs_restart": titles(&outcome.needs_restart),
+            "warnings": outcome.warnings,
             "restart_refused": outcome.restart_refused.as_ref().map(|failure| format!("{}: {}", failure.code, failure.what)),
         })
     }
@@ -221,6 +259,22 @@ mod tests {
             (&json["changed"], &json["needs_restart"]),
             (&json!(["[relay] rate"]), &json!(["[ingest] listen"]))
         );
+        assert_eq!(json["warnings"], json!(["a list is to be renewed"]));
+    }
+
+    #[tokio::test]
+    async fn who_orders_a_reload_hears_what_came_of_it_or_that_the_program_stops() {
+        let (desk, mut orders) = ReloadDesk::open();
+        let order = tokio::spawn({
+            let desk = desk.clone();
+            async move { desk.order().await }
+        });
+        let done = Outcome { cut: 3, ..Outcome::default() };
+        orders.recv().await.unwrap().send(done.clone()).unwrap();
+        assert_eq!(order.await.unwrap(), Some(done));
+        let order = tokio::spawn(async move { desk.order().await });
+        drop(orders.recv().await.unwrap());
+        assert_eq!(order.await.unwrap(), None);
     }
 
     #[test]
@@ -246,11 +300,11 @@ mod tests {
     #[test]
     fn a_file_that_was_refused_says_why_and_that_nothing_has_changed() {
         let error = ProgramError::new(ErrorReason::ConfigInvalid, "gateway.toml:3:1: no").todo("mend it");
-        let outcome = Outcome::from(error);
+        let outcome = Outcome { warnings: vec!["and a bundle".to_owned()], ..Outcome::from(error) };
         assert_eq!(
             outcome.to_string(),
             "refused[PH-6001] CONFIG_INVALID: gateway.toml:3:1: no\n  the configuration before stays in force\n  \
-             what to do: mend it\n"
+             what to do: mend it\nwarning: and a bundle\n"
         );
         let last = LastReload::default();
         last.note(outcome, Duration::ZERO);

@@ -39,7 +39,7 @@ impl Reloader {
         &self.in_force
     }
 
-    /// One reload. Whoever would not be let in now is cut.
+    /// One reload. Whoever would not be let in now is cut. Nobody is told of it yet: what came of the bundles goes with it.
     pub(super) async fn turn(&mut self, handle: &AcceptHandle) -> Outcome {
         let outcome = match self.attempt(handle).await {
             Ok(outcome) => outcome,
@@ -50,11 +50,14 @@ impl Reloader {
         };
         // Whole, for whoever asks from another folder.
         let file = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
-        let outcome = Outcome { file, ..outcome };
+        Outcome { file, ..outcome }
+    }
+
+    /// Says what came of it.
+    pub(super) fn tell(&self, outcome: &Outcome) {
         // Whoever has read of it in the log finds it in the status.
-        self.status.reload.note(outcome.clone(), clock::since_boot());
+        self.status.reload.last.note(outcome.clone(), clock::since_boot());
         outcome.log();
-        outcome
     }
 
     async fn attempt(&mut self, handle: &AcceptHandle) -> Result<Outcome, ProgramError> {
