@@ -182,3 +182,33 @@ impl Keys {
         Ok(())
     }
 }
+
+/// Trust out of the conformance cases.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use crate::state::MemoryStore;
+
+    /// A device of this case, and the bundles that it is given.
+    pub(crate) fn case(name: &str) -> (Keys, Vec<Bundle>) {
+        let cases: serde_json::Value =
+            serde_json::from_str(include_str!("../../sealing/tests/vectors/trust.json")).unwrap();
+        let case = cases.as_array().unwrap().iter().find(|case| case["name"] == name).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let bytes = |value: &serde_json::Value| hex::decode(value.as_str().unwrap()).unwrap();
+        let list = |value: &serde_json::Value| {
+            value.as_array().unwrap().iter().map(|one| bytes(one).into()).collect()
+        };
+        let device = &case["device"];
+        let site = Site::new(&text(&device["site"])).unwrap();
+        let (store, clock) = (Box::<MemoryStore>::default(), DeviceClock::start());
+        let keys =
+            Keys::enroll(&text(&device["authority"]), &site, &bytes(&device["root"]), store, clock).unwrap();
+        let bundle = |step: &serde_json::Value| Bundle {
+            roots: list(&step["roots"]),
+            statement: Some(&step["stmt"]).filter(|stmt| !stmt.is_null()).map(|stmt| bytes(stmt).into()),
+            spkis: list(&step["spki"]),
+        };
+        (keys, case["steps"].as_array().unwrap().iter().map(bundle).collect())
+    }
+}

@@ -4,9 +4,9 @@
 //! every envelope, so that a denylisted or replaced key is not sealed to a moment longer, and starts a session when the
 //! old one has ended, the key or the content has changed, or the line has begun a new run.
 //!
-//! The first session of a line after a start, or after a rest, ends at a random age: a fleet that has power again at one moment, or
-//! begins its shift at one, would otherwise ask the cloud for all of its data keys in the same minute of every quarter of an hour,
-//! for the rest of the day.
+//! The first session of a line after a start, after a rest or under another key ends at a random age: a fleet that has power again at one
+//! moment, begins its shift at one, or hears of a new key at one, would otherwise ask the cloud for all of its data keys in the same
+//! minute of every quarter of an hour, for the rest of the day.
 //!
 //! With an identity key ([`Sealer::sign_with`]) every session is signed by it, so that the cloud knows the device without
 //! believing the gateway (envelope document, 2.4). Without one nothing else changes.
@@ -37,10 +37,11 @@ use crate::{
     state::{FileStore, StateError, lock},
 };
 
-/// A line that has sealed nothing for so long after its session's end begins anew: with records every few seconds it never does.
-const REST: Duration = Duration::from_secs(60);
+/// A line that has sealed nothing for so long begins anew: its session has ended, whenever it began. After a shorter pause a line is
+/// as it was: one that seals now and then would otherwise begin anew all day, and each time that costs a part of a data key.
+const REST: Duration = SESSION_AGE_MAX;
 
-/// The first session of a line lives at least so long: what is over sooner is a data key, and a call of KMS, for nothing.
+/// A session that begins anew lives at least so long: what is over sooner is a data key, and a call of KMS, for nothing.
 const FIRST_SESSION_MIN: Duration = Duration::from_secs(60);
 
 /// What an envelope's plaintext is, as its context says in clear text. No secret belongs here.
@@ -98,8 +99,17 @@ pub struct Sealer {
     keys: Keys,
     sequence: Arc<Mutex<Sequence>>,
     signer: Option<DeviceSigningKey>,
-    sessions: BTreeMap<StreamName, (Content, Session)>,
+    sessions: BTreeMap<StreamName, Current>,
     sessions_started: u64,
+}
+
+/// What a line seals in.
+#[derive(Debug)]
+struct Current {
+    content: Content,
+    session: Session,
+    /// `CLOCK_BOOTTIME` when it was last asked for.
+    used: Duration,
 }
 
 impl Sealer {
@@ -210,7 +220,7 @@ impl Sealer {
     ) -> Result<SealedEnvelope, SealError> {
         let (run, seq) = lock(&self.sequence).next(stream)?;
         let boot = DeviceClock::since_boot();
-        let session = self.session(stream, content, run)?;
+        let session = self.session(stream, content, run, boot)?;
         let envelope = session.seal(seq, plaintext, boot, &mut KernelEntropy)?;
         lock(&self.sequence).commit(stream, run, seq);
         Ok(envelope)
@@ -229,7 +239,7 @@ impl Sealer {
         plaintext_len: u64,
     ) -> Result<Option<u64>, SealError> {
         let (run, _) = lock(&self.sequence).next(stream)?;
-        Ok(self.session(stream, content, run)?.sealed_len(plaintext_len))
+        Ok(self.session(stream, content, run, DeviceClock::since_boot())?.sealed_len(plaintext_len))
     }
 
     /// Seals a file of any length, up to 1 TiB, in constant memory: one message in a session of its own. On an error
@@ -258,7 +268,7 @@ impl Sealer {
         let (run, seq) = lock(&self.sequence).next(stream)?;
         let key = self.keys.verified_key()?;
         let context = self.context(stream, content);
-        let clock = self.session_clock();
+        let clock = self.session_clock(DeviceClock::since_boot());
         let mut session =
             Session::start_file(&key, &context, run, self.signer.as_ref(), clock, &mut KernelEntropy)?;
         self.sessions_started += 1;
@@ -293,35 +303,22 @@ impl Sealer {
         stream: &StreamName,
         content: &Content,
         run: Run,
+        boot: Duration,
     ) -> Result<&mut Session, SealError> {
         let key = self.keys.verified_key()?;
-        if !self.goes_on(stream, content, run, &key) {
+        let last = self.sessions.get(stream);
+        if !last.is_some_and(|last| last.goes_on(content, run, &key, boot)) {
+            let age = age_of_next(last, &key, boot, &mut KernelEntropy).map_err(SessionError::from)?;
             let context = self.context(stream, content);
-            let clock = self.session_clock();
-            let signer = self.signer.as_ref();
+            let (signer, clock) = (self.signer.as_ref(), self.session_clock(boot));
             let mut session = Session::start(&key, &context, run, signer, clock, &mut KernelEntropy)?;
-            if self.has_rested(stream, clock.boot) {
-                session.end_at_age(first_age(&mut KernelEntropy).map_err(SessionError::from)?);
-            }
+            session.end_at_age(age);
             self.sessions_started += 1;
-            self.sessions.insert(stream.clone(), (content.clone(), session));
+            self.sessions.insert(stream.clone(), Current { content: content.clone(), session, used: boot });
         }
-        let (_, session) = self.sessions.get_mut(stream).expect("it is there, or was just put there");
-        Ok(session)
-    }
-
-    /// Whether nothing was sealed on the stream for a while after its last session had ended, or nothing at all so far.
-    fn has_rested(&self, stream: &StreamName, boot: Duration) -> bool {
-        self.sessions.get(stream).is_none_or(|(_, last)| last.age(boot) >= SESSION_AGE_MAX + REST)
-    }
-
-    fn goes_on(&self, stream: &StreamName, content: &Content, run: Run, key: &VerifiedKey) -> bool {
-        self.sessions.get(stream).is_some_and(|(sealed, session)| {
-            sealed == content
-                && session.line().run == run
-                && !session.key_changed(key)
-                && session.needs_rotation(DeviceClock::since_boot()).is_none()
-        })
+        let current = self.sessions.get_mut(stream).expect("it is there, or was just put there");
+        current.used = boot;
+        Ok(&mut current.session)
     }
 
     fn context(&self, stream: &StreamName, content: &Content) -> SessionContext {
@@ -341,14 +338,35 @@ impl Sealer {
         }
     }
 
-    fn session_clock(&self) -> SessionClock {
-        let now = self.keys.trust().now(self.keys.clock().now());
-        SessionClock { boot: DeviceClock::since_boot(), now }
+    fn session_clock(&self, boot: Duration) -> SessionClock {
+        SessionClock { boot, now: self.keys.trust().now(self.keys.clock().now()) }
     }
 }
 
-/// Evenly between the least and the greatest age, so that lines which began together end apart.
-fn first_age(entropy: &mut dyn Entropy) -> Result<Duration, EntropyError> {
+impl Current {
+    fn goes_on(&self, content: &Content, run: Run, key: &VerifiedKey, boot: Duration) -> bool {
+        self.content == *content
+            && self.session.line().run == run
+            && !self.session.key_changed(key)
+            && self.session.needs_rotation(boot).is_none()
+    }
+}
+
+/// How long the session may live that a line begins at `boot`, after `last` if the program has sealed on it before.
+///
+/// The greatest age, unless the line begins anew: after a start, after a rest, or since the key is another one. That happens to a whole
+/// fleet at one moment, so its sessions end anywhere between the least and the greatest age: what began together ends apart.
+fn age_of_next(
+    last: Option<&Current>,
+    key: &VerifiedKey,
+    boot: Duration,
+    entropy: &mut dyn Entropy,
+) -> Result<Duration, EntropyError> {
+    let is_as_it_was =
+        |last: &Current| boot.saturating_sub(last.used) < REST && !last.session.key_changed(key);
+    if last.is_some_and(is_as_it_was) {
+        return Ok(SESSION_AGE_MAX);
+    }
     let mut random = [0; 4];
     entropy.fill(&mut random)?;
     let share = f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX);
@@ -382,6 +400,9 @@ pub enum CloseError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{keys::testing::case, state::MemoryStore};
+
+    const MINUTE: Duration = Duration::from_secs(60);
 
     struct Same(u8);
 
@@ -392,11 +413,83 @@ mod tests {
         }
     }
 
+    /// A sealer with a key, and a bundle with another one.
+    struct Rig {
+        sealer: Sealer,
+        next_key: pithead_sealing::trust::Bundle,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (mut keys, mut bundles) = case("emergency-rotation");
+            let next_key = bundles.pop().unwrap();
+            keys.apply(&bundles.pop().unwrap()).unwrap();
+            let sequence = Sequence::open(Box::<MemoryStore>::default(), [], &mut KernelEntropy).unwrap();
+            Self { sealer: Sealer::new(DeviceId::new("truck-7").unwrap(), keys, sequence), next_key }
+        }
+
+        fn stream() -> StreamName {
+            StreamName::new("can").unwrap()
+        }
+
+        /// Seals something at `boot`. If a session began for it: whether that will end before its time.
+        fn seal(&mut self, boot: Duration) -> Option<bool> {
+            let (before, run) = (self.sealer.sessions_started(), Run::new(1).unwrap());
+            let session = self.sealer.session(&Self::stream(), &Content::batch(), run, boot).unwrap();
+            let ends = session.needs_rotation(boot + SESSION_AGE_MAX - Duration::from_nanos(1)).is_some();
+            (self.sealer.sessions_started() > before).then_some(ends)
+        }
+
+        /// How long a session may live that begins at `boot`, by the same draw each time.
+        fn age(&self, boot: Duration, drawn: u8) -> Duration {
+            let (last, key) = (self.sealer.sessions.get(&Self::stream()), self.sealer.keys.verified_key());
+            age_of_next(last, &key.unwrap(), boot, &mut Same(drawn)).unwrap()
+        }
+    }
+
     #[test]
-    fn first_sessions_end_anywhere_between_a_minute_and_the_greatest_age() {
-        let age = |byte| first_age(&mut Same(byte)).unwrap();
-        assert_eq!((age(0), age(0xff)), (FIRST_SESSION_MIN, SESSION_AGE_MAX));
-        let middle = age(0x7f);
+    fn the_first_session_of_a_line_ends_anywhere_between_a_minute_and_the_greatest_age() {
+        let mut rig = Rig::new();
+        assert_eq!((rig.age(MINUTE, 0), rig.age(MINUTE, 0xff)), (FIRST_SESSION_MIN, SESSION_AGE_MAX));
+        let middle = rig.age(MINUTE, 0x7f);
         assert!(middle > SESSION_AGE_MAX * 2 / 5 && middle < SESSION_AGE_MAX * 3 / 5, "{middle:?}");
+        assert_eq!(rig.seal(MINUTE), Some(true));
+    }
+
+    #[test]
+    fn a_line_that_goes_on_has_sessions_of_the_greatest_age_and_one_that_has_rested_begins_anew() {
+        let mut rig = Rig::new();
+        rig.seal(MINUTE);
+        let begun: Vec<bool> = [10, 18, 26].into_iter().filter_map(|at| rig.seal(at * MINUTE)).collect();
+        assert!(!begun.is_empty() && begun.iter().all(|shortened| !shortened), "{begun:?}");
+        // By its last envelope, and not by when its session began.
+        let rested = 26 * MINUTE + REST;
+        let nearly = rested - Duration::from_nanos(1);
+        assert_eq!((rig.age(nearly, 0), rig.age(rested, 0)), (SESSION_AGE_MAX, FIRST_SESSION_MIN));
+        assert_eq!(rig.seal(rested), Some(true));
+    }
+
+    #[test]
+    fn the_session_after_a_change_of_key_begins_anew_and_the_one_after_it_does_not() {
+        let mut rig = Rig::new();
+        rig.seal(MINUTE);
+        assert_eq!(rig.seal(MINUTE), None);
+        rig.sealer.keys.apply(&rig.next_key).unwrap();
+        assert_eq!(rig.age(MINUTE, 0), FIRST_SESSION_MIN);
+        assert_eq!(rig.seal(MINUTE), Some(true));
+        // Whenever that one has ended, the key is the same.
+        assert_eq!(rig.age(MINUTE + SESSION_AGE_MAX - Duration::from_nanos(1), 0), SESSION_AGE_MAX);
+    }
+
+    #[test]
+    fn a_line_that_seals_every_few_minutes_begins_anew_once() {
+        let mut rig = Rig::new();
+        let (mut at, mut begun) = (MINUTE, Vec::new());
+        for record in 0..500 {
+            begun.extend(rig.seal(at));
+            at += MINUTE * (2 + record * 7 % 11);
+        }
+        assert!(begun.len() > 100, "{}", begun.len());
+        assert!(begun[0] && begun[1..].iter().all(|shortened| !shortened), "{begun:?}");
     }
 }

@@ -673,31 +673,29 @@ def plot_powercut(costs: SimpleNamespace) -> str:
     )
 
 
-def plot_late(costs: SimpleNamespace) -> str:
+def _late(title: str, hours_late: int, named: Sequence[Tuple[str, Fleet]]) -> str:
+    """How late data is in each of these fleets, for a day."""
     curves = []
-    for sites in (2_000, 2_500, 3_000, 3_500):
-        of = throttle(costs, sites, 100, 6.0)
+    for name, of in named:
         of.run(24 * 3_600.0)
-        curves.append(Line(f"{sites:,} sites", [(at / 3_600, age / 3_600) for at, age in of.ages()]))
-    return lines(
+        curves.append(Line(name, [(at / 3_600, age / 3_600) for at, age in of.ages()]))
+    return lines(title, Axis("hours", 0, 24, ticks=range(0, 25, 2)), Axis("hours late", 0, hours_late), curves)
+
+
+def plot_late(costs: SimpleNamespace) -> str:
+    return _late(
         "KMS gives half of the quota from hour 1 to hour 7: how late data is",
-        Axis("hours", 0, 24, ticks=range(0, 25, 2)),
-        Axis("hours late", 0, 4),
-        curves,
+        4,
+        [(f"{sites:,} sites", throttle(costs, sites, 100, 6.0)) for sites in (2_000, 2_500, 3_000, 3_500)],
     )
 
 
 def plot_lost(costs: SimpleNamespace) -> str:
-    curves = []
-    for shared, name in ((False, "each decryptor has its sites (those of the dead ones)"), (True, "any replica opens any site's")):
-        of = lose_replicas(costs, 1_000, 100, shared, 6.0)
-        of.run(24 * 3_600.0)
-        curves.append(Line(name, [(at / 3_600, age / 3_600) for at, age in of.ages()]))
-    return lines(
+    named = ((False, "each decryptor has its sites (those of the dead ones)"), (True, "any replica opens any site's"))
+    return _late(
         "Half of 8 decryptors are away from hour 1 to hour 7: how late data is",
-        Axis("hours", 0, 24, ticks=range(0, 25, 2)),
-        Axis("hours late", 0, 8),
-        curves,
+        8,
+        [(name, lose_replicas(costs, 1_000, 100, shared, 6.0)) for shared, name in named],
     )
 
 

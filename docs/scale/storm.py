@@ -100,8 +100,8 @@ def sessions(
     one_for: int = 1,
     look_s: float = 10.0,
 ) -> Waves:
-    """`full_age`: first sessions are as long as all others, so that lines which begin together stay in step. The device does so only where
-    the session is not its program's first: after a pause that the program ran through.
+    """`full_age`: first sessions are as long as all others, so that lines which begin together stay in step. The device does so only after
+    a pause that is shorter than a session, and then for those lines whose session ended in it.
     `one_for`: one vehicle stands for so many, and KMS is as much slower."""
     random_ = random.Random(seed)
     clock = Clock()

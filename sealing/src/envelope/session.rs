@@ -207,8 +207,8 @@ impl Session {
     }
 
     /// Ends it at this age already, if that is earlier than [`SESSION_AGE_MAX`]; nothing makes a session longer. For the first
-    /// session after a start or a rest: a fleet that has power again at one moment would otherwise begin its sessions in step for ever,
-    /// and the cloud would be asked for all of their data keys in the same minute of every quarter of an hour.
+    /// session after a start, a rest or a change of key: a fleet that has power again at one moment would otherwise begin its sessions in
+    /// step for ever, and the cloud would be asked for all of their data keys in the same minute of every quarter of an hour.
     pub fn end_at_age(&mut self, age: Duration) {
         self.limits.age_max = self.limits.age_max.min(age);
     }

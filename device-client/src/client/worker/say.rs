@@ -89,7 +89,7 @@ mod tests {
     };
 
     use pithead_sealing::{
-        names::{DeviceId, Run, Seq, Site, StreamName},
+        names::{DeviceId, Run, Seq, StreamName},
         trust::Bundle,
     };
     use pithead_spool::Position;
@@ -102,35 +102,17 @@ mod tests {
             stream::{Intake, Stream},
             worker::{Board, KeyView, Lane},
         },
-        keys::Keys,
+        keys::{Keys, testing::case},
         outbox::{MIN_BUDGET_BYTES, Outbox, inline_bytes},
         sealer::Sealer,
-        state::MemoryStore,
     };
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
     /// Trust without a key, and the bundle that brings one: the first conformance case.
     fn trust() -> (Keys, Bundle) {
-        let cases: serde_json::Value =
-            serde_json::from_str(include_str!("../../../../sealing/tests/vectors/trust.json")).unwrap();
-        let case = cases.as_array().unwrap().iter().find(|case| case["name"] == "first-statement").unwrap();
-        let (text, bytes) = (
-            |value: &serde_json::Value| value.as_str().unwrap().to_owned(),
-            |value: &serde_json::Value| hex::decode(value.as_str().unwrap()).unwrap(),
-        );
-        let (device, step) = (&case["device"], &case["steps"][0]);
-        let site = Site::new(&text(&device["site"])).unwrap();
-        let store = Box::<MemoryStore>::default();
-        let clock = DeviceClock::start();
-        let keys =
-            Keys::enroll(&text(&device["authority"]), &site, &bytes(&device["root"]), store, clock).unwrap();
-        let bundle = Bundle {
-            roots: vec![],
-            statement: Some(bytes(&step["stmt"]).into()),
-            spkis: vec![bytes(&step["spki"][0]).into()],
-        };
-        (keys, bundle)
+        let (keys, mut bundles) = case("first-statement");
+        (keys, bundles.remove(0))
     }
 
     /// A worker of one stream, which no thread runs: the test takes each step.
