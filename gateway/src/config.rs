@@ -753,6 +753,14 @@ impl Config {
         if jetstream.servers.is_empty() {
             return wrong("servers", "`servers` names none".to_owned());
         }
+        for (key, addresses) in [("servers", &jetstream.servers), ("monitor", &jetstream.monitor)] {
+            if addresses.iter().any(|address| address.contains('@')) {
+                let words = format!(
+                    "[spool.jetstream] `{key}` has a user, a password or a token in an address, which `config show` and the log would say: put it into the file that `credentials` names"
+                );
+                return Err(Wrong::at(format!("spool.jetstream.{key}"), words).of_a_secret());
+            }
+        }
         for server in &jetstream.servers {
             if let Err(error) = server.parse::<async_nats::ServerAddr>() {
                 return wrong("servers", format!("`servers`: {server:?}: {error}"));
@@ -1121,6 +1129,15 @@ mod tests {
         ] {
             let error = section(lines).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains('^'), "{error}");
+        }
+        for lines in [
+            "servers = [\"nats://pithead:s3cret@a:4222\"]",
+            "servers = [\n  \"a:1\",\n  \"nats://s3cret@b:4222\",\n]",
+            "servers = [\"a:1\"]\nmonitor = [\"s3cret@a:8222\"]",
+        ] {
+            let error = section(lines).unwrap_err().to_string();
+            assert!(error.contains("file that `credentials` names") && error.contains('^'), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
         }
     }
 

@@ -145,6 +145,14 @@ impl Place {
             text: text[line_start..line_end].trim_end_matches('\r').to_owned(),
         }
     }
+
+    /// The same spot without the value that stands there: an error goes into logs.
+    fn without_value(self) -> Self {
+        let key = self.text.split_once('=').map(|(key, _)| format!("{key}= ")).unwrap_or_default();
+        let (from, end) = (self.column - 1, key.chars().count());
+        let (column, width) = if from < end { (from, self.width.min(end - from)) } else { (end, 3) };
+        Self { line: self.line, column: column + 1, width, text: format!("{key}...") }
+    }
 }
 
 impl fmt::Display for Fault {

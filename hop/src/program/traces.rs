@@ -46,6 +46,11 @@ impl Traces {
     /// # Errors
     /// What, and of which key it is said.
     pub fn check(&self) -> Result<(), Wrong> {
+        // Before anything that would show the line.
+        if self.endpoint.contains('@') {
+            let words = "[traces] `endpoint` has a user or a password in it, which `config show` and the log would say: name a collector on this machine, and have that one hold the credentials";
+            return Err(Wrong::at("traces.endpoint", words).of_a_secret());
+        }
         if !COMPILED_IN {
             return Err(Wrong::at(
                 "traces.endpoint",
@@ -75,6 +80,9 @@ impl Traces {
         }
         if uri.host().is_none_or(str::is_empty) || uri.path() != "/" || uri.query().is_some() {
             return Err(wrong("is host and port and no more, such as http://127.0.0.1:4317"));
+        }
+        if uri.port_u16().is_none() {
+            return Err(wrong("has no port, such as 4317 in http://127.0.0.1:4317"));
         }
         Ok(uri)
     }
@@ -111,7 +119,7 @@ impl Exporting {
         self.counts.clone()
     }
 
-    /// Sends what waits, for at most [`FLUSH`]. Whether it was done by then.
+    /// Sends what waits, for at most [`FLUSH`]; the exporter itself ends before that, and says what it could not send. Whether it did.
     pub async fn stop(self) -> bool {
         let Some((stop, mut task)) = self.task else { return true };
         stop.cancel();
@@ -159,6 +167,16 @@ mod tests {
         assert!(said.contains("built with the feature `otlp`"), "{said}");
     }
 
+    #[test]
+    fn an_endpoint_that_says_a_password_is_refused_and_not_said_again() {
+        for endpoint in
+            ["http://u:s3cret@127.0.0.1:4317", "http://s3cret@127.0.0.1:4317", "http://u:s3 cret@a"]
+        {
+            let said = wrong(endpoint, 0.5);
+            assert!(said.contains("a user or a password") && !said.contains("s3"), "{said}");
+        }
+    }
+
     #[cfg(feature = "otlp")]
     #[test]
     fn an_endpoint_is_a_collector_nearby_and_a_sample_is_a_share() {
@@ -171,6 +189,7 @@ mod tests {
             ("grpc://127.0.0.1:4317", "begins with http://"),
             ("http://127.0.0.1:4317/v1/traces", "host and port and no more"),
             ("", "is no URL"),
+            ("http://127.0.0.1", "has no port"),
         ] {
             let said = wrong(bad, 0.5);
             assert!(said.contains(words), "{bad}: {said}");

@@ -10,7 +10,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{ConfigError, Fault, Origin};
+use super::{ConfigError, Fault, Origin, Place};
 
 /// The origins of all keys that the file or the environment have set, their sections included.
 #[derive(Debug, Clone, Default)]
@@ -24,19 +24,30 @@ pub struct Sources {
 pub struct Wrong {
     keys: Vec<String>,
     message: String,
+    holds_secret: bool,
 }
 
 impl Wrong {
     /// Said of this key, or of the section that it is missing in.
     #[must_use]
     pub fn at(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { keys: vec![key.into()], message: message.into() }
+        Self { keys: vec![key.into()], message: message.into(), holds_secret: false }
     }
 
     /// Said of the first of these keys that somebody has set: the others have their defaults, and no place.
     #[must_use]
     pub fn at_any(keys: &[&str], message: impl Into<String>) -> Self {
-        Self { keys: keys.iter().map(|key| (*key).to_owned()).collect(), message: message.into() }
+        Self {
+            keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+            message: message.into(),
+            holds_secret: false,
+        }
+    }
+
+    /// Said of a value that holds a secret: its line is not shown.
+    #[must_use]
+    pub fn of_a_secret(self) -> Self {
+        Self { holds_secret: true, ..self }
     }
 
     /// What is wrong, without its place.
@@ -77,7 +88,12 @@ impl Sources {
         let set = wrong.keys.iter().find_map(|key| self.get(key));
         let around = || wrong.keys.iter().find_map(|key| around(key).find_map(|section| self.get(section)));
         let nowhere = || Origin::File { file: self.file.clone(), place: None };
-        let origin = set.or_else(around).cloned().unwrap_or_else(nowhere);
+        let origin = match set.or_else(around).cloned().unwrap_or_else(nowhere) {
+            Origin::File { file, place } if wrong.holds_secret => {
+                Origin::File { file, place: place.map(Place::without_value) }
+            }
+            origin => origin,
+        };
         ConfigError::Invalid(Box::new(Fault { origin, message: wrong.message, suggestion: None }))
     }
 }
