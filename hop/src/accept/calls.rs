@@ -8,7 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use http::HeaderMap;
+use pithead_proto::errors::v1::ErrorReason;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 
+use crate::status::Remote;
 use crate::trace::TraceParent;
 use crate::trace::span::{Span, Spans};
 
@@ -55,6 +59,10 @@ const UNKNOWN: usize = 2;
 /// Those that say that this end did not do what it should; the others are an answer.
 const OUR_FAULT: [&str; 6] =
     ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
+/// What is said in the best of order, though its code is one of those: try elsewhere.
+const IN_ORDER: [ErrorReason; 2] = [ErrorReason::Draining, ErrorReason::StandingBy];
+/// Where an answer carries its reason.
+const DETAILS: &str = "grpc-status-details-bin";
 
 /// Between which times in seconds calls are counted: the bounds that OpenTelemetry's conventions name.
 pub const BOUNDS_S: [f64; 14] =
@@ -111,7 +119,7 @@ impl Calls {
             span.text("rpc.service", || service.to_owned());
             span.text("rpc.method", || method.to_owned());
         }
-        Timed { calls: self.clone(), method, began: Instant::now(), code: None, trace, span }
+        Timed { calls: self.clone(), method, began: Instant::now(), code: None, reason: None, trace, span }
     }
 }
 
@@ -122,6 +130,8 @@ pub(super) struct Timed {
     method: usize,
     began: Instant,
     code: Option<usize>,
+    /// Of a call that is followed.
+    reason: Option<ErrorReason>,
     trace: Option<TraceParent>,
     pub(super) span: Span,
 }
@@ -132,8 +142,19 @@ impl Timed {
         if let Some(status) = headers.get("grpc-status") {
             let code = status.to_str().ok().and_then(|code| code.parse::<usize>().ok());
             self.code = Some(code.filter(|code| *code < CODES.len()).unwrap_or(UNKNOWN));
+            if self.span.at().is_some() {
+                self.reason = reason_of(headers);
+            }
         }
     }
+}
+
+/// The reason that an answer of ours gives.
+fn reason_of(headers: &HeaderMap) -> Option<ErrorReason> {
+    let mut details = HeaderMap::new();
+    details.insert(DETAILS, headers.get(DETAILS)?.clone());
+    let details = MetadataMap::from_headers(details).get_bin(DETAILS)?.to_bytes().ok()?;
+    Remote::from_status(&Status::with_details(Code::Unknown, "", details)).reason
 }
 
 impl Drop for Timed {
@@ -151,8 +172,12 @@ impl Drop for Timed {
             );
         }
         self.span.number("rpc.grpc.status_code", code as u64);
-        if OUR_FAULT.contains(&CODES[code]) {
-            self.span.failed(|| CODES[code].to_owned());
+        if let Some(reason) = self.reason {
+            self.span.text("pithead.reason", || reason.name().to_owned());
+        }
+        let is_in_order = self.reason.is_some_and(|reason| IN_ORDER.contains(&reason));
+        if OUR_FAULT.contains(&CODES[code]) && !is_in_order {
+            self.span.failed(|| self.reason.map_or(CODES[code], ErrorReason::name).to_owned());
         }
         let times = &self.calls.0[self.method][code];
         let at = BOUNDS_S.partition_point(|bound| *bound < took.as_secs_f64());
@@ -226,5 +251,36 @@ mod tests {
                 span.attributes.contains(&("rpc.method", crate::trace::span::Value::Text("Submit".into())))
             );
         }
+    }
+
+    #[test]
+    fn a_failed_call_says_its_reason_and_one_that_is_sent_elsewhere_is_no_failure() {
+        use crate::status::Refusal;
+        use crate::trace::span::Value;
+        let (spans, mut ended, _) = crate::trace::span::queue(1.0);
+        let calls = Calls::default();
+        for (reason, failed) in [
+            (ErrorReason::KmsUnreachable, Some("KMS_UNREACHABLE")),
+            (ErrorReason::NotDurable, Some("NOT_DURABLE")),
+            (ErrorReason::Draining, None),
+            (ErrorReason::StandingBy, None),
+            (ErrorReason::SpoolFull, None),
+        ] {
+            let mut call = calls.begin("/pithead.ingest.v1.IngestService/Submit", None, &spans);
+            let answer = Status::from(Refusal::new(reason, "of a test")).into_http::<()>();
+            call.note(answer.headers());
+            drop(call);
+            let span = ended.try_recv().unwrap();
+            assert_eq!(span.failed.as_deref(), failed);
+            assert!(span.attributes.contains(&("pithead.reason", Value::Text(reason.name().to_owned()))));
+        }
+        // What is no reason of ours is its code.
+        let mut call = calls.begin("/pithead.ingest.v1.IngestService/Submit", None, &spans);
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-status", "13".parse().unwrap());
+        headers.insert(DETAILS, "no base64 !".parse().unwrap());
+        call.note(&headers);
+        drop(call);
+        assert_eq!(ended.try_recv().unwrap().failed.as_deref(), Some("INTERNAL"));
     }
 }
