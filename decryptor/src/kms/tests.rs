@@ -142,10 +142,10 @@ async fn a_peer_that_hangs_or_hangs_up_is_unreachable_in_time() {
     let hanging: [&'static [Answer]; 3] =
         [&[Answer::HangAfterAccept], &[Answer::HangAfterHeaders], &[Answer::Close]];
     for answers in hanging {
-        let started = std::time::Instant::now();
-        let (error, _, kms) = decrypt_meets(answers).await;
+        // Far more than the timeouts of the test's client, and far less than one who has none.
+        let met = tokio::time::timeout(Duration::from_secs(60), decrypt_meets(answers)).await;
+        let (error, _, kms) = met.expect("whoever hangs is not waited for");
         assert_eq!(error.fault, KmsFault::Unreachable, "{error:?}");
-        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
         assert_eq!(kms.calls().total(KmsOperation::Decrypt), 1);
     }
 }

@@ -2,6 +2,7 @@
 //! misbehave.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,7 @@ use pithead_hop::accept::{AcceptHandle, Acceptor, Limits, Stopped};
 use pithead_hop::connect::{ConnectOptions, connect};
 use pithead_hop::identity::{GatewayName, Peer, PeerId, Role};
 use pithead_hop::ingest::intake::Durability;
-use pithead_hop::ingest::send::{UploadSource, send_upload};
+use pithead_hop::ingest::send::{PlainFile, send_upload};
 use pithead_hop::ingest::{
     Admitted, AdmittedHeader, Answer, Hop, IngestLimits, IngestServer, Intake, KnownKeys, Outcome, Pending,
     Standing, UploadLimits, UploadStore, WholeUpload, admit,
@@ -26,7 +27,7 @@ use pithead_hop::trace::{TraceParent, Traced};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
 use pithead_sealing::envelope::LastSession;
-use pithead_sealing::envelope::{ContentType, Header, KernelEntropy, Session, SessionClock, SessionContext};
+use pithead_sealing::envelope::{ContentType, KernelEntropy, Session, SessionClock, SessionContext};
 use pithead_sealing::trust::{Clock, Device, KeyArn, KeyStatus, UnixTime};
 use pithead_sealing::{DeviceId, Identity, Run, Seq, StreamName};
 use rcgen::{
@@ -246,26 +247,10 @@ impl Door {
         let target = served.target("spiffe://pit-7/device/truck-42");
         let (tls, options) = (target.tls.borrow().clone(), ConnectOptions::default());
         let connection = connect(&target.endpoint, &target.name, tls, &options).await.unwrap();
-        let source = Arc::new(Memory(Header::parse(envelope).unwrap(), envelope.clone()));
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(envelope).unwrap();
+        let source = Arc::new(PlainFile::open(file).unwrap());
         send_upload(Traced::new(connection, trace), source, Vec::new(), None, |_| {}).await.unwrap()
-    }
-}
-
-/// An envelope in memory.
-struct Memory(Header, Bytes);
-
-impl UploadSource for Memory {
-    fn header(&self) -> &Header {
-        &self.0
-    }
-
-    fn total(&self) -> u64 {
-        self.1.len() as u64
-    }
-
-    fn read(&self, offset: u64, max: usize) -> std::io::Result<Bytes> {
-        let from = usize::try_from(offset).unwrap();
-        Ok(self.1.slice(from..self.1.len().min(from + max)))
     }
 }
 

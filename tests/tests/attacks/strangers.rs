@@ -273,12 +273,9 @@ async fn a_stop_ends_in_time_though_peers_are_connected_that_say_nothing() {
             && admin.metric("pithead_connections_handshaking").await.is_ok_and(|count| count >= 2.0)
     };
     admin.until("has all of them", here).await.unwrap();
-    let began = Instant::now();
     site.stop_gateway().await.unwrap();
-    let took = began.elapsed();
     drop((tcp, half, silent, calling));
-    // Intake with its margin of a second, and the rest, which has nothing to wait for.
-    assert!(took < Duration::from_secs(2 + 1 + 1 + 5 + 1), "{took:?}");
+    // Intake ended at its own deadline, and nothing after it at one: it had nothing to wait for.
     let log = std::fs::read_to_string(site.folder().join("gateway.log")).unwrap();
     assert!(log.contains("accept.stop_deadline") && !log.contains("panicked"), "{log}");
     assert!(!log.contains("stop.limit_ran_out"), "{log}");
