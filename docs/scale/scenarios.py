@@ -188,7 +188,7 @@ def walls(costs: SimpleNamespace) -> str:
             *shares(lambda s, v: s * v * profile.keys / cloud.total_per_s, f"{cloud.total_per_s / profile.keys:,.0f}"),
         ],
         [
-            "with S3 (a design): PUTs, of one prefix",
+            "S3: PUTs, of one prefix",
             *shares(lambda s, v: puts(s, v) / cloud.s3_put_per_s, f"{cloud.s3_put_per_s / per_hundred:,.0f} at sites of 100"),
         ],
         ["decryptors, a third of each idle", *(f"{replicas_for(costs, profile, s * v)}" for s, v in FLEETS), ""],
@@ -204,7 +204,7 @@ def after(costs: SimpleNamespace) -> str:
         for one in FLEETS
     ]
     cases += [
-        ("1 x 5,000 through S3 (a design), 1 decryptor", dict(sites=1, vehicles=5_000, through_bucket=True)),
+        ("1 x 5,000 through S3, 1 decryptor", dict(sites=1, vehicles=5_000, through_bucket=True)),
         ("1,000 x 100, 16 decryptors", dict(sites=1_000, vehicles=100, replicas=16)),
         ("1,000 x 100, 32 decryptors", dict(sites=1_000, vehicles=100, replicas=32)),
         ("1,000 x 100, 32 decryptors, a link of 25 Mbit/s", dict(sites=1_000, vehicles=100, replicas=32, wan_mbit_per_vehicle=0.25)),
@@ -701,7 +701,7 @@ def plot_lost(costs: SimpleNamespace) -> str:
 
 def plot_affinity(curves: Dict[Tuple[int, bool], Dict[int, bundles.Calls]]) -> str:
     return lines(
-        "KMS calls by the number of replicas, with bundles in S3 (a design)",
+        "KMS calls by the number of replicas, with bundles in S3",
         Axis("replicas", 1, 64, log=True, ticks=REPLICAS),
         Axis("KMS calls a second", 10, 100_000, log=True),
         [
@@ -718,7 +718,7 @@ def plot_affinity(curves: Dict[Tuple[int, bool], Dict[int, bundles.Calls]]) -> s
 
 def plot_price(costs: SimpleNamespace) -> str:
     return bars(
-        "1,000 sites x 100 vehicles: $ a day by what it is paid for (S3 is a design)",
+        "1,000 sites x 100 vehicles: $ a day by what it is paid for",
         "$ a day, list prices",
         [(name, parts) for name, parts in bills(costs)],
         PARTS,

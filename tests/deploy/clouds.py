@@ -1,4 +1,4 @@
-"""Two clouds on loopback, moto and ministack, with our template as a stack in them; and the question who may do what there,
+"""Two clouds on loopback, moto and ministack, with our templates as stacks in them; and the question who may do what there,
 which iam.py answers from the roles and policies as they were made."""
 
 import functools
@@ -42,7 +42,7 @@ def emulator(which, folder, auth=False):
 
 
 class Cloud:
-    """pithead.yaml as a stack in an emulator."""
+    """pithead.yaml as a stack in an emulator, and others beside it."""
 
     def __init__(self, which, url, template, parameters=None):
         self.which, self.url, self.account = which, url, ACCOUNT[which]

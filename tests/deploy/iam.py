@@ -37,6 +37,8 @@ def _condition_holds(operator, key, wanted, context):
             return value is None or value not in wanted
         case "StringLike" | "ArnLike":
             return value is not None and any(_like(pattern, value) for pattern in wanted)
+        case "Null":
+            return all((value is None) == (one == "true") for one in wanted)
         case "Bool":
             return value is not None and str(value).lower() in [one.lower() for one in wanted]
         case "NumericLessThan":
@@ -46,13 +48,14 @@ def _condition_holds(operator, key, wanted, context):
 
 
 def _matches(statement, action, resource, context):
-    known = {"Sid", "Effect", "Action", "NotAction", "Resource", "Principal", "Condition"}
+    known = {"Sid", "Effect", "Action", "NotAction", "Resource", "NotResource", "Principal", "Condition"}
     if set(statement) - known:
         raise Unknown(f"elements {set(statement) - known}")
     actions = [one.lower() for one in as_list(statement.get("Action", statement.get("NotAction")))]
     if any(_like(one, action.lower()) for one in actions) == ("NotAction" in statement):
         return False
-    if not any(_like(one, resource) for one in as_list(statement.get("Resource", "*"))):
+    resources = as_list(statement.get("Resource", statement.get("NotResource", "*")))
+    if any(_like(one, resource) for one in resources) == ("NotResource" in statement):
         return False
     return all(
         _condition_holds(operator, key, wanted, context)

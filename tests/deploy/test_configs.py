@@ -44,7 +44,7 @@ def laid_out(sample, folder, made):
 
 
 @pytest.mark.parametrize(("sample", "section"), [
-    ("gateway.toml", "[relay]"), ("k3s/gateway.toml", "[relay]"), ("k3s-replicated/gateway.toml", "[spool.jetstream]"),
+    ("gateway.toml", "[relay]"), ("k3s/gateway.toml", "[relay]"), ("k3s-replicated/gateway.toml", "[spool.jetstream]"), ("gateway-s3.toml", "[relay.store]"),
 ])
 def test_a_gateways_sample_is_taken(sample, section, made, tmp_path):
     needs("pithead-gateway", section)
@@ -68,8 +68,10 @@ def test_a_gateways_sample_is_taken(sample, section, made, tmp_path):
     assert refused.returncode == 78 and b"max_sise" in refused.stderr
 
 
-def test_the_decryptors_sample_is_taken(made, tmp_path):
-    config = laid_out(DEPLOY / "decryptor.toml", tmp_path, made)
+@pytest.mark.parametrize(("sample", "section"), [("decryptor.toml", "[sink]"), ("decryptor-s3.toml", "[source]")])
+def test_a_decryptors_sample_is_taken(sample, section, made, tmp_path):
+    needs("pithead-decryptor", section)
+    config = laid_out(DEPLOY / sample, tmp_path, made)
     succeed(program("pithead-decryptor"), "config", "check", "-c", config)
     succeed(program("pithead-decryptor"), "site", "list", "-c", config)
     config.write_text(config.read_text().replace("bundles", "bundels"))

@@ -52,6 +52,22 @@ def test_not_action_is_everything_else():
     assert decrypts([apart_from], [DIRECTLY])
 
 
+def test_not_resource_is_everywhere_else():
+    apart_from = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "kms:*", "NotResource": KEY[:-1] + "2"}]}
+    assert not decrypts([apart_from], [DIRECTLY])
+    apart_from["Statement"][0]["NotResource"] = [KEY, KEY[:-1] + "2"]
+    assert decrypts([apart_from], [DIRECTLY])
+
+
+def test_null_asks_whether_a_value_is_there():
+    unless_said = {"Effect": "Deny", "Principal": "*", "Action": "kms:Decrypt", "Resource": "*", "Condition": {"Null": {"kms:EncryptionAlgorithm": "true"}}}
+    assert not decrypts([], [DIRECTLY, unless_said])
+    assert decrypts([], [DIRECTLY, unless_said], EncryptionAlgorithm="RSAES_OAEP_SHA_1")
+    unless_said["Condition"] = {"Null": {"kms:EncryptionAlgorithm": "false"}}
+    assert decrypts([], [DIRECTLY, unless_said])
+    assert not decrypts([], [DIRECTLY, unless_said], EncryptionAlgorithm="RSAES_OAEP_SHA_1")
+
+
 def test_a_condition_has_to_hold_and_an_absent_value_does_not_hold():
     only_oaep = DIRECTLY | {"Condition": {"StringEquals": {"kms:EncryptionAlgorithm": "RSAES_OAEP_SHA_256"}}}
     assert decrypts([], [only_oaep], EncryptionAlgorithm="RSAES_OAEP_SHA_256")

@@ -10,7 +10,7 @@ import yaml
 
 import rehearsal
 from site_on_loopback import LoopbackSite
-from tools import DEPLOY, ask, content
+from tools import DEPLOY, ask, content, template
 
 PROMETHEUS, WORKSPACE = DEPLOY / "prometheus", DEPLOY.parent
 RULES = PROMETHEUS / "pithead.rules.yml"
@@ -146,8 +146,28 @@ WITH_THEIR_FIRST_EVENT = {
 }
 
 
+# What programs have that know the engine or the bucket, by the words of their configuration.
+OF_ENGINES = {
+    ("pithead-gateway", "[spool.jetstream]"): {"pithead_spool_owner"},
+    ("pithead-gateway", "[relay.store]"): {"pithead_relay_bundles_total", "pithead_relay_bundle_bytes_total"},
+    ("pithead-decryptor", "[source]"): {
+        "pithead_bundles_total", "pithead_bundles_waiting", "pithead_bundle_oldest_timestamp_seconds", "pithead_queue_messages_total",
+        "pithead_ledger_number", "pithead_ledger_unfinished", "pithead_ledger_entries_won_total", "pithead_ledger_entries_lost_total",
+        "pithead_bundle_bytes_total", "pithead_sink_object_bytes_total",
+    },
+}
+# On the page where there is a bucket, by its sites.
+WITH_A_BUCKET = {"pithead_ledger_number", "pithead_ledger_unfinished"}
+
+
+def not_here_yet():
+    """Metrics of engines that these programs are too old for. Empty when all of them know all."""
+    return set().union(*(metrics for (name, words), metrics in OF_ENGINES.items() if words not in template(name)))
+
+
 def test_every_metric_that_is_named_is_one_that_the_programs_have(scraped):
-    assert {series(name) for name in named_metrics()} - set(declared(scraped)) <= WITH_THEIR_FIRST_EVENT
+    missing = {series(name) for name in named_metrics()} - set(declared(scraped)) - WITH_THEIR_FIRST_EVENT - WITH_A_BUCKET
+    assert missing <= not_here_yet()
 
 
 def test_a_histogram_is_asked_for_its_buckets_and_nothing_else_is(scraped):
@@ -161,7 +181,8 @@ def test_every_metric_that_is_named_is_in_the_reference():
     if not REFERENCE.exists() and os.environ.get("CI") != "true":
         pytest.skip("the reference of metrics is not here yet")
     reference = REFERENCE.read_text()
-    assert not {series(name) for name in named_metrics() if f"`{series(name)}`" not in reference}
+    missing = {series(name) for name in named_metrics() if f"`{series(name)}`" not in reference}
+    assert missing <= not_here_yet()
 
 
 def test_alerts_fire_in_a_real_prometheus_when_the_wan_is_cut_and_when_keys_and_certificates_end(capsys):

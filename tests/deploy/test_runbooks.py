@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from programs import program, run
-from tools import DEPLOY
+from tools import DEPLOY, needs
 
 FOLDER = DEPLOY.parent / "docs" / "runbooks"
 PAGES = sorted(path for path in FOLDER.glob("*.md") if path.name != "README.md")
@@ -52,8 +52,15 @@ def commands():
                 yield page.stem, found.strip()
 
 
+# Commands that came with what they are about, and the words by which a program's configuration shows that it knows it.
+CAME_WITH = {"pithead-decryptor bundle": "[source]"}
+
+
 @pytest.mark.parametrize(("page", "command"), sorted(set(commands())))
 def test_a_command_exists_with_all_that_it_is_given(page, command):
+    for beginning, section in CAME_WITH.items():
+        if command.startswith(beginning):
+            needs(beginning.split()[0], section)
     name, *rest = shlex.split(command.replace("...", ""))
     words, known = [], help_of(name, ())
     # What stands before the subcommand: `pithead-device -c device.toml key`.
