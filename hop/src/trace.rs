@@ -6,7 +6,8 @@
 //! word decides over no storage and no refusal.
 //!
 //! **What is carried to the second hop**: a large envelope's. It is one device's call, and the relay's own upload of it is its child.
-//! It is kept in memory beside the upload that is open, so a restart forgets it, and so few are held as uploads are.
+//! It is kept in memory beside the upload that is open, so a restart forgets it, and so few are held as uploads are. And a call that one
+//! gateway of a site passes on to another: it is the same call.
 //! **What is not**: small envelopes. The relay's batches mix those of many devices, so that no single parent is theirs; what links them
 //! is the envelope's identity, which both ends log, and where spans are exported the batch's links.
 

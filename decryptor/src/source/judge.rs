@@ -175,7 +175,7 @@ pub async fn prepare(
 pub(super) fn packer(bundle: &Bundle) -> Peer {
     let index = bundle.index();
     let id = PeerId { site: index.site.clone(), role: Role::Gateway(index.gateway.clone()) };
-    Peer { id, certificate_sha256: None, assurance: Assurance::Vouched }
+    Peer { id, certificate_sha256: None, assurance: Assurance::Vouched, passed_on_by: None }
 }
 
 async fn admit_all(shared: &Shared, bundle: &Bundle) -> Result<Vec<Step>, Waits> {

@@ -1,4 +1,4 @@
-//! Who asks. Looked up anew when it is needed: credentials that are renewed take no restart.
+//! Who asks. Looked up again and again: credentials that are renewed take no restart.
 
 use std::fmt;
 use std::future::Future;
@@ -6,15 +6,21 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use object_store::CredentialProvider;
 use object_store::aws::{AwsCredential, AwsCredentialProvider};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 /// A file of credentials is some hundred bytes.
 const FILE_MAX: u64 = 64 << 10;
+/// What the chain gives is used for so long: a look-up may be a request to STS or to the machine, and there are hundreds of parts in
+/// a large envelope. What a role gives is renewed minutes before it runs out.
+const HELD: Duration = Duration::from_secs(60);
 
 /// Where credentials come from.
 #[derive(Clone, PartialEq, Eq)]
@@ -62,7 +68,7 @@ impl Credentials {
                     loader = loader.profile_name(profile);
                 }
                 let chain = loader.load().await.credentials_provider()?;
-                Some(Arc::new(Chain(chain)))
+                Some(Arc::new(Chain::new(chain)))
             }
             Self::File { path, profile } => {
                 Some(Arc::new(File { path: path.clone(), profile: profile.clone() }))
@@ -78,8 +84,24 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> object_store
     object_store::Error::Unauthenticated { path: "credentials".to_owned(), source: Box::new(error) }
 }
 
-#[derive(Debug)]
-struct Chain(SharedCredentialsProvider);
+/// The chain of the SDK, which keeps nothing itself: there it is the clients that do.
+struct Chain {
+    provider: SharedCredentialsProvider,
+    /// One look-up at a time; whoever comes meanwhile gets what it gave.
+    held: Mutex<Option<(Instant, Arc<AwsCredential>)>>,
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chain({:?})", self.provider)
+    }
+}
+
+impl Chain {
+    fn new(provider: SharedCredentialsProvider) -> Self {
+        Self { provider, held: Mutex::new(None) }
+    }
+}
 
 impl CredentialProvider for Chain {
     type Credential = AwsCredential;
@@ -89,12 +111,20 @@ impl CredentialProvider for Chain {
         'a: 'b,
     {
         Box::pin(async move {
-            let found = self.0.provide_credentials().await.map_err(failed)?;
-            Ok(Arc::new(AwsCredential {
+            let mut held = self.held.lock().await;
+            if let Some((since, credential)) = &*held
+                && since.elapsed() < HELD
+            {
+                return Ok(Arc::clone(credential));
+            }
+            let found = self.provider.provide_credentials().await.map_err(failed)?;
+            let credential = Arc::new(AwsCredential {
                 key_id: found.access_key_id().to_owned(),
                 secret_key: found.secret_access_key().to_owned(),
                 token: found.session_token().map(str::to_owned),
-            }))
+            });
+            *held = Some((Instant::now(), Arc::clone(&credential)));
+            Ok(credential)
         })
     }
 }
@@ -154,6 +184,12 @@ impl CredentialProvider for File {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use aws_credential_types::Credentials as Found;
+    use aws_credential_types::credential_fn::provide_credentials_fn;
+    use aws_credential_types::provider::error::CredentialsError;
+
     use super::*;
 
     const FILE: &str = "# pit 7\n[default]\naws_access_key_id = AKIA1\naws_secret_access_key=s1\n\n[ relay ]\n\
@@ -184,6 +220,29 @@ mod tests {
         std::fs::write(&path, "[default]\naws_secret_access_key=hidden\n").unwrap();
         let said = file.get_credential().await.unwrap_err().to_string();
         assert!(said.contains("credentials: no aws_access_key_id") && !said.contains("hidden"), "{said}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_chain_is_asked_once_a_minute_and_again_after_it_failed() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let provider = provide_credentials_fn(move || {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            async move {
+                match number {
+                    0 => Err(CredentialsError::not_loaded("none yet")),
+                    _ => Ok(Found::new(format!("AKIA{number}"), "hidden", None, None, "a test")),
+                }
+            }
+        });
+        let chain = Chain::new(SharedCredentialsProvider::new(provider));
+        assert!(chain.get_credential().await.is_err());
+        for (forward, key) in [(0, "AKIA1"), (59, "AKIA1"), (1, "AKIA2"), (0, "AKIA2")] {
+            tokio::time::advance(Duration::from_secs(forward)).await;
+            assert_eq!(chain.get_credential().await.unwrap().key_id, key);
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+        assert!(!format!("{chain:?}").contains("hidden"));
     }
 
     #[test]

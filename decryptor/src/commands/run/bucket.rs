@@ -5,7 +5,9 @@
 //! bundles under way, and the output of what was decided; what is left of the queue's messages, which are anybody's at once; admin
 //! port.
 
-use super::{Bundles, cannot_write, look_at_devices, next, show_devices, show_statement, unwrapper, within};
+use super::{
+    Bundles, Look, cannot_write, look_at_devices, next, show_devices, show_statement, unwrapper, within,
+};
 use crate::admin::{Admin, Bucket as Shown, Phase, Status};
 use crate::books::Books;
 use crate::commands::run::Addresses;
@@ -191,13 +193,14 @@ pub(super) async fn serve(
                 look_at_devices(&mut watch, &devices, None, &metrics);
             }
             order = next(&mut reloads, &mut orders) => {
-                let outcome = read_again(path, &config);
-                status.reload.note(outcome.clone(), clock::since_boot());
-                outcome.log();
+                let mut outcome = read_again(path, &config);
                 bundles.forget();
-                take_in(&data_dir, &mut bundles, &books, &metrics, &data_keys);
+                outcome.warnings.extend(take_in(&data_dir, &mut bundles, &books, &metrics, &data_keys));
                 watch.forget();
                 look_at_devices(&mut watch, &devices, None, &metrics);
+                // Whoever has read of it in the log finds it in the status.
+                status.reload.last.note(outcome.clone(), clock::since_boot());
+                outcome.log();
                 if let Some(answer) = order {
                     // Whoever asked may have gone away; it was done all the same.
                     let _ = answer.send(outcome);
@@ -275,12 +278,15 @@ fn take_in(
     books: &ArcSwap<Books>,
     metrics: &Metrics,
     data_keys: &DataKeys,
-) {
+) -> Vec<String> {
     let mut fresh = Books::clone(&books.load());
-    if bundles.look(data_dir, &mut fresh) {
+    // Nothing is ever withdrawn here: other names of files wait for a restart.
+    let Look { changed, warnings, .. } = bundles.look(data_dir, &mut fresh);
+    if changed {
         show_statement(metrics, &fresh, data_keys);
         books.store(Arc::new(fresh));
     }
+    warnings
 }
 
 impl From<crate::ledger::objects::ChainError> for ProgramError {

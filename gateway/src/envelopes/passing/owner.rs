@@ -179,7 +179,12 @@ impl ToOwner {
         if self.0.parts.stop.is_cancelled() {
             return None;
         }
-        Aim::of(&self.0.parts.spool.elsewhere()?.owner?)
+        let owner = self.0.parts.spool.elsewhere()?.owner?;
+        // After a restart the record may be our own still, of a term that is over.
+        if owner.name == self.0.parts.gateway.as_str() {
+            return None;
+        }
+        Aim::of(&owner)
     }
 
     /// Takes a place for a call of this device, and connects if need be.

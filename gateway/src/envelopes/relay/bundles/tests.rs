@@ -562,6 +562,75 @@ async fn a_large_envelope_that_was_killed_between_its_parts_goes_on_behind_the_l
 }
 
 #[tokio::test]
+async fn what_waited_behind_a_large_one_is_before_what_came_later_in_the_order_of_names_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, s3) = (Door::open(folder.path()), TestS3::start().await.unwrap());
+    let (mut lidar, mut can) = (Truck::on("lidar", 9), Truck::on("can", 7));
+    let piece = [1; 30_000];
+    // A bundle by itself, so that nothing is before the large one for long.
+    door.take(can.seal(1, &[1; 100_000])).await;
+    door.upload(&large_envelope()).await;
+    // Gathered beside it, and not full. What is behind it fills more than a bundle.
+    door.take(can.seal(2, &piece)).await;
+    for seq in 2..=6 {
+        door.take(lidar.seal(seq, &piece)).await;
+    }
+    let slow = StoreTarget { bundle_bytes: 100_000, bundle_delay: Duration::from_secs(3_600), ..target(&s3) };
+    let targets = watch::Sender::new(slow);
+    let running = start_with(folder.path(), &door, targets.subscribe(), None);
+    until("all behind it is there", || by_coming(&s3).contains(&("lidar".to_owned(), 9, 6))).await;
+    door.take(lidar.seal(7, &piece)).await;
+    targets.send_replace(target(&s3));
+    gone(&door).await;
+    for lines in [once_and_in_order(by_name(&s3)), once_and_in_order(by_coming(&s3))] {
+        assert_eq!(lines[&("lidar".to_owned(), 9)], [1, 2, 3, 4, 5, 6, 7]);
+    }
+    assert_eq!(by_name(&s3).len(), 9, "each once");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn killed_at_every_step_with_large_ones_under_way_nothing_is_missing_and_nothing_comes_out_of_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, s3) = (Door::open(folder.path()), TestS3::start().await.unwrap());
+    let (mut lidar, mut can) = (Truck::on("lidar", 9), Truck::on("can", 7));
+    let small = StoreTarget { bundle_bytes: 3_000, ..target(&s3) };
+    let (rounds, mut seq) = (12_u64, 0);
+    for round in 0..rounds {
+        seq += 1;
+        assert_eq!(door.upload(&lidar.seal(seq, &vec![5; 2 << 20])).await, Answer::Stored);
+        for _ in 0..5 {
+            seq += 1;
+            door.take(lidar.seal(seq, b"behind")).await;
+            door.take(can.seal(seq, b"beside")).await;
+        }
+        let fault = [Fault::DropAnswer, Fault::DropRequest, Fault::SlowDown, Fault::Hang][round as usize % 4];
+        let (method, of) = match round % 3 {
+            0 => (Method::PUT, "bundles/"),
+            1 => (Method::PUT, "large/"),
+            _ => (Method::POST, "large/"),
+        };
+        s3.fail_after(u32::from(round > 5), fault, method, of);
+        let asked = || s3.count(&Method::PUT) + s3.count(&Method::POST);
+        let before = asked();
+        let running = start(folder.path(), &door, small.clone());
+        // The probe, and then so many more: another moment in each round.
+        until("it is under way", || asked() > before + 1 + round % 6 || door.spool.stats().records == 0)
+            .await;
+        running.kill().await;
+        s3.heal();
+    }
+    let running = start(folder.path(), &door, small);
+    gone(&door).await;
+    for lines in [once_and_in_order(by_name(&s3)), once_and_in_order(by_coming(&s3))] {
+        assert_eq!(lines[&("lidar".to_owned(), 9)], (1..=seq).collect::<Vec<_>>());
+        assert_eq!(lines[&("can".to_owned(), 7)].len() as u64, rounds * 5);
+        assert!(lines[&("can".to_owned(), 7)].is_sorted());
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_large_envelope_whose_upload_the_bucket_has_forgotten_begins_anew() {
     let folder = tempfile::tempdir().unwrap();
     let (door, s3) = (Door::open(folder.path()), TestS3::start().await.unwrap());
