@@ -106,7 +106,6 @@ async fn an_owner_that_is_cut_off_with_its_server_acknowledges_nothing_and_nothi
         for truck in &trucks {
             truck.flush().await;
         }
-        assert_eq!(machines.world.owner().await, other);
     }
     balance(&mut machines.world, &trucks).await;
     machines.world.stop().await;
