@@ -26,6 +26,9 @@ use super::settings::{self, Streams, Wanted};
 
 /// How long a request waits for its answer. An election takes a few of these, and a lease has room for two.
 const ANSWER: Duration = Duration::from_secs(2);
+/// For so long the leader alone is asked for messages after a replica has not answered. Of a machine that is cut off without a word the other
+/// servers take it, until they notice, that it answers, and pass one question in three on to it.
+const LEADER_ALONE: Duration = Duration::from_secs(60);
 /// How long a start waits for a server: those of a site that comes back from a power cut come up side by side.
 pub(super) const START: Duration = Duration::from_secs(20);
 /// After so long without an answer to anything another server is tried: the one in hand may be cut off from the others.
@@ -58,6 +61,8 @@ pub(super) struct JetStream {
     began: Instant,
     /// When something was answered last, in milliseconds since `began`.
     answered_ms: AtomicU64,
+    /// Until when the leader alone is asked for messages.
+    leader_until_ms: AtomicU64,
 }
 
 fn unreachable(what: String) -> ProgramError {
@@ -184,17 +189,32 @@ impl JetStream {
             handle(names.lane(Lane::Third)).await?,
         ];
         let state = handle(names.state()).await?;
-        let (began, answered_ms) = (Instant::now(), AtomicU64::new(0));
-        Ok(Self { client, context, names, lanes, direct, state, max_payload, began, answered_ms })
+        let (began, answered_ms, leader_until_ms) = (Instant::now(), AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self {
+            client,
+            context,
+            names,
+            lanes,
+            direct,
+            state,
+            max_payload,
+            began,
+            answered_ms,
+            leader_until_ms,
+        })
+    }
+
+    fn since_began_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
     }
 
     fn answered(&self) {
-        self.answered_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.answered_ms.store(self.since_began_ms(), Ordering::Relaxed);
     }
 
     /// Nothing came. A server that is cut off from the others answers pings and nothing else.
     async fn unanswered(&self) {
-        let (now, last) = (self.began.elapsed().as_millis() as u64, self.answered_ms.load(Ordering::Relaxed));
+        let (now, last) = (self.since_began_ms(), self.answered_ms.load(Ordering::Relaxed));
         if now.saturating_sub(last) > DEAF.as_millis() as u64 {
             // Once: whoever comes next counts from now.
             self.answered();
@@ -296,13 +316,20 @@ impl Broker for JetStream {
 
     fn read(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
         async move {
-            if !self.direct[lane.index()] {
+            if !self.direct[lane.index()]
+                || self.since_began_ms() < self.leader_until_ms.load(Ordering::Relaxed)
+            {
                 return self.of_leader(lane, sequence).await;
             }
             let answer = match self.lanes[lane.index()].direct_get(sequence).await {
                 Ok(message) => Ok(Some(message.payload)),
                 Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                Err(error) => Err(fault_of(&error)),
+                Err(_) => {
+                    // It says nothing of the server in hand: that has passed the question on.
+                    let until = self.since_began_ms() + LEADER_ALONE.as_millis() as u64;
+                    self.leader_until_ms.store(until, Ordering::Relaxed);
+                    return self.of_leader(lane, sequence).await;
+                }
             };
             self.note(answer).await
         }
