@@ -23,6 +23,8 @@ struct Feed {
     /// Away only while it reads.
     reader: Option<Reader>,
     waiting: VecDeque<(Position, Record)>,
+    /// The highest place that was taken.
+    taken: Option<Position>,
 }
 
 impl Feeds {
@@ -37,7 +39,7 @@ impl Feeds {
             if tolerant == Some(lane) {
                 reader.skip_unreadable();
             }
-            Feed { lane, reader: Some(reader), waiting: VecDeque::new() }
+            Feed { lane, reader: Some(reader), waiting: VecDeque::new(), taken: None }
         });
         Self { lanes, turns: Turns::default() }
     }
@@ -59,7 +61,16 @@ impl Feeds {
     /// Takes the first envelope of a lane: it goes out.
     pub(super) fn take(&mut self, lane: Lane) -> Option<(Position, Record)> {
         self.turns.sent(lane.index(), &self.first());
-        self.lanes[lane.index()].waiting.pop_front()
+        let feed = &mut self.lanes[lane.index()];
+        let (position, record) = feed.waiting.pop_front()?;
+        feed.taken = feed.taken.max(Some(position));
+        Some((position, record))
+    }
+
+    /// True if what is taken next from a lane was taken before, and put back.
+    pub(super) fn is_put_back(&self, lane: Lane) -> bool {
+        let feed = &self.lanes[lane.index()];
+        feed.waiting.front().is_some_and(|(position, _)| Some(*position) <= feed.taken)
     }
 
     /// It does not go out after all.

@@ -201,9 +201,17 @@ impl Large {
         }
     }
 
-    /// Keeps a small envelope that must not overtake a large one of its line; gives it back if there is none.
+    /// Keeps a small envelope that must not overtake a large one of its line; gives it back if there is none. One that lies before
+    /// the large one was taken before and given back: the large one waits for it, so it waits for none.
     pub(super) fn hold_back(&mut self, line: &Line, small: Small) -> Result<(), Small> {
         let Some(waiting) = self.lines.get_mut(line) else { return Err(small) };
+        let is_behind = match waiting.front() {
+            Some(Waiting::Large(sent)) => sent.lane == small.0 && sent.position < small.1,
+            Some(Waiting::Small(_)) | None => false,
+        };
+        if !is_behind {
+            return Err(small);
+        }
         self.behind.0 += 1;
         self.behind.1 += small.2.body.len();
         waiting.push_back(Waiting::Small(small));

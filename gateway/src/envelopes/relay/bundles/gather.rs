@@ -280,7 +280,8 @@ impl Relay {
         let mut took = false;
         loop {
             let filling = call.gathered.usual(lane);
-            if filling.is_full() || call.large.is_full() {
+            // What was put back waits behind no large one, and large ones wait for it.
+            if filling.is_full() || call.large.is_full() && !call.feeds.is_put_back(lane) {
                 return Ok(took);
             }
             let Some((position, record)) = call.feeds.take(lane) else { return Ok(took) };

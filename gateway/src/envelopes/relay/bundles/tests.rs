@@ -630,6 +630,43 @@ async fn killed_at_every_step_with_large_ones_under_way_nothing_is_missing_and_n
     running.stop().await;
 }
 
+/// Small, small, large, and so many small ones behind it, all of one line; the bundle of the first one is there, and nobody knows.
+async fn given_back_before_a_large_one(behind: u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, s3) = (Door::open(folder.path()), TestS3::start().await.unwrap());
+    let mut lidar = Truck::on("lidar", 9);
+    let piece = [1; 100_000];
+    door.take(lidar.seal(1, &piece)).await;
+    s3.fail_next(Fault::DropAnswer, 1_000, Method::PUT, "bundles/");
+    let running = start(folder.path(), &door, target(&s3));
+    until("it is there", || bundles(&s3) == 1).await;
+    running.kill().await;
+    s3.heal();
+    door.take(lidar.seal(2, &piece)).await;
+    assert_eq!(door.upload(&lidar.seal(3, &vec![5; 2 << 20])).await, Answer::Stored);
+    for seq in 4..4 + behind {
+        door.take(lidar.seal(seq, &piece)).await;
+    }
+    // The second one is packed behind the first, given back when that is found, and taken again with the large one at hand.
+    let running = start(folder.path(), &door, target(&s3));
+    gone(&door).await;
+    for lines in [once_and_in_order(by_name(&s3)), once_and_in_order(by_coming(&s3))] {
+        assert_eq!(lines[&("lidar".to_owned(), 9)], (1..4 + behind).collect::<Vec<_>>());
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_goes_out_again_before_a_large_one_of_its_line_does_not_wait_for_it() {
+    given_back_before_a_large_one(1).await;
+}
+
+#[tokio::test]
+async fn what_goes_out_again_goes_on_where_no_more_may_wait_behind_large_ones() {
+    // 4 MiB of them may.
+    given_back_before_a_large_one(60).await;
+}
+
 #[tokio::test]
 async fn a_large_envelope_whose_upload_the_bucket_has_forgotten_begins_anew() {
     let folder = tempfile::tempdir().unwrap();
