@@ -472,6 +472,8 @@ impl RelayStore {
             path_style: self.path_style,
             credentials,
             request_timeout: self.request_timeout.get(),
+            // The WAN budget is paid for each time that bytes go out, and the relay tries again by itself.
+            retries: 0,
         })
     }
 
@@ -1062,7 +1064,9 @@ mod tests {
         ] {
             assert!(TEMPLATE.contains(&format!("#{key} = {}\n", value.trim())), "{key} = {value}");
         }
-        assert!(matches!(store.settings().unwrap().credentials, Credentials::Environment { profile: None }));
+        let settings = store.settings().unwrap();
+        assert!(matches!(settings.credentials, Credentials::Environment { profile: None }));
+        assert_eq!(settings.retries, 0, "nothing goes out that was not paid for");
         let relay = load(TEMPLATE).unwrap().relay.unwrap();
         assert!(relay.peer().is_some() && relay.store().is_none());
     }

@@ -42,10 +42,43 @@ async fn an_object_that_is_written_piece_by_piece_is_there_whole_or_not_at_all()
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_made_is_said() {
+async fn what_a_killed_attempt_has_left_goes_when_the_next_one_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path()).await;
+    let large = folder.path().join("large");
+    std::fs::create_dir(&large).unwrap();
+    for left in ["a#1", "a#2", "b#1"] {
+        std::fs::write(large.join(left), b"unfinished").unwrap();
+    }
+    let mut writer = store.write("large/a").await.unwrap();
+    writer.piece(Bytes::from_static(b"one")).await.unwrap();
+    writer.finish().await.unwrap();
+    assert_eq!(store.read_range("large/a", 0..10).await.unwrap(), "one");
+    let mut names: Vec<_> =
+        std::fs::read_dir(large).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "b#1"], "what is another object's stays");
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_there_is_said_and_never_made() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, b"").unwrap();
-    let opened = Store::open(&Settings::new(format!("file://{}/below", file.display()))).await;
-    assert!(matches!(opened, Err(SettingsError::Folder { .. })));
+    for path in [file.clone(), file.join("below"), folder.path().join("away")] {
+        let opened = Store::open(&Settings::new(format!("file://{}", path.display()))).await;
+        assert!(matches!(opened, Err(SettingsError::Folder { .. })), "{}", path.display());
+    }
+    assert!(!folder.path().join("away").exists());
+    // What is mounted goes away while it is used.
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let store = store(&out).await;
+    std::fs::remove_dir(&out).unwrap();
+    let one = || [Bytes::from_static(b"one")];
+    assert_eq!(store.create("bundles/a", one()).await.unwrap_err().fault, Fault::NoBucket);
+    assert_eq!(store.write("large/a").await.unwrap_err().fault, Fault::NoBucket);
+    assert!(!out.exists());
+    std::fs::create_dir(&out).unwrap();
+    assert_eq!(store.create("bundles/a", one()).await.unwrap(), Created::New);
 }

@@ -9,10 +9,13 @@
 //! 3. An error is parsed once into a [`Fault`] that says whether to come back. After an error the object may be there all the
 //!    same: the answer was lost, not the request. Whoever creates again learns that.
 //! 4. In clear over loopback only. Elsewhere TLS, with the system's roots or the configured ones.
-//! 5. Names are those of [`crate::bundle`], below the prefix of the URL; nobody outside this folder puts them together.
+//! 5. A folder has to be there; it is never made, since it may be where something is mounted. Names in it that end in `#` and digits
+//!    are no objects: the client below writes there what is to become one.
+//! 6. Names are those of [`crate::bundle`], below the prefix of the URL; nobody outside this folder puts them together.
 
 mod credentials;
 mod fault;
+mod folder;
 mod settings;
 mod store;
 

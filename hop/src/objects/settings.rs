@@ -9,6 +9,9 @@ use super::credentials::Credentials;
 /// For the answer to a request, beside the time that its bytes take.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Tries again within a request.
+const RETRIES: usize = 2;
+
 /// What a person writes about a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -26,6 +29,8 @@ pub struct Settings {
     pub credentials: Credentials,
     /// For the answer to a request, beside the time that its bytes take at 64 KiB/s.
     pub request_timeout: Duration,
+    /// Tries again within a request. None for whoever pays for the bytes that go out, and comes back by itself.
+    pub retries: usize,
 }
 
 impl Settings {
@@ -40,6 +45,7 @@ impl Settings {
             path_style: None,
             credentials: Credentials::Environment { profile: None },
             request_timeout: REQUEST_TIMEOUT,
+            retries: RETRIES,
         }
     }
 

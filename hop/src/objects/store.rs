@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::aws::AmazonS3Builder;
-use object_store::local::LocalFileSystem;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
@@ -18,6 +17,7 @@ use object_store::{
 
 use super::credentials::Credentials;
 use super::fault::{Fault, StoreError};
+use super::folder::Folder;
 use super::settings::{Location, Settings, SettingsError};
 
 /// For the TCP connection and TLS.
@@ -25,9 +25,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// What a link carries at least, in bytes a second: a request gets the time that its bytes take at this pace. A link that is
 /// slower wants smaller bundles.
 const SLOWEST: u64 = 64 << 10;
-/// Tries again within a request; whoever asks comes back later in any case.
-const RETRIES: usize = 2;
-/// Between them, with jitter.
+/// Between tries of a request, with jitter.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 /// No try begins later than this.
@@ -42,6 +40,7 @@ const PROBE: &str = "probe/create-once";
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     multipart: Option<Arc<dyn MultipartStore>>,
+    folder: Option<Arc<Folder>>,
     prefix: Arc<str>,
     url: Arc<str>,
     request_timeout: Duration,
@@ -94,14 +93,16 @@ impl Store {
         let request_timeout = settings.request_timeout;
         match location {
             Location::Folder(path) => {
-                let opened =
-                    std::fs::create_dir_all(&path).map_err(|error| error.to_string()).and_then(|()| {
-                        LocalFileSystem::new_with_prefix(&path).map_err(|error| error.to_string())
-                    });
-                let folder = opened.map_err(|cause| SettingsError::Folder { path, cause })?.with_fsync(true);
+                // A folder that something else carries on may be on the other side of a network.
+                let (at, opening) = (path.clone(), tokio::task::spawn_blocking(move || Folder::open(path)));
+                let opened = opening.await;
+                let folder = opened.unwrap_or_else(|error| {
+                    Err(SettingsError::Folder { path: at, cause: error.to_string() })
+                })?;
                 Ok(Self {
-                    objects: Arc::new(folder),
+                    objects: Arc::new(folder.files.clone()),
                     multipart: None,
+                    folder: Some(Arc::new(folder)),
                     prefix: "".into(),
                     url,
                     request_timeout,
@@ -110,7 +111,14 @@ impl Store {
             Location::Bucket { bucket, prefix } => {
                 let bucket = Arc::new(s3(settings, &bucket).await?);
                 let objects = bucket.clone();
-                Ok(Self { objects, multipart: Some(bucket), prefix: prefix.into(), url, request_timeout })
+                Ok(Self {
+                    objects,
+                    multipart: Some(bucket),
+                    folder: None,
+                    prefix: prefix.into(),
+                    url,
+                    request_timeout,
+                })
             }
         }
     }
@@ -138,7 +146,30 @@ impl Store {
         }
     }
 
-    /// Makes an object, or finds that one is there. Never writes over it. When it says [`Created::New`] the object is durable.
+    /// Off the async threads, and only if this is a folder.
+    async fn in_folder(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let done = tokio::task::spawn_blocking(move || work(&folder)).await;
+        done.unwrap_or_else(|source| Err(Error::JoinError { source }))
+    }
+
+    /// That the folder is there, if this is one: the client below would make it, and something else may be mounted there tomorrow.
+    async fn has_its_folder(&self, name: &str) -> Result<(), StoreError> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let looking = async {
+            let there = tokio::task::spawn_blocking(move || folder.is_there()).await;
+            there.map_err(|source| Error::JoinError { source })
+        };
+        match self.within(("put", name, 0), looking).await? {
+            true => Ok(()),
+            false => Err(StoreError::new("put", name, Fault::NoBucket, "the folder is away")),
+        }
+    }
+
+    /// Makes an object, or finds that one is there. Never writes over it. Either way the object is durable.
     ///
     /// # Errors
     /// [`StoreError`]; see [`Fault::may_have_happened`].
@@ -150,10 +181,14 @@ impl Store {
         let payload = PutPayload::from_iter(chunks);
         let bytes = payload.content_length() as u64;
         let (path, options) = (self.path(name), PutOptions::from(PutMode::Create));
+        self.has_its_folder(name).await?;
         let put = async {
             match self.objects.put_opts(&path, payload, options).await {
                 Ok(_) => Ok(Created::New),
-                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(Created::Taken),
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                    self.in_folder(move |folder| folder.sync(&path)).await?;
+                    Ok(Created::Taken)
+                }
                 Err(error) => Err(error),
             }
         };
@@ -205,14 +240,21 @@ impl Store {
         Some(Parts { store: self.clone(), multipart: self.multipart.clone()? })
     }
 
-    /// Begins to write an object piece by piece, in one go: for a folder, which has no parts.
+    /// Begins to write an object piece by piece, in one go: for a folder, which has no parts. For whoever alone writes under this name,
+    /// one attempt at a time: what an attempt that was killed has left goes first.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn write(&self, name: &str) -> Result<Writer, StoreError> {
         let path = self.path(name);
-        let upload = self.within(("put", name, 0), self.objects.put_multipart(&path)).await?;
-        Ok(Writer { store: self.clone(), name: name.to_owned(), upload })
+        self.has_its_folder(name).await?;
+        let begin = async {
+            let unfinished = path.clone();
+            self.in_folder(move |folder| folder.remove_unfinished(&unfinished)).await?;
+            self.objects.put_multipart(&path).await
+        };
+        let upload = self.within(("put", name, 0), begin).await?;
+        Ok(Writer { store: self.clone(), name: name.to_owned(), bytes: 0, upload })
     }
 }
 
@@ -221,6 +263,8 @@ impl Store {
 pub struct Writer {
     store: Store,
     name: String,
+    /// What it has so far: at the end all of it is synced.
+    bytes: u64,
     upload: Box<dyn MultipartUpload>,
 }
 
@@ -237,6 +281,7 @@ impl Writer {
     /// [`StoreError`]; then [`abort`](Self::abort) it.
     pub async fn piece(&mut self, piece: Bytes) -> Result<(), StoreError> {
         let bytes = piece.len() as u64;
+        self.bytes += bytes;
         let put = self.upload.put_part(piece.into());
         self.store.within(("put", &self.name, bytes), put).await
     }
@@ -247,7 +292,7 @@ impl Writer {
     /// [`StoreError`]; then [`abort`](Self::abort) it.
     pub async fn finish(&mut self) -> Result<(), StoreError> {
         let complete = self.upload.complete();
-        self.store.within(("put", &self.name, 0), complete).await.map(drop)
+        self.store.within(("put", &self.name, self.bytes), complete).await.map(drop)
     }
 
     /// Leaves nothing of it. What cannot be removed is said by nobody: it is not there under its name.
@@ -352,7 +397,7 @@ async fn s3(settings: &Settings, bucket: &str) -> Result<object_store::aws::Amaz
         .with_region(region)
         .with_virtual_hosted_style_request(!path_style)
         .with_client_options(client)
-        .with_retry(RetryConfig { backoff, max_retries: RETRIES, retry_timeout: RETRY_WITHIN });
+        .with_retry(RetryConfig { backoff, max_retries: settings.retries, retry_timeout: RETRY_WITHIN });
     if let Some(endpoint) = &settings.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
     }
