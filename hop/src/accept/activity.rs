@@ -1,7 +1,8 @@
 //! Whether anything is asked on a connection, and since when not; and whether what was asked for is taken.
 //!
 //! A peer that grants no window takes nothing, and yet no write to its socket ever blocks: HTTP/2 keeps the answer and waits.
-//! So it is watched here, where answers are handed over: the next piece is asked for when the one before has left.
+//! So it is watched here, where answers are handed over: the next piece is asked for when the one before has left. On a connection
+//! that a gateway shares among its devices each call is watched by itself, and ends by itself.
 
 use std::{
     pin::Pin,
@@ -13,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::{
+    body::{Body as HttpBody, Frame, SizeHint},
+    rt::Executor,
+};
 use tokio::sync::watch;
 use tonic::body::Body;
 
@@ -32,10 +36,72 @@ pub(super) struct Activity(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     state: watch::Sender<State>,
+    flow: Flow,
+}
+
+/// Answers on their way out.
+#[derive(Debug, Default)]
+struct Flow {
     /// Answers of which a piece was handed over and has not left.
     owed: AtomicUsize,
     /// Pieces that have left, so that progress is seen.
     left: AtomicU64,
+}
+
+impl Flow {
+    fn handed_over(&self) {
+        self.owed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn has_left(&self) {
+        self.owed.fetch_sub(1, Ordering::Relaxed);
+        self.left.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Resolves when answers have waited for the peer for `limit`, and none of them has moved.
+    async fn stalled(&self, limit: Duration) {
+        let (mut seen, mut still) = (self.left.load(Ordering::Relaxed), 0);
+        while still < LOOKS {
+            tokio::time::sleep(limit / LOOKS).await;
+            let left = self.left.load(Ordering::Relaxed);
+            let moves = left != seen || self.owed.load(Ordering::Relaxed) == 0;
+            still = if moves { 0 } else { still + 1 };
+            seen = left;
+        }
+    }
+}
+
+tokio::task_local! {
+    /// Of the one call that a task serves, if each is watched by itself.
+    static OF_THIS_CALL: Arc<Flow>;
+}
+
+/// Runs the streams of a connection, a task for each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Streams {
+    /// Ends the stream whose answer is not taken for so long: what is dropped is reset, and the connection goes on.
+    pub(super) each_within: Option<Duration>,
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let Some(limit) = self.each_within else {
+            tokio::spawn(stream);
+            return;
+        };
+        tokio::spawn(async move {
+            let flow = Arc::new(Flow::default());
+            tokio::select! {
+                biased;
+                _ = OF_THIS_CALL.scope(Arc::clone(&flow), stream) => {}
+                () = flow.stalled(limit) => {}
+            }
+        });
+    }
 }
 
 /// How often within its limit a connection is looked at for progress.
@@ -51,7 +117,7 @@ pub(super) enum Quiet {
 impl Activity {
     pub(super) fn new() -> Self {
         let state = watch::Sender::new(State::default());
-        Self(Arc::new(Inner { state, owed: AtomicUsize::new(0), left: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { state, flow: Flow::default() }))
     }
 
     /// A call begins; it lasts until the guard is dropped.
@@ -81,14 +147,7 @@ impl Activity {
 
     /// Resolves when answers have waited for the peer for `limit`, and none of them has moved.
     pub(super) async fn stalled(&self, limit: Duration) {
-        let (mut seen, mut still) = (self.0.left.load(Ordering::Relaxed), 0);
-        while still < LOOKS {
-            tokio::time::sleep(limit / LOOKS).await;
-            let left = self.0.left.load(Ordering::Relaxed);
-            let moves = left != seen || self.0.owed.load(Ordering::Relaxed) == 0;
-            still = if moves { 0 } else { still + 1 };
-            seen = left;
-        }
+        self.0.flow.stalled(limit).await;
     }
 }
 
@@ -110,19 +169,25 @@ pub(super) struct Answer {
     timed: Timed,
     /// A piece of it was handed over and has not left.
     owed: bool,
+    /// If this call is watched by itself.
+    own: Option<Arc<Flow>>,
 }
 
 impl Answer {
+    /// In the task that serves the call.
     pub(super) fn new(body: Body, call: Call, timed: Timed) -> Self {
-        Self { body, call, timed, owed: false }
+        let own = OF_THIS_CALL.try_with(Arc::clone).ok();
+        Self { body, call, timed, owed: false, own }
     }
 
     fn settle(&mut self) {
         if std::mem::take(&mut self.owed) {
-            let all = &self.call.0.0;
-            all.owed.fetch_sub(1, Ordering::Relaxed);
-            all.left.fetch_add(1, Ordering::Relaxed);
+            self.flows().for_each(Flow::has_left);
         }
+    }
+
+    fn flows(&self) -> impl Iterator<Item = &Flow> {
+        std::iter::once(&self.call.0.0.flow).chain(self.own.as_deref())
     }
 }
 
@@ -145,7 +210,7 @@ impl HttpBody for Answer {
         match &polled {
             Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
                 self.owed = true;
-                self.call.0.0.owed.fetch_add(1, Ordering::Relaxed);
+                self.flows().for_each(Flow::handed_over);
             }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
@@ -215,11 +280,40 @@ mod tests {
         }
         drop(first);
         assert!(tokio::time::timeout(limit * 10, slow).await.is_err());
-        assert_eq!(activity.0.owed.load(Ordering::Relaxed), 0);
+        assert_eq!(activity.0.flow.owed.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_a_connection_of_many_the_call_ends_whose_answer_is_not_taken_and_the_one_beside_it_goes_on() {
+        let limit = Duration::from_secs(30);
+        let streams = Streams { each_within: Some(limit) };
+        let activity = Activity::new();
+        let calls = [limit * 1_000, limit / 2].map(|every| {
+            let (all, (serves, ended)) = (activity.clone(), tokio::sync::oneshot::channel::<()>());
+            streams.execute(async move {
+                let _serves = serves;
+                let pieces = http_body_of(["piece"; 20]);
+                let timed = Calls::default().begin("/a.B/C", None, &Default::default());
+                let mut answer = Answer::new(Body::new(pieces), all.begin(), timed);
+                while std::future::poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await.is_some() {
+                    tokio::time::sleep(every).await;
+                }
+            });
+            ended
+        });
+        let begin = Instant::now();
+        let [stands, moves] = calls;
+        stands.await.expect_err("nothing is said");
+        assert!(begin.elapsed() >= limit && begin.elapsed() <= limit * 2, "{:?}", begin.elapsed());
+        moves.await.expect_err("nothing is said");
+        assert!(begin.elapsed() >= limit * 10, "all of it was taken: {:?}", begin.elapsed());
+        assert_eq!(activity.0.flow.owed.load(Ordering::Relaxed), 0);
     }
 
     /// A body of these pieces.
-    fn http_body_of(pieces: [&'static str; 2]) -> impl HttpBody<Data = bytes::Bytes, Error = tonic::Status> {
+    fn http_body_of<const N: usize>(
+        pieces: [&'static str; N],
+    ) -> impl HttpBody<Data = bytes::Bytes, Error = tonic::Status> {
         struct Pieces(std::vec::IntoIter<&'static str>);
         impl HttpBody for Pieces {
             type Data = bytes::Bytes;

@@ -11,7 +11,7 @@ use std::{
 
 use http::Request;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use pithead_proto::errors::v1::ErrorReason;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::{
@@ -26,7 +26,7 @@ use tower_service::Service as _;
 
 use super::{
     Shared,
-    activity::{Activity, Answer, Quiet},
+    activity::{Activity, Answer, Quiet, Streams},
     asking::Asking,
     door::{Door, Guest, NotKnown},
     live::Connected,
@@ -268,9 +268,9 @@ async fn serve(
     stop: CancellationToken,
 ) -> Ended {
     // What they are when it begins holds for its life.
-    let limits = match (shared.limits.load_full(), shared.devices_of(&peer)) {
-        (limits, 1) => limits,
-        (limits, _) => Arc::new(limits.of_a_gateway()),
+    let (limits, of_many) = match (shared.limits.load_full(), shared.devices_of(&peer)) {
+        (limits, 1) => (limits, false),
+        (limits, _) => (Arc::new(limits.of_a_gateway()), true),
     };
     // Who is let in only to be told so has nothing to stay for.
     let idle = if turned_away.is_some() { limits.first_request.min(limits.idle) } else { limits.idle };
@@ -320,9 +320,9 @@ async fn serve(
             Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, call, timed)))
         }
     });
-    let stream = Listening::new(stream, shared.clone(), notes.clone());
+    let stream = Listening::new(stream, shared.clone(), &limits, notes.clone());
     let mut connection = pin!(
-        http2::Builder::new(TokioExecutor::new())
+        http2::Builder::new(Streams { each_within: of_many.then(|| limits.write_stall.get()) })
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.max_concurrent_streams)
             .max_local_error_reset_streams(limits.max_local_error_reset_streams)
@@ -343,7 +343,8 @@ async fn serve(
             () = sleep(jittered(limits.age.get(), backoff::random())) => {
                 (Ended::Aged, Some(limits.age_grace.get()))
             }
-            () = activity.stalled(limits.write_stall.get()) => (Ended::Stalled, None),
+            // Where many are on one connection, whoever takes nothing ends alone.
+            () = activity.stalled(limits.write_stall.get()), if !of_many => (Ended::Stalled, None),
             quiet = activity.quiet(limits.first_request.get(), idle.get()) => match quiet {
                 Quiet::NoFirstRequest => (Ended::NoFirstRequest, None),
                 Quiet::Idle => (Ended::Idle, Some(limits.age_grace.get())),

@@ -224,12 +224,18 @@ impl Limits {
     }
 
     /// For one connection on which a gateway brings the calls of devices. Each of them may be at a stand without holding up the others:
-    /// the connection's window has room for all of theirs.
+    /// the connection's window has room for all of theirs, and they may make as much noise as they could each by itself.
     pub(super) fn of_a_gateway(&self) -> Self {
         let streams = self.max_concurrent_streams.saturating_mul(DEVICES_OF_A_GATEWAY);
         let window = self.stream_window.get().saturating_mul(streams.into());
         let window = ByteSize::from_bytes(window.clamp(self.connection_window.get(), WINDOW.1.get()));
-        Self { max_concurrent_streams: streams, connection_window: window, ..self.clone() }
+        Self {
+            max_concurrent_streams: streams,
+            connection_window: window,
+            noise_per_second: self.noise_per_second.saturating_mul(DEVICES_OF_A_GATEWAY),
+            noise_burst: self.noise_burst.saturating_mul(DEVICES_OF_A_GATEWAY),
+            ..self.clone()
+        }
     }
 
     /// Takes no more connections than a process with so many file descriptors can hold beside its own files; says how many, if
@@ -298,6 +304,7 @@ mod tests {
         let limits = Limits::default().of_a_gateway();
         assert_eq!(limits.max_concurrent_streams, 2_048);
         assert!(limits.connection_window.get() >= 2_048 * limits.stream_window.get());
+        assert_eq!((limits.noise_per_second, limits.noise_burst), (32_000, 320_000));
         assert_eq!(limits.check(), Ok(()));
         let most = Limits { max_concurrent_streams: u32::MAX, ..Limits::default() }.of_a_gateway();
         assert_eq!(most.check(), Ok(()), "never above what HTTP/2 knows");

@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Limits, Shared,
     permits::{Bucket, Rate},
     stats::Ended,
 };
@@ -171,11 +171,10 @@ pub(super) struct Listening<S> {
 }
 
 impl<S> Listening<S> {
-    pub(super) fn new(stream: S, shared: Arc<Shared>, notes: Notes) -> Self {
-        let limits = shared.limits.load();
+    /// By the limits of this connection.
+    pub(super) fn new(stream: S, shared: Arc<Shared>, limits: &Limits, notes: Notes) -> Self {
         let rate = Rate { per_second: limits.noise_per_second, burst: limits.noise_burst };
         let heads = Heads::new(limits.header_list.get_u32());
-        drop(limits);
         Self { stream, heads, rate, account: Bucket::full(rate, Instant::now()), notes, shared }
     }
 
