@@ -32,6 +32,9 @@ pub enum Fault {
     /// It cannot do what is asked of it.
     #[error("not supported")]
     Unsupported,
+    /// It was understood and is not done, now or later: parts that do not make an object, say.
+    #[error("refused")]
+    Refused,
     /// An answer that is none.
     #[error("not understood")]
     Other,
@@ -63,7 +66,7 @@ impl Fault {
             Self::Denied => ErrorReason::StoreDenied,
             Self::NoBucket | Self::NotFound => ErrorReason::StoreNotFound,
             Self::Throttled => ErrorReason::StoreThrottled,
-            Self::Unreachable | Self::Other => ErrorReason::StoreUnreachable,
+            Self::Unreachable | Self::Refused | Self::Other => ErrorReason::StoreUnreachable,
             Self::Unsupported => ErrorReason::StoreUnsuitable,
         }
     }
@@ -132,10 +135,22 @@ fn fault_of(error: &Error, text: &str) -> Fault {
         _ if text.contains("status code: 501") => Fault::Unsupported,
         _ if text.contains("status code: 503") || text.contains("status code: 429") => Fault::Throttled,
         _ if text.contains("status code: 5") => Fault::Unreachable,
-        // The signature, the clock, a token that has run out: all of it is said with 400 as well.
-        _ if ["ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"].iter().any(|code| says(code)) => {
+        // The signature, the clock, a token that has run out, another region: all of it is said with 400 as well.
+        _ if ["ExpiredToken", "InvalidToken", "RequestTimeTooSkewed", "AuthorizationHeaderMalformed"]
+            .iter()
+            .any(|code| says(code)) =>
+        {
             Fault::Denied
         }
+        // And so is a body that came too slowly.
+        _ if says("RequestTimeout") || text.contains("status code: 408") => Fault::Unreachable,
+        // Two at a time.
+        _ if text.contains("status code: 409") || text.contains("status code: 412") => Fault::Other,
+        // The end of a multipart upload may say it in an answer that begins well.
+        _ if ["InvalidPart", "InvalidPartOrder", "EntityTooSmall"].iter().any(|code| says(code)) => {
+            Fault::Refused
+        }
+        _ if text.contains("status code: 4") => Fault::Refused,
         _ => Fault::Other,
     }
 }
@@ -178,6 +193,11 @@ mod tests {
             ("status code: 501", Fault::Unsupported),
             ("<Code>RequestTimeTooSkewed</Code>", Fault::Denied),
             ("<Code>ExpiredToken</Code>", Fault::Denied),
+            ("<Code>AuthorizationHeaderMalformed</Code> status code: 400", Fault::Denied),
+            ("status code: 400 <Code>RequestTimeout</Code>", Fault::Unreachable),
+            ("status code: 400 <Code>InvalidPart</Code>", Fault::Refused),
+            ("<Code>EntityTooSmall</Code>", Fault::Refused),
+            ("status code: 409", Fault::Other),
             ("an answer that is none", Fault::Other),
         ] {
             assert_eq!(of(text).fault, fault, "{text}");

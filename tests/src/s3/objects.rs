@@ -103,6 +103,10 @@ impl Objects {
         self.uploads.clear();
     }
 
+    pub(super) fn lose_parts(&mut self) {
+        self.uploads.values_mut().for_each(|upload| upload.parts.clear());
+    }
+
     pub(super) fn open_uploads(&self) -> usize {
         self.uploads.len()
     }

@@ -194,6 +194,13 @@ impl TestS3 {
         }
     }
 
+    /// Loses the parts of the multipart uploads that are open, and keeps the uploads.
+    pub fn lose_parts(&self, bucket: &str) {
+        if let Some(bucket) = lock(&self.state).buckets.get_mut(bucket) {
+            bucket.lose_parts();
+        }
+    }
+
     /// Puts an object behind everybody's back.
     pub fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) {
         let mut state = lock(&self.state);

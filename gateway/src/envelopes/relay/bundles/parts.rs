@@ -113,6 +113,14 @@ async fn carry(
             tracing::info!(event = "relay.large_found", name, upload = journal.upload(), %error);
         }
         Err(error) if error.fault == Fault::NotFound => return Err(forgotten(journals, name, error).await),
+        // These parts make no object, however often it is asked for: a store has lost one, say.
+        Err(error) if error.fault == Fault::Refused => {
+            if let Err(error) = parts.abort(&name, journal.upload()).await {
+                // A rule of the bucket does it in the end.
+                tracing::warn!(event = "relay.parts_not_given_up", name, %error);
+            }
+            return Err(forgotten(journals, name, error).await);
+        }
         Err(error) => return Err(error.into()),
     }
     blocking(move || journal.finish()).await.map_err(journal_failed)
@@ -129,7 +137,7 @@ async fn begin(
     blocking(move || at.begin(&of, total, part_bytes(total), upload)).await.map_err(journal_failed)
 }
 
-/// The store knows nothing of the upload any more: it begins anew, later.
+/// The store knows nothing of the upload any more, or makes no object of it: it begins anew, later.
 async fn forgotten(journals: Arc<Journals>, name: String, error: StoreError) -> LargeEnded {
     match blocking(move || journals.remove(&name)).await {
         Ok(()) => error.into(),

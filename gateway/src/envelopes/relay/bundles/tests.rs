@@ -45,6 +45,7 @@ fn settings(s3: &TestS3) -> Settings {
         endpoint: Some(s3.url()),
         credentials: Credentials::Fixed { id: "test".into(), secret: zeroize::Zeroizing::new("test".into()) },
         request_timeout: Duration::from_secs(2),
+        retries: 0,
         ..Settings::new("s3://pits/sealed")
     }
 }
@@ -432,6 +433,19 @@ async fn a_store_that_is_away_or_says_no_is_said_with_what_to_do_and_tried_again
 }
 
 #[tokio::test]
+async fn a_bundle_that_failed_goes_out_again_when_it_was_paid_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, s3, mut truck) = (Door::open(folder.path()), TestS3::start().await.unwrap(), Truck::new());
+    s3.fail_next(Fault::Internal, 1, Method::PUT, "bundles/");
+    door.take(truck.seal(1, b"record")).await;
+    let running = start(folder.path(), &door, target(&s3));
+    gone(&door).await;
+    // The relay was told, and not the client below it: twice the probe at first, and once more for the call that went on.
+    assert_eq!((numbers(&s3), s3.count(&Method::PUT)), (vec![1], 5));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_conflict_in_the_making_of_two_puts_is_no_reason_to_believe_that_it_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let (door, s3, mut truck) = (Door::open(folder.path()), TestS3::start().await.unwrap(), Truck::new());
@@ -685,12 +699,31 @@ async fn a_large_envelope_whose_upload_the_bucket_has_forgotten_begins_anew() {
 }
 
 #[tokio::test]
+async fn a_large_envelope_whose_parts_the_bucket_makes_nothing_of_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (door, s3) = (Door::open(folder.path()), TestS3::start().await.unwrap());
+    door.upload(&large_envelope()).await;
+    // The first POST begins it, the second one ends it.
+    s3.fail_after(1, Fault::Hang, Method::POST, "large/");
+    let running = start(folder.path(), &door, target(&s3));
+    until("all parts are there", || s3.planned() == 0).await;
+    running.kill().await;
+    assert_eq!(s3.open_uploads(BUCKET), 1);
+    s3.lose_parts(BUCKET);
+    let running = start(folder.path(), &door, target(&s3));
+    gone(&door).await;
+    assert_eq!((by_name(&s3).len(), s3.open_uploads(BUCKET)), (1, 0));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_large_envelope_goes_into_a_folder_as_into_a_bucket_and_so_do_bundles() {
     let folder = tempfile::tempdir().unwrap();
     let (door, out) = (Door::open(folder.path()), folder.path().join("out"));
     let (mut can, large) = (Truck::new(), large_envelope());
     door.take(can.seal(1, b"record")).await;
     door.upload(&large).await;
+    std::fs::create_dir(&out).unwrap();
     let settings = Settings::new(format!("file://{}", out.display()));
     let running =
         start(folder.path(), &door, StoreTarget { settings, bundle_bytes: 1 << 20, bundle_delay: AT_ONCE });
