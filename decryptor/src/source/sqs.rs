@@ -5,7 +5,8 @@
 //! 3 s, all of it 8 s; a long poll has its own wait besides), it is one request, and its errors are told apart by their code.
 //!
 //! - **A message is hidden from others for as long as its bundle is worked on**, and no longer: a replica that dies lets go of what it
-//!   had when the time is over for which it was last hidden, one that stops in order at once.
+//!   had when the time is over for which it was last hidden, one that stops in order at once. What the service gives to a poll that nobody
+//!   waits for any more comes again by itself.
 //! - **What is no bundle's is left alone.** It is counted and logged, comes again, and goes to the dead-letter queue by the queue's own
 //!   count of receptions: nobody's message is deleted here.
 //! - **At most [`HELD_MAX`] messages are held**, so that one replica does not sit on what others could do.
