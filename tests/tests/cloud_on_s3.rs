@@ -242,7 +242,15 @@ async fn a_replica_that_is_killed_at_any_step_leaves_nothing_undone_and_nothing_
             replica.program.kill().await.unwrap();
         }
     }
+    // Sent away once although nothing is there, as of two that are made at a time both may be.
+    for key in ["/ledger/pit-7/", "/out/"] {
+        cloud.s3.fail_next(Fault::Taken, 1, Method::PUT, key);
+    }
+    let more = records(sent.len(), 40);
+    acknowledged += device.send("can", &more).await.unwrap().acknowledged;
+    sent.extend(more);
     let last = cloud.start(LISTED).await;
+    until("both are met", || cloud.s3.planned() == 0).await;
     cloud.site.until_relayed().await.unwrap();
     cloud.until_written(sent.len()).await;
     cloud.assert_balanced(&last, acknowledged, &[("truck-1", sent)]).await;
