@@ -337,7 +337,7 @@ impl Replica {
                 ahead.clear();
             }
             for name in next.into_iter().skip(ahead.len()) {
-                let (site, of, turn) = (Arc::clone(&site), name.clone(), turns.next());
+                let (site, of, turn) = (Arc::clone(&site), name.clone(), turns.one_more());
                 let fetching = tokio::spawn(async move { site.prepare(&of, turn).await });
                 ahead.push_back((name, Fetching(fetching)));
             }

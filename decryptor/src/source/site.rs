@@ -177,8 +177,8 @@ impl From<Again> for Waits {
 pub struct Turns(Option<oneshot::Receiver<()>>);
 
 impl Turns {
-    /// The next in the row.
-    pub fn next(&mut self) -> Turn {
+    /// One more place in the row, behind all others.
+    pub fn one_more(&mut self) -> Turn {
         let (passed, comes) = oneshot::channel();
         Turn { before: self.0.replace(comes), passed: Some(passed) }
     }
@@ -549,12 +549,12 @@ impl SiteReplica {
     fn won(&self, decision: &Decision) {
         let metrics = &self.shared.metrics;
         metrics.bucket.entries_won.inc();
-        let key = decision.bundle.as_ref().map_or("", |bundle| bundle.key.as_str());
+        let bundle = decision.bundle.as_ref().map_or("", |bundle| bundle.key.as_str());
         if decision.refused != 0 {
             let reason = ErrorReason::try_from(decision.refused).unwrap_or(ErrorReason::Unspecified);
             tracing::error!(
                 event = "bundle.refused",
-                key,
+                bundle,
                 number = decision.number,
                 reason = reason.name(),
                 "it stays where it is"
@@ -577,7 +577,7 @@ impl SiteReplica {
                 let reason = ErrorReason::try_from(aside.reason).unwrap_or(ErrorReason::Unspecified);
                 let identity =
                     aside.who.as_ref().and_then(|who| who.identity().ok()).map(|who| who.to_string());
-                tracing::warn!(event = "envelope.set_aside", identity, reason = reason.name(), key);
+                tracing::warn!(event = "envelope.set_aside", identity, reason = reason.name(), bundle);
             }
         }
     }
@@ -675,7 +675,7 @@ async fn look_into(chain: &Chain, from_first: bool, books: &mut Books) -> Result
         true => None,
         false => {
             let damaged = |key: &Path, fault| {
-                tracing::error!(event = "ledger.checkpoint_damaged", key = %key, %fault, "an older one is taken, or every entry is read");
+                tracing::error!(event = "ledger.checkpoint_damaged", object = %key, %fault, "an older one is taken, or every entry is read");
             };
             chain.newest_books(damaged).await?
         }
@@ -690,7 +690,7 @@ async fn look_into(chain: &Chain, from_first: bool, books: &mut Books) -> Result
                 }
             }
             Err(fault) => {
-                tracing::error!(event = "ledger.checkpoint_damaged", key = number, %fault, "every entry is read");
+                tracing::error!(event = "ledger.checkpoint_damaged", number, %fault, "every entry is read");
                 *books = Books::new(chain.site().clone());
             }
         }
