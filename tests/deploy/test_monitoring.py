@@ -157,7 +157,7 @@ OF_ENGINES = {
     },
 }
 # On the page where there is a bucket, by its sites.
-WITH_A_BUCKET = {"pithead_ledger_number", "pithead_ledger_unfinished"}
+WITH_A_BUCKET = {"pithead_ledger_number", "pithead_ledger_unfinished", "pithead_bundle_oldest_timestamp_seconds"}
 
 
 def not_here_yet():

@@ -23,8 +23,6 @@ def stacks(deploy, tmp_path):
     server, url = emulator("ministack", tmp_path / "cloud")
     try:
         made = Stacks("ministack", url, deploy / "cloudformation")
-        # Nobody here waits two minutes for a message that comes again.
-        made.client("sqs").set_queue_attributes(QueueUrl=made.outputs["Arrivals"], Attributes={"VisibilityTimeout": "2"})
         yield made
     finally:
         server.kill()
@@ -60,6 +58,8 @@ class BucketSite(LoopbackSite):
             kind = "s3"
             {self.where()}
             queue = "{self.stacks.outputs["Arrivals"]}"
+            # Nobody here waits minutes for a message that comes again.
+            visibility = "3s"
             [[site]]
             name = "{SITE}"
             [keys]
@@ -190,6 +190,9 @@ def test_an_entry_that_somebody_has_deleted_is_had_back(site):
     site.decryptor.stop()
     entry = min(site.names(f"ledger/{SITE}/"))
     s3.delete_object(Bucket=bucket, Key=entry)
+    # From a checkpoint on nobody would read what is gone.
+    for key in site.names(f"checkpoints/{SITE}/"):
+        s3.delete_object(Bucket=bucket, Key=key)
     site.send("truck-1", 1)
     broken = site.start_decryptor(ready=False)
     said = "is missing although later entries are there"
