@@ -242,6 +242,7 @@ impl From<Stopped> for NotOpened {
 }
 
 type Bar = Box<dyn FnOnce(&Devices, &Origin) -> Option<Barred> + Send>;
+type Judge = Box<dyn FnOnce(&Unlocked) -> Result<Origin, Barred> + Send>;
 
 /// Who says whose it is.
 enum Judging {
@@ -261,7 +262,7 @@ async fn streamed<W: Write + Send + 'static>(
     let opener: &Opener = &shared.opener;
     let chosen = opener.choose(parcel)?;
     let session = opener.data_key(&chosen, &parcel.sender).await?;
-    let judge: Box<dyn FnOnce(&Unlocked) -> Result<Origin, Barred> + Send> = match judging {
+    let judge: Judge = match judging {
         Judging::By(bar) => Box::new(opener.judge(&parcel.profile, &session, bar)),
         Judging::Known(origin) => Box::new(move |_| Ok(origin)),
     };

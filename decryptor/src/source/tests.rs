@@ -524,7 +524,7 @@ async fn a_bundle_stands_back_behind_an_earlier_one_that_is_in_the_bucket() {
     let replica = opened(&world, &store, 1).await;
     let of_later = prepared(&replica, &later.0).await;
     let Taken::Behind(before) = replica.decide(&of_later).await.unwrap() else { panic!("one is before it") };
-    assert_eq!(before, [first.0.clone()]);
+    assert_eq!(before, std::slice::from_ref(&first.0));
     let of_first = prepared(&replica, &first.0).await;
     assert!(matches!(replica.decide(&of_first).await.unwrap(), Taken::Decided(_)));
     // Nobody has put anything between: it need not wait for what may never come.
@@ -785,7 +785,7 @@ async fn an_output_that_cannot_be_written_holds_up_none_behind_it() {
     store.delete(&key).await.unwrap();
     let second = Running::start(&world, &store, 2, Vec::new());
     let waiting = async {
-        while outputs(&store).await.len() < 1 {
+        while outputs(&store).await.is_empty() {
             tokio::task::yield_now().await;
         }
     };
