@@ -18,6 +18,8 @@ pub mod sqs;
 
 pub mod replica;
 
+mod board;
+
 pub mod site;
 
 pub mod judge;

@@ -14,9 +14,10 @@
 //! - **Nothing is decided while [`OUTPUTS_MAX`] entries wait for their output**: with a sink that takes none the bundles stay where they
 //!   are, and not in books and memory.
 
+use super::board::Board;
 use super::books::LaneId;
 use super::notice::{Notice, Receipt};
-use super::site::{FOUND_MAX, Fetched, Prepared, SiteReplica, Taken, Turns, Waits};
+use super::site::{Fetched, Prepared, SiteReplica, Taken, Turns, Waits};
 use crate::ledger::objects::record::Decision;
 use crate::metrics::{Metrics, SiteLabel};
 use pithead_hop::bundle::BundleName;
@@ -34,8 +35,8 @@ use tokio_util::task::TaskTracker;
 /// Bundles of one lane that are fetched and opened while the first of them is decided: the store's answers take their time.
 const AHEAD: usize = 4;
 
-/// Bundles that are remembered at most; a name is some 200 bytes. The rest is found by the next listing, or its message comes again.
-const BOARD_MAX: usize = FOUND_MAX;
+/// Between two looks that a lane has asked for at least.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Outputs that are written at once, or are tried again, before lanes wait: as many requests as keep a store busy, and little to do again
 /// after a kill.
@@ -83,74 +84,6 @@ impl Failing {
     }
 }
 
-#[derive(Debug, Default)]
-struct Pending {
-    receipts: Vec<Receipt>,
-    /// When the store has made it, if a listing has said so.
-    created_us: Option<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    pending: BTreeMap<u64, (BundleName, Pending)>,
-    running: bool,
-}
-
-/// What this replica has heard of and not yet done.
-#[derive(Debug, Default)]
-struct Board {
-    lanes: HashMap<(Site, LaneId), Lane>,
-    names: usize,
-    /// Of each site, how many were made when.
-    ages: HashMap<Site, BTreeMap<u64, usize>>,
-}
-
-impl Board {
-    /// False if there is no room.
-    fn add(&mut self, name: BundleName, receipt: Option<Receipt>, created_us: Option<u64>) -> bool {
-        let key = (name.site.clone(), LaneId::of(&name));
-        if self.names >= BOARD_MAX
-            && !self.lanes.get(&key).is_some_and(|lane| lane.pending.contains_key(&name.first.0))
-        {
-            return false;
-        }
-        let lane = self.lanes.entry(key).or_default();
-        let (site, first) = (name.site.clone(), name.first.0);
-        let (_, pending) = lane.pending.entry(first).or_insert_with(|| {
-            self.names += 1;
-            (name, Pending::default())
-        });
-        pending.receipts.extend(receipt);
-        if let (None, Some(created_us)) = (pending.created_us, created_us) {
-            pending.created_us = Some(created_us);
-            *self.ages.entry(site).or_default().entry(created_us).or_default() += 1;
-        }
-        true
-    }
-
-    fn take(&mut self, name: &BundleName) -> Vec<Receipt> {
-        let key = (name.site.clone(), LaneId::of(name));
-        let Some(lane) = self.lanes.get_mut(&key) else { return Vec::new() };
-        let Some((_, pending)) = lane.pending.remove(&name.first.0) else { return Vec::new() };
-        self.names -= 1;
-        let ages = self.ages.get_mut(&name.site);
-        if let (Some(created_us), Some(ages)) = (pending.created_us, ages)
-            && let Some(many) = ages.get_mut(&created_us)
-        {
-            *many -= 1;
-            if *many == 0 {
-                ages.remove(&created_us);
-            }
-        }
-        pending.receipts
-    }
-
-    /// When the oldest of a site was made.
-    fn oldest(&self, site: &Site) -> Option<u64> {
-        Some(*self.ages.get(site)?.first_key_value()?.0)
-    }
-}
-
 /// One replica: all of its sites.
 #[derive(Debug)]
 pub struct Replica {
@@ -158,6 +91,8 @@ pub struct Replica {
     id: [u8; 16],
     board: Mutex<Board>,
     changed: Notify,
+    /// A lane of that site has come to the end of what it had room for.
+    looks: BTreeMap<Site, Notify>,
     pace: Pace,
     metrics: Arc<Metrics>,
     lanes: TaskTracker,
@@ -185,8 +120,9 @@ impl Replica {
         ledger_broken: CancellationToken,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let sites = sites.into_iter().map(|site| (site.site().clone(), site)).collect();
+        let sites: BTreeMap<_, _> = sites.into_iter().map(|site| (site.site().clone(), site)).collect();
         Arc::new(Self {
+            looks: sites.keys().map(|site| (site.clone(), Notify::new())).collect(),
             sites,
             id,
             board: Mutex::default(),
@@ -269,13 +205,14 @@ impl Replica {
             tracing::warn!(event = "bundle.unknown_site", %name, "no [[site]] here is called so");
             return;
         }
+        // What finds no room lets go of its message, and comes again.
         self.board().add(name, receipt, None);
         self.show();
     }
 
     fn show(&self) {
         let (board, bucket) = (self.board(), &self.metrics.bucket);
-        bucket.waiting.set(i64::try_from(board.names).unwrap_or(i64::MAX));
+        bucket.waiting.set(i64::try_from(board.names()).unwrap_or(i64::MAX));
         for site in self.sites.keys() {
             let label = SiteLabel { site: site.to_string() };
             bucket.oldest.get_or_create(&label).set(board.oldest(site).unwrap_or(0) as f64 / 1e6);
@@ -284,10 +221,9 @@ impl Replica {
 
     fn start_lanes(self: &Arc<Self>) {
         let mut board = self.board();
-        board.lanes.retain(|_, lane| lane.running || !lane.pending.is_empty());
+        board.tidy();
         for ((site, id), lane) in &mut board.lanes {
-            let Some(site) = self.sites.get(site).filter(|_| !lane.running && !lane.pending.is_empty())
-            else {
+            let Some(site) = self.sites.get(site).filter(|_| !lane.running && !lane.is_empty()) else {
                 continue;
             };
             lane.running = true;
@@ -296,17 +232,22 @@ impl Replica {
     }
 
     /// The first bundles of a lane; the lane is at rest if there are none.
-    fn next_of(&self, site: &Site, id: &LaneId) -> Vec<BundleName> {
+    fn next_of(&self, site: &Site, id: &LaneId, most: usize) -> Vec<BundleName> {
         let mut board = self.board();
-        let Some(lane) = board.lanes.get_mut(&(site.clone(), id.clone())) else { return Vec::new() };
-        let next: Vec<_> = lane.pending.values().take(AHEAD).map(|(name, _)| name.clone()).collect();
-        lane.running = !next.is_empty();
+        let next = board.next_of(site, id, most);
+        board.runs(site, id, !next.is_empty());
         next
     }
 
     fn rest(&self, site: &Site, id: &LaneId) {
-        if let Some(lane) = self.board().lanes.get_mut(&(site.clone(), id.clone())) {
-            lane.running = false;
+        self.board().runs(site, id, false);
+    }
+
+    fn goes_on(&self, site: &Site, id: &LaneId) {
+        if self.board().goes_on(site, id)
+            && let Some(looks) = self.looks.get(site)
+        {
+            looks.notify_one();
         }
     }
 
@@ -325,7 +266,7 @@ impl Replica {
                     _ = under_way.wait_for(|outputs| *outputs < OUTPUTS_MAX) => {}
                 }
             }
-            let next = self.next_of(site.site(), &id);
+            let next = self.next_of(site.site(), &id, AHEAD);
             if next.is_empty() {
                 return;
             }
@@ -359,12 +300,14 @@ impl Replica {
                     failures = 0;
                     self.works(&["source", "kms", "ledger"]);
                     self.settle(&site, &name, taken, prepared);
+                    self.goes_on(site.site(), &id);
                 }
                 Err(waits) => {
                     ahead.clear();
                     failures += 1;
                     self.metrics.bucket.bundle("waited");
                     self.fails(&waits);
+                    self.board().waits(site.site(), &id);
                     let wait = self.wait_after(&waits, failures);
                     tracing::warn!(event = "bundle.waits", %name, reason = waits.reason().name(), error = %waits, wait_ms = wait.as_millis() as u64);
                     tokio::select! {
@@ -524,9 +467,17 @@ impl Replica {
                     tracing::warn!(event = "source.not_listed", site = %site.site(), error = %waits);
                 }
             }
+            let asked = async {
+                tokio::time::sleep(LOOK_PAUSE.min(self.pace.poll)).await;
+                match self.looks.get(site.site()) {
+                    Some(asked) => asked.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(self.pace.poll) => {}
+                () = asked => {}
             }
         }
     }
@@ -537,9 +488,8 @@ impl Replica {
         let from = if full { None } else { site.frontier(since_us).await };
         let undecided = site.undecided(from).await?;
         for (name, created_us) in undecided {
-            if !self.board().add(name, None, Some(created_us)) {
-                break;
-            }
+            // What a full lane has no room for is asked for when it has.
+            self.board().add(name, None, Some(created_us));
         }
         self.show();
         self.changed.notify_one();

@@ -10,6 +10,7 @@
 //! - **Order**: bundles of one lane are decided one after the other. Before one is decided, those before it that are in the bucket
 //!   are looked for, unless the books show that there can be none.
 
+use super::board::LANE_MAX;
 use super::books::{Before, Books, LaneId, places_of};
 use super::judge::{self, NotJudged, Ready};
 use super::output;
@@ -33,12 +34,16 @@ use pithead_hop::objects::Fault;
 use pithead_hop::program::clock;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Bundles that one look at the bucket gives at most, by the store's order, which is that of hours.
 pub const FOUND_MAX: usize = 65_536;
+
+/// Bundles that it gives of one lane: one more than is remembered, which says that there are more.
+const FOUND_OF_LANE: usize = LANE_MAX + 1;
 
 /// Objects that are looked up in the books at a time: a page of a listing.
 const PAGE: usize = 1_000;
@@ -224,6 +229,28 @@ pub enum Fetched {
     Not(Taken),
 }
 
+/// Bundles that were found, by lane: of each the lowest places.
+#[derive(Debug, Default)]
+struct Found {
+    lanes: BTreeMap<LaneId, BTreeMap<u64, (BundleName, u64)>>,
+    names: usize,
+}
+
+impl Found {
+    fn add(&mut self, (name, created_us): (BundleName, u64)) {
+        let lane = self.lanes.entry(LaneId::of(&name)).or_default();
+        self.names += usize::from(lane.insert(name.first.0, (name, created_us)).is_none());
+        if lane.len() > FOUND_OF_LANE {
+            lane.pop_last();
+            self.names -= 1;
+        }
+    }
+
+    fn in_order(self) -> Vec<(BundleName, u64)> {
+        self.lanes.into_values().flat_map(BTreeMap::into_values).collect()
+    }
+}
+
 /// One site, as one replica works on it.
 #[derive(Debug)]
 pub struct SiteReplica {
@@ -297,25 +324,24 @@ impl SiteReplica {
         }
     }
 
-    /// Bundles of this site that are in the bucket and not decided, with when the store has made them, in microseconds: the first
-    /// [`FOUND_MAX`] by hour, then in the order of lanes and places.
+    /// Bundles of this site that are in the bucket and not decided, with when the store has made them, in microseconds: the next few
+    /// of each lane, in the order of lanes and places. A lane that stands still takes no other's room.
     ///
     /// # Errors
     /// What the store says.
     pub async fn undecided(&self, from: Option<Hour>) -> Result<Vec<(BundleName, u64)>, Waits> {
         let folder = format!("{}{}", BundleName::FOLDER, self.site());
         let mut pages = self.listing(&folder, from).try_chunks(PAGE);
-        let mut found: Vec<(BundleName, u64)> = Vec::new();
+        let mut found = Found::default();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|TryChunksError(_, error)| Waits::Source(error))?;
             let books = self.books.lock().await;
-            found.extend(page.into_iter().filter(|(name, _)| !books.is_decided(name)));
-            if found.len() >= FOUND_MAX {
+            page.into_iter().filter(|(name, _)| !books.is_decided(name)).for_each(|one| found.add(one));
+            if found.names >= FOUND_MAX {
                 break;
             }
         }
-        found.sort_by(|(a, _), (b, _)| (LaneId::of(a), a.first).cmp(&(LaneId::of(b), b.first)));
-        Ok(found)
+        Ok(found.in_order())
     }
 
     /// Bundles below a folder, from an hour on, with when the store has made them.

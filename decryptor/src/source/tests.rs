@@ -815,3 +815,51 @@ async fn a_bundle_that_is_decided_and_gone_is_done() {
     let other = bundle("gw-1", 1, &[(1, batch(&mut world.session("truck-1", 7), 2, "x"))]);
     assert!(matches!(late.prepare(&other.0, Turn::default()).await.unwrap(), Fetched::Not(Taken::Gone)));
 }
+
+/// Nothing of a lane under a key that nobody may use is decided; neither its many bundles nor their messages take room from others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_waits_holds_no_place_of_another_however_much_lies_behind_it() {
+    use crate::kms::{KmsError, KmsFault};
+    use crate::unwrap::{KeyUnwrapper, LocalKeys, Unwrapping};
+    #[derive(Debug)]
+    struct DeniesWrapped(Vec<u8>, LocalKeys);
+    impl KeyUnwrapper for DeniesWrapped {
+        fn unwrap<'a>(&'a self, key: &'a pithead_sealing::trust::KeyArn, wrapped: &'a [u8]) -> Unwrapping<'a> {
+            if wrapped == self.0 {
+                return Box::pin(async { Err(KmsError::new(KmsFault::Denied, "on demand").into()) });
+            }
+            self.1.unwrap(key, wrapped)
+        }
+
+        fn may_hold(&self, key: &pithead_sealing::trust::KeyArn) -> bool {
+            self.1.may_hold(key)
+        }
+    }
+    const MANY: u64 = 1_200;
+    let (world, store) = (World::new().await, Arc::new(InMemory::new()));
+    let mut denied = world.session("truck-1", 7);
+    let sealed = batch(&mut denied, 1, "x");
+    let wrapped = pithead_sealing::envelope::Header::parse(&sealed).unwrap().wrapped_key().to_vec();
+    let local = LocalKeys::load([(world.key.arn.clone(), world.key.pem.as_path())]).unwrap();
+    let keys = crate::books::Books::open(world.dir.path(), std::slice::from_ref(&world.key.arn)).unwrap();
+    let way = Faulty::new(&store);
+    let unwrapper = Arc::new(DeniesWrapped(wrapped, local));
+    let shared = world.shared_with(Arc::new(Way(Arc::clone(&way))), 1, keys, unwrapper);
+    let queue = Queue::new();
+    let running = Running::with(shared, way);
+    // As many as there are places for messages, and more; each is told of when there is a place.
+    for place in 0..MANY {
+        let one = bundle("gw-1", 1, &[(place, sealed.clone())]);
+        publish(&store, &one).await;
+        let notice = tokio::time::timeout(Duration::from_secs(20), queue.notice(&one.0));
+        running.notices.send(notice.await.expect("a place is free")).await.unwrap();
+    }
+    let other = bundle("gw-2", 2, &[(0, batch(&mut world.session("truck-2", 7), 1, "x"))]);
+    publish(&store, &other).await;
+    let notice = tokio::time::timeout(Duration::from_secs(20), queue.notice(&other.0));
+    running.notices.send(notice.await.expect("a place is free")).await.unwrap();
+    until_quiet(&store, 1).await;
+    running.stop().await;
+    let entries = entries(&store).await;
+    assert_eq!(entries[0].bundle.as_ref().unwrap().key, other.0.to_string());
+}
