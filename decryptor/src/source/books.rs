@@ -34,6 +34,9 @@ const GAP_DAYS: u64 = 7;
 /// nothing but duplicates.
 const REMEMBERED_DAYS: u32 = 180;
 
+/// Hours by which a gateway's clock may go back and its lane still be in order, without anything decided that shows it.
+const CLOCK_HOURS: usize = 2;
+
 const DAY_US: u64 = 86_400_000_000;
 
 /// One lane of one gateway's spool. Its bundles are applied in order; between lanes there is none.
@@ -79,7 +82,12 @@ pub enum Before {
     /// There can be none.
     Nothing,
     /// In the folders from this hour on.
-    Since(Hour),
+    Since {
+        /// The first of them.
+        from: Hour,
+        /// The last of them; none if the gateway's clock has gone back: then a later folder has an earlier place.
+        to: Option<Hour>,
+    },
     /// Nothing is known of the lane yet.
     Anywhere,
 }
@@ -270,7 +278,10 @@ impl Books {
         match state.gap_since {
             // One range, and it begins where that ends.
             None if follows => Before::Nothing,
-            since => Before::Since(since.unwrap_or(state.newest.hour).min(name.hour)),
+            since => Before::Since {
+                from: since.unwrap_or(state.newest.hour).min(name.hour),
+                to: (name.hour >= state.newest.hour).then(|| later(name.hour)),
+            },
         }
     }
 
@@ -343,6 +354,12 @@ pub fn places_of(set: &IntervalSet) -> Vec<Places> {
     set.iter().map(range).collect()
 }
 
+/// Some hours later. By so much a clock may have gone back between two bundles of which none is known yet.
+fn later(hour: Hour) -> Hour {
+    let later = std::iter::successors(Some(hour), |hour| hour.behind()).take(CLOCK_HOURS + 1);
+    later.last().unwrap_or(hour)
+}
+
 fn lane_of(lane: &LaneBooks) -> Option<(LaneId, LaneState)> {
     let id = LaneId {
         gateway: GatewayName::new(&lane.gateway).ok()?,
@@ -385,11 +402,15 @@ mod tests {
         assert_eq!(books.may_be_before(&name(1_000, 5)), Before::Anywhere);
         decided(&mut books, &name(1_000, 0), 5);
         assert_eq!(books.may_be_before(&name(1_000, 5)), Before::Nothing);
-        assert_eq!(books.may_be_before(&name(1_001, 6)), Before::Since(Hour::of_us(1_000 * 3_600_000_000)));
+        let hour = |number: u64| Hour::of_us(number * 3_600_000_000);
+        let since = |from, to| Before::Since { from: hour(from), to: Some(hour(to)) };
+        assert_eq!(books.may_be_before(&name(1_001, 6)), since(1_000, 1_003));
+        // Its clock has gone back: what comes before it may be in a later folder.
+        assert_eq!(books.may_be_before(&name(900, 6)), Before::Since { from: hour(900), to: None });
         decided(&mut books, &name(1_001, 6), 4);
         for hour in [1_001, 1_168] {
             let next = name(hour, books.lanes.values().next().unwrap().places.last().unwrap() + 1);
-            assert_eq!(books.may_be_before(&next), Before::Since(Hour::of_us(1_000 * 3_600_000_000)));
+            assert_eq!(books.may_be_before(&next), since(1_000, next.hour.begin_us() / 3_600_000_000 + 2));
             decided(&mut books, &next, 1);
         }
         decided(&mut books, &name(1_169, 12), 1);

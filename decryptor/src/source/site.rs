@@ -48,8 +48,8 @@ const FOUND_OF_LANE: usize = LANE_MAX + 1;
 /// Objects that are looked up in the books at a time: a page of a listing.
 const PAGE: usize = 1_000;
 
-/// Hours whose folders are looked through for bundles that come before one: half of them from where the oldest may be, half up to its own.
-/// Whatever lies between is found by a full look.
+/// Hours whose folders are listed one by one for bundles that come before one. Where they may be in more, the site is listed from the first
+/// of them on: nothing is left out, and it costs a request for each thousand bundles of the site since.
 const HOURS_MOST: usize = 48;
 
 /// Folders that are listed at once.
@@ -370,33 +370,36 @@ impl SiteReplica {
         listing.try_filter_map(ours).boxed()
     }
 
-    /// The bundles that come before this one in its lane and are not decided, in order.
+    /// The bundles that come before this one in its lane and are not decided, in order: the next few.
     async fn before(&self, name: &BundleName) -> Result<Vec<BundleName>, Waits> {
         let site = format!("{}{}", BundleName::FOLDER, self.site());
         let may_be = self.books.lock().await.may_be_before(name);
-        let folders: Vec<String> = match may_be {
+        let listings = match may_be {
             Before::Nothing => return Ok(Vec::new()),
-            Before::Anywhere => vec![site],
-            Before::Since(from) => {
-                hours(from, name.hour).into_iter().map(|hour| format!("{site}/{hour}")).collect()
-            }
+            Before::Anywhere => vec![(site, None)],
+            Before::Since { from, to } => match to.and_then(|to| hours(from, to)) {
+                Some(hours) => hours.into_iter().map(|hour| (format!("{site}/{hour}"), None)).collect(),
+                None => vec![(site, Some(from))],
+            },
         };
         let lane = &LaneId::of(name);
-        let listed = futures_util::stream::iter(folders).map(|folder| async move {
-            let found = self.listing(&folder, None).map_ok(|(found, _)| found);
-            found
-                .try_filter(|found| {
-                    std::future::ready(LaneId::of(found) == *lane && found.first < name.first)
-                })
-                .take(FOUND_MAX)
-                .try_collect::<Vec<_>>()
-                .await
+        let listed = futures_util::stream::iter(listings).map(|(folder, from)| async move {
+            let earlier = self.listing(&folder, from).try_filter(|(found, _)| {
+                std::future::ready(LaneId::of(found) == *lane && found.first < name.first)
+            });
+            let mut pages = std::pin::pin!(earlier.try_chunks(PAGE));
+            let mut undecided = Found::default();
+            while let Some(page) = pages.next().await {
+                let page = page.map_err(|TryChunksError(_, error)| Waits::Source(error))?;
+                let books = self.books.lock().await;
+                page.into_iter()
+                    .filter(|(found, _)| !books.is_decided(found))
+                    .for_each(|one| undecided.add(one));
+            }
+            Ok::<_, Waits>(undecided)
         });
-        let found: Vec<Vec<BundleName>> =
-            listed.buffered(LISTED_AT_ONCE).try_collect().await.map_err(Waits::Source)?;
-        let books = self.books.lock().await;
-        let mut before: Vec<_> =
-            found.into_iter().flatten().filter(|found| !books.is_decided(found)).collect();
+        let found: Vec<Found> = listed.buffered(LISTED_AT_ONCE).try_collect().await?;
+        let mut before: Vec<_> = found.into_iter().flat_map(Found::in_order).map(|(name, _)| name).collect();
         before.sort_by_key(|name| name.first);
         Ok(before)
     }
@@ -740,17 +743,11 @@ fn is_whole(read: &Result<Bundle, BundleError>) -> bool {
     read.as_ref().is_ok_and(|bundle| !bundle.parts().any(|(_, part)| matches!(part, Part::Damaged(_))))
 }
 
-/// The hours to look through from one to another, both included.
-fn hours(from: Hour, to: Hour) -> Vec<Hour> {
+/// The hours from one to another, both included; none if they are more than are listed one by one.
+fn hours(from: Hour, to: Hour) -> Option<Vec<Hour>> {
     let all = std::iter::successors(Some(from), |hour| hour.behind()).take_while(|hour| *hour <= to);
-    let oldest: Vec<_> = all.take(HOURS_MOST / 2).collect();
-    let last = oldest.last().copied();
-    let newest = std::iter::successors(Some(to), |hour| hour.before())
-        .take_while(|hour| last.map_or(*hour >= from, |last| *hour > last))
-        .take(HOURS_MOST - HOURS_MOST / 2);
-    let mut newest: Vec<_> = newest.collect();
-    newest.reverse();
-    oldest.into_iter().chain(newest).collect()
+    let hours: Vec<_> = all.take(HOURS_MOST + 1).collect();
+    (hours.len() <= HOURS_MOST).then_some(hours)
 }
 
 /// A bundle as an entry names it.
@@ -781,16 +778,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hours_are_looked_through_from_both_ends_and_not_more_of_them_than_that() {
+    fn hours_are_listed_one_by_one_only_where_all_of_them_are() {
         let hour = |number: u64| Hour::of_us(number * 3_600_000_000);
-        assert_eq!(hours(hour(5), hour(5)), [hour(5)]);
-        assert_eq!(hours(hour(6), hour(5)), [] as [Hour; 0]);
-        let all: Vec<_> = (5..5 + 48).map(hour).collect();
-        assert_eq!(hours(hour(5), hour(52)), all);
-        let some = hours(hour(5), hour(1_000_000));
-        assert_eq!(
-            (some.len(), some[23], some[24], some[47]),
-            (48, hour(28), hour(999_977), hour(1_000_000))
-        );
+        assert_eq!(hours(hour(5), hour(5)), Some(vec![hour(5)]));
+        assert_eq!(hours(hour(6), hour(5)), Some(Vec::new()));
+        assert_eq!(hours(hour(5), hour(52)), Some((5..5 + 48).map(hour).collect()));
+        assert_eq!(hours(hour(5), hour(53)), None);
+        assert_eq!(hours(hour(5), hour(1_000_000)), None);
     }
 }

@@ -407,8 +407,29 @@ pub(crate) fn bundle(gateway: &str, spool: u8, envelopes: &[(u64, Bytes)]) -> (B
     bundle_of(gateway, spool, contents)
 }
 
+/// A bundle: envelopes at their places, all of which came at once.
+pub(crate) fn bundle_at(
+    gateway: &str,
+    spool: u8,
+    envelopes: &[(u64, Bytes)],
+    received_us: u64,
+) -> (BundleName, Bytes) {
+    let contents = envelopes.iter().map(|(place, envelope)| (*place, Content::Here(envelope.clone())));
+    packed(gateway, spool, contents.collect(), |_| received_us)
+}
+
 /// A bundle: envelopes, and the names of large ones, at their places.
 pub(crate) fn bundle_of(gateway: &str, spool: u8, contents: Vec<(u64, Content)>) -> (BundleName, Bytes) {
+    // A quarter of an hour between two of them, so that they lie in several folders.
+    packed(gateway, spool, contents, |place| MIDNIGHT_US + place * 900_000_000)
+}
+
+fn packed(
+    gateway: &str,
+    spool: u8,
+    contents: Vec<(u64, Content)>,
+    received_us: impl Fn(u64) -> u64,
+) -> (BundleName, Bytes) {
     let origin = Origin {
         site: site("pit-7"),
         gateway: GatewayName::new(gateway).unwrap(),
@@ -417,9 +438,7 @@ pub(crate) fn bundle_of(gateway: &str, spool: u8, contents: Vec<(u64, Content)>)
     };
     let mut packer = Packer::new(origin, 8 << 20);
     for (place, content) in contents {
-        // A quarter of an hour between two of them, so that they lie in several folders.
-        let received_us = MIDNIGHT_US + place * 900_000_000;
-        packer.push(Position(place), &hops(gateway, received_us), content).unwrap();
+        packer.push(Position(place), &hops(gateway, received_us(place)), content).unwrap();
     }
     let packed = packer.finish().unwrap();
     let object: Vec<u8> = packed.chunks().flat_map(|chunk| chunk.to_vec()).collect();

@@ -863,3 +863,36 @@ async fn a_lane_that_waits_holds_no_place_of_another_however_much_lies_behind_it
     let entries = entries(&store).await;
     assert_eq!(entries[0].bundle.as_ref().unwrap().key, other.0.to_string());
 }
+
+/// A bundle of so many envelopes of a session, at these places, of this hour after midnight.
+fn at_hour(session: &mut pithead_sealing::envelope::Session, places: std::ops::Range<u64>, hour: u64) -> (BundleName, Bytes) {
+    let envelopes = places.map(|place| (place, batch(session, place + 1, "x"))).collect::<Vec<_>>();
+    super::testing::bundle_at("gw-1", 1, &envelopes, super::testing::MIDNIGHT_US + hour * 3_600_000_000)
+}
+
+/// Decides in the order in which a later one is heard of first: what is before it has to be found.
+async fn assert_stands_back(hours: [u64; 3]) {
+    let (world, store) = (World::new().await, Arc::new(InMemory::new()));
+    let mut session = world.session("truck-1", 7);
+    let [first, between, later] =
+        [(0..1, hours[0]), (2..3, hours[1]), (4..5, hours[2])].map(|(places, hour)| at_hour(&mut session, places, hour));
+    for one in [&first, &between, &later] {
+        publish(&store, one).await;
+    }
+    let replica = opened(&world, &store, 1).await;
+    let of_first = prepared(&replica, &first.0).await;
+    assert!(matches!(replica.decide(&of_first).await.unwrap(), Taken::Decided(_)));
+    let of_later = prepared(&replica, &later.0).await;
+    let taken = replica.decide(&of_later).await.unwrap();
+    let Taken::Behind(before) = taken else { panic!("{hours:?}: one is before it") };
+    assert_eq!(before, [between.0], "{hours:?}");
+}
+
+#[tokio::test]
+async fn a_bundle_stands_back_behind_one_in_any_hour_of_a_gap_and_behind_one_of_a_clock_that_went_back() {
+    // Within two days, in the middle of a month, and in a folder that is later than its own.
+    assert_stands_back([0, 30, 40]).await;
+    assert_stands_back([0, 300, 700]).await;
+    assert_stands_back([10, 12, 11]).await;
+    assert_stands_back([10, 15, 8]).await;
+}
