@@ -40,12 +40,16 @@ use tokio::sync::mpsc;
 /// Bytes that are asked for to have a header: the largest one is a fifth of it.
 const HEAD_BYTES: u64 = 32 << 10;
 
-/// Pieces between the store and whoever opens, and between whoever opens and the store.
+/// Pieces between the store and whoever opens.
 const PIECES: usize = 4;
 
-/// Bytes of a part at least; of a terabyte there are as many parts as a store takes.
+/// Bytes of a part at least, and parts of an object at most: a store takes 10,000. So a part of a terabyte has 117 MiB, of which two are
+/// held.
 const PART_BYTES: u64 = 8 << 20;
 const PARTS_MOST: u64 = 9_000;
+
+/// Bytes of the largest object that a store takes. What has more of content can be decided, and never be written.
+const OBJECT_MOST: u64 = 5 << 40;
 
 /// Why a large envelope is not there to be judged.
 #[derive(Debug)]
@@ -152,6 +156,7 @@ pub(super) async fn judged(
     let (registry, identity) = (Arc::clone(registry), parcel.identity().clone());
     let bar = move |devices: &Devices, origin: &Origin| lock(&registry).bar(devices, &identity, origin);
     let poured = streamed(shared, parcel, large, Judging::By(Box::new(bar)), Counted(0)).await?;
+    fits_an_object(poured.plain.0)?;
     let delivery = delivery_of(parcel, poured.origin, poured.sealed_sha256);
     let mut applied = Applied::of(&delivery, large.total, parcel.key_not_active, parcel.profile.statement());
     applied.sha256 = Bytes::copy_from_slice(&parcel.sha256);
@@ -159,17 +164,31 @@ pub(super) async fn judged(
     Ok((applied, poured.origin))
 }
 
+/// As many bytes as fit into an object of the sink.
+fn fits_an_object(plaintext: u64) -> Result<(), Stopped> {
+    if plaintext <= OBJECT_MOST {
+        return Ok(());
+    }
+    let detail = format!("a content of {plaintext} bytes; {OBJECT_MOST} are the most that an object has");
+    Err(Stopped::Poison { reason: ErrorReason::EnvelopeTooLarge, detail: detail.into() })
+}
+
+/// Bytes of each part but the last of so large a content. What it has sealed says nothing of that: content may be compressed.
+fn part_bytes(plaintext: u64) -> u64 {
+    PART_BYTES.max(plaintext.div_ceil(PARTS_MOST))
+}
+
 /// Opens a large envelope that is decided into its object; gives what its line says.
 pub(super) async fn written(
     shared: &Shared,
     parcel: &Parcel,
     large: &Large,
-    origin: Origin,
+    (origin, plaintext): (Origin, u64),
     to: &Path,
 ) -> Result<Delivery, NotOpened> {
-    let (pieces, mut plain) = mpsc::channel::<Bytes>(PIECES);
-    let part_bytes = PART_BYTES.max(large.total.div_ceil(PARTS_MOST));
-    let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX);
+    // One is gathered while the one before is on its way.
+    let (pieces, mut plain) = mpsc::channel::<Bytes>(1);
+    let part_bytes = usize::try_from(part_bytes(plaintext)).unwrap_or(usize::MAX);
     let uploading = async {
         let store = shared.sink.store();
         let mut upload = store.put_multipart(to).await?;
@@ -195,7 +214,7 @@ pub(super) async fn written(
     match (uploaded, poured) {
         (Ok(mut upload), Ok((origin, sealed_sha256, true))) => {
             // A store may copy all of it for that.
-            within(large.total, upload.complete()).await.map_err(Waits::Sink)?;
+            within(plaintext, upload.complete()).await.map_err(Waits::Sink)?;
             Ok(delivery_of(parcel, origin, sealed_sha256))
         }
         (Ok(mut upload), failed) => {
@@ -376,5 +395,38 @@ impl Write for Parts {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_content_has_it_is_as_many_parts_as_a_store_takes_or_refused() {
+        let (mib, gib) = (1 << 20, 1 << 30);
+        for plaintext in [0, mib, 17 * mib, 70 * gib, 100 * gib, OBJECT_MOST] {
+            let parts = plaintext.div_ceil(part_bytes(plaintext));
+            assert!(parts <= PARTS_MOST && fits_an_object(plaintext).is_ok(), "{plaintext}: {parts} parts");
+        }
+        let Err(Stopped::Poison { reason, .. }) = fits_an_object(OBJECT_MOST + 1) else {
+            panic!("no object has that")
+        };
+        assert_eq!(reason, ErrorReason::EnvelopeTooLarge);
+    }
+
+    #[tokio::test]
+    async fn content_is_cut_into_parts_of_that_size() {
+        let (pieces, mut parts) = mpsc::channel(64);
+        let mut gathering = Parts::new(pieces, 10);
+        let written = tokio::task::spawn_blocking(move || {
+            gathering.write_all(&[7; 95]).map(|()| gathering)
+        });
+        assert!(written.await.unwrap().unwrap().finish().await);
+        let mut sizes = Vec::new();
+        while let Some(part) = parts.recv().await {
+            sizes.push(part.len());
+        }
+        assert_eq!(sizes, [10, 10, 10, 10, 10, 10, 10, 10, 10, 5]);
     }
 }

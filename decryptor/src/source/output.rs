@@ -197,7 +197,9 @@ async fn large_again(
     let origin = origin_of(applied, &parcel);
     if large::is_streamed(&parcel, one) {
         let to = shared.sink.large_key(decision, index);
-        return match large::written(shared, &parcel, one, origin, &to).await {
+        // By what it was found to have when it was judged.
+        let known = (origin, applied.plaintext_bytes);
+        return match large::written(shared, &parcel, one, known, &to).await {
             Ok(delivery) => Ok((delivery, Some(shared.sink.as_named(&to)))),
             Err(NotOpened::Waits(waits)) => Err(waits),
             Err(NotOpened::Stopped(_)) => Err(changed()),

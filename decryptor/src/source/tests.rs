@@ -821,11 +821,16 @@ async fn a_bundle_that_is_decided_and_gone_is_done() {
 async fn a_lane_that_waits_holds_no_place_of_another_however_much_lies_behind_it() {
     use crate::kms::{KmsError, KmsFault};
     use crate::unwrap::{KeyUnwrapper, LocalKeys, Unwrapping};
+    /// The first key that it is asked for, for ever.
     #[derive(Debug)]
-    struct DeniesWrapped(Vec<u8>, LocalKeys);
-    impl KeyUnwrapper for DeniesWrapped {
-        fn unwrap<'a>(&'a self, key: &'a pithead_sealing::trust::KeyArn, wrapped: &'a [u8]) -> Unwrapping<'a> {
-            if wrapped == self.0 {
+    struct DeniesOne(std::sync::OnceLock<Vec<u8>>, LocalKeys);
+    impl KeyUnwrapper for DeniesOne {
+        fn unwrap<'a>(
+            &'a self,
+            key: &'a pithead_sealing::trust::KeyArn,
+            wrapped: &'a [u8],
+        ) -> Unwrapping<'a> {
+            if wrapped == self.0.get_or_init(|| wrapped.to_vec()) {
                 return Box::pin(async { Err(KmsError::new(KmsFault::Denied, "on demand").into()) });
             }
             self.1.unwrap(key, wrapped)
@@ -839,11 +844,10 @@ async fn a_lane_that_waits_holds_no_place_of_another_however_much_lies_behind_it
     let (world, store) = (World::new().await, Arc::new(InMemory::new()));
     let mut denied = world.session("truck-1", 7);
     let sealed = batch(&mut denied, 1, "x");
-    let wrapped = pithead_sealing::envelope::Header::parse(&sealed).unwrap().wrapped_key().to_vec();
     let local = LocalKeys::load([(world.key.arn.clone(), world.key.pem.as_path())]).unwrap();
     let keys = crate::books::Books::open(world.dir.path(), std::slice::from_ref(&world.key.arn)).unwrap();
     let way = Faulty::new(&store);
-    let unwrapper = Arc::new(DeniesWrapped(wrapped, local));
+    let unwrapper = Arc::new(DeniesOne(std::sync::OnceLock::new(), local));
     let shared = world.shared_with(Arc::new(Way(Arc::clone(&way))), 1, keys, unwrapper);
     let queue = Queue::new();
     let running = Running::with(shared, way);
