@@ -119,6 +119,32 @@ pub struct Report {
     pub latches: Vec<(DeviceName, Kid, u64)>,
     /// Entries of the books that cannot be read: as long as there are some, nothing is proven.
     pub damaged: u64,
+    /// Of a ledger in a bucket, what is beside the streams.
+    pub beside: Beside,
+}
+
+/// What the ledger in a bucket says, and the lines of no device do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Beside {
+    /// Entries whose output is not whole in the sink: what they say is here, is decided, and nobody can read it yet.
+    pub unwritten: u64,
+    /// Objects that were no bundle: what was in them nobody can tell.
+    pub bundles_refused: u64,
+    /// Envelopes that were set aside and name nobody: whose they were nobody can tell. Where that device sent no good copy, it shows as
+    /// missing.
+    pub nameless_set_aside: u64,
+}
+
+impl Beside {
+    /// Of two sites.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            unwritten: self.unwritten.saturating_add(other.unwritten),
+            bundles_refused: self.bundles_refused.saturating_add(other.bundles_refused),
+            nameless_set_aside: self.nameless_set_aside.saturating_add(other.nameless_set_aside),
+        }
+    }
 }
 
 impl Report {
@@ -189,13 +215,14 @@ impl Report {
         };
         let latches = registry.latches().filter(|(name, ..)| takes(name));
         let latches = latches.map(|(name, kid, since)| (name.clone(), *kid, since)).collect();
-        Self { streams, latches, damaged: 0 }
+        Self { streams, latches, damaged: 0, beside: Beside::default() }
     }
 
-    /// True if nothing is missing that nobody has explained, and all of the books could be read.
+    /// True if nothing is missing that nobody has explained, all of the books could be read, and all that they say is written.
     #[must_use]
     pub fn is_proof(&self) -> bool {
-        self.missing() == 0 && self.damaged == 0
+        let Beside { unwritten, bundles_refused, .. } = self.beside;
+        self.missing() == 0 && self.damaged == 0 && unwritten == 0 && bundles_refused == 0
     }
 
     /// Numbers that are missing and that nobody has explained.
@@ -258,6 +285,9 @@ impl Report {
         json!({
             "missing": self.missing(),
             "ledger_damaged": self.damaged,
+            "unwritten": self.beside.unwritten,
+            "bundles_refused": self.beside.bundles_refused,
+            "nameless_set_aside": self.beside.nameless_set_aside,
             "signers": self.latches.iter().map(latch).collect::<Vec<_>>(),
             "streams": self.streams.iter().map(stream).collect::<Vec<_>>(),
         })
@@ -348,6 +378,21 @@ impl Report {
                  missing, or not at all\n",
                 self.damaged
             );
+        }
+        for (count, what) in [
+            (
+                self.beside.unwritten,
+                "entries without their output, and this is no proof: what they say is here cannot be read yet",
+            ),
+            (
+                self.beside.bundles_refused,
+                "objects that were no bundle, and this is no proof: nobody knows what was in them",
+            ),
+            (self.beside.nameless_set_aside, "envelopes set aside of which nobody knows whose they were"),
+        ] {
+            if count > 0 {
+                text += &format!("{count} {what}\n");
+            }
         }
         text
     }

@@ -5,9 +5,10 @@ use crate::config::{Config, SourceKind};
 use crate::intake::registry::Registry;
 use crate::ledger::objects::{Chain, ChainError};
 use crate::ledger::{self, LedgerError};
+use crate::sink::ObjectsSink;
 use crate::source::site;
 use crate::store;
-use crate::verify::{Filter, Report};
+use crate::verify::{Beside, Filter, Report};
 use indicatif::{ProgressBar, ProgressStyle};
 use pithead_hop::program::{ExitCode, ProgramError};
 use pithead_sealing::{DeviceId, Site, StreamName};
@@ -40,7 +41,7 @@ pub struct Args {
     pub output: Output,
 }
 
-/// Runs it: 0 if nothing is missing that nobody has explained and the ledger is sound, else 1.
+/// Runs it: 0 if nothing is missing that nobody has explained, the ledger is sound and its output is there, else 1.
 ///
 /// # Errors
 /// When there is no ledger to read.
@@ -81,7 +82,9 @@ fn on_disk(data: &Path, filter: &Filter) -> Result<Report, ProgramError> {
 /// The ledgers of all sites, as every replica together has made them.
 async fn in_bucket(config: &Config, filter: &Filter, from_first: bool) -> Result<Report, ProgramError> {
     let sink = store::open_sink(&config.sink).await?;
-    let mut whole = Report { streams: Vec::new(), latches: Vec::new(), damaged: 0 };
+    let output = ObjectsSink::new(Arc::clone(&sink.store), sink.root.clone());
+    let mut whole =
+        Report { streams: Vec::new(), latches: Vec::new(), damaged: 0, beside: Beside::default() };
     let asked = |site: &&crate::config::SiteEntry| filter.site.as_ref().is_none_or(|only| *only == site.name);
     for site in config.sites.iter().filter(asked) {
         let chain = Chain::new(Arc::clone(&sink.store), &sink.root, site.name.clone());
@@ -99,6 +102,10 @@ async fn in_bucket(config: &Config, filter: &Filter, from_first: bool) -> Result
         let report = Report::of(&crate::intake::pipeline::lock(&books.registry), filter);
         whole.streams.extend(report.streams);
         whole.latches.extend(report.latches);
+        let beside = site::beside(&books, &output).await.map_err(|error| {
+            ProgramError::from(ChainError::from(error)).affects("nothing can be said of the output")
+        })?;
+        whole.beside = whole.beside.and(beside);
     }
     whole.streams.sort_by(|a, b| (&a.site, &a.device, &a.stream).cmp(&(&b.site, &b.device, &b.stream)));
     Ok(whole)

@@ -104,6 +104,10 @@ pub struct Books {
     complete_through: u64,
     /// Entries behind that number whose output may not be whole.
     unfinished: BTreeMap<u64, Arc<Decision>>,
+    /// Objects that were no bundle.
+    bundles_refused: u64,
+    /// Envelopes that were set aside and name nobody.
+    nameless: u64,
 }
 
 impl Books {
@@ -118,6 +122,8 @@ impl Books {
             digest: None,
             complete_through: 0,
             unfinished: BTreeMap::new(),
+            bundles_refused: 0,
+            nameless: 0,
         }
     }
 
@@ -137,6 +143,7 @@ impl Books {
         *crate::intake::pipeline::lock(&self.registry) = registry;
         (self.lanes, self.number, self.digest) = (lanes, books.number, Some(digest));
         (self.complete_through, self.unfinished) = (books.complete_through, BTreeMap::new());
+        (self.bundles_refused, self.nameless) = (books.bundles_refused, books.nameless);
         Ok(())
     }
 
@@ -164,6 +171,8 @@ impl Books {
             lanes: lanes.collect(),
             unfinished: self.unfinished.keys().copied().collect(),
             books: Some(crate::intake::pipeline::lock(&self.registry).checkpoint()),
+            bundles_refused: self.bundles_refused,
+            nameless: self.nameless,
         })
     }
 
@@ -193,6 +202,7 @@ impl Books {
         if let Ok(name) = BundleName::parse(&named.key) {
             self.decide(name, named, decision.decided_us);
         }
+        let mut nameless = 0;
         let mut registry = crate::intake::pipeline::lock(&self.registry);
         for judged in &decision.envelopes {
             match judged.verdict.as_ref().ok_or(Damaged::Message)? {
@@ -202,7 +212,7 @@ impl Books {
                     }
                 }
                 // Of one that was damaged on its way nobody knows whose it is.
-                Verdict::SetAside(aside) if aside.who.is_none() => {}
+                Verdict::SetAside(aside) if aside.who.is_none() => nameless += 1,
                 verdict => {
                     if let Some(entry) = entry_of(verdict) {
                         registry.replay(Replay::Entry(Box::new(entry)));
@@ -211,6 +221,8 @@ impl Books {
             }
         }
         drop(registry);
+        self.nameless += nameless;
+        self.bundles_refused += u64::from(decision.refused != 0);
         (self.number, self.digest) = (decision.number, Some(link.digest));
         self.complete_to(decision.complete_through);
         if record::has_output(decision) && decision.number > self.complete_through {
@@ -322,6 +334,18 @@ impl Books {
     /// Entries whose output may not be whole.
     pub fn unfinished(&self) -> impl Iterator<Item = &Arc<Decision>> {
         self.unfinished.values()
+    }
+
+    /// Objects that were no bundle.
+    #[must_use]
+    pub fn bundles_refused(&self) -> u64 {
+        self.bundles_refused
+    }
+
+    /// Envelopes that were set aside and name nobody.
+    #[must_use]
+    pub fn nameless(&self) -> u64 {
+        self.nameless
     }
 
     /// Of the entry about this bundle, if its output may not be whole.

@@ -23,6 +23,7 @@ use crate::ledger::objects::record::{BundleName as Named, Decision, VERSION, Ver
 use crate::ledger::objects::{Appended, Chain, ChainError, Link, reason_of};
 use crate::metrics::{Metrics, Outcome};
 use crate::sink::ObjectsSink;
+use crate::verify::Beside;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, TryChunksError};
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -690,6 +691,23 @@ pub async fn read(chain: &Chain) -> Result<Books, ChainError> {
         (books, None) => Ok(books),
         (_, Some(error)) => Err(error),
     }
+}
+
+/// What the books say besides the lines, and which of it is not in the sink: of entries whose output is not known to be whole, the sink
+/// itself is asked.
+///
+/// # Errors
+/// What the store says.
+pub async fn beside(books: &Books, sink: &ObjectsSink) -> object_store::Result<Beside> {
+    let (bundles_refused, nameless_set_aside) = (books.bundles_refused(), books.nameless());
+    let asked = futures_util::stream::iter(books.unfinished().cloned())
+        .map(|entry| async move { sink.is_whole(&entry).await });
+    let mut asked = std::pin::pin!(asked.buffered(LISTED_AT_ONCE));
+    let mut unwritten = 0;
+    while let Some(is_whole) = asked.next().await {
+        unwritten += u64::from(!is_whole?);
+    }
+    Ok(Beside { unwritten, bundles_refused, nameless_set_aside })
 }
 
 /// The books of a site as far as its ledger can be read, and why no further; `from_first` passes checkpoints over.

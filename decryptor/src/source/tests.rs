@@ -900,3 +900,60 @@ async fn a_bundle_stands_back_behind_one_in_any_hour_of_a_gap_and_behind_one_of_
     assert_stands_back([10, 12, 11]).await;
     assert_stands_back([10, 15, 8]).await;
 }
+
+/// What `verify` says of a bucket, by checkpoint or by every entry.
+async fn proven(store: &Arc<InMemory>, from_first: bool) -> Report {
+    let chain = Chain::new(Arc::clone(store) as _, &Path::from("cloud"), site_of("pit-7"));
+    let (books, damage) = site::look(&chain, from_first).await;
+    assert!(damage.is_none());
+    let sink = crate::sink::ObjectsSink::new(Arc::clone(store) as _, Path::from("cloud"));
+    Report { beside: site::beside(&books, &sink).await.unwrap(), ..report(&books) }
+}
+
+/// An entry is no proof of what nobody can read.
+#[tokio::test]
+async fn what_is_decided_and_not_written_is_no_proof_until_it_is() {
+    let (world, store) = (World::new().await, Arc::new(InMemory::new()));
+    let one = bundle("gw-1", 1, &[(0, batch(&mut world.session("truck-1", 7), 1, "x"))]);
+    publish(&store, &one).await;
+    let replica = opened(&world, &store, 1).await;
+    let Taken::Decided(entry) = replica.decide(&*prepared(&replica, &one.0).await).await.unwrap() else {
+        panic!("it is the first")
+    };
+    replica.close().await;
+    for from_first in [true, false] {
+        let report = proven(&store, from_first).await;
+        assert!(report.missing() == 0 && !report.is_proof(), "{}", report.as_text());
+        assert_eq!(report.as_json()["unwritten"], 1);
+        assert!(report.as_text().ends_with("cannot be read yet\n"), "{}", report.as_text());
+    }
+    replica.finish_one(&entry).await.unwrap();
+    // No later entry has said so: the sink is asked.
+    assert!(proven(&store, true).await.is_proof() && proven(&store, false).await.is_proof());
+}
+
+#[tokio::test]
+async fn an_object_that_was_no_bundle_is_no_proof_and_an_envelope_of_nobody_is_counted() {
+    let (world, store) = (World::new().await, Arc::new(InMemory::new()));
+    let mut session = world.session("truck-1", 7);
+    let first = bundle("gw-1", 1, &[(0, batch(&mut session, 1, "x")), (1, batch(&mut session, 2, "x"))]);
+    let mut rotten = first.1.to_vec();
+    *rotten.last_mut().unwrap() ^= 1;
+    publish(&store, &(first.0.clone(), rotten.into())).await;
+    let replica = opened(&world, &store, 1).await;
+    let taken = replica.decide(&*prepared(&replica, &first.0).await).await.unwrap();
+    let Taken::Decided(entry) = taken else { panic!("{taken:?}") };
+    replica.finish_one(&entry).await.unwrap();
+    let report = proven(&store, true).await;
+    assert!(report.is_proof(), "of what follows nobody has told: {}", report.as_text());
+    assert_eq!(report.as_json()["nameless_set_aside"], 1);
+    let second = bundle("gw-1", 1, &[(2, batch(&mut session, 3, "x"))]);
+    publish(&store, &(second.0.clone(), Bytes::from_static(b"no bundle"))).await;
+    assert!(matches!(replica.decide(&*prepared(&replica, &second.0).await).await.unwrap(), Taken::Done));
+    replica.close().await;
+    for from_first in [true, false] {
+        let report = proven(&store, from_first).await;
+        assert_eq!((report.missing(), &report.as_json()["bundles_refused"]), (0, &serde_json::json!(1)));
+        assert!(!report.is_proof(), "{}", report.as_text());
+    }
+}

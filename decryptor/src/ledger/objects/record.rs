@@ -169,6 +169,12 @@ pub struct SiteBooks {
     /// Entries whose output may not be whole.
     #[prost(uint64, repeated, tag = "8")]
     pub unfinished: Vec<u64>,
+    /// Objects that were no bundle.
+    #[prost(uint64, tag = "9")]
+    pub bundles_refused: u64,
+    /// Envelopes that were set aside and name nobody.
+    #[prost(uint64, tag = "10")]
+    pub nameless: u64,
 }
 
 /// What is decided of one lane of one gateway's spool.
