@@ -18,6 +18,7 @@ use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::IntervalSet;
 use pithead_sealing::Site;
 use pithead_spool::Lane;
+use prost::Message as _;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,9 @@ const GAP_DAYS: u64 = 7;
 /// How long it is remembered that a bundle is decided. One that is still in the bucket after that is decided again, and found to be
 /// nothing but duplicates.
 const REMEMBERED_DAYS: u32 = 180;
+
+/// Entries behind a checkpoint at most, about: a start reads them in some minutes.
+const ENTRIES_MOST: u64 = 16_384;
 
 /// Hours by which a gateway's clock may go back and its lane still be in order, without anything decided that shows it.
 const CLOCK_HOURS: usize = 2;
@@ -108,6 +112,10 @@ pub struct Books {
     bundles_refused: u64,
     /// Envelopes that were set aside and name nobody.
     nameless: u64,
+    /// Bytes of the last checkpoint, and of the entries behind it, and how many those are.
+    checkpoint_bytes: usize,
+    entry_bytes: usize,
+    entries: u64,
 }
 
 impl Books {
@@ -124,6 +132,9 @@ impl Books {
             unfinished: BTreeMap::new(),
             bundles_refused: 0,
             nameless: 0,
+            checkpoint_bytes: 0,
+            entry_bytes: 0,
+            entries: 0,
         }
     }
 
@@ -133,6 +144,7 @@ impl Books {
     /// [`Damaged::Message`]: it is not of this version.
     pub fn restore(&mut self, books: SiteBooks) -> Result<(), Damaged> {
         let digest = <[u8; 32]>::try_from(&books.digest[..]).map_err(|_| Damaged::Message)?;
+        let checkpoint_bytes = books.encoded_len();
         let mut lanes = BTreeMap::new();
         for lane in &books.lanes {
             let (id, state) = lane_of(lane).ok_or(Damaged::Message)?;
@@ -144,6 +156,7 @@ impl Books {
         (self.lanes, self.number, self.digest) = (lanes, books.number, Some(digest));
         (self.complete_through, self.unfinished) = (books.complete_through, BTreeMap::new());
         (self.bundles_refused, self.nameless) = (books.bundles_refused, books.nameless);
+        (self.checkpoint_bytes, self.entry_bytes, self.entries) = (checkpoint_bytes, 0, 0);
         Ok(())
     }
 
@@ -174,6 +187,15 @@ impl Books {
             bundles_refused: self.bundles_refused,
             nameless: self.nameless,
         })
+    }
+
+    /// A checkpoint, if one is due: at every multiple of `every`, as soon as the entries behind the last one have as many bytes as that has,
+    /// or are [`ENTRIES_MOST`]. So no more is ever written of books than of entries, however large books have become.
+    pub fn checkpoint_if_due(&mut self, every: u64) -> Option<SiteBooks> {
+        let enough = self.entry_bytes >= self.checkpoint_bytes || self.entries >= ENTRIES_MOST;
+        let checkpoint = (enough && self.number.is_multiple_of(every)).then(|| self.checkpoint()).flatten()?;
+        (self.checkpoint_bytes, self.entry_bytes, self.entries) = (checkpoint.encoded_len(), 0, 0);
+        Some(checkpoint)
     }
 
     /// The last entry's number.
@@ -221,6 +243,8 @@ impl Books {
             }
         }
         drop(registry);
+        self.entry_bytes = self.entry_bytes.saturating_add(decision.encoded_len());
+        self.entries += 1;
         self.nameless += nameless;
         self.bundles_refused += u64::from(decision.refused != 0);
         (self.number, self.digest) = (decision.number, Some(link.digest));
@@ -441,5 +465,29 @@ mod tests {
         assert_eq!(books.may_be_before(&name(1_169, 13)), Before::Nothing);
         // What comes after all is decided none the less.
         assert!(!books.is_decided(&name(1_000, 5)) && books.is_decided(&name(1_001, 6)));
+    }
+
+    #[test]
+    fn no_more_is_written_of_books_than_of_entries() {
+        let mut books = Books::new(Site::new("pit-7").unwrap());
+        let (mut written, mut times, mut entries) = (0, 0, 0);
+        for number in 1..=4_096 {
+            let bundle = Named { key: name(number / 64, number).to_string(), ..Named::default() };
+            let decision = Decision {
+                number,
+                previous: books.digest(),
+                bundle: Some(bundle),
+                decided_us: 1,
+                ..Decision::default()
+            };
+            entries += decision.encoded_len();
+            let link = Link { decision: Arc::new(decision), digest: [number as u8; 32] };
+            books.apply(&link).unwrap();
+            if let Some(checkpoint) = books.checkpoint_if_due(16) {
+                assert!(number.is_multiple_of(16));
+                (written, times) = (written + checkpoint.encoded_len(), times + 1);
+            }
+        }
+        assert!(written <= entries && (4..200).contains(&times), "{times}: {written} of {entries}");
     }
 }

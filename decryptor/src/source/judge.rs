@@ -12,7 +12,7 @@
 //! the whole bundle back, and nothing of it is decided: the bucket has it, and nobody else has to send it again.
 
 use super::large::{self, NotHere, NotOpened};
-use super::site::{Shared, Waits};
+use super::site::{OPERATOR_RETRY, Shared, Waits};
 use crate::devices::{Devices, Origin};
 use crate::intake::answer::Again;
 use crate::intake::open::{self, Parcel, Stopped};
@@ -25,7 +25,7 @@ use crate::ledger::objects::record::{AppliedEnvelope, Duplicate, Judged, Verdict
 use crate::ledger::record::{Applied, Said, SetAside, Who};
 use crate::sink::Delivery;
 use bytes::Bytes;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use pithead_hop::bundle::{Bundle, ENVELOPE_MAX, Large, Part};
 use pithead_hop::identity::{Assurance, Peer, PeerId, Role};
 use pithead_hop::ingest::admit;
@@ -116,7 +116,8 @@ enum Step {
     Large(Box<Large>, Box<Parcel>),
 }
 
-/// Admits the envelopes of a bundle and opens those of which nothing is here.
+/// Admits the envelopes of a bundle and opens those of which nothing is here. Under a key that nobody here knows, a young bundle waits: the
+/// statement that names it may be on its way.
 ///
 /// # Errors
 /// One of them cannot be judged now: the bundle waits.
@@ -124,10 +125,11 @@ pub async fn prepare(
     shared: &Shared,
     registry: &Arc<Mutex<Registry>>,
     bundle: &Bundle,
+    is_young: bool,
 ) -> Result<Vec<Ready>, Waits> {
     let opener = &shared.opener;
     let held = &shared.held;
-    let steps = admit_all(shared, bundle).await?;
+    let steps = admit_all(shared, bundle, is_young).await?;
     let (mut large, mut to_open) = (Vec::new(), Vec::new());
     let mut ready: Vec<Option<Ready>> = Vec::with_capacity(steps.len());
     {
@@ -160,11 +162,12 @@ pub async fn prepare(
             }
         }
     }
+    let mut told = Told::default();
     // One after the other: each may take minutes.
     for (index, one, parcel) in large {
-        ready[index] = Some(open_large(shared, registry, &one, &parcel).await?);
+        ready[index] = Some(open_large(shared, registry, &one, &parcel, &mut told).await?);
     }
-    for (index, opened) in open_all(opener, held, registry, to_open).await? {
+    for (index, opened) in open_all(opener, held, registry, to_open, told).await? {
         ready[index] = Some(opened);
     }
     Ok(ready.into_iter().flatten().collect())
@@ -178,7 +181,7 @@ pub(super) fn packer(bundle: &Bundle) -> Peer {
     Peer { id, certificate_sha256: None, assurance: Assurance::Vouched, passed_on_by: None }
 }
 
-async fn admit_all(shared: &Shared, bundle: &Bundle) -> Result<Vec<Step>, Waits> {
+async fn admit_all(shared: &Shared, bundle: &Bundle, is_young: bool) -> Result<Vec<Step>, Waits> {
     let (peer, keys) = (packer(bundle), Known(Arc::clone(&shared.opener.books)));
     let mut last = LastSession::default();
     let mut steps = Vec::with_capacity(bundle.index().entries.len());
@@ -196,6 +199,9 @@ async fn admit_all(shared: &Shared, bundle: &Bundle) -> Result<Vec<Step>, Waits>
                         let (reason, detail) = (error.refusal.reason, error.refusal.detail);
                         return Err(Again { reason, detail, retry_after }.into());
                     }
+                    Err(error) if is_young && error.refusal.reason == ErrorReason::KeyUnknown => {
+                        return Err(key_to_come(error.refusal.detail).into());
+                    }
                     Err(error) => {
                         let identity = error.identity.map(|identity| *identity);
                         let (reason, detail) = (error.refusal.reason, error.refusal.detail);
@@ -206,6 +212,9 @@ async fn admit_all(shared: &Shared, bundle: &Bundle) -> Result<Vec<Step>, Waits>
             Part::Large(one) => match large::admitted(&shared.bucket, &peer, &keys, entry, one).await {
                 Ok(parcel) => Step::Large(Box::new(one.clone()), parcel),
                 Err(NotHere::Waits(waits)) => return Err(waits),
+                Err(NotHere::Refused(refusal)) if is_young && refusal.reason == ErrorReason::KeyUnknown => {
+                    return Err(key_to_come(refusal.detail).into());
+                }
                 Err(NotHere::Refused(refusal)) => {
                     let (reason, detail) = (refusal.reason, refusal.detail);
                     Step::Done(Ready::refused_large(one, reason, detail))
@@ -222,6 +231,7 @@ async fn open_large(
     registry: &Arc<Mutex<Registry>>,
     large: &Large,
     parcel: &Parcel,
+    told: &mut Told,
 ) -> Result<Ready, Waits> {
     let opened = if large::is_streamed(parcel, large) {
         large::judged(shared, registry, parcel, large).await.map(|(applied, origin)| (applied, None, origin))
@@ -232,6 +242,7 @@ async fn open_large(
     let what = match opened {
         Ok((applied, said, origin)) => {
             shared.opener.saw(&parcel.profile);
+            let said = told.take(parcel.identity(), said);
             What::Opened(Box::new(Authentic { applied, said, origin, delivery: None, _room: None }))
         }
         Err(NotOpened::Waits(waits)) => return Err(waits),
@@ -257,6 +268,11 @@ async fn in_memory(
     Ok((opened.applied, opened.said, opened.delivery.origin))
 }
 
+/// The key is one that this replica has not been told of: gateways may have been first. What is set aside for it is set aside by all.
+fn key_to_come(detail: Cow<'static, str>) -> Again {
+    Again { reason: ErrorReason::KeyUnknown, detail, retry_after: OPERATOR_RETRY }
+}
+
 /// When the store of statements is empty.
 pub(super) const NOT_READY_WAIT: Duration = Duration::from_secs(10);
 
@@ -268,6 +284,7 @@ async fn open_all(
     held: &Arc<Semaphore>,
     registry: &Arc<Mutex<Registry>>,
     to_open: Parcels,
+    mut told: Told,
 ) -> Result<Vec<(usize, Ready)>, Again> {
     let keyed = to_open.into_iter().map(|(index, parcel)| async move {
         let keyed = async {
@@ -275,10 +292,15 @@ async fn open_all(
             let session = opener.data_key(&chosen, &parcel.sender).await?;
             Ok::<_, Stopped>((chosen, session))
         };
+        // The first that has to wait ends it for all: the bundle waits, and what KMS does not answer now is not asked a thousand times.
         let keyed = keyed.await;
-        (index, parcel, keyed)
+        match keyed {
+            Ok(keyed) => Ok((index, parcel, Ok(keyed))),
+            Err(Stopped::Again(again)) => Err(again),
+            Err(poison @ Stopped::Poison { .. }) => Ok((index, parcel, Err(poison))),
+        }
     });
-    let keyed: Vec<_> = futures_util::stream::iter(keyed).buffered(KEYS_AT_ONCE).collect().await;
+    let keyed: Vec<_> = futures_util::stream::iter(keyed).buffered(KEYS_AT_ONCE).try_collect().await?;
     let mut jobs = Vec::with_capacity(keyed.len());
     for (index, parcel, keyed) in keyed {
         let work = match keyed {
@@ -291,15 +313,13 @@ async fn open_all(
                     open::open(parcel, chosen, session.unwrapped(), judge)
                 }))
             }
-            Err(Stopped::Again(again)) => return Err(again),
-            Err(poison @ Stopped::Poison { .. }) => Err(poison),
+            Err(stopped) => Err(stopped),
         };
         jobs.push((index, parcel, work));
     }
     let held = Arc::clone(held);
     let opened = opener
         .blocking(move || {
-            let mut told = 0;
             jobs.into_iter()
                 .map(|(index, parcel, work)| {
                     let opened = work.and_then(|(chosen, open)| open(&parcel, chosen));
@@ -308,8 +328,7 @@ async fn open_all(
                         let room = Arc::clone(&held).try_acquire_many_owned(bytes).ok();
                         let origin = delivery.origin;
                         let delivery = room.is_some().then_some(delivery);
-                        told += said.as_ref().map_or(0, prost::Message::encoded_len);
-                        let said = said.filter(|_| told <= TOLD_BYTES || unheard(parcel.identity()));
+                        let said = told.take(parcel.identity(), said);
                         Authentic { applied, said, origin, delivery, _room: room }
                     });
                     (index, parcel, authentic)
@@ -334,10 +353,22 @@ async fn open_all(
     Ok(ready)
 }
 
-/// What a batch says is not taken in. Then it stays a hole, which is to be looked at and not to be believed.
-fn unheard(identity: &Identity) -> bool {
-    tracing::warn!(event = "gap.unnoted", %identity, "the batches of this bundle say more than an entry takes");
-    false
+/// What the batches of one bundle say, counted: of all of them together, small or large.
+#[derive(Debug, Default)]
+struct Told(usize);
+
+impl Told {
+    /// What a batch says, if the entry has room for it. If not, it stays a hole, which is to be looked at and not to be believed.
+    fn take(&mut self, identity: &Identity, said: Option<Said>) -> Option<Said> {
+        let said = said?;
+        let with = self.0.saturating_add(prost::Message::encoded_len(&said));
+        if with > TOLD_BYTES {
+            tracing::warn!(event = "gap.unnoted", %identity, "the batches of this bundle say more than an entry takes");
+            return None;
+        }
+        self.0 = with;
+        Some(said)
+    }
 }
 
 /// Why a prepared bundle is not decided.
@@ -433,4 +464,33 @@ fn judge_all<'a>(
         verdicts.push(Judged { verdict: Some(verdict) });
     }
     Ok(verdicts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::record::SaidGap;
+    use pithead_sealing::{DeviceId, Run, Seq, Site, StreamName};
+
+    #[test]
+    fn what_all_batches_of_a_bundle_say_together_has_one_bound() {
+        let identity = Identity {
+            site: Site::new("pit-7").unwrap(),
+            device: DeviceId::new("truck-1").unwrap(),
+            stream: StreamName::new("can").unwrap(),
+            run: Run::new(1).unwrap(),
+            seq: Seq::new(1).unwrap(),
+        };
+        let says = |bytes: usize| {
+            let gap = SaidGap { stream: "x".repeat(bytes), ..SaidGap::default() };
+            Some(Said { gaps: vec![gap], ..Said::default() })
+        };
+        let mut told = Told::default();
+        let taken = |told: &mut Told, bytes| told.take(&identity, says(bytes)).is_some();
+        assert!(taken(&mut told, TOLD_BYTES / 2));
+        assert!(!taken(&mut told, TOLD_BYTES / 2 + 1));
+        // What still fits is taken.
+        assert!(taken(&mut told, TOLD_BYTES / 4) && told.take(&identity, None).is_none());
+        assert!(told.0 <= TOLD_BYTES);
+    }
 }

@@ -18,13 +18,14 @@ use super::board::Board;
 use super::books::LaneId;
 use super::notice::{Notice, Receipt};
 use super::site::{Fetched, Prepared, SiteReplica, Taken, Turns, Waits};
-use crate::ledger::objects::record::Decision;
+use crate::ledger::objects::ChainError;
+use crate::ledger::objects::record::{Decision, Verdict};
 use crate::metrics::{Metrics, SiteLabel};
 use pithead_hop::bundle::BundleName;
 use pithead_hop::program::clock;
 use pithead_sealing::Site;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
@@ -42,6 +43,13 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// after a kill.
 pub(super) const OUTPUTS_MAX: usize = 64;
 
+/// Entries of others that are left to them, with the messages that wait for it. What is beyond that lets go of its message, and is found by
+/// a look.
+const LEFT_MAX: usize = 4_096;
+
+/// Bytes of content that whoever has decided writes in a second at least; by that its time grows.
+const WRITTEN_PER_SECOND: u64 = 8 << 20;
+
 /// A lane that has decided nothing for so long does not hold back where a quick look begins: whatever comes of it, a full one finds.
 const ALIVE: Duration = Duration::from_secs(86_400);
 
@@ -58,29 +66,45 @@ pub struct Pace {
     pub retry_max: Duration,
 }
 
+#[derive(Debug, Default)]
+struct Words {
+    now: BTreeMap<&'static str, String>,
+    broken: BTreeMap<Site, String>,
+}
+
 /// What does not work at the moment, by the part that does not: `source`, `ledger`, `sink`, `kms`. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Failing(Arc<Mutex<BTreeMap<&'static str, String>>>);
+pub struct Failing(Arc<Mutex<Words>>);
 
 impl Failing {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+    fn lock(&self) -> MutexGuard<'_, Words> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As it stands.
     #[must_use]
     pub fn now(&self) -> BTreeMap<&'static str, String> {
-        self.lock().clone()
+        let words = self.lock();
+        let mut now = words.now.clone();
+        if let Some((site, broken)) = words.broken.first_key_value() {
+            now.insert("ledger", format!("nothing of site {site} is decided any more: {broken}"));
+        }
+        now
     }
 
     /// A part does not work.
     pub fn note(&self, part: &'static str, words: String) {
-        self.lock().insert(part, words);
+        self.lock().now.insert(part, words);
     }
 
     /// These work.
     pub fn clear(&self, parts: &[&'static str]) {
-        self.lock().retain(|part, _| !parts.contains(part));
+        self.lock().now.retain(|part, _| !parts.contains(part));
+    }
+
+    /// The ledger of a site is damaged: that no other site's work takes back.
+    pub fn broken(&self, site: &Site, words: String) {
+        self.lock().broken.entry(site.clone()).or_insert(words);
     }
 }
 
@@ -101,6 +125,10 @@ pub struct Replica {
     writing: Mutex<HashMap<(Site, u64), Vec<Receipt>>>,
     /// How many those are.
     under_way: watch::Sender<usize>,
+    /// Entries that are left to whoever has decided them, and the messages that wait for it. They count as nothing under way.
+    left: Mutex<HashMap<(Site, u64), Vec<Receipt>>>,
+    /// Sites whose ledger is damaged: nothing of them is decided any more.
+    broken: Mutex<BTreeSet<Site>>,
     /// Since when each entry has been without output that this replica is not at.
     left_alone: Mutex<HashMap<(Site, u64), Instant>>,
     failing: Failing,
@@ -109,7 +137,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// A replica of these sites, which works until `stop`. `ledger_broken` is cancelled when nothing may be decided any more.
+    /// A replica of these sites, which works until `stop`. `ledger_broken` is cancelled when nothing may be decided any more of any of them.
     #[must_use]
     pub fn new(
         sites: Vec<Arc<SiteReplica>>,
@@ -133,6 +161,8 @@ impl Replica {
             outputs: TaskTracker::new(),
             writing: Mutex::default(),
             under_way: watch::Sender::default(),
+            left: Mutex::default(),
+            broken: Mutex::default(),
             left_alone: Mutex::default(),
             failing,
             ledger_broken,
@@ -148,14 +178,35 @@ impl Replica {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fails(&self, waits: &Waits) {
+    fn left(&self) -> MutexGuard<'_, HashMap<(Site, u64), Vec<Receipt>>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_broken(&self, site: &Site) -> bool {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).contains(site)
+    }
+
+    /// Nothing of a site is decided any more; others go on.
+    fn break_off(&self, site: &Site, error: &ChainError) {
+        tracing::error!(event = "ledger.damaged", %error, %site, "nothing of this site is decided any more by this replica");
+        self.failing.broken(site, error.to_string());
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.insert(site.clone());
+        if broken.len() == self.sites.len() {
+            self.ledger_broken.cancel();
+        }
+        drop(broken);
+        // Its lanes find nothing more to do.
+        self.board().forget(site);
+    }
+
+    fn fails(&self, site: &Site, waits: &Waits) {
         let part = match waits {
             Waits::Again(_) => "kms",
             Waits::Source(_) => "source",
             Waits::Ledger(error) => {
                 if error.is_fatal() {
-                    tracing::error!(event = "ledger.damaged", %error, "nothing is decided any more by this replica");
-                    self.ledger_broken.cancel();
+                    return self.break_off(site, error);
                 }
                 "ledger"
             }
@@ -203,6 +254,9 @@ impl Replica {
     fn hear(&self, name: BundleName, receipt: Option<Receipt>) {
         if !self.sites.contains_key(&name.site) {
             tracing::warn!(event = "bundle.unknown_site", %name, "no [[site]] here is called so");
+            return;
+        }
+        if self.is_broken(&name.site) {
             return;
         }
         // What finds no room lets go of its message, and comes again.
@@ -266,7 +320,8 @@ impl Replica {
                     _ = under_way.wait_for(|outputs| *outputs < OUTPUTS_MAX) => {}
                 }
             }
-            let next = self.next_of(site.site(), &id, AHEAD);
+            // After a failure, the first alone: whatever it waits for, those behind it may wait for too.
+            let next = self.next_of(site.site(), &id, if failures == 0 { AHEAD } else { 1 });
             if next.is_empty() {
                 return;
             }
@@ -306,7 +361,7 @@ impl Replica {
                     ahead.clear();
                     failures += 1;
                     self.metrics.bucket.bundle("waited");
-                    self.fails(&waits);
+                    self.fails(site.site(), &waits);
                     self.board().waits(site.site(), &id);
                     let wait = self.wait_after(&waits, failures);
                     tracing::warn!(event = "bundle.waits", %name, reason = waits.reason().name(), error = %waits, wait_ms = wait.as_millis() as u64);
@@ -328,6 +383,7 @@ impl Replica {
     ) {
         match taken {
             Taken::Behind(before) => {
+                let before = if self.is_broken(site.site()) { Vec::new() } else { before };
                 let mut board = self.board();
                 for name in before {
                     board.add(name, None, None);
@@ -349,8 +405,11 @@ impl Replica {
                 let receipts = self.board().take(name);
                 let prepared = prepared.filter(|_| self.is_ours(&decision));
                 // Whoever else has decided it is at its output, unless he is gone.
-                let patience = if self.is_ours(&decision) { Duration::ZERO } else { self.pace.grace };
-                self.begin_output(site, decision, prepared, receipts, patience);
+                if self.is_ours(&decision) {
+                    self.begin_output(site, decision, prepared, receipts);
+                } else {
+                    self.leave(site, decision, receipts);
+                }
             }
         }
         self.show();
@@ -366,16 +425,66 @@ impl Replica {
         site: &Arc<SiteReplica>,
         decision: Arc<Decision>,
         prepared: Option<Prepared>,
-        receipts: Vec<Receipt>,
-        patience: Duration,
+        mut receipts: Vec<Receipt>,
     ) {
+        let key = (site.site().clone(), decision.number);
         let mut writing = self.writing();
-        match writing.entry((site.site().clone(), decision.number)) {
+        receipts.extend(self.left().remove(&key).into_iter().flatten());
+        match writing.entry(key) {
             Entry::Occupied(mut waiting) => waiting.get_mut().extend(receipts),
             Entry::Vacant(place) => {
                 place.insert(receipts);
                 self.under_way.send_replace(writing.len());
-                self.outputs.spawn(Arc::clone(self).write(Arc::clone(site), decision, prepared, patience));
+                self.outputs.spawn(Arc::clone(self).write(Arc::clone(site), decision, prepared));
+            }
+        }
+    }
+
+    /// How long an entry is left to whoever has decided it: longer, the more there is to write.
+    fn grace_of(&self, decision: &Decision) -> Duration {
+        let verdicts = decision.envelopes.iter().filter_map(|judged| judged.verdict.as_ref());
+        let bytes = verdicts.map(|verdict| match verdict {
+            Verdict::Applied(one) => one.applied.as_ref().map_or(0, |applied| applied.plaintext_bytes),
+            Verdict::SetAside(_) | Verdict::Duplicate(_) => 0,
+        });
+        let seconds = bytes.fold(0, u64::saturating_add) / WRITTEN_PER_SECOND;
+        self.pace.grace.saturating_add(Duration::from_secs(seconds))
+    }
+
+    /// Leaves the output of an entry to whoever has decided it, until it is there or has been awaited for long enough.
+    fn leave(self: &Arc<Self>, site: &Arc<SiteReplica>, decision: Arc<Decision>, receipts: Vec<Receipt>) {
+        let key = (site.site().clone(), decision.number);
+        let mut writing = self.writing();
+        if let Some(waiting) = writing.get_mut(&key) {
+            return waiting.extend(receipts);
+        }
+        let mut left = self.left();
+        let room = left.len() < LEFT_MAX;
+        match left.entry(key) {
+            Entry::Occupied(mut waiting) => waiting.get_mut().extend(receipts),
+            Entry::Vacant(place) if room => {
+                place.insert(receipts);
+                self.outputs.spawn(Arc::clone(self).await_other(Arc::clone(site), decision));
+            }
+            Entry::Vacant(_) => {}
+        }
+    }
+
+    async fn await_other(self: Arc<Self>, site: Arc<SiteReplica>, decision: Arc<Decision>) {
+        let key = (site.site().clone(), decision.number);
+        tokio::select! {
+            biased;
+            // Let go without a word its messages come again.
+            () = self.stop.cancelled() => drop(self.left().remove(&key)),
+            () = site.completed(decision.number) => {
+                self.left().remove(&key).into_iter().flatten().for_each(Receipt::done);
+            }
+            () = tokio::time::sleep(self.grace_of(&decision)) => {
+                // Unless a look has taken it up.
+                let receipts = self.left().remove(&key);
+                if let Some(receipts) = receipts {
+                    self.begin_output(&site, decision, None, receipts);
+                }
             }
         }
     }
@@ -385,9 +494,8 @@ impl Replica {
         site: Arc<SiteReplica>,
         decision: Arc<Decision>,
         prepared: Option<Prepared>,
-        patience: Duration,
     ) {
-        let written = self.written(&site, &decision, prepared, patience).await;
+        let written = self.written(&site, &decision, prepared).await;
         let receipts = {
             let mut writing = self.writing();
             let receipts = writing.remove(&(site.site().clone(), decision.number));
@@ -406,14 +514,7 @@ impl Replica {
         site: &SiteReplica,
         decision: &Arc<Decision>,
         mut prepared: Option<Prepared>,
-        patience: Duration,
     ) -> bool {
-        if !patience.is_zero() {
-            tokio::select! {
-                () = self.stop.cancelled() => return false,
-                () = tokio::time::sleep(patience) => {}
-            }
-        }
         let mut failures = 0_u32;
         loop {
             let written = match prepared.take() {
@@ -426,7 +527,7 @@ impl Replica {
             };
             failures += 1;
             self.metrics.sink_failures.inc();
-            self.fails(&waits);
+            self.fails(site.site(), &waits);
             tracing::error!(event = "sink.failed", site = %site.site(), number = decision.number, error = %waits, "the entry stands; its output is tried again");
             // Somebody has to put the bundle back first; others go on meanwhile.
             if self.stop.is_cancelled() || matches!(waits, Waits::Changed { .. }) {
@@ -463,9 +564,12 @@ impl Replica {
                     }
                 }
                 Err(waits) => {
-                    self.fails(&waits);
+                    self.fails(site.site(), &waits);
                     tracing::warn!(event = "source.not_listed", site = %site.site(), error = %waits);
                 }
+            }
+            if self.is_broken(site.site()) {
+                return;
             }
             let asked = async {
                 tokio::time::sleep(LOOK_PAUSE.min(self.pace.poll)).await;
@@ -487,6 +591,9 @@ impl Replica {
         let since_us = clock::wall_us().saturating_sub(ALIVE.as_micros() as u64);
         let from = if full { None } else { site.frontier(since_us).await };
         let undecided = site.undecided(from).await?;
+        if self.is_broken(site.site()) {
+            return Ok(());
+        }
         for (name, created_us) in undecided {
             // What a full lane has no room for is asked for when it has.
             self.board().add(name, None, Some(created_us));
@@ -516,7 +623,7 @@ impl Replica {
                     continue;
                 }
                 let since = before.remove(&key).unwrap_or_else(Instant::now);
-                if since.elapsed() >= self.pace.grace && due.len() < room {
+                if since.elapsed() >= self.grace_of(&decision) && due.len() < room {
                     due.push(decision);
                 } else {
                     alone.insert(key, since);
@@ -527,7 +634,7 @@ impl Replica {
             due
         };
         for decision in due {
-            self.begin_output(site, decision, None, Vec::new(), Duration::ZERO);
+            self.begin_output(site, decision, None, Vec::new());
         }
     }
 }

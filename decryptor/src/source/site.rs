@@ -19,7 +19,7 @@ use crate::intake::opener::Opener;
 use crate::intake::pipeline::lock;
 use crate::intake::registry::Registry;
 use crate::intake::scribe;
-use crate::ledger::objects::record::{BundleName as Named, Decision, VERSION, Verdict};
+use crate::ledger::objects::record::{BundleName as Named, Decision, SiteBooks, VERSION, Verdict};
 use crate::ledger::objects::{Appended, Chain, ChainError, Link, reason_of};
 use crate::metrics::{Metrics, Outcome};
 use crate::sink::ObjectsSink;
@@ -38,7 +38,7 @@ use pithead_sealing::Site;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 /// Bundles that one look at the bucket gives at most, by the store's order, which is that of hours.
 pub const FOUND_MAX: usize = 65_536;
@@ -56,10 +56,14 @@ const HOURS_MOST: usize = 48;
 /// Folders that are listed at once.
 const LISTED_AT_ONCE: usize = 8;
 
+/// How long a bundle waits for the statement that names a key of it, from when it came into the bucket. Keys rotate rarely, and every
+/// replica reads the same bundles of them: an hour is for who hands them out.
+const KEY_WAIT_US: u64 = 3_600_000_000;
+
 /// When the store did not answer.
 const STORE_RETRY: Duration = Duration::from_secs(2);
 /// When somebody has to look first.
-const OPERATOR_RETRY: Duration = Duration::from_secs(60);
+pub(super) const OPERATOR_RETRY: Duration = Duration::from_secs(60);
 
 /// Where bundles lie.
 #[derive(Debug, Clone)]
@@ -103,7 +107,7 @@ pub struct Shared {
     pub room_bytes: usize,
     /// Room for plaintext from its judgement to its output, in bytes; what finds none is opened again.
     pub held: Arc<Semaphore>,
-    /// Entries after which the books are written out.
+    /// Entries after which the books may be written out.
     pub checkpoint_every: u64,
 }
 
@@ -165,6 +169,7 @@ impl Waits {
         match self {
             Self::Again(again) => again.retry_after,
             Self::Source(_) | Self::Sink(_) => STORE_RETRY,
+            Self::Ledger(ChainError::TooLarge { .. }) => OPERATOR_RETRY,
             Self::Ledger(error) if !error.is_fatal() => STORE_RETRY,
             Self::Ledger(_) | Self::Changed { .. } => OPERATOR_RETRY,
         }
@@ -261,6 +266,8 @@ pub struct SiteReplica {
     /// Held while an entry is made: one site decides one bundle at a time, since each judges by what the one before has made of the
     /// books.
     books: Mutex<Books>,
+    /// Every entry up to this number has all of its output, as far as is known here.
+    complete_through: watch::Sender<u64>,
 }
 
 impl SiteReplica {
@@ -273,7 +280,8 @@ impl SiteReplica {
         let chain = Chain::new(Arc::clone(sink.store()), sink.root(), site);
         let books = read(&chain).await?;
         let registry = Arc::clone(&books.registry);
-        let this = Self { shared, chain, registry, books: Mutex::new(books) };
+        let complete_through = watch::Sender::new(books.complete_through());
+        let this = Self { shared, chain, registry, books: Mutex::new(books), complete_through };
         this.show(&*this.books.lock().await);
         Ok(this)
     }
@@ -291,6 +299,10 @@ impl SiteReplica {
     }
 
     fn show(&self, books: &Books) {
+        self.complete_through.send_if_modified(|known| {
+            let now = books.complete_through();
+            std::mem::replace(known, now) != now
+        });
         let site = crate::metrics::SiteLabel { site: self.site().to_string() };
         let number = i64::try_from(books.number()).unwrap_or(i64::MAX);
         self.shared.metrics.bucket.ledger_number.get_or_create(&site).set(number);
@@ -422,7 +434,7 @@ impl SiteReplica {
         if let Some(taken) = self.standing(name).await {
             return Ok(Fetched::Not(taken));
         }
-        let Some((room, object)) = self.fetch(&name.to_string(), turn).await? else {
+        let Some((room, object, created_us)) = self.fetch(&name.to_string(), turn).await? else {
             // Somebody may have decided it, and removed it since.
             self.catch_up().await?;
             return Ok(Fetched::Not(self.standing(name).await.unwrap_or(Taken::Gone)));
@@ -438,7 +450,8 @@ impl SiteReplica {
         drop(object);
         let content = match read {
             Ok(bundle) => {
-                let ready = judge::prepare(&self.shared, &self.registry, &bundle).await?;
+                let is_young = is_young(created_us, clock::wall_us());
+                let ready = judge::prepare(&self.shared, &self.registry, &bundle, is_young).await?;
                 Ok((bundle, ready))
             }
             Err(error) => Err(error),
@@ -473,12 +486,12 @@ impl SiteReplica {
         Err(Waits::Source(object_store::Error::Generic { store: "bundle", source: source.into() }))
     }
 
-    /// An object of the source, with its share of the memory; its size alone if it is larger than a bundle may be.
+    /// An object of the source, with its share of the memory; its size alone if it is larger than a bundle may be; and when it came.
     async fn fetch(
         &self,
         name: &str,
         mut turn: Turn,
-    ) -> Result<Option<(OwnedSemaphorePermit, Result<Bytes, u64>)>, Waits> {
+    ) -> Result<Option<(OwnedSemaphorePermit, Result<Bytes, u64>, u64)>, Waits> {
         let bucket = &self.shared.bucket;
         let found = match bucket.store.get(&bucket.key(name)).await {
             Ok(found) => found,
@@ -487,17 +500,18 @@ impl SiteReplica {
             Err(error) => return Err(Waits::Source(error)),
         };
         let size = found.meta.size;
+        let created_us = u64::try_from(found.meta.last_modified.timestamp_micros()).unwrap_or(0);
         let bytes = usize::try_from(size.min(BUNDLE_MAX)).unwrap_or(usize::MAX).min(self.shared.room_bytes);
         let room = Arc::clone(&self.shared.room).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX));
         turn.comes().await;
         let room = room.await.map_err(|_| Waits::Again(crate::intake::lost()))?;
         turn.pass_on();
         if size > BUNDLE_MAX {
-            return Ok(Some((room, Err(size))));
+            return Ok(Some((room, Err(size), created_us)));
         }
         let object = found.bytes().await.map_err(Waits::Source)?;
         self.shared.metrics.bucket.source_bytes.inc_by(object.len() as u64);
-        Ok(Some((room, Ok(object))))
+        Ok(Some((room, Ok(object), created_us)))
     }
 
     /// Decides a prepared bundle, or learns how it was decided. It is not known afterwards how it ended if this is dropped; asked
@@ -522,13 +536,10 @@ impl SiteReplica {
                     self.enter(&mut books, &link)?;
                     self.won(&link.decision);
                     let unfinished = books.unfinished().any(|entry| entry.number == link.decision.number);
-                    let books_due = link.decision.number.is_multiple_of(self.shared.checkpoint_every);
-                    let checkpoint = books_due.then(|| books.checkpoint()).flatten();
+                    let checkpoint = books.checkpoint_if_due(self.shared.checkpoint_every);
                     drop(books);
-                    if let Some(checkpoint) = checkpoint
-                        && let Err(error) = self.chain.put_books(&checkpoint).await
-                    {
-                        tracing::warn!(event = "ledger.checkpoint_not_written", site = %self.site(), %error);
+                    if let Some(checkpoint) = checkpoint {
+                        self.write_out(&checkpoint).await;
                     }
                     return Ok(if unfinished { Taken::Decided(link.decision) } else { Taken::Done });
                 }
@@ -637,7 +648,7 @@ impl SiteReplica {
             number: decision.number,
         };
         let named = named.ok_or_else(changed)?;
-        let Some((room, Ok(object))) = self.fetch(&named.key, Turn::default()).await? else {
+        let Some((room, Ok(object), _)) = self.fetch(&named.key, Turn::default()).await? else {
             return Err(changed());
         };
         // By its head, which has a sum of every envelope's bytes.
@@ -662,6 +673,12 @@ impl SiteReplica {
         self.output(decision, None).await
     }
 
+    /// Waits until the books show that this entry, and every one before it, has all of its output.
+    pub async fn completed(&self, number: u64) {
+        // The sender is here: it does not close.
+        let _ = self.complete_through.subscribe().wait_for(|through| *through >= number).await;
+    }
+
     /// Entries whose output may not be whole.
     pub async fn unfinished(&self) -> Vec<Arc<Decision>> {
         self.books.lock().await.unfinished().cloned().collect()
@@ -675,9 +692,20 @@ impl SiteReplica {
     /// Writes the books out, so that the next start has little to read. Nothing depends on it.
     pub async fn close(&self) {
         let checkpoint = self.books.lock().await.checkpoint();
-        let Some(checkpoint) = checkpoint else { return };
-        if let Err(error) = self.chain.put_books(&checkpoint).await {
-            tracing::warn!(event = "ledger.checkpoint_not_written", site = %self.site(), %error);
+        if let Some(checkpoint) = checkpoint {
+            self.write_out(&checkpoint).await;
+        }
+    }
+
+    async fn write_out(&self, checkpoint: &SiteBooks) {
+        match self.chain.put_books(checkpoint).await {
+            Ok(()) => {}
+            Err(error @ ChainError::TooLarge { .. }) => {
+                tracing::error!(event = "ledger.checkpoint_not_written", site = %self.site(), %error, "each start reads more entries than the one before");
+            }
+            Err(error) => {
+                tracing::warn!(event = "ledger.checkpoint_not_written", site = %self.site(), %error);
+            }
         }
     }
 }
@@ -752,6 +780,10 @@ async fn look_into(chain: &Chain, from_first: bool, books: &mut Books) -> Result
     broken.map_or(Ok(()), |(number, fault)| Err(chain.damaged(number, fault)))
 }
 
+fn is_young(created_us: u64, now_us: u64) -> bool {
+    created_us.saturating_add(KEY_WAIT_US) > now_us
+}
+
 fn read_as(name: &BundleName, object: Bytes) -> Result<Bundle, BundleError> {
     let bundle = Bundle::read(object)?;
     bundle.index().is_of(name).map(|()| bundle)
@@ -794,6 +826,13 @@ fn head_of(object: &Bytes) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bundle_waits_an_hour_for_a_key_from_when_it_came() {
+        assert!(is_young(5, 5) && is_young(5, 5 + KEY_WAIT_US - 1) && !is_young(5, 5 + KEY_WAIT_US));
+        // By a clock of the store that is ahead.
+        assert!(is_young(9, 5));
+    }
 
     #[test]
     fn hours_are_listed_one_by_one_only_where_all_of_them_are() {

@@ -192,6 +192,10 @@ impl Running {
     }
 
     fn with(shared: Arc<Shared>, way: Arc<Faulty>) -> Self {
+        Self::at(pace(), shared, way)
+    }
+
+    fn at(pace: Pace, shared: Arc<Shared>, way: Arc<Faulty>) -> Self {
         let (notices, heard) = mpsc::channel(64);
         let stop = CancellationToken::new();
         let stopping = stop.clone();
@@ -208,7 +212,7 @@ impl Running {
             let replica = Replica::new(
                 vec![site],
                 shared.replica,
-                pace(),
+                pace,
                 metrics,
                 Failing::default(),
                 broken.clone(),
@@ -956,4 +960,148 @@ async fn an_object_that_was_no_bundle_is_no_proof_and_an_envelope_of_nobody_is_c
         assert_eq!((report.missing(), &report.as_json()["bundles_refused"]), (0, &serde_json::json!(1)));
         assert!(!report.is_proof(), "{}", report.as_text());
     }
+}
+
+/// The replica that loses the races has nothing to write, and goes on; and it learns from the ledger when the other one has written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_are_left_to_others_are_no_outputs_under_way() {
+    const EACH: u64 = OUTPUTS_MAX as u64 / 2 + 4;
+    let (world, store) = (World::new().await, Arc::new(InMemory::new()));
+    let mut all = Vec::new();
+    for lane in 1..=2 {
+        let mut session = world.session(&format!("truck-{lane}"), 7);
+        for seq in 1..=EACH {
+            all.push(bundle(&format!("gw-{lane}"), lane, &[(seq - 1, batch(&mut session, seq, "x"))]));
+        }
+    }
+    let first = opened(&world, &store, 1).await;
+    let mut decided = Vec::new();
+    for one in &all {
+        publish(&store, one).await;
+        let taken = first.decide(&*prepared(&first, &one.0).await).await.unwrap();
+        let Taken::Decided(entry) = taken else { panic!("{taken:?}") };
+        decided.push(entry);
+    }
+    let mut queue = Queue::new();
+    let way = Faulty::new(&store);
+    let for_long = Pace { grace: Duration::from_secs(3_600), ..pace() };
+    let second = Running::at(for_long, world.shared(Arc::new(Way(Arc::clone(&way))), 2), way);
+    for one in &all {
+        second.notices.send(queue.notice(&one.0).await).await.unwrap();
+    }
+    let other = bundle("gw-3", 3, &[(0, batch(&mut world.session("truck-3", 7), 1, "x"))]);
+    publish(&store, &other).await;
+    second.notices.send(queue.notice(&other.0).await).await.unwrap();
+    let told_off = tokio::time::timeout(Duration::from_secs(60), queue.told_off.recv());
+    assert_eq!(told_off.await.expect("it is decided and written"), Some(other.0.to_string()));
+    // The first writes what is its own, and says so with its next entry.
+    first.catch_up().await.unwrap();
+    for entry in &decided {
+        first.finish_one(entry).await.unwrap();
+    }
+    let last = bundle("gw-3", 3, &[(1, batch(&mut world.session("truck-3", 7), 2, "x"))]);
+    publish(&store, &last).await;
+    let waiting = async {
+        for _ in &all {
+            queue.told_off.recv().await.unwrap();
+        }
+    };
+    // Whichever of the two decides it: by the entry behind that at the latest the second knows.
+    let saying = async {
+        let mut session = world.session("truck-4", 7);
+        for seq in 1..=2 {
+            let one = bundle("gw-4", 4, &[(seq - 1, batch(&mut session, seq, "x"))]);
+            publish(&store, &one).await;
+            first.catch_up().await.unwrap();
+            if let Ok(Fetched::Prepared(prepared)) = first.prepare(&one.0, Turn::default()).await {
+                first.decide(&prepared).await.unwrap();
+            }
+        }
+    };
+    let both = async { tokio::join!(waiting, saying) };
+    tokio::time::timeout(Duration::from_secs(60), both).await.expect("all are told off");
+    second.stop().await;
+}
+
+/// KMS is asked for the keys of a bundle some at a time, and no further after the first that it does not give.
+#[tokio::test]
+async fn a_bundle_of_many_sessions_is_not_asked_for_to_its_end_while_kms_gives_nothing() {
+    use crate::kms::{KmsError, KmsFault};
+    use crate::unwrap::{KeyUnwrapper, Unwrapping};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    #[derive(Debug, Default)]
+    struct Throttled(AtomicU64);
+    impl KeyUnwrapper for Throttled {
+        fn unwrap<'a>(&'a self, _: &'a pithead_sealing::trust::KeyArn, _: &'a [u8]) -> Unwrapping<'a> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Err(KmsError::new(KmsFault::Throttled, "on demand").into()) })
+        }
+
+        fn may_hold(&self, _: &pithead_sealing::trust::KeyArn) -> bool {
+            true
+        }
+    }
+    let (world, store) = (World::new().await, Arc::new(InMemory::new()));
+    let sealed = (0..200).map(|truck| (truck, batch(&mut world.session(&format!("truck-{truck}"), 7), 1, "x")));
+    let one = bundle("gw-1", 1, &sealed.collect::<Vec<_>>());
+    publish(&store, &one).await;
+    let keys = crate::books::Books::open(world.dir.path(), std::slice::from_ref(&world.key.arn)).unwrap();
+    let kms = Arc::new(Throttled::default());
+    let shared = world.shared_with(Arc::clone(&store) as _, 1, keys, Arc::clone(&kms) as _);
+    let replica = SiteReplica::open(shared, site_of("pit-7")).await.unwrap();
+    replica.prepare(&one.0, Turn::default()).await.unwrap_err();
+    let calls = kms.0.load(Ordering::Relaxed);
+    assert!((1..=64).contains(&calls), "{calls}");
+}
+
+/// Gateways may have a new key before every replica has: what is sealed under it waits an hour, and is then set aside.
+#[tokio::test]
+async fn a_young_bundle_under_a_key_that_is_not_known_here_waits_and_an_old_one_is_set_aside() {
+    let (world, store) = (World::new().await, Arc::new(InMemory::new()));
+    let one = bundle("gw-1", 1, &[(0, batch(&mut world.session("truck-1", 7), 1, "x"))]);
+    publish(&store, &one).await;
+    let keys = crate::books::Books::open(world.dir.path(), &[]).unwrap();
+    let local = crate::unwrap::LocalKeys::load([(world.key.arn.clone(), world.key.pem.as_path())]).unwrap();
+    let shared = world.shared_with(Arc::clone(&store) as _, 1, keys, Arc::new(local));
+    let replica = SiteReplica::open(Arc::clone(&shared), site_of("pit-7")).await.unwrap();
+    let waits = replica.prepare(&one.0, Turn::default()).await.unwrap_err();
+    assert!(matches!(&waits, Waits::Again(again) if again.reason == ErrorReason::KeyUnknown), "{waits}");
+    let read = pithead_hop::bundle::Bundle::read(one.1.clone()).unwrap();
+    let ready = super::judge::prepare(&shared, &replica.registry(), &read, false).await.unwrap();
+    let super::judge::What::Refused { reason, .. } = &ready[0].what else { panic!("{:?}", ready[0].what) };
+    assert_eq!(*reason, ErrorReason::KeyUnknown);
+    // With its key the same bundle is taken.
+    assert!(matches!(opened(&world, &store, 2).await.prepare(&one.0, Turn::default()).await, Ok(Fetched::Prepared(_))));
+}
+
+/// A ledger that somebody has damaged stops its own site.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_whose_ledger_is_damaged_stops_and_the_others_go_on() {
+    let (world, store) = (World::new().await, Arc::new(InMemory::new()));
+    let shared = world.shared(Arc::clone(&store) as _, 1);
+    let mut sites = Vec::new();
+    for site in ["pit-7", "pit-8"] {
+        sites.push(Arc::new(SiteReplica::open(Arc::clone(&shared), site_of(site)).await.unwrap()));
+    }
+    let key = Path::from("cloud/ledger/pit-8/00000000000000000002");
+    store.put(&key, Bytes::from_static(b"x").into()).await.unwrap();
+    let (failing, broken, stop) = (Failing::default(), CancellationToken::new(), CancellationToken::new());
+    let metrics = Arc::clone(&shared.metrics);
+    let replica =
+        Replica::new(sites, shared.replica, pace(), metrics, failing.clone(), broken.clone(), stop.clone());
+    let (_notices, heard) = mpsc::channel(1);
+    let running = tokio::spawn(replica.run(heard));
+    let says = async {
+        while !failing.now().get("ledger").is_some_and(|words| words.contains("pit-8")) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), says).await.expect("it is said");
+    publish(&store, &bundle("gw-1", 1, &[(0, batch(&mut world.session("truck-1", 7), 1, "x"))])).await;
+    until_quiet(&store, 1).await;
+    assert!(!broken.is_cancelled() && failing.now()["ledger"].contains("pit-8"));
+    store.put(&Path::from("cloud/ledger/pit-7/00000000000000000003"), Bytes::from_static(b"x").into()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), broken.cancelled()).await.expect("no site is left");
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(20), running).await.expect("it stops").unwrap();
 }

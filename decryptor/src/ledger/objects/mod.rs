@@ -57,6 +57,14 @@ pub enum ChainError {
         /// Which object.
         key: Path,
     },
+    /// It would be more than is read back: it is not written. Somebody has to look at what it is about.
+    #[error("{key} would have {bytes} bytes; {} are the most that is written", record::WRITTEN_MAX)]
+    TooLarge {
+        /// Which object.
+        key: Path,
+        /// How many, before they are compressed.
+        bytes: usize,
+    },
     /// There is no memory for an entry.
     #[error("an entry could not be written out: {0}")]
     Memory(#[from] io::Error),
@@ -69,7 +77,7 @@ impl ChainError {
         match self {
             Self::Store(error) => reason_of(error),
             Self::Damaged { .. } | Self::Missing { .. } => ErrorReason::StateDamaged,
-            Self::Memory(_) => ErrorReason::Internal,
+            Self::Memory(_) | Self::TooLarge { .. } => ErrorReason::Internal,
         }
     }
 
@@ -185,7 +193,7 @@ impl Chain {
     /// [`ChainError`].
     pub async fn append(&self, decision: Decision) -> Result<Appended, ChainError> {
         let number = decision.number;
-        let object = record::seal(DECISION_MAGIC, &decision)?;
+        let object = sealed(DECISION_MAGIC, &decision, || self.entry_key(number))?;
         let digest = Sha256::digest(&object).into();
         match create(&*self.store, &self.entry_key(number), object).await {
             Ok(true) => Ok(Appended::Won(Link { decision: Arc::new(decision), digest })),
@@ -270,9 +278,20 @@ impl Chain {
     /// # Errors
     /// [`ChainError`]; nothing depends on it.
     pub async fn put_books(&self, books: &SiteBooks) -> Result<(), ChainError> {
-        let object = record::seal(BOOKS_MAGIC, books)?;
+        let object = sealed(BOOKS_MAGIC, books, || self.checkpoint_key(books.number))?;
         create(&*self.store, &self.checkpoint_key(books.number), object).await?;
         Ok(())
+    }
+}
+
+fn sealed(
+    magic: &[u8; 8],
+    message: &impl prost::Message,
+    key: impl FnOnce() -> Path,
+) -> Result<Bytes, ChainError> {
+    match message.encoded_len() {
+        bytes if bytes > record::WRITTEN_MAX => Err(ChainError::TooLarge { key: key(), bytes }),
+        _ => Ok(record::seal(magic, message)?),
     }
 }
 
@@ -365,6 +384,20 @@ mod tests {
         assert!(matches!(error, ChainError::Damaged { fault: Damaged::Misplaced, .. }), "{error}");
         let other = Chain { site: Site::new("pit-8").unwrap(), ..chain };
         assert!(other.read(1).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_could_read_back_is_not_written_and_the_number_stays_free() {
+        let store = Arc::new(InMemory::new());
+        let chain = chain(&store);
+        let much = Bytes::from(vec![0; record::WRITTEN_MAX]);
+        let error = chain.append(Decision { previous: much.clone(), ..decision(1, 1) }).await.unwrap_err();
+        assert!(matches!(&error, ChainError::TooLarge { .. }) && !error.is_fatal(), "{error}");
+        let books = SiteBooks { version: VERSION, digest: much, number: 1, ..SiteBooks::default() };
+        let error = chain.put_books(&books).await.unwrap_err();
+        assert!(matches!(error, ChainError::TooLarge { .. }), "{error}");
+        assert!(chain.newest_books(|_, _| ()).await.unwrap().is_none());
+        assert!(matches!(chain.append(decision(1, 1)).await.unwrap(), Appended::Won(_)));
     }
 
     #[tokio::test]

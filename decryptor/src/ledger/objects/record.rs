@@ -26,6 +26,9 @@ pub const VERSION: u32 = 1;
 /// written by this program.
 const INFLATED_MAX: usize = 1 << 30;
 
+/// Bytes of an object that is written, before it is compressed. Half of what is read, so that nobody ever writes what nobody can read.
+pub const WRITTEN_MAX: usize = INFLATED_MAX / 2;
+
 /// One entry: what became of one bundle.
 #[derive(Clone, PartialEq, Message)]
 pub struct Decision {
