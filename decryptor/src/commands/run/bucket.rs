@@ -29,6 +29,7 @@ use arc_swap::ArcSwap;
 use pithead_hop::objects::Location;
 use pithead_hop::program::config::Effective;
 use pithead_hop::program::config::change::{self, Live};
+use pithead_hop::program::health::Level;
 use pithead_hop::program::reload::Outcome;
 use pithead_hop::program::stop::Reloads;
 use pithead_hop::program::supervisor::{self, Asked};
@@ -38,11 +39,15 @@ use pithead_proto::errors::v1::ErrorReason;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Notices between queue and replica: a replica that is behind receives no more.
 const NOTICES: usize = 64;
+
+/// Between two tries to read a ledger at a start, at first; a minute at last.
+const OPEN_AGAIN: Duration = Duration::from_secs(2);
 
 /// Runs until `stop`.
 pub(super) async fn serve(
@@ -104,13 +109,13 @@ pub(super) async fn serve(
         held: Arc::new(Semaphore::new(room_bytes)),
         checkpoint_every: CHECKPOINT_EVERY,
     });
-    let mut sites = Vec::new();
-    let mut registries = Vec::new();
-    for site in &config.sites {
-        let opened = SiteReplica::open(Arc::clone(&shared), site.name.clone()).await?;
-        registries.push(opened.registry());
-        sites.push(Arc::new(opened));
-    }
+    let (failing, broken) = (Failing::default(), CancellationToken::new());
+    let Some(sites) = open_sites(&config, &shared, status.health(), &failing, &stop).await? else {
+        admin_stop.cancel();
+        let _ = admin_task.await;
+        return Ok(());
+    };
+    let registries: Vec<_> = sites.iter().map(|site| site.registry()).collect();
     let signs = |registry: &std::sync::Mutex<Registry>| {
         crate::intake::pipeline::lock(registry).latches().next().is_some()
     };
@@ -118,7 +123,6 @@ pub(super) async fn serve(
         return Err(DevicesError::Gone { path: data_dir.join(crate::devices::FILE) }.into());
     }
 
-    let (failing, broken) = (Failing::default(), CancellationToken::new());
     status.show_bucket(Shown {
         source: config.source.url().to_owned(),
         queue: config.source.queue.clone(),
@@ -249,6 +253,54 @@ pub(super) async fn serve(
     };
     tracing::info!(event = "program.stopped", ok = result.is_ok());
     result
+}
+
+/// Reads the ledger of each site; none if it is told to stop meanwhile. A store that does not answer is asked again, for as long as it
+/// takes, and health says so; a ledger that is damaged stops its own site, and the program only where no other is left.
+async fn open_sites(
+    config: &Config,
+    shared: &Arc<Shared>,
+    health: &vitals::Health,
+    failing: &Failing,
+    stop: &CancellationToken,
+) -> Result<Option<Vec<Arc<SiteReplica>>>, ProgramError> {
+    let (mut opened, mut damage) = (Vec::new(), None);
+    for site in &config.sites {
+        let mut failures = 0_u32;
+        loop {
+            let result = tokio::select! {
+                () = stop.cancelled() => return Ok(None),
+                result = SiteReplica::open(Arc::clone(shared), site.name.clone()) => result,
+            };
+            let error = match result {
+                Ok(site) => {
+                    opened.push(Arc::new(site));
+                    break;
+                }
+                Err(error) if error.is_fatal() => {
+                    tracing::error!(event = "ledger.damaged", %error, site = %site.name, "nothing of this site is decided by this replica");
+                    failing.broken(&site.name, error.to_string());
+                    damage = damage.or(Some(error));
+                    break;
+                }
+                Err(error) if error.is_passing() => error,
+                Err(error) => return Err(error.into()),
+            };
+            let wait = OPEN_AGAIN.saturating_mul(1 << failures.min(5));
+            failures += 1;
+            let wait = pithead_hop::backoff::spread(wait, pithead_hop::backoff::random());
+            tracing::warn!(event = "ledger.not_opened", %error, site = %site.name, wait_ms = wait.as_millis() as u64);
+            health.set("disk", Level::Down, format!("the ledger of site {}: {error}", site.name));
+            tokio::select! {
+                () = stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+    match damage {
+        Some(error) if opened.is_empty() => Err(error.into()),
+        _ => Ok(Some(opened)),
+    }
 }
 
 /// Nothing in the file is taken by a replica that runs: what is another is named, and waits for a restart. A replica is restarted

@@ -81,6 +81,16 @@ impl ChainError {
         }
     }
 
+    /// The store did not answer, or not in time: the same may succeed in a while.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        let Self::Store(error) = self else { return false };
+        match Fault::of(error) {
+            Fault::Throttled | Fault::Unreachable | Fault::Other => true,
+            Fault::Denied | Fault::NoBucket | Fault::NotFound | Fault::Unsupported => false,
+        }
+    }
+
     /// Nothing that a retry would cure: nothing may be decided any more before somebody has looked.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
