@@ -104,7 +104,9 @@ impl Board {
 
     /// Forgets a bundle; gives the receipts of its messages.
     pub(super) fn take(&mut self, name: &BundleName) -> Vec<Receipt> {
-        let Some(lane) = self.lanes.get_mut(&(name.site.clone(), LaneId::of(name))) else { return Vec::new() };
+        let Some(lane) = self.lanes.get_mut(&(name.site.clone(), LaneId::of(name))) else {
+            return Vec::new();
+        };
         let Some((_, pending)) = lane.pending.remove(&name.first.0) else { return Vec::new() };
         if let Some(of_site) = self.sites.get_mut(&name.site) {
             of_site.forget(&pending);

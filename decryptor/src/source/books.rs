@@ -193,7 +193,8 @@ impl Books {
     /// or are [`ENTRIES_MOST`]. So no more is ever written of books than of entries, however large books have become.
     pub fn checkpoint_if_due(&mut self, every: u64) -> Option<SiteBooks> {
         let enough = self.entry_bytes >= self.checkpoint_bytes || self.entries >= ENTRIES_MOST;
-        let checkpoint = (enough && self.number.is_multiple_of(every)).then(|| self.checkpoint()).flatten()?;
+        let checkpoint =
+            (enough && self.number.is_multiple_of(every)).then(|| self.checkpoint()).flatten()?;
         (self.checkpoint_bytes, self.entry_bytes, self.entries) = (checkpoint.encoded_len(), 0, 0);
         Some(checkpoint)
     }

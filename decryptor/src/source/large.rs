@@ -419,9 +419,7 @@ mod tests {
     async fn content_is_cut_into_parts_of_that_size() {
         let (pieces, mut parts) = mpsc::channel(64);
         let mut gathering = Parts::new(pieces, 10);
-        let written = tokio::task::spawn_blocking(move || {
-            gathering.write_all(&[7; 95]).map(|()| gathering)
-        });
+        let written = tokio::task::spawn_blocking(move || gathering.write_all(&[7; 95]).map(|()| gathering));
         assert!(written.await.unwrap().unwrap().finish().await);
         let mut sizes = Vec::new();
         while let Some(part) = parts.recv().await {

@@ -873,7 +873,11 @@ async fn a_lane_that_waits_holds_no_place_of_another_however_much_lies_behind_it
 }
 
 /// A bundle of so many envelopes of a session, at these places, of this hour after midnight.
-fn at_hour(session: &mut pithead_sealing::envelope::Session, places: std::ops::Range<u64>, hour: u64) -> (BundleName, Bytes) {
+fn at_hour(
+    session: &mut pithead_sealing::envelope::Session,
+    places: std::ops::Range<u64>,
+    hour: u64,
+) -> (BundleName, Bytes) {
     let envelopes = places.map(|place| (place, batch(session, place + 1, "x"))).collect::<Vec<_>>();
     super::testing::bundle_at("gw-1", 1, &envelopes, super::testing::MIDNIGHT_US + hour * 3_600_000_000)
 }
@@ -882,8 +886,8 @@ fn at_hour(session: &mut pithead_sealing::envelope::Session, places: std::ops::R
 async fn assert_stands_back(hours: [u64; 3]) {
     let (world, store) = (World::new().await, Arc::new(InMemory::new()));
     let mut session = world.session("truck-1", 7);
-    let [first, between, later] =
-        [(0..1, hours[0]), (2..3, hours[1]), (4..5, hours[2])].map(|(places, hour)| at_hour(&mut session, places, hour));
+    let [first, between, later] = [(0..1, hours[0]), (2..3, hours[1]), (4..5, hours[2])]
+        .map(|(places, hour)| at_hour(&mut session, places, hour));
     for one in [&first, &between, &later] {
         publish(&store, one).await;
     }
@@ -1042,7 +1046,8 @@ async fn a_bundle_of_many_sessions_is_not_asked_for_to_its_end_while_kms_gives_n
         }
     }
     let (world, store) = (World::new().await, Arc::new(InMemory::new()));
-    let sealed = (0..200).map(|truck| (truck, batch(&mut world.session(&format!("truck-{truck}"), 7), 1, "x")));
+    let sealed =
+        (0..200).map(|truck| (truck, batch(&mut world.session(&format!("truck-{truck}"), 7), 1, "x")));
     let one = bundle("gw-1", 1, &sealed.collect::<Vec<_>>());
     publish(&store, &one).await;
     let keys = crate::books::Books::open(world.dir.path(), std::slice::from_ref(&world.key.arn)).unwrap();
@@ -1071,7 +1076,10 @@ async fn a_young_bundle_under_a_key_that_is_not_known_here_waits_and_an_old_one_
     let super::judge::What::Refused { reason, .. } = &ready[0].what else { panic!("{:?}", ready[0].what) };
     assert_eq!(*reason, ErrorReason::KeyUnknown);
     // With its key the same bundle is taken.
-    assert!(matches!(opened(&world, &store, 2).await.prepare(&one.0, Turn::default()).await, Ok(Fetched::Prepared(_))));
+    assert!(matches!(
+        opened(&world, &store, 2).await.prepare(&one.0, Turn::default()).await,
+        Ok(Fetched::Prepared(_))
+    ));
 }
 
 /// A ledger that somebody has damaged stops its own site.
@@ -1100,7 +1108,10 @@ async fn a_site_whose_ledger_is_damaged_stops_and_the_others_go_on() {
     publish(&store, &bundle("gw-1", 1, &[(0, batch(&mut world.session("truck-1", 7), 1, "x"))])).await;
     until_quiet(&store, 1).await;
     assert!(!broken.is_cancelled() && failing.now()["ledger"].contains("pit-8"));
-    store.put(&Path::from("cloud/ledger/pit-7/00000000000000000003"), Bytes::from_static(b"x").into()).await.unwrap();
+    store
+        .put(&Path::from("cloud/ledger/pit-7/00000000000000000003"), Bytes::from_static(b"x").into())
+        .await
+        .unwrap();
     tokio::time::timeout(Duration::from_secs(60), broken.cancelled()).await.expect("no site is left");
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(20), running).await.expect("it stops").unwrap();

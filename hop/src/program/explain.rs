@@ -301,7 +301,7 @@ fn todo(reason: ErrorReason) -> &'static str {
         }
         R::DeviceUnknown => "See `device list` for the names that are known.",
         R::PassingOnRefused => {
-            "If a gateway passes calls on here: give both the same site, a certificate spiffe://SITE/gateway/NAME of the site's CA, and the \
+            "If a gateway passes calls on here: give both the same site, a certificate of the site's CA that names it as a gateway, and the \
              spool engine `jetstream`. If it was a device: it claims to be another one. Look at it."
         }
         R::DeviceRevoked => "Give the vehicle another name: what was revoked is not given out again.",

@@ -85,10 +85,7 @@ impl ChainError {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         let Self::Store(error) = self else { return false };
-        match Fault::of(error) {
-            Fault::Throttled | Fault::Unreachable | Fault::Other => true,
-            Fault::Denied | Fault::NoBucket | Fault::NotFound | Fault::Unsupported => false,
-        }
+        matches!(Fault::of(error), Fault::Throttled | Fault::Unreachable | Fault::Other)
     }
 
     /// Nothing that a retry would cure: nothing may be decided any more before somebody has looked.

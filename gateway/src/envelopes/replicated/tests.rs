@@ -640,6 +640,10 @@ fn the_envelope_path_keeps_its_promises_over_this_engine_too() {
     // Large envelopes are refused under it, a checkpoint in a file and a folder of before three lanes are the other engine's.
     let others = [
         "a_large_envelope",
+        "a_large_one",
+        "what_waited_behind_a_large_one",
+        "with_large_ones_under_way",
+        "what_goes_out_again",
         "what_passed_a_large_envelope",
         "a_checkpoint_with_a_flipped_bit",
         "what_a_gateway_with_one_lane_has_left",
