@@ -288,6 +288,11 @@ impl World {
         Self { authority, key, verified, dir: tempfile::tempdir().unwrap() }
     }
 
+    /// Another key of the site.
+    pub(crate) fn other_key(&self) -> TestKey {
+        self.authority.key(2)
+    }
+
     /// A session of a device, in which batches of records are sealed.
     pub(crate) fn session(&self, device: &str, run: u64) -> Session {
         let content_type = ContentType::new(pithead_proto::batch::v1::CONTENT_TYPE).unwrap();

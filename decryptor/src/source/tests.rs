@@ -1065,7 +1065,7 @@ async fn a_young_bundle_under_a_key_that_is_not_known_here_waits_and_an_old_one_
     let (world, store) = (World::new().await, Arc::new(InMemory::new()));
     let one = bundle("gw-1", 1, &[(0, batch(&mut world.session("truck-1", 7), 1, "x"))]);
     publish(&store, &one).await;
-    let keys = crate::books::Books::open(world.dir.path(), &[]).unwrap();
+    let keys = crate::books::Books::open(world.dir.path(), &[world.other_key().arn]).unwrap();
     let local = crate::unwrap::LocalKeys::load([(world.key.arn.clone(), world.key.pem.as_path())]).unwrap();
     let shared = world.shared_with(Arc::clone(&store) as _, 1, keys, Arc::new(local));
     let replica = SiteReplica::open(Arc::clone(&shared), site_of("pit-7")).await.unwrap();
