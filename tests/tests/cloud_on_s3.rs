@@ -348,7 +348,8 @@ async fn whatever_happens_to_replicas_store_and_queue_the_ledger_balances() {
 
 /// For as long as its bundle is worked on, however long that is; and no longer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_is_kept_from_others_while_its_bundle_is_worked_on_and_is_anybodys_when_the_replica_stops() {
+async fn a_message_is_kept_from_others_while_its_bundle_is_worked_on_and_is_anybodys_when_the_replica_stops()
+{
     let mut cloud = Cloud::new(Duration::from_secs(1), 4).await;
     let device = cloud.device("truck-1").await;
     let sent = records(0, 20);

@@ -87,7 +87,7 @@ async fn give_back(shared: &Shared, written: Cursors) -> Result<bool, Fenced> {
             }
             Err(fault) => {
                 here.purges_failed += 1;
-                if here.purges_failed % PURGES_FAILED == 0 {
+                if here.purges_failed.is_multiple_of(PURGES_FAILED) {
                     let (failed, lane) = (here.purges_failed, lanes::name(lane));
                     tracing::warn!(event = "spool.purge_refused", lane, failed, %fault);
                 }

@@ -66,6 +66,8 @@ impl Filling {
         !self.packer.is_empty() && (self.is_full() || self.since.elapsed() >= delay)
     }
 
+    /// Gives back what does not fit.
+    #[expect(clippy::result_large_err, reason = "it is what came in, and goes into the next one at once")]
     fn push(&mut self, sent: Sent, record: Record) -> Result<(), (PackError, Sent, Record)> {
         let hops = custody(&sent.head, self.packer.gateway(), record.at_ms, sent.conflict);
         match self.packer.push(sent.position, &hops, Content::Here(sent.envelope.clone())) {

@@ -133,7 +133,7 @@ impl Calling for Calls {
         target: &StoreTarget,
         lent: Lent<'_, StoreTarget>,
     ) -> impl Future<Output = Ended> + Send {
-        relay.into_store(&self.0, target, lent)
+        relay.put_into_store(&self.0, target, lent)
     }
 }
 
@@ -176,7 +176,12 @@ impl Relay {
         self.call_on_and_on(Calls(sender), targets, stop).await;
     }
 
-    async fn into_store(&self, sender: &Sender, target: &StoreTarget, lent: Lent<'_, StoreTarget>) -> Ended {
+    async fn put_into_store(
+        &self,
+        sender: &Sender,
+        target: &StoreTarget,
+        lent: Lent<'_, StoreTarget>,
+    ) -> Ended {
         let Lent { targets, progress, alarm, stop, tolerant, trace: _ } = lent;
         let mut orders = self.control.subscribe();
         let opening = async {

@@ -222,7 +222,10 @@ mod tests {
         for total in [1, 5 << 20, 50 << 30, (80_000 << 20) + 1, 1 << 40] {
             let bytes = part_bytes(total);
             assert!(total.div_ceil(bytes) <= PARTS_MAX, "{total}");
-            assert!((PART_BYTES..=105 << 20).contains(&bytes) && bytes % PART_STEP == 0, "{total}: {bytes}");
+            assert!(
+                (PART_BYTES..=105 << 20).contains(&bytes) && bytes.is_multiple_of(PART_STEP),
+                "{total}: {bytes}"
+            );
         }
         assert_eq!(part_bytes(50 << 30), PART_BYTES);
     }
