@@ -20,6 +20,12 @@ def pytest_configure():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+@pytest.fixture(params=["kms", "moto"], ids=["ministack", "moto"])
+def server(request):
+    """Each cloud on loopback in turn."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="session")
 def kms(tmp_path_factory):
     """ministack on a free port of loopback, for as long as the session lasts."""

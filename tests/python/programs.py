@@ -51,6 +51,15 @@ def free_port():
             return probe.getsockname()[1]
 
 
+def until(what, holds):
+    """Waits until something holds, and gives what it is."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not so after {PATIENCE} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
 class Server:
     """A program that runs until it is stopped. Its log is a file, and its end is shown when something goes wrong."""
 

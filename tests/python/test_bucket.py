@@ -2,15 +2,13 @@
 
 import json
 import re
-import time
 
 import boto3
-import pytest
 
 import stock
 from kms import REGION
 from parties import Device
-from programs import PATIENCE, WORKSPACE, program, succeed
+from programs import WORKSPACE, program, succeed, until
 from whole_site import Site
 
 PAGE = WORKSPACE / "docs/bundle.md"
@@ -22,19 +20,6 @@ def documented_split():
     names = {}
     exec(compile(code, str(PAGE), "exec"), names)
     return names["split"]
-
-
-def until(what, holds):
-    end = time.monotonic() + PATIENCE
-    while not (found := holds()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.1)
-    return found
-
-
-@pytest.fixture(params=["kms", "moto"], ids=["ministack", "moto"])
-def server(request):
-    return request.getfixturevalue(request.param)
 
 
 def test_what_a_gateway_puts_into_a_bucket_is_split_by_hand_and_opened_by_the_stock_sdk(server, kms, authority_for, tmp_path):

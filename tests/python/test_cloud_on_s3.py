@@ -3,31 +3,16 @@ both, and one of them is killed; what lies in the other bucket is what was recor
 
 import base64
 import json
-import time
 
 import boto3
-import pytest
 import zstandard
 
 from kms import REGION
 from parties import SITE, Device
-from programs import PATIENCE, Server, free_port, program, run
+from programs import Server, free_port, program, run, until
 from whole_site import Site
 
 ACCESS = {"region_name": REGION, "aws_access_key_id": "test", "aws_secret_access_key": "test"}
-
-
-def until(what, holds):
-    end = time.monotonic() + PATIENCE
-    while not (found := holds()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.1)
-    return found
-
-
-@pytest.fixture(params=["kms", "moto"], ids=["ministack", "moto"])
-def server(request):
-    return request.getfixturevalue(request.param)
 
 
 class Cloud:
