@@ -166,6 +166,9 @@ def test_manifests_and_configuration_speak_of_the_same_names_ports_and_files(obj
     assert spool["replicas"] == stateful["replicas"]
     (egress,) = [rule for rule in by_kind(objects, "NetworkPolicy", "pithead-gateway")["spec"]["egress"] if {"port": ports["client"], "protocol": "TCP"} in rule["ports"]]
     assert {"port": ports["monitor"], "protocol": "TCP"} in egress["ports"]
+    devices = int(spool["address"].rsplit(":", 1)[1])
+    rules = by_kind(objects, "NetworkPolicy", "pithead-gateway")["spec"]["egress"]
+    assert {"ports": [{"port": devices, "protocol": "TCP"}]} in rules, "one that stands by passes on to the other"
     own = by_kind(objects, "NetworkPolicy", "pithead-nats")["spec"]["egress"]
     assert {"to": egress["to"], "ports": [{"port": ports["route"], "protocol": "TCP"}]} in own, "they reach each other"
     assert egress["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "pithead-nats"}}}]
