@@ -174,25 +174,46 @@ struct Seen {
     looks: u32,
 }
 
-/// Looks until told to stop.
-pub async fn watch(parts: Parts, rates: Rates, stop: CancellationToken) {
-    let parts = Arc::new(parts);
-    let mut seen = Seen::default();
-    while !stop.is_cancelled() {
-        // It asks two file systems and goes through all lines: not on a thread that serves.
-        let (all, rates) = (Arc::clone(&parts), rates.clone());
+/// Who looks.
+#[derive(Debug)]
+pub struct Looks {
+    parts: Arc<Parts>,
+    rates: Rates,
+    seen: Seen,
+}
+
+impl Looks {
+    /// Looks for the first time: when this returns every lamp says how things are, so that nobody is told that the program is ready by
+    /// lamps that nobody has lit.
+    pub async fn begin(parts: Parts, rates: Rates) -> Self {
+        let mut looks = Self { parts: Arc::new(parts), rates, seen: Seen::default() };
+        looks.look().await;
+        looks
+    }
+
+    /// Looks on until told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = stop.cancelled() => return,
+            }
+            tokio::select! {
+                () = self.look() => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// It asks two file systems and goes through all lines: not on a thread that serves.
+    async fn look(&mut self) {
+        let (parts, rates) = (Arc::clone(&self.parts), self.rates.clone());
+        let mut seen = std::mem::take(&mut self.seen);
         let looked = tokio::task::spawn_blocking(move || {
-            look(&all, &rates, &mut seen);
+            look(&parts, &rates, &mut seen);
             seen
         });
-        tokio::select! {
-            back = looked => seen = back.unwrap_or_default(),
-            () = stop.cancelled() => return,
-        }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = stop.cancelled() => return,
-        }
+        self.seen = looked.await.unwrap_or_default();
     }
 }
 

@@ -191,7 +191,8 @@ pub async fn serve(
         data: data_dir.clone(),
         sink: vitals::SinkOf::Disk(config.sink.path.clone()),
     };
-    let looks = tokio::spawn(vitals::watch(parts, status.rates().clone(), looks_stop.clone()));
+    let looks = vitals::Looks::begin(parts, status.rates().clone()).await;
+    let looks = tokio::spawn(looks.run(looks_stop.clone()));
     let pipeline = Pipeline::new(Parts {
         books: Arc::clone(&books),
         data_keys: Arc::clone(&data_keys),

@@ -144,6 +144,7 @@ impl Owning {
             if stopped {
                 return;
             }
+            self.metrics.owner(false);
             if let Some((relay, _)) = &self.relay {
                 relay.stand_down();
             }
@@ -152,12 +153,13 @@ impl Owning {
         }
     }
 
-    /// What an owner does beside taking envelopes, until told to stop.
+    /// What an owner does beside taking envelopes, until told to stop. The relay may hear that the lanes are somebody else's before
+    /// whoever follows the standing does, and ends then: that is no reason to follow no more.
     async fn work(&self, begun: bool, stop: &CancellationToken) {
-        match self.relay.clone().filter(|_| begun) {
-            Some((relay, way)) => relay.follow(way, stop.clone()).await,
-            None => stop.cancelled().await,
+        if let Some((relay, way)) = self.relay.clone().filter(|_| begun) {
+            relay.follow(way, stop.clone()).await;
         }
+        stop.cancelled().await;
     }
 
     /// Reads what the lanes hold, and takes envelopes from then on. False if that was not possible.
@@ -229,7 +231,53 @@ impl Owning {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::envelopes::relay::RelayReport;
+    use crate::envelopes::relay::control::Control;
+    use crate::envelopes::testing::{Cloud, Door, LONG, until};
     use pithead_spool::{Options, Record, Spool};
+
+    #[tokio::test]
+    async fn a_relay_that_hears_first_that_the_term_is_over_does_not_end_what_follows_the_terms() {
+        let folder = tempfile::tempdir().unwrap();
+        let (door, cloud, metrics) = (Door::open(folder.path()), Cloud::start().await, Metrics::new());
+        let health = Health::new(metrics.clone(), since_boot());
+        let area = folder.path().join("refused");
+        let refused = Refused::open(&area, 1 << 20, metrics.clone(), door.shares.clone()).unwrap();
+        let refused = Arc::new(refused);
+        let relay = Relay {
+            spool: door.spool.clone(),
+            numbers: door.numbers.clone(),
+            uploads: door.uploads.clone(),
+            refused: refused.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            report: RelayReport::default(),
+            control: Control::open(folder.path().join("relay"), None).unwrap(),
+            followed: door.followed.clone(),
+        };
+        let targets = watch::Sender::new(cloud.target());
+        let owning = Owning {
+            spool: door.spool.clone(),
+            numbers: door.numbers.clone(),
+            refused,
+            health,
+            metrics: metrics.clone(),
+            address: SocketAddr::from(([127, 0, 0, 1], 7443)),
+            relay: Some((relay, Way::OverCalls(targets.subscribe()))),
+        };
+        let shows = |line: &str| metrics.page().lines().any(|shown| shown == line);
+        let (standing, stop) = (watch::Sender::new(Standing::Ours { epoch: 1 }), CancellationToken::new());
+        let following = tokio::spawn(owning.follow(standing.subscribe(), stop.clone()));
+        until("it relays", || shows("pithead_relay_up 1")).await;
+        // The lanes are gone, and nobody has said so yet.
+        door.spool.close().unwrap();
+        until("the relay has ended", || shows("pithead_relay_up 0")).await;
+        assert!(shows("pithead_spool_owner 1"));
+        standing.send_replace(Standing::StandingBy { owner: None, trouble: None });
+        until("it stands by", || shows("pithead_spool_owner 0")).await;
+        stop.cancel();
+        tokio::time::timeout(LONG, following).await.expect("it stops").unwrap();
+    }
 
     #[tokio::test]
     async fn nobody_joins_the_streams_while_this_disk_holds_what_nobody_would_deliver_or_cannot_be_looked_at()

@@ -40,7 +40,7 @@ impl Machines {
         }
         site.start_decryptor().await.unwrap();
         site.start_gateway().await.unwrap();
-        let mut world = World { nats, site, second, _folder: folder };
+        let mut world = World { nats, site, second, folder };
         // So that the one that is cut off first is the owner.
         assert_eq!(world.owner().await, 0);
         world.second.launch().unwrap().ready().await.unwrap();

@@ -34,7 +34,7 @@ struct World {
     nats: Nats,
     site: Site,
     second: SecondGateway,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 fn options(section: &str) -> SiteOptions {
@@ -53,7 +53,7 @@ impl World {
             .unwrap();
         let site = Site::start(options(&nats.section())).await.unwrap();
         let second = site.second_gateway("edge-2").await.unwrap();
-        let mut world = Self { nats, site, second, _folder: folder };
+        let mut world = Self { nats, site, second, folder };
         world.owner().await;
         Some(world)
     }
@@ -120,6 +120,30 @@ impl World {
         self.site.stop().await.unwrap();
     }
 }
+
+/// Whoever has to find out why a test failed has the logs in its output: the files go with it.
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let mut logs: Vec<(String, String)> = (1..=self.nats.len())
+            .map(|number| format!("nats-{number}.log"))
+            .map(|name| (self.folder.path().join(&name), name))
+            .map(|(path, name)| (name, std::fs::read_to_string(path).unwrap_or_default()))
+            .collect();
+        let first = std::fs::read_to_string(self.site.folder().join("gateway.log"));
+        logs.push(("edge-1".to_owned(), first.unwrap_or_default()));
+        logs.push(("edge-2".to_owned(), self.second.program().log_text()));
+        for (name, text) in logs {
+            let lines: Vec<&str> = text.lines().collect();
+            println!("--- {name} ends:\n{}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
+        }
+    }
+}
+
+/// Of each log, in the output of a test that failed.
+const LOG_LINES: usize = 80;
 
 async fn owns(admin: Admin) -> bool {
     matches!(admin.metric("pithead_spool_owner").await, Ok(1.0))

@@ -142,7 +142,8 @@ pub(super) async fn serve(
         data: data_dir.clone(),
         sink: vitals::SinkOf::Bucket(failing.clone()),
     };
-    let looks = tokio::spawn(vitals::watch(parts, status.rates().clone(), looks_stop.clone()));
+    let looks = vitals::Looks::begin(parts, status.rates().clone()).await;
+    let looks = tokio::spawn(looks.run(looks_stop.clone()));
     let pace = Pace {
         poll: config.source.poll(),
         sweep: config.source.sweep.get(),
