@@ -19,6 +19,8 @@ use crate::{
 
 const BUNDLE_BYTES: usize = 8 << 20;
 const BUCKET: &str = "pits";
+/// The last bundle is not full: what it waits for company is in the time that is measured.
+const LAST_WAITS: &str = "100ms";
 /// How often a gateway that empties is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 /// Patience with one that stands still.
@@ -66,7 +68,8 @@ async fn relayed(arguments: &Arguments, site: &mut Site) -> anyhow::Result<()> {
     )?;
     let mut text = std::fs::read_to_string(&config)?;
     text.push_str(&format!(
-        "\n[relay]\nkind = \"object_store\"\n\n[relay.store]\nurl = \"s3://{BUCKET}\"\nendpoint = \"{}\"\ncredentials = \"s3\"\n",
+        "\n[relay]\nkind = \"object_store\"\n\n[relay.store]\nurl = \"s3://{BUCKET}\"\nendpoint = \"{}\"\ncredentials = \"s3\"\n\
+         bundle_delay = \"{LAST_WAITS}\"\n",
         s3.url()
     ));
     std::fs::write(&config, text)?;
