@@ -5,7 +5,7 @@
 //!   of *any* statement ever accepted here is admitted, whatever the key's status is now (its plaintext is gone elsewhere).
 //! - The newest statement per site is served. An older one, another one under the same number, another authority's, or one
 //!   that does not verify, is refused, and what was served before stays: a bad reload changes nothing. A site that is served no longer is
-//!   measured by what it was served last, until the program ends.
+//!   measured by what it was served last, and so is every site after a restart: `DATA/keys/served` has a statement for each.
 //! - A device asks more of a statement (announcement, validity against its own clock) before it seals; that is its own to judge.
 //!   A decryptor that refused to *know* an unannounced key could only lose envelopes by it.
 
@@ -19,6 +19,7 @@ use pithead_sealing::trust::{
     KeyArn, KeyStatus, MAX_ROOTS, Root, Sha256Digest, Statement, StatementFields, TrustError, UnixTime,
 };
 use prost::Message as _;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -130,29 +131,40 @@ pub struct Books {
     /// When the newest of each site was.
     newest: BTreeMap<Site, UnixTime>,
     served: BTreeMap<Site, Arc<Published>>,
-    /// What was served last for sites that are served no longer.
-    withdrawn: BTreeMap<Site, Arc<Published>>,
+    /// What each site was served last, whether it is served now or not.
+    last: BTreeMap<Site, Last>,
+}
+
+/// A statement that was served.
+#[derive(Debug, Clone)]
+struct Last {
+    authority: String,
+    version: (u64, u64),
+    digest: Sha256Digest,
+}
+
+impl Last {
+    fn of(fields: &StatementFields, digest: &Sha256Digest) -> Self {
+        let version = (fields.epoch, fields.sequence);
+        Self { authority: fields.authority.clone(), version, digest: *digest }
+    }
 }
 
 impl Books {
     /// Reads back every statement that was ever accepted here; `allow` are the keys that the configuration names besides.
     pub fn open(data_dir: &Path, allow: &[KeyArn]) -> Result<Self, BooksError> {
-        let folder = statements_folder(data_dir);
-        for folder in [data_dir.join("keys"), folder.clone()] {
-            disk::create_folder(&folder).map_err(at(&folder))?;
+        let (all, served) = (statements_folder(data_dir), served_folder(data_dir));
+        for folder in [&data_dir.join("keys"), &all, &served] {
+            disk::create_folder(folder).map_err(at(folder))?;
         }
         let mut books = Self { allowed: allow.iter().cloned().collect(), ..Self::default() };
-        for path in disk::complete_files(&folder).map_err(at(&folder))? {
-            if path.extension().is_none_or(|ext| ext != "cose") {
-                continue;
-            }
-            let object = fs::read(&path).map_err(at(&path))?;
-            // Its signatures were verified before it was kept.
-            match StatementFields::read_unverified(&object) {
-                Ok((fields, digest)) => books.note(&fields, &digest),
-                Err(error) => {
-                    tracing::error!(event = "keys.damaged", path = %path.display(), code = error.code(), "a kept statement does not read back");
-                }
+        for (_, fields, digest) in kept(&all)? {
+            books.note(&fields, &digest);
+        }
+        for (path, fields, digest) in kept(&served)? {
+            match path.file_stem().and_then(|stem| stem.to_str()).map(Site::new) {
+                Some(Ok(site)) => drop(books.last.insert(site, Last::of(&fields, &digest))),
+                _ => tracing::warn!(event = "keys.damaged", path = %path.display(), "it is named after no site"),
             }
         }
         Ok(books)
@@ -195,25 +207,25 @@ impl Books {
             return refused(TrustError::Authority);
         }
         // Whoever had it withdrawn may name another authority's, and not an older one of the same.
-        let before = served.or_else(|| self.withdrawn.get(site));
-        if let Some(before) = before.filter(|before| before.authority == published.authority) {
-            match statement.version().cmp(&before.statement.version()) {
-                std::cmp::Ordering::Less => return refused(TrustError::Rollback),
-                std::cmp::Ordering::Equal if statement.digest() != before.statement.digest() => {
+        let last = self.last.get(site).filter(|last| last.authority == published.authority);
+        if let Some(last) = last {
+            match statement.version().cmp(&last.version) {
+                Ordering::Less => return refused(TrustError::Rollback),
+                Ordering::Equal if *statement.digest() != last.digest => {
                     return refused(TrustError::Equivocation);
                 }
-                std::cmp::Ordering::Equal
-                    if served.is_some() && before.roots.len() == published.roots.len() =>
-                {
+                Ordering::Equal if served.is_some_and(|served| served.roots.len() == published.roots.len()) => {
                     return Ok(false);
                 }
                 _ => {}
             }
         }
         keep(data_dir, statement)?;
+        let path = served_folder(data_dir).join(format!("{site}.cose"));
+        disk::replace(&path, statement.object()).map_err(at(&path))?;
         self.note(statement.fields(), statement.digest());
-        self.withdrawn.remove(site);
         let site = site.clone();
+        self.last.insert(site.clone(), Last::of(statement.fields(), statement.digest()));
         self.served.insert(site, Arc::new(published));
         Ok(true)
     }
@@ -221,9 +233,7 @@ impl Books {
     /// Serves nothing for that site from now on. What its statements have named stays known: envelopes under those keys are on their
     /// way. True if something was served.
     pub fn withdraw(&mut self, site: &Site) -> bool {
-        let Some(last) = self.served.remove(site) else { return false };
-        self.withdrawn.insert(site.clone(), last);
-        true
+        self.served.remove(site).is_some()
     }
 
     /// Whether some statement accepted here has named the key (or the configuration does).
@@ -304,6 +314,29 @@ fn believe(path: &Path, bundle: KeyBundle) -> Result<Published, BooksError> {
 
 fn statements_folder(data_dir: &Path) -> PathBuf {
     data_dir.join("keys").join("statements")
+}
+
+/// What each site was served last, under its name.
+fn served_folder(data_dir: &Path) -> PathBuf {
+    data_dir.join("keys").join("served")
+}
+
+/// The statements in a folder. Their signatures were verified before they were kept.
+fn kept(folder: &Path) -> Result<Vec<(PathBuf, StatementFields, Sha256Digest)>, BooksError> {
+    let mut kept = Vec::new();
+    for path in disk::complete_files(folder).map_err(at(folder))? {
+        if path.extension().is_none_or(|ext| ext != "cose") {
+            continue;
+        }
+        let object = fs::read(&path).map_err(at(&path))?;
+        match StatementFields::read_unverified(&object) {
+            Ok((fields, digest)) => kept.push((path, fields, digest)),
+            Err(error) => {
+                tracing::error!(event = "keys.damaged", path = %path.display(), code = error.code(), "a kept statement does not read back");
+            }
+        }
+    }
+    Ok(kept)
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> BooksError {

@@ -317,6 +317,33 @@ async fn a_bundle_that_is_not_believed_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_an_older_bundle_is_served_no_more_than_before_it() {
+    let world = World::new().await;
+    let bundle = world.dir.path().join("bundle.pb");
+    let older = fs::read(&bundle).unwrap();
+    let authority = AuthorityDir::open(&world.dir.path().join("authority")).unwrap();
+    let signer = read_signing_key(&world.dir.path().join("authority/keys/statement-1.pem"), None).unwrap();
+    let site = Site::new("pit-7").unwrap();
+    let request = StatementRequest { no_standby: true, ..StatementRequest::to(vec![site.clone()]) };
+    let signer = KeyFileSigner::new(signer);
+    issue(&authority, &signer, &[], &request, UnixTime(START.0 + 86_400)).await.unwrap();
+    let newer = fs::read(authority.bundle_path(&site)).unwrap();
+
+    let served = async |bytes: &[u8]| {
+        fs::write(&bundle, bytes).unwrap();
+        let running = world.start().await;
+        let metrics = running.page("/metrics").await;
+        running.stop().await;
+        let sequence = metrics.lines().find_map(|line| line.strip_prefix("pithead_statement_sequence "));
+        sequence.unwrap().to_owned()
+    };
+    assert_eq!(served(&older).await, "1");
+    assert_eq!(served(&newer).await, "2");
+    assert_eq!(served(&older).await, "0", "a statement of the past was served");
+    assert_eq!(served(&newer).await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_to_reload_is_answered_and_a_bundle_that_is_not_named_any_more_is_not_served() {
     let world = World::new().await;
     let running = world.start().await;
