@@ -164,7 +164,9 @@ impl Books {
         for (path, fields, digest) in kept(&served)? {
             match path.file_stem().and_then(|stem| stem.to_str()).map(Site::new) {
                 Some(Ok(site)) => drop(books.last.insert(site, Last::of(&fields, &digest))),
-                _ => tracing::warn!(event = "keys.damaged", path = %path.display(), "it is named after no site"),
+                _ => {
+                    tracing::warn!(event = "keys.damaged", path = %path.display(), "it is named after no site")
+                }
             }
         }
         Ok(books)
@@ -214,7 +216,9 @@ impl Books {
                 Ordering::Equal if *statement.digest() != last.digest => {
                     return refused(TrustError::Equivocation);
                 }
-                Ordering::Equal if served.is_some_and(|served| served.roots.len() == published.roots.len()) => {
+                Ordering::Equal
+                    if served.is_some_and(|served| served.roots.len() == published.roots.len()) =>
+                {
                     return Ok(false);
                 }
                 _ => {}

@@ -7,6 +7,7 @@
 mod authority;
 mod bucket;
 mod bundles;
+mod onlooker;
 mod reload;
 
 use crate::admin::{Admin, Phase, Status};
@@ -28,6 +29,7 @@ use crate::unwrap::{CacheLimits, DataKeys, KeyUnwrapper, KmsUnwrapper, LocalKeys
 use crate::vitals;
 use arc_swap::ArcSwap;
 use bundles::{Bundles, Look};
+use onlooker::Onlooker;
 use pithead_hop::accept::Acceptor;
 use pithead_hop::ingest::{IngestServer, UploadStore};
 use pithead_hop::program::admin::AdminAddress;
@@ -146,8 +148,7 @@ pub async fn serve(
         folders,
         expiries,
     );
-    let admin_stop = CancellationToken::new();
-    let admin_task = tokio::spawn(admin.serve(Arc::clone(&status), admin_stop.clone()));
+    let pages = Onlooker::spawn(|stop| admin.serve(Arc::clone(&status), stop));
 
     // Reading the ledger may take a while after a long life: the admin port answers "starting" meanwhile.
     let registry = Arc::new(Mutex::new(Registry::default()));
@@ -179,7 +180,6 @@ pub async fn serve(
     show_statement(&metrics, &books, &data_keys);
     let books = Arc::new(ArcSwap::from_pointee(books));
     status.show_books(Arc::clone(&books));
-    let looks_stop = CancellationToken::new();
     let parts = vitals::Parts {
         health: status.health().clone(),
         metrics: Arc::clone(&metrics),
@@ -192,7 +192,7 @@ pub async fn serve(
         sink: vitals::SinkOf::Disk(config.sink.path.clone()),
     };
     let looks = vitals::Looks::begin(parts, status.rates().clone()).await;
-    let looks = tokio::spawn(looks.run(looks_stop.clone()));
+    let looks = Onlooker::spawn(|stop| looks.run(stop));
     let pipeline = Pipeline::new(Parts {
         books: Arc::clone(&books),
         data_keys: Arc::clone(&data_keys),
@@ -223,13 +223,9 @@ pub async fn serve(
     let follow = grpc_health::follow(status.health().lamps().clone(), health, SERVICES, stop.child_token());
     tokio::spawn(follow);
     let writing = metrics.writing.clone();
-    let supervisor_stop = CancellationToken::new();
-    let supervisor = tokio::spawn(supervisor::follow(
-        Asked::from_environment(),
-        status.health().lamps().clone(),
-        move || writing.busy_for(),
-        supervisor_stop.clone(),
-    ));
+    let (lamps, busy_for) = (status.health().lamps().clone(), move || writing.busy_for());
+    let supervisor =
+        Onlooker::spawn(|stop| supervisor::follow(Asked::from_environment(), lamps, busy_for, stop));
     tracing::info!(event = "program.ready", ingest = %addresses.ingest, admin = %addresses.admin);
     let _ = started.send(addresses);
 
@@ -311,18 +307,10 @@ pub async fn serve(
     if !traces.stop().await {
         tracing::warn!(event = "stop.limit_ran_out", part = "traces", limit_ms = FLUSH.as_millis() as u64);
     }
-    looks_stop.cancel();
-    within("looks", config.stop.admin.get(), async {
-        let _ = looks.await;
-    })
-    .await;
-    admin_stop.cancel();
-    within("admin", config.stop.admin.get(), async {
-        let _ = admin_task.await;
-    })
-    .await;
-    supervisor_stop.cancel();
-    let _ = supervisor.await;
+    let limit = config.stop.admin.get();
+    looks.end("looks", limit).await;
+    pages.end("admin", limit).await;
+    supervisor.end("supervisor", limit).await;
     tracing::info!(event = "program.stopped", ok = result.is_ok());
     result
 }

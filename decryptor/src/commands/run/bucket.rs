@@ -6,7 +6,8 @@
 //! port.
 
 use super::{
-    Bundles, Look, cannot_write, look_at_devices, next, show_devices, show_statement, unwrapper, within,
+    Bundles, Look, Onlooker, cannot_write, look_at_devices, next, show_devices, show_statement, unwrapper,
+    within,
 };
 use crate::admin::{Admin, Bucket as Shown, Phase, Status};
 use crate::books::Books;
@@ -82,8 +83,7 @@ pub(super) async fn serve(
         (config.sink.url().into(), data_dir.clone()),
         Expiries::default(),
     );
-    let admin_stop = CancellationToken::new();
-    let admin_task = tokio::spawn(admin.serve(Arc::clone(&status), admin_stop.clone()));
+    let pages = Onlooker::spawn(|stop| admin.serve(Arc::clone(&status), stop));
     store::probe(&sink, config.sink.url()).await?;
 
     let books = Arc::new(ArcSwap::from_pointee(books));
@@ -111,8 +111,7 @@ pub(super) async fn serve(
     });
     let (failing, broken) = (Failing::default(), CancellationToken::new());
     let Some(sites) = open_sites(&config, &shared, status.health(), &failing, &stop).await? else {
-        admin_stop.cancel();
-        let _ = admin_task.await;
+        pages.end("admin", config.stop.admin.get()).await;
         return Ok(());
     };
     let registries: Vec<_> = sites.iter().map(|site| site.registry()).collect();
@@ -130,7 +129,6 @@ pub(super) async fn serve(
         sites: config.sites.iter().map(|site| site.name.clone()).collect(),
         failing: failing.clone(),
     });
-    let looks_stop = CancellationToken::new();
     let parts = vitals::Parts {
         health: status.health().clone(),
         metrics: Arc::clone(&metrics),
@@ -143,7 +141,7 @@ pub(super) async fn serve(
         sink: vitals::SinkOf::Bucket(failing.clone()),
     };
     let looks = vitals::Looks::begin(parts, status.rates().clone()).await;
-    let looks = tokio::spawn(looks.run(looks_stop.clone()));
+    let looks = Onlooker::spawn(|stop| looks.run(stop));
     let pace = Pace {
         poll: config.source.poll(),
         sweep: config.source.sweep.get(),
@@ -173,13 +171,9 @@ pub(super) async fn serve(
 
     status.enter(Phase::Serving);
     let writing = metrics.writing.clone();
-    let supervisor_stop = CancellationToken::new();
-    let supervisor = tokio::spawn(supervisor::follow(
-        Asked::from_environment(),
-        status.health().lamps().clone(),
-        move || writing.busy_for(),
-        supervisor_stop.clone(),
-    ));
+    let (lamps, busy_for) = (status.health().lamps().clone(), move || writing.busy_for());
+    let supervisor =
+        Onlooker::spawn(|stop| supervisor::follow(Asked::from_environment(), lamps, busy_for, stop));
     tracing::info!(
         event = "program.ready", admin = %addresses.admin, source = config.source.url(), sink = config.sink.url(),
         replica = hex::encode(id)
@@ -231,18 +225,10 @@ pub(super) async fn serve(
         })
         .await;
     }
-    looks_stop.cancel();
-    within("looks", config.stop.admin.get(), async {
-        let _ = looks.await;
-    })
-    .await;
-    admin_stop.cancel();
-    within("admin", config.stop.admin.get(), async {
-        let _ = admin_task.await;
-    })
-    .await;
-    supervisor_stop.cancel();
-    let _ = supervisor.await;
+    let limit = config.stop.admin.get();
+    looks.end("looks", limit).await;
+    pages.end("admin", limit).await;
+    supervisor.end("supervisor", limit).await;
     let result = match broken.is_cancelled() {
         false => Ok(()),
         true => Err(ProgramError::new(
