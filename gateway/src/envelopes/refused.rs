@@ -441,10 +441,17 @@ impl Refused {
         // There first: what lies here and was never there would be taken for an entry of before there was a replica.
         if let Some((replica, turn)) = turn {
             let mark = replica.keep(&turn, &name, &entry, envelope.map_or(&[], |envelope| &envelope[..]))?;
-            work.keeps(&name, mark);
             entry.replica = Some(mark);
         }
-        write_entry((&bytes_path, &reason_path), &entry, envelope)?;
+        let written = write_entry((&bytes_path, &reason_path), &entry, envelope);
+        if let Some(mark) = entry.replica {
+            match written {
+                Ok(()) => work.keeps(&name, mark),
+                // It lies there and not here: not as if somebody had carried it away.
+                Err(_) => work.out_of_line(),
+            }
+        }
+        written?;
         if is_new {
             let mut state = self.lock();
             state.held.records += 1;

@@ -1,8 +1,9 @@
 //! Where the gateways of a site share their lanes: what this one does while it owns them, and what when it stands by.
 //!
 //! Keys are served all the time. What belongs to the lanes begins with a term and ends with it: the numbers are read from the lanes as
-//! at a start, then envelopes are taken, the folder of the refused area is brought in line, and the relay runs. When the term is over, the relay is cut (what it has under way the next
-//! owner sends again, and the far end recognises it), and devices are told who takes envelopes now.
+//! at a start, then envelopes are taken, the folder of the refused area is brought in line, and the relay runs. When the term is over, the
+//! relay is cut (what it has under way the next owner sends again, and the far end recognises it), and devices are told who takes
+//! envelopes now.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

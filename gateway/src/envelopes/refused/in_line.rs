@@ -54,6 +54,11 @@ impl Work {
     pub(super) fn is_in_line(&self) -> bool {
         self.in_line
     }
+
+    /// It is brought in line once more before anything else is done.
+    pub(super) fn out_of_line(&mut self) {
+        self.in_line = false;
+    }
 }
 
 /// Whether an entry and its bytes are what their name says: whoever may publish to the stream may have put anything there.
