@@ -506,9 +506,19 @@ impl World {
     /// What the relay does: each is delivered, or refused and set aside, before the cursor moves behind it.
     async fn relay(&mut self, at: usize) {
         let log = self.machines[at].log.clone();
-        let (found, _) = read_all(&log, Lane::Second, log.cursor(Lane::Second)).await;
-        for (position, text) in found {
-            let seq = text.parse().unwrap();
+        let mut reader = log.reader(Lane::Second, log.cursor(Lane::Second));
+        // As far as the broker gives it.
+        let found = tokio::task::spawn_blocking(move || {
+            let mut found = Vec::new();
+            while let Ok(batch) = reader.next_batch(1 << 10)
+                && !batch.is_empty()
+            {
+                found.extend(batch.records);
+            }
+            found
+        });
+        for (Position(position), record) in found.await.unwrap() {
+            let seq = std::str::from_utf8(&record.body).unwrap().parse().unwrap();
             if self.below(2) == 0 {
                 if self.machines[at].keep(seq).await.is_err() {
                     return;
