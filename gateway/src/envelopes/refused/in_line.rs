@@ -110,7 +110,7 @@ impl Refused {
     pub(crate) fn look_after(&self) {
         let mut work = self.work();
         if self.let_go_of_carried_away(&mut work)
-            && let Err(error) = self.count(true)
+            && let Err(error) = self.count(work.is_in_line())
         {
             tracing::warn!(event = "refused.not_counted", %error);
         }
@@ -175,9 +175,8 @@ impl Refused {
                 continue;
             };
             // One that does not read is for a person to look at.
-            let Ok(entry) = serde_json::from_slice::<Entry>(&fs::read(&path).map_err(failed)?) else {
-                continue;
-            };
+            let entry = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Entry>(&text).ok());
+            let Some(entry) = entry else { continue };
             if entry.replica.is_some_and(|mark| turn.had(mark)) {
                 self.remove_files(name, &entry).map_err(failed)?;
                 brought.removed += 1;
@@ -201,34 +200,28 @@ impl Refused {
         work: &mut Work,
     ) -> Result<bool, RefusedError> {
         let (bytes_path, reason_path) = self.paths(name);
-        let envelope = match entry.large {
-            true => Bytes::new(),
-            false => match fs::read(&bytes_path) {
-                Ok(envelope) => envelope.into(),
-                Err(source) => return Err(RefusedError::Io { path: bytes_path, source }),
-            },
-        };
         entry.replica = None;
-        let kept = match check(name, &entry, &envelope) {
-            Ok(()) => replica.keep(turn, name, &entry, &envelope).map_err(|error| match error {
-                ReplicaError::Full(words) => Ok(words),
-                other => Err(other),
-            }),
-            Err(why) => Err(Ok(why.to_owned())),
+        // One that is damaged here does not keep the others from being in line.
+        let envelope = match entry.large {
+            true => Ok(Bytes::new()),
+            false => fs::read(&bytes_path).map(Bytes::from).map_err(|error| error.to_string()),
         };
-        match kept {
-            Ok(mark) => {
+        let envelope = envelope.and_then(|envelope| match check(name, &entry, &envelope) {
+            Ok(()) => Ok(envelope),
+            Err(why) => Err(why.to_owned()),
+        });
+        let why = match envelope.map(|envelope| replica.keep(turn, name, &entry, &envelope)) {
+            Ok(Ok(mark)) => {
                 entry.replica = Some(mark);
-                work.keeps(name, mark);
                 write_entry((&bytes_path, &reason_path), &entry, None)?;
-                Ok(true)
+                work.keeps(name, mark);
+                return Ok(true);
             }
-            Err(Ok(why)) => {
-                tracing::warn!(event = "refused.not_replicated", name, why, "it lies on this machine alone");
-                Ok(false)
-            }
-            Err(Err(error)) => Err(error.into()),
-        }
+            Ok(Err(ReplicaError::Full(why))) | Err(why) => why,
+            Ok(Err(error)) => return Err(error.into()),
+        };
+        tracing::warn!(event = "refused.not_replicated", name, why, "it lies on this machine alone");
+        Ok(false)
     }
 
     /// Whether an entry lies here as it lies in the replica.
@@ -242,8 +235,11 @@ impl Refused {
     fn remove_files(&self, name: &str, entry: &Entry) -> io::Result<()> {
         let (bytes, reason) = self.paths(name);
         fs::remove_file(reason)?;
-        if !entry.large {
-            fs::remove_file(bytes)?;
+        if !entry.large
+            && let Err(error) = fs::remove_file(bytes)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
         }
         disk::sync_folder(&self.folder)
     }

@@ -187,8 +187,14 @@ async fn what_was_refused_outlives_its_machine_and_leaves_folder_and_replica_whe
 async fn what_another_owner_has_let_go_leaves_the_folder_and_what_was_never_in_the_replica_is_put_there() {
     let ((model, broker), [first, second]) = (model(), folders());
     // From before there was a replica.
-    fs::create_dir(first.path().join("refused")).unwrap();
-    keep(&alone(&first.path().join("refused")), 1).unwrap();
+    let before = first.path().join("refused");
+    fs::create_dir(&before).unwrap();
+    for seq in [1, 8, 9] {
+        keep(&alone(&before), seq).unwrap();
+    }
+    // What is damaged there stays where it is, and keeps nothing else from it.
+    fs::write(before.join(format!("{}.envelope", name(8))), b"changed").unwrap();
+    fs::remove_file(before.join(format!("{}.envelope", name(9)))).unwrap();
     let one = Machine::owner(&broker, "edge-1", first.path()).await;
     assert_eq!(kept(&model), [1].into());
     one.keep(2).await.unwrap();
@@ -198,11 +204,11 @@ async fn what_another_owner_has_let_go_leaves_the_folder_and_what_was_never_in_t
     two.let_go(1).await;
     two.keep(3).await.unwrap();
     two.log.close();
-    assert_eq!(listed(&one.folder), [1, 2].into(), "as of its last term");
+    assert_eq!(listed(&one.folder), [1, 2, 8, 9].into(), "as of its last term");
     // And from a time with the embedded engine in between.
     keep(&alone(&one.folder), 4).unwrap();
     let one = Machine::owner(&broker, "edge-1", first.path()).await;
-    assert_eq!((one.listed(), kept(&model)), ([2, 3, 4].into(), [2, 3, 4].into()));
+    assert_eq!((one.listed(), kept(&model)), ([2, 3, 4, 8, 9].into(), [2, 3, 4].into()));
     one.log.close();
 }
 
