@@ -258,9 +258,9 @@ async fn refused_retry(State(facts): State<Arc<Facts>>, Path(name): Path<String>
             tracing::warn!(event = "refused.not_sent_again", name, %error);
             let status = match &error {
                 RetryError::Take(TakeError::Missing(_)) => StatusCode::NOT_FOUND,
-                RetryError::Take(TakeError::Io { .. }) | RetryError::NotDurable(_) | RetryError::Stopping => {
-                    StatusCode::INTERNAL_SERVER_ERROR
-                }
+                RetryError::Take(TakeError::Io { .. } | TakeError::Replica(_))
+                | RetryError::NotDurable(_)
+                | RetryError::Stopping => StatusCode::INTERNAL_SERVER_ERROR,
                 _ => StatusCode::CONFLICT,
             };
             (status, format!("{error}\n")).into_response()

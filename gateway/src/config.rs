@@ -606,7 +606,7 @@ const fn validity() -> Duration {
     Duration::from_secs(2 * 365 * 86_400)
 }
 
-const fn refused_size() -> ByteSize {
+pub(crate) const fn refused_size() -> ByteSize {
     ByteSize::mib(1024)
 }
 

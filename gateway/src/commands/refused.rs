@@ -1,4 +1,7 @@
 //! `refused list | retry`: what the far end will never take, and sending it again once somebody has mended why.
+//!
+//! Where several gateways share the lanes, the area is that of whoever owns them. Elsewhere the folder is as it was when that was this
+//! gateway, and a list of it says so first.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::admin_client;
 use crate::cli::Output;
-use crate::config::Config;
+use crate::config::{Config, Engine};
 use crate::envelopes::refused::{self, Entry, Listed};
 use crate::run::directory;
 
@@ -18,16 +21,39 @@ use crate::run::directory;
 /// # Errors
 /// When the folder cannot be read. Ends with 1 when a reason in it is damaged.
 pub fn list(path: &Path, output: Output, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
-    let Listed { entries, unreadable } = listed(&Config::load(path)?)?;
+    let config = Config::load(path)?;
+    let Listed { entries, unreadable } = listed(&config)?;
+    let aged = (config.spool.engine == Engine::Jetstream).then(|| aged(&config)).flatten();
     let damaged = |name: &String| json!({ "name": name, "damaged": true });
     let text = match output {
-        Output::Json => super::json(&Value::Array(
-            entries.iter().map(describe).chain(unreadable.iter().map(damaged)).collect(),
-        )),
-        Output::Table => entries.iter().map(line).chain(unreadable.iter().map(damaged_line)).collect(),
+        Output::Json => {
+            if let Some(why) = aged {
+                tracing::warn!(event = "refused.of_a_term_before", why);
+            }
+            super::json(&Value::Array(
+                entries.iter().map(describe).chain(unreadable.iter().map(damaged)).collect(),
+            ))
+        }
+        Output::Table => {
+            let aged = aged.map(|why| format!("{why}\n")).into_iter();
+            aged.chain(entries.iter().map(line)).chain(unreadable.iter().map(damaged_line)).collect()
+        }
     };
     super::write(out, &text)?;
     Ok(if unreadable.is_empty() { ExitCode::OK } else { ExitCode::FAILED })
+}
+
+/// Why what lies here may not be the area as it is, if that is so.
+fn aged(config: &Config) -> Option<String> {
+    let why = match admin_client::statusz(&config.admin.listen) {
+        Ok(status) if status["spool"]["owner_here"] == true => return None,
+        Ok(status) => match status["spool"]["standing_by"].as_str() {
+            Some(owner) => format!("this gateway stands by: {owner}, and its list is the one that counts"),
+            None => "this gateway stands by: the list of the one that takes the envelopes counts".to_owned(),
+        },
+        Err(_) => "no gateway runs here: another one of the site may have the list that counts".to_owned(),
+    };
+    Some(format!("{why}; what follows is how it was when this one owned the lanes last"))
 }
 
 fn damaged_line(name: &String) -> String {

@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/refused/<device>~<stream>~<run>~<seq>~<first 8 bytes of SHA-256>.envelope    the bytes as they came
 //! DATA/refused/<the same>.json                                                      who, why, since when
+//! DATA/refused/.replica                                                             which replica this folder is in line with
 //! ```
 //!
 //! A large envelope stays where it was gathered, in `DATA/uploads` and its budget; only its reason lies here. When that is taken
@@ -14,6 +15,11 @@
 //!
 //! Whoever takes an entry out to send it again ([`TakenOut`]) lets go of it only when it is durable elsewhere. If the far end
 //! is quicker, and refuses it again before that, the entry stays.
+//!
+//! Where several gateways share the lanes, the area has a replica beside them, and this folder is that of one machine
+//! ([`in_line`]).
+
+mod in_line;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -26,7 +32,9 @@ use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use self::in_line::Work;
 use super::record::{Head, NotAHead};
+use super::replicated::{Gone, Mark, Replica, ReplicaError};
 use super::shares::Shares;
 use crate::clock::since_boot;
 use crate::metrics::Metrics;
@@ -66,6 +74,9 @@ pub struct Entry {
     /// It is large: its bytes lie in `DATA/uploads`, and `sha256` is of its header.
     #[serde(default)]
     pub large: bool,
+    /// Where it stands in the replica, if it was put there. Not said there itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<Mark>,
 }
 
 impl Entry {
@@ -88,6 +99,18 @@ impl Entry {
     }
 }
 
+/// What the files of an envelope are called.
+fn name_of(head: &Head) -> String {
+    let Identity { device, stream, run, seq, .. } = &head.identity;
+    format!("{device}~{stream}~{run}~{seq}~{}", hex::encode(&head.sha256[..8]))
+}
+
+/// Whether a name is one of ours, and no path.
+fn is_name(name: &str) -> bool {
+    let is_ours = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
+    !name.starts_with('.') && name.bytes().all(is_ours)
+}
+
 /// Why an envelope could not be set aside. It stays in the spool.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -108,6 +131,17 @@ pub enum RefusedError {
         /// The cause.
         source: io::Error,
     },
+    /// The replica did not take it.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+}
+
+impl RefusedError {
+    /// Whether there is no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Replica(ReplicaError::Full(_)))
+    }
 }
 
 /// Why an entry cannot be taken out.
@@ -136,6 +170,21 @@ pub enum TakeError {
         /// The cause.
         source: io::Error,
     },
+    /// The replica is not known, or does not let it go.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+}
+
+impl From<RefusedError> for TakeError {
+    fn from(error: RefusedError) -> Self {
+        match error {
+            RefusedError::Io { path, source } => Self::Io { path, source },
+            RefusedError::Replica(error) => Self::Replica(error),
+            RefusedError::Full { bytes, capacity } => {
+                Self::Replica(ReplicaError::Full(format!("{bytes} of {capacity} bytes")))
+            }
+        }
+    }
 }
 
 /// The area on disk.
@@ -146,6 +195,11 @@ pub struct Refused {
     state: Mutex<State>,
     metrics: Metrics,
     shares: Shares,
+    /// Where the gateways of a site share it.
+    replica: Option<Replica>,
+    /// Whoever writes or removes here and in the replica: one at a time, for as long as that takes. Taken before the state, which is
+    /// held for moments only.
+    work: Mutex<Work>,
 }
 
 #[derive(Debug, Default)]
@@ -190,15 +244,18 @@ pub struct TakenOut {
     pub envelope: Bytes,
     /// Bytes of a large one.
     pub large: Option<u64>,
+    /// Where it stood in the replica.
+    mark: Option<Mark>,
 }
 
 impl TakenOut {
-    /// It is durable elsewhere, and goes from here; unless the far end has refused it again since. Blocks for a sync.
+    /// It is durable elsewhere, and goes from here and from the replica; unless the far end has refused it again since. Blocks for a
+    /// sync.
     ///
     /// # Errors
-    /// When the disk does not let it go: then it is in both places, and sent again it is a duplicate.
+    /// When the disk or the replica does not let it go: then it is in both places, and sent again it is a duplicate.
     pub fn let_go(self) -> Result<(), TakeError> {
-        self.area.remove(&self.name, &self.head.identity.device, self.envelope.len() as u64)
+        self.area.remove(&self)
     }
 }
 
@@ -253,10 +310,21 @@ impl Refused {
     /// When the folder cannot be made or read.
     pub fn open(folder: &Path, capacity: u64, metrics: Metrics, shares: Shares) -> io::Result<Self> {
         disk::create_folder(folder)?;
-        let state = Mutex::default();
-        let area = Self { folder: folder.to_owned(), capacity, state, metrics, shares };
-        area.recount()?;
+        let (state, work) = (Mutex::default(), Mutex::default());
+        let area = Self { folder: folder.to_owned(), capacity, state, metrics, shares, replica: None, work };
+        area.count(true)?;
         Ok(area)
+    }
+
+    /// With a replica: from now on the area is that of whoever owns the lanes, and this folder is in line with it while that is this
+    /// gateway.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub(crate) fn with_replica(mut self, replica: Option<Replica>) -> io::Result<Self> {
+        self.replica = replica;
+        self.count(self.replica.is_none())?;
+        Ok(self)
     }
 
     /// Sets an envelope aside. When this returns it is durable here, and may leave the spool. The same envelope again is
@@ -334,7 +402,7 @@ impl Refused {
             Kept::Elsewhere(total) => (0, total),
         };
         let id = &head.identity;
-        let entry = Entry {
+        let mut entry = Entry {
             site: id.site.to_string(),
             device: id.device.to_string(),
             stream: id.stream.to_string(),
@@ -349,10 +417,12 @@ impl Refused {
             head: hex::encode(head.encode()),
             conflict,
             large: matches!(kept, Kept::Elsewhere(_)),
+            replica: None,
         };
-        let name =
-            format!("{}~{}~{}~{}~{}", id.device, id.stream, id.run, id.seq, hex::encode(&head.sha256[..8]));
+        let name = name_of(head);
         let (bytes_path, reason_path) = self.paths(&name);
+        let mut work = self.work();
+        let turn = self.in_line(&mut work)?;
         let is_new = {
             let mut state = self.lock();
             if let Some(refused_again) = state.out.get_mut(&name) {
@@ -364,13 +434,24 @@ impl Refused {
             }
             is_new
         };
-        let write = |path: &Path, bytes: &[u8]| {
-            disk::replace(path, bytes).map_err(|source| RefusedError::Io { path: path.to_owned(), source })
+        let envelope = match kept {
+            Kept::Bytes(envelope) => Some(envelope),
+            Kept::Elsewhere(_) => None,
         };
-        if let Kept::Bytes(envelope) = kept {
-            write(&bytes_path, envelope)?;
+        // There first: what lies here and was never there would be taken for an entry of before there was a replica.
+        if let Some((replica, turn)) = turn {
+            let mark = replica.keep(&turn, &name, &entry, envelope.map_or(&[], |envelope| &envelope[..]))?;
+            entry.replica = Some(mark);
         }
-        write(&reason_path, &serde_json::to_vec_pretty(&entry).unwrap_or_default())?;
+        let written = write_entry((&bytes_path, &reason_path), &entry, envelope);
+        if let Some(mark) = entry.replica {
+            match written {
+                Ok(()) => work.keeps(&name, mark),
+                // It lies there and not here: not as if somebody had carried it away.
+                Err(_) => work.out_of_line(),
+            }
+        }
+        written?;
         if is_new {
             let mut state = self.lock();
             state.held.records += 1;
@@ -390,10 +471,10 @@ impl Refused {
     /// # Errors
     /// [`TakeError`].
     pub fn take_out(self: &Arc<Self>, name: &str) -> Result<TakenOut, TakeError> {
-        // A name is one of ours, and no path.
-        let is_ours = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
+        let mut work = self.work();
+        self.in_line(&mut work)?;
         let (bytes_path, reason_path) = self.paths(name);
-        if name.starts_with('.') || !name.bytes().all(is_ours) || !reason_path.exists() {
+        if !is_name(name) || !reason_path.exists() {
             return Err(TakeError::Missing(name.to_owned()));
         }
         if self.lock().out.insert(name.to_owned(), false).is_some() {
@@ -405,18 +486,20 @@ impl Refused {
             let entry: Entry = serde_json::from_slice(&read(reason_path)?)
                 .map_err(|_| damaged("its reason does not read"))?;
             let head = entry.to_head().map_err(|_| damaged("its head does not read"))?;
+            let (conflict, mark) = (entry.conflict, entry.replica);
             if entry.large {
-                return Ok((head, entry.conflict, Bytes::new(), Some(entry.bytes)));
+                return Ok((head, conflict, mark, Bytes::new(), Some(entry.bytes)));
             }
             let envelope = Bytes::from(read(bytes_path)?);
             if Sha256::digest(&envelope).as_slice() != head.sha256 {
                 return Err(damaged("its bytes are not those that were refused"));
             }
-            Ok((head, entry.conflict, envelope, None))
+            Ok((head, conflict, mark, envelope, None))
         };
         match taken() {
-            Ok((head, conflict, envelope, large)) => {
-                Ok(TakenOut { area: self.clone(), name: name.to_owned(), head, conflict, envelope, large })
+            Ok((head, conflict, mark, envelope, large)) => {
+                let (area, name) = (self.clone(), name.to_owned());
+                Ok(TakenOut { area, name, head, conflict, envelope, large, mark })
             }
             Err(error) => {
                 self.lock().out.remove(name);
@@ -425,13 +508,27 @@ impl Refused {
         }
     }
 
-    fn remove(&self, name: &str, device: &DeviceId, bytes: u64) -> Result<(), TakeError> {
-        let mut state = self.lock();
-        if state.out.get(name) != Some(&false) {
+    fn remove(&self, taken: &TakenOut) -> Result<(), TakeError> {
+        let (name, device, bytes) = (&taken.name, &taken.head.identity.device, taken.envelope.len() as u64);
+        // What is refused again waits for this, from here on finds no entry, and is a new one.
+        let mut work = self.work();
+        if self.lock().out.get(name) != Some(&false) {
             return Ok(());
         }
-        // Under the lock: what is refused again from here on finds no entry, and is a new one. The reason goes first: an
-        // envelope without one does not count.
+        if let Some((replica, turn)) = self.in_line(&mut work)?
+            && let Some(mark) = taken.mark
+        {
+            // Not the one that was taken out: somebody else has let it go or refused it again, in a term of another gateway.
+            if !work.has(name, mark) {
+                return Ok(());
+            }
+            if replica.remove(&turn, name, mark.sequence)? == Gone::Newer {
+                return Ok(());
+            }
+            work.let_go(name);
+        }
+        let mut state = self.lock();
+        // The reason goes first: an envelope without one does not count.
         let (bytes_path, reason_path) = self.paths(name);
         // It waits in the spool again, and its bytes stay for that.
         let is_large = state.large.remove(name).is_some();
@@ -468,11 +565,19 @@ impl Refused {
         }
     }
 
-    /// Looks at the disk again: somebody may have carried entries away, which is how room comes back.
+    /// Looks at the disk again: somebody may have carried entries away, which is how room comes back. Blocks.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn recount(&self) -> io::Result<Held> {
+        let mut work = self.work();
+        self.let_go_of_carried_away(&mut work);
+        self.count(self.replica.is_none() || work.is_in_line())
+    }
+
+    /// Counts what lies here. What is not `ours` counts where it is: on the machine of whoever owns the lanes, if it was ever put into
+    /// the replica.
+    fn count(&self, ours: bool) -> io::Result<Held> {
         let mut held = Held::default();
         let mut devices: BTreeMap<DeviceId, u64> = BTreeMap::new();
         let mut large = HashMap::new();
@@ -480,16 +585,21 @@ impl Refused {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let Some(name) = name.strip_suffix(".json") else { continue };
             let bytes = fs::metadata(self.paths(name).0).map_or(0, |file| file.len());
+            if bytes == 0 || !ours {
+                let entry = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Entry>(&text).ok());
+                if let Some(entry) = entry {
+                    if entry.large
+                        && let Ok(head) = entry.to_head()
+                    {
+                        large.insert(name.to_owned(), head.identity);
+                    }
+                    if !ours && entry.replica.is_some() {
+                        continue;
+                    }
+                }
+            }
             held.records += 1;
             held.bytes += bytes;
-            if bytes == 0
-                && let Ok(text) = fs::read(&path)
-                && let Ok(entry) = serde_json::from_slice::<Entry>(&text)
-                && entry.large
-                && let Ok(head) = entry.to_head()
-            {
-                large.insert(name.to_owned(), head.identity);
-            }
             if let Some(device) = name.split('~').next().and_then(|device| DeviceId::new(device).ok()) {
                 *devices.entry(device).or_default() += bytes;
             }
@@ -522,6 +632,21 @@ impl Refused {
     fn show(&self, held: Held) {
         self.metrics.refused_area(held.records, held.bytes, self.capacity);
     }
+}
+
+/// The envelope first: an entry counts when its reason is there.
+fn write_entry(
+    (bytes_path, reason_path): (&Path, &Path),
+    entry: &Entry,
+    envelope: Option<&Bytes>,
+) -> Result<(), RefusedError> {
+    let write = |path: &Path, bytes: &[u8]| {
+        disk::replace(path, bytes).map_err(|source| RefusedError::Io { path: path.to_owned(), source })
+    };
+    if let Some(envelope) = envelope {
+        write(bytes_path, envelope)?;
+    }
+    write(reason_path, &serde_json::to_vec_pretty(entry).unwrap_or_default())
 }
 
 #[cfg(test)]

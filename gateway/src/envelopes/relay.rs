@@ -71,6 +71,7 @@ use super::lanes;
 use super::numbers::Numbers;
 use super::record::{Body, Head, KIND_CONFLICT};
 use super::refused::{Refused, RefusedError};
+use super::replicated::ReplicaError;
 use super::spool::EnvelopeSpool;
 use crate::clock::{since_boot, wall_us};
 use crate::health::{Health, Level};
@@ -275,7 +276,9 @@ impl Ended {
             Self::Connect(error) => Some(error.reason()),
             Self::Send(error) => error.reason(),
             Self::Read(_) => Some(ErrorReason::DiskFailed),
-            Self::Refused(RefusedError::Full { .. }) => Some(ErrorReason::SpoolFull),
+            Self::Refused(error) if error.is_full() => Some(ErrorReason::SpoolFull),
+            Self::Refused(RefusedError::Replica(ReplicaError::NotOurs)) => Some(ErrorReason::StandingBy),
+            Self::Refused(RefusedError::Replica(_)) => Some(ErrorReason::PeerUnreachable),
             Self::Refused(_) => Some(ErrorReason::DiskFailed),
             Self::Unanswered(_) => Some(ErrorReason::PeerUnreachable),
             Self::Store(error) | Self::Probe(ProbeError::Store(error)) => Some(error.fault.reason()),

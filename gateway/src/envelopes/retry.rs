@@ -2,7 +2,7 @@
 //! whose record was lost.
 //!
 //! The entry leaves the area only when the envelope is durable in the spool. A kill in between leaves it in both, and what
-//! goes out twice is a duplicate at the far end.
+//! goes out twice is a duplicate at the far end. Where several gateways share the lanes, the one that owns them alone does this.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::fate::undecided;
 use super::numbers::{Numbers, Offered};
 use super::record::{Body, Head};
 use super::refused::{Refused, TakeError, TakenOut};
-use super::spool::EnvelopeSpool;
+use super::spool::{Elsewhere, EnvelopeSpool};
 use crate::clock::{since_boot, wall_ms};
 
 /// Why an envelope was not put back. It stays in the refused area.
@@ -40,6 +40,9 @@ pub enum RetryError {
     /// It did not become durable.
     #[error(transparent)]
     NotDurable(#[from] NotDurable),
+    /// Another gateway owns the lanes, and the area with them.
+    #[error("this gateway stands by: {0}; give the command there")]
+    StandingBy(Elsewhere),
     /// The program stops.
     #[error("the gateway stops; give the command again when it runs")]
     Stopping,
@@ -64,6 +67,9 @@ impl Retry {
     /// # Errors
     /// [`RetryError`].
     pub async fn send_again(&self, name: &str) -> Result<(), RetryError> {
+        if let Some(elsewhere) = self.spool.elsewhere() {
+            return Err(RetryError::StandingBy(elsewhere));
+        }
         let (area, wanted) = (self.refused.clone(), name.to_owned());
         let taken = tokio::task::spawn_blocking(move || area.take_out(&wanted)).await;
         let taken = taken.map_err(|_| RetryError::Stopping)??;

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use super::lanes::{Found, LANES, Lanes, USUAL};
 use super::record::{Body, Head};
-use super::replicated::{self, Books, Neighbour, Owner, Presence, Replicated, Standing};
+use super::replicated::{self, Books, Neighbour, Owner, Presence, Replica, Replicated, Standing};
 use super::shares::Fill;
 use crate::config;
 
@@ -283,6 +283,14 @@ impl EnvelopeSpool {
         match &self.0.log {
             Engine::Embedded(_) => None,
             Engine::Replicated(log) => log.books(),
+        }
+    }
+
+    /// Where the refused area is kept as well, if what waits is not on this machine alone.
+    pub(crate) fn replica(&self) -> Option<Replica> {
+        match &self.0.log {
+            Engine::Embedded(_) => None,
+            Engine::Replicated(log) => Some(log.replica()),
         }
     }
 

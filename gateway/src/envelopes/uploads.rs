@@ -1,5 +1,6 @@
 //! What becomes of large envelopes' files besides being sent: claimed at a start, entered again when their record is lost, given
-//! up when nobody goes on with them, let go when their reason was taken out of the refused area.
+//! up when nobody goes on with them, let go when their reason was taken out of the refused area. Whoever looks for that looks for what
+//! else was taken away there.
 
 use std::io;
 use std::sync::Arc;
@@ -97,6 +98,7 @@ pub async fn sweep(
         let (store, area, numbers) = (uploads.clone(), refused.clone(), numbers.clone());
         let looked = tokio::task::spawn_blocking(move || {
             store.expire(since_boot());
+            area.look_after();
             for identity in area.let_go_of_large() {
                 if numbers.is_here(&identity) {
                     // It waits in the spool again.

@@ -1,13 +1,15 @@
 //! Where the gateways of a site share their lanes: what this one does while it owns them, and what when it stands by.
 //!
 //! Keys are served all the time. What belongs to the lanes begins with a term and ends with it: the numbers are read from the lanes as
-//! at a start, then envelopes are taken, and the relay runs. When the term is over, the relay is cut (what it has under way the next
-//! owner sends again, and the far end recognises it), and devices are told who takes envelopes now.
+//! at a start, then envelopes are taken, the folder of the refused area is brought in line, and the relay runs. When the term is over, the
+//! relay is cut (what it has under way the next owner sends again, and the far end recognises it), and devices are told who takes
+//! envelopes now.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pithead_hop::identity::GatewayName;
 use pithead_hop::program::ProgramError;
@@ -25,6 +27,9 @@ use crate::envelopes::replicated::{Joining, Standing};
 use crate::envelopes::spool::{self, EnvelopeSpool};
 use crate::health::{Health, Level};
 use crate::metrics::{Dimension, Metrics};
+
+/// Between two attempts to bring the refused area in line.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// How the streams of the site are joined, if the configuration says so.
 ///
@@ -50,6 +55,7 @@ pub(crate) fn joining(config: &Config, name: &GatewayName) -> Result<Option<Join
         &config.spool,
         &config.gateway.site,
         config.ingest.envelopes.inline.get(),
+        config.relay.as_ref().map_or(config::refused_size(), |relay| relay.refused_size).get(),
         name.as_str(),
         address,
     )))
@@ -156,10 +162,44 @@ impl Owning {
     /// What an owner does beside taking envelopes, until told to stop. The relay may hear that the lanes are somebody else's before
     /// whoever follows the standing does, and ends then: that is no reason to follow no more.
     async fn work(&self, begun: bool, stop: &CancellationToken) {
-        if let Some((relay, way)) = self.relay.clone().filter(|_| begun) {
-            relay.follow(way, stop.clone()).await;
+        if !begun {
+            return stop.cancelled().await;
         }
-        stop.cancelled().await;
+        let in_line = tokio::select! {
+            in_line = self.bring_in_line() => in_line,
+            () = stop.cancelled() => return,
+        };
+        let again = async {
+            let mut in_line = in_line;
+            while !in_line {
+                tokio::time::sleep(AGAIN).await;
+                in_line = self.bring_in_line().await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let relaying = async {
+            if let Some((relay, way)) = self.relay.clone() {
+                relay.follow(way, stop.clone()).await;
+            }
+            stop.cancelled().await;
+        };
+        tokio::select! {
+            () = relaying => {}
+            () = again => {}
+        }
+    }
+
+    /// The folder of the refused area has what its replica has. Where that fails the relay begins all the same: what is missing here
+    /// lies in the replica, and nothing more is set aside before it has succeeded.
+    async fn bring_in_line(&self) -> bool {
+        let refused = self.refused.clone();
+        let error = match tokio::task::spawn_blocking(move || refused.bring_in_line()).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(event = "refused.not_in_line", error);
+        false
     }
 
     /// Reads what the lanes hold, and takes envelopes from then on. False if that was not possible.
@@ -201,7 +241,9 @@ impl Owning {
         let (numbers, refused) = (self.numbers.clone(), self.refused.clone());
         let forgetting = move || {
             let forgotten = numbers.forget();
-            refused.hold_again();
+            if let Err(error) = refused.stand_by() {
+                tracing::warn!(event = "refused.not_counted", %error);
+            }
             forgotten
         };
         if let Ok(Err(error)) = tokio::task::spawn_blocking(forgetting).await {

@@ -211,7 +211,8 @@ impl Serving {
         let numbers = Numbers::open(data.lines(), idle, &spool, conflict_bytes, shares.clone(), &large)
             .map_err(|error| disk_failed(&error))?;
         let refused_size = config.relay.as_ref().map_or(0, |relay| relay.refused_size.get());
-        let refused = Refused::open(&data.refused(), refused_size, metrics.clone(), shares.clone());
+        let refused = Refused::open(&data.refused(), refused_size, metrics.clone(), shares.clone())
+            .and_then(|area| area.with_replica(spool.replica()));
         let refused = Arc::new(refused.map_err(|error| disk_failed(&error))?);
         let control =
             Control::open(data.orders(), configured_rate(config)).map_err(|error| disk_failed(&error))?;

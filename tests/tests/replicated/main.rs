@@ -6,6 +6,7 @@
 
 mod cut;
 mod passing;
+mod refused;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

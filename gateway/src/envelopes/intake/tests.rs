@@ -252,7 +252,7 @@ async fn what_the_far_end_has_refused_waits_for_it_again_and_leaves_the_area_whe
     let (head, bytes) = (door.spool.waiting().next().unwrap(), envelope.len() as u64);
     let (position, head) = (head.position, Head::decode(&head.head).unwrap());
     let area = Refused::open(&folder.path().join("refused"), 1 << 20, Metrics::new(), door.shares.clone());
-    let refused = Arc::new(area.unwrap());
+    let refused = Arc::new(area.unwrap().with_replica(door.spool.replica()).unwrap());
     // As the relay does it.
     refused.keep(&head, false, &envelope, Some(ErrorReason::KeyUnknown), "unknown", 5).unwrap();
     door.numbers.passed_on(&head, false, bytes);

@@ -1,6 +1,5 @@
 //! What the relay says of itself: its lamp, its metrics, its line on the status page.
 
-use super::super::refused::RefusedError;
 use super::control::{Cause, Pause};
 use super::report::Report;
 use super::{Ended, Relay};
@@ -72,7 +71,7 @@ impl Relay {
             }
             _ => said,
         };
-        let full = matches!(ended, Ended::Refused(RefusedError::Full { .. }));
+        let full = matches!(ended, Ended::Refused(error) if error.is_full());
         self.report.change(|report| {
             report.up = false;
             report.refused_area_full = full;

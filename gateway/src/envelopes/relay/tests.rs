@@ -38,9 +38,9 @@ fn relay_by(
     refused_size: u64,
 ) -> Running {
     let metrics = Metrics::new();
-    let refused = Arc::new(
-        Refused::open(&folder.join("refused"), refused_size, metrics.clone(), door.shares.clone()).unwrap(),
-    );
+    let refused =
+        Refused::open(&folder.join("refused"), refused_size, metrics.clone(), door.shares.clone()).unwrap();
+    let refused = Arc::new(refused.with_replica(door.spool.replica()).unwrap());
     let health = Health::new(metrics.clone(), Duration::ZERO);
     let report = RelayReport::default();
     let control = Control::open(folder.join("relay"), None).unwrap();

@@ -48,6 +48,14 @@ pub(super) struct Value {
     pub(super) revision: u64,
 }
 
+/// An entry of the refused area, as it stands there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KeptMessage {
+    pub(super) name: String,
+    pub(super) sequence: u64,
+    pub(super) bytes: Bytes,
+}
+
 /// See the module.
 ///
 /// An append or a replacement that was asked for may be done long after whoever asked has given up waiting. Whether it was is
@@ -69,6 +77,22 @@ pub(super) trait Broker: fmt::Debug + Send + Sync + 'static {
 
     /// Removes all messages before `sequence`.
     fn purge(&self, lane: Lane, sequence: u64) -> Asked<'_, ()>;
+
+    /// Appends a message to the log of the refused area if the newest there has the sequence `expected`, and removes what stood under its
+    /// name. Gives its own. Durable as an append is.
+    fn keep<'a>(&'a self, name: &'a str, expected: u64, message: Bytes) -> Asked<'a, u64>;
+
+    /// What stands under a name in the refused area, from a leader.
+    fn kept<'a>(&'a self, name: &'a str) -> Asked<'a, Option<Value>>;
+
+    /// The oldest message of the refused area that is not before `sequence`, from a leader, which may be one of the past.
+    fn kept_from(&self, sequence: u64) -> Asked<'_, Option<KeptMessage>>;
+
+    /// Removes this one message of the refused area. Whether it was there.
+    fn let_go(&self, sequence: u64) -> Asked<'_, bool>;
+
+    /// How the log of the refused area stands.
+    fn kept_state(&self) -> Asked<'_, LogState>;
 
     /// What stands under a key.
     fn get<'a>(&'a self, key: &'a str) -> Asked<'a, Option<Value>>;

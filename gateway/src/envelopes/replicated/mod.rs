@@ -24,6 +24,7 @@
 //!        PREFIX.state.cursors                         how far delivery is
 //!        PREFIX.state.lines, .lines.E.N.P             the checkpoint of the lines: where it is, and its pieces
 //!        PREFIX.state.gateways                        how each gateway of the site is, for people ([`roster`])
+//! stream PREFIX-refused                               the refused area, an entry to a subject ([`area`])
 //! ```
 //!
 //! # Operation
@@ -65,6 +66,7 @@ use tokio_util::sync::CancellationToken;
 mod broker;
 mod group;
 
+mod area;
 mod books;
 mod cell;
 mod commit;
@@ -81,6 +83,8 @@ pub(super) mod model;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use area::{Gone, Replica, Turn};
+pub use area::{Mark, ReplicaError};
 pub(crate) use books::Books;
 pub use owning::{Owner, Standing};
 pub use roster::{Neighbour, Presence, Served};
@@ -304,13 +308,15 @@ pub struct Joining {
 }
 
 impl Joining {
-    /// As configured. `envelope_bytes` is the largest envelope that is taken inline.
+    /// As configured. `envelope_bytes` is the largest envelope that is taken inline, `refused_bytes` what the refused area may take of
+    /// envelopes.
     #[must_use]
     pub fn new(
         section: &config::JetStream,
         spool: &config::Spool,
         site: &Site,
         envelope_bytes: u64,
+        refused_bytes: u64,
         name: &str,
         address: Option<String>,
     ) -> Self {
@@ -328,6 +334,7 @@ impl Joining {
                 capacity: spool.max_size.get(),
                 in_use: lanes,
                 envelope_bytes,
+                refused_bytes,
             },
             monitors: section.monitor.clone(),
             name: name.to_owned(),
@@ -538,6 +545,11 @@ impl Replicated {
         let state = self.0.lock();
         let term = state.term.as_ref()?;
         Some(Books::new(self.0.clone(), term.by, term.lines.clone()))
+    }
+
+    /// What the far end refuses lies there as well.
+    pub(crate) fn replica(&self) -> Replica {
+        Replica::new(self.0.clone())
     }
 
     /// Whether what is acknowledged is on several servers.

@@ -11,13 +11,37 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use pithead_spool::Lane;
 
-use super::broker::{Asked, Broker, Fault, LogState, Value};
+use super::broker::{Asked, Broker, Fault, KeptMessage, LogState, Value};
 
 /// A request that was held up.
 #[derive(Debug, Clone)]
 enum Held {
     Append(Lane, u64, Bytes),
     Put(String, u64, Bytes),
+    Keep(String, u64, Bytes),
+    LetGo(u64),
+}
+
+/// The refused area: a log of which each name keeps its newest message.
+#[derive(Debug, Default)]
+struct Area {
+    last: u64,
+    messages: BTreeMap<u64, (String, Bytes)>,
+    max_bytes: Option<u64>,
+    /// The leader that is read from has not got so many of the newest messages yet.
+    behind: u64,
+}
+
+impl Area {
+    fn bytes(&self) -> u64 {
+        self.messages.values().map(|(_, message)| message.len() as u64).sum()
+    }
+
+    /// What the leader that is read from has.
+    fn seen(&self) -> impl Iterator<Item = (u64, &String, &Bytes)> {
+        let seen = self.last.saturating_sub(self.behind);
+        self.messages.range(..=seen).map(|(sequence, (name, message))| (*sequence, name, message))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +54,7 @@ struct Log {
 #[derive(Debug, Default)]
 struct State {
     logs: [Log; 3],
+    area: Area,
     keys: HashMap<String, Value>,
     revision: u64,
     held: Vec<Held>,
@@ -97,11 +122,32 @@ impl State {
         Ok(self.revision)
     }
 
+    fn keep(&mut self, name: &str, expected: u64, message: &Bytes) -> Result<u64, Fault> {
+        let careless = self.careless;
+        let area = &mut self.area;
+        if area.last != expected && !careless {
+            return Err(Fault::Mismatch);
+        }
+        if area.max_bytes.is_some_and(|max| area.bytes() + message.len() as u64 > max) {
+            return Err(Fault::Full("maximum bytes exceeded".to_owned()));
+        }
+        area.messages.retain(|_, (held, _)| held != name);
+        area.last += 1;
+        area.messages.insert(area.last, (name.to_owned(), message.clone()));
+        Ok(area.last)
+    }
+
+    fn let_go(&mut self, sequence: u64) -> bool {
+        self.area.messages.remove(&sequence).is_some()
+    }
+
     fn take_up(&mut self, held: Held) {
         // Nobody waits for the answer any more.
         drop(match held {
             Held::Append(lane, expected, message) => self.append(lane, expected, &message),
             Held::Put(key, revision, bytes) => self.put(&key, revision, &bytes),
+            Held::Keep(name, expected, message) => self.keep(&name, expected, &message),
+            Held::LetGo(sequence) => Ok(u64::from(self.let_go(sequence))),
         });
     }
 
@@ -218,6 +264,28 @@ impl Model {
         }
     }
 
+    /// What the refused area takes.
+    pub(super) fn area_holds(&self, bytes: Option<u64>) {
+        self.lock().area.max_bytes = bytes;
+    }
+
+    /// Whoever is asked for the refused area lacks so many of the newest messages.
+    pub(super) fn area_behind(&self, messages: u64) {
+        self.lock().area.behind = messages;
+    }
+
+    /// What stands in the refused area, by name.
+    pub(super) fn area(&self) -> BTreeMap<String, (u64, Bytes)> {
+        let state = self.lock();
+        let held = state.area.messages.iter();
+        held.map(|(sequence, (name, message))| (name.clone(), (*sequence, message.clone()))).collect()
+    }
+
+    /// Somebody has made the stream of the refused area anew.
+    pub(super) fn lose_area(&self) {
+        self.lock().area = Area::default();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
@@ -277,6 +345,41 @@ impl Broker for Model {
             log.messages = log.messages.split_off(&sequence);
             log.first = log.first.max(sequence);
             Ok(())
+        })
+    }
+
+    fn keep<'a>(&'a self, name: &'a str, expected: u64, message: Bytes) -> Asked<'a, u64> {
+        let again = Held::Keep(name.to_owned(), expected, message.clone());
+        self.answer(Some(again), move |state| state.keep(name, expected, &message))
+    }
+
+    fn kept<'a>(&'a self, name: &'a str) -> Asked<'a, Option<Value>> {
+        self.answer(None, move |state| {
+            let found = state.area.seen().find(|(_, held, _)| *held == name);
+            Ok(found.map(|(revision, _, bytes)| Value { bytes: bytes.clone(), revision }))
+        })
+    }
+
+    fn kept_from(&self, sequence: u64) -> Asked<'_, Option<KeptMessage>> {
+        self.answer(None, move |state| {
+            let found = state.area.seen().find(|(at, ..)| *at >= sequence);
+            Ok(found.map(|(sequence, name, bytes)| KeptMessage {
+                name: name.clone(),
+                sequence,
+                bytes: bytes.clone(),
+            }))
+        })
+    }
+
+    fn let_go(&self, sequence: u64) -> Asked<'_, bool> {
+        self.answer(Some(Held::LetGo(sequence)), move |state| Ok(state.let_go(sequence)))
+    }
+
+    fn kept_state(&self) -> Asked<'_, LogState> {
+        self.answer(None, move |state| {
+            let (first, bytes) = (state.area.messages.keys().next().copied(), state.area.bytes());
+            let (last, max_bytes) = (state.area.last, state.area.max_bytes);
+            Ok(LogState { first: first.unwrap_or(last + 1), last, bytes, max_bytes })
         })
     }
 

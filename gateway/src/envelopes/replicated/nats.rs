@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{Config, DirectGetErrorKind, Info, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{
+    Config, DeleteMessageErrorKind, DirectGetErrorKind, Info, LastRawMessageErrorKind, Stream,
+};
 use async_nats::jetstream::{self, Context, Error as ApiError, ErrorCode};
 use async_nats::{Client, ConnectOptions};
 use bytes::Bytes;
@@ -21,7 +23,7 @@ use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::Lane;
 
-use super::broker::{Asked, Broker, Fault, LogState, Value};
+use super::broker::{Asked, Broker, Fault, KeptMessage, LogState, Value};
 use super::settings::{self, Streams, Wanted};
 
 /// How long a request waits for its answer. An election takes a few of these, and a lease has room for two.
@@ -57,6 +59,7 @@ pub(super) struct JetStream {
     /// Whether any replica may be asked for a message.
     direct: [bool; Lane::ALL.len()],
     state: Stream<()>,
+    refused: Stream<()>,
     max_payload: usize,
     began: Instant,
     /// When something was answered last, in milliseconds since `began`.
@@ -189,6 +192,7 @@ impl JetStream {
             handle(names.lane(Lane::Third)).await?,
         ];
         let state = handle(names.state()).await?;
+        let refused = handle(names.refused()).await?;
         let (began, answered_ms, leader_until_ms) = (Instant::now(), AtomicU64::new(0), AtomicU64::new(0));
         Ok(Self {
             client,
@@ -197,6 +201,7 @@ impl JetStream {
             lanes,
             direct,
             state,
+            refused,
             max_payload,
             began,
             answered_ms,
@@ -228,6 +233,29 @@ impl JetStream {
     async fn of_leader(&self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {
         let answer = match self.lanes[lane.index()].get_raw_message(sequence).await {
             Ok(message) => Ok(Some(message.payload)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(fault_of(&error)),
+        };
+        self.note(answer).await
+    }
+
+    async fn state_of(&self, stream: &Stream<()>) -> Result<LogState, Fault> {
+        let answer = match stream.get_info().await {
+            Ok(info) => Ok(LogState {
+                first: info.state.first_sequence,
+                last: info.state.last_sequence,
+                bytes: info.state.bytes,
+                max_bytes: u64::try_from(info.config.max_bytes).ok().filter(|max| *max > 0),
+            }),
+            Err(error) => Err(fault_of(&error)),
+        };
+        self.note(answer).await
+    }
+
+    /// The newest message of a subject, from the stream's leader.
+    async fn newest_of(&self, stream: &Stream<()>, subject: &str) -> Result<Option<Value>, Fault> {
+        let answer = match stream.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => Ok(Some(Value { bytes: message.payload, revision: message.sequence })),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(fault_of(&error)),
         };
@@ -292,6 +320,11 @@ fn fault_of(error: &(dyn std::error::Error + 'static)) -> Fault {
     }
 }
 
+/// Of a message that was to be removed. One server says it by its number, a cluster by the words of its store.
+fn is_missing(error: &ApiError) -> bool {
+    error.error_code() == ErrorCode::SEQUENCE_NOT_FOUND || error.to_string().contains("no message found")
+}
+
 /// The stream's own bound, or the account's. The first shares its number with failures of the disk, which say nothing.
 fn is_full(error: &ApiError) -> bool {
     let words = error.to_string();
@@ -351,19 +384,7 @@ impl Broker for JetStream {
     }
 
     fn state(&self, lane: Lane) -> Asked<'_, LogState> {
-        async move {
-            let answer = match self.lanes[lane.index()].get_info().await {
-                Ok(info) => Ok(LogState {
-                    first: info.state.first_sequence,
-                    last: info.state.last_sequence,
-                    bytes: info.state.bytes,
-                    max_bytes: u64::try_from(info.config.max_bytes).ok().filter(|max| *max > 0),
-                }),
-                Err(error) => Err(fault_of(&error)),
-            };
-            self.note(answer).await
-        }
-        .boxed()
+        async move { self.state_of(&self.lanes[lane.index()]).await }.boxed()
     }
 
     fn purge(&self, lane: Lane, sequence: u64) -> Asked<'_, ()> {
@@ -374,17 +395,59 @@ impl Broker for JetStream {
         .boxed()
     }
 
-    fn get<'a>(&'a self, key: &'a str) -> Asked<'a, Option<Value>> {
+    fn keep<'a>(&'a self, name: &'a str, expected: u64, message: Bytes) -> Asked<'a, u64> {
         async move {
-            let subject = self.names.state_subject(key);
-            let answer = match self.state.get_last_raw_message_by_subject(&subject).await {
-                Ok(message) => Ok(Some(Value { bytes: message.payload, revision: message.sequence })),
+            let message = PublishMessage::build()
+                .payload(message)
+                .expected_last_sequence(expected)
+                .expected_stream(self.names.refused());
+            self.publish(self.names.refused_subject(name), message).await
+        }
+        .boxed()
+    }
+
+    fn kept<'a>(&'a self, name: &'a str) -> Asked<'a, Option<Value>> {
+        async move { self.newest_of(&self.refused, &self.names.refused_subject(name)).await }.boxed()
+    }
+
+    fn kept_from(&self, sequence: u64) -> Asked<'_, Option<KeptMessage>> {
+        async move {
+            let all = self.names.refused_subject(">");
+            let answer = match self.refused.get_first_raw_message_by_subject(all, sequence.max(1)).await {
+                Ok(message) => Ok(Some(KeptMessage {
+                    name: self.names.refused_name(&message.subject),
+                    sequence: message.sequence,
+                    bytes: message.payload,
+                })),
                 Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
                 Err(error) => Err(fault_of(&error)),
             };
             self.note(answer).await
         }
         .boxed()
+    }
+
+    fn let_go(&self, sequence: u64) -> Asked<'_, bool> {
+        async move {
+            let answer = match self.refused.delete_message(sequence).await {
+                Ok(true) => Ok(true),
+                Ok(false) => Err(Fault::Unknown("it was not removed".to_owned())),
+                Err(error) => match error.kind() {
+                    DeleteMessageErrorKind::JetStream(api) if is_missing(&api) => Ok(false),
+                    _ => Err(Fault::Unknown(with_cause(&error))),
+                },
+            };
+            self.note(answer).await
+        }
+        .boxed()
+    }
+
+    fn kept_state(&self) -> Asked<'_, LogState> {
+        async move { self.state_of(&self.refused).await }.boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> Asked<'a, Option<Value>> {
+        async move { self.newest_of(&self.state, &self.names.state_subject(key)).await }.boxed()
     }
 
     fn put<'a>(&'a self, key: &'a str, revision: u64, value: Bytes) -> Asked<'a, u64> {

@@ -21,6 +21,10 @@ const UNUSED_LANE_PART: u64 = 16;
 /// The state holds a checkpoint and the next one. The largest is that of as many lines as are kept in memory, all with their hashes:
 /// 270 MiB.
 const STATE_BYTES: u64 = 1 << 30;
+/// What is known of a refused envelope stands beside its bytes: a message of 1 KiB more. So a part of the area's bound comes on top.
+const REFUSED_PART: u64 = 4;
+/// And this, so that one that is bounded to little takes something all the same.
+const REFUSED_LEAST: u64 = 1 << 20;
 
 /// The names of a site's streams and subjects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,9 +56,24 @@ impl Streams {
         format!("{}.state.{key}", self.prefix)
     }
 
-    /// The lanes in their order, and the state.
+    pub(super) fn refused(&self) -> String {
+        format!("{}-refused", self.prefix)
+    }
+
+    /// Of an entry's name. A point would begin another token, and an empty one is none.
+    pub(super) fn refused_subject(&self, name: &str) -> String {
+        format!("{}.refused.{}", self.prefix, name.replace('.', "="))
+    }
+
+    /// The entry's name of a subject: none has a `=` of its own.
+    pub(super) fn refused_name(&self, subject: &str) -> String {
+        let own = subject.strip_prefix(&self.refused_subject("")).unwrap_or(subject);
+        own.replace('=', ".")
+    }
+
+    /// The lanes in their order, the state and the refused area.
     pub(super) fn all(&self) -> Vec<String> {
-        Lane::ALL.into_iter().map(|lane| self.lane(lane)).chain([self.state()]).collect()
+        Lane::ALL.into_iter().map(|lane| self.lane(lane)).chain([self.state(), self.refused()]).collect()
     }
 }
 
@@ -69,6 +88,8 @@ pub(crate) struct Wanted {
     pub(crate) in_use: [bool; Lane::ALL.len()],
     /// The largest envelope.
     pub(crate) envelope_bytes: u64,
+    /// What the refused area may take of envelopes.
+    pub(crate) refused_bytes: u64,
 }
 
 impl Wanted {
@@ -77,12 +98,20 @@ impl Wanted {
         self.envelope_bytes + (MAX_HEAD_BYTES + ENTRY_BYTES + HEAD_BYTES + HEADERS_BYTES) as u64
     }
 
+    /// The largest that the stream of the refused area gets.
+    fn refused_max_bytes(&self) -> u64 {
+        self.refused_bytes + self.refused_bytes / REFUSED_PART + REFUSED_LEAST
+    }
+
     /// How a stream is made.
     pub(super) fn config(&self, name: &str) -> Config {
         let lane = Lane::ALL.into_iter().find(|lane| self.streams.lane(*lane) == name);
         let (subject, max_bytes) = match lane {
             Some(lane) if self.in_use[lane.index()] => (self.streams.lane_subject(lane), self.capacity),
             Some(lane) => (self.streams.lane_subject(lane), self.capacity / UNUSED_LANE_PART),
+            None if self.streams.refused() == name => {
+                (self.streams.refused_subject(">"), self.refused_max_bytes())
+            }
             None => (self.streams.state_subject(">"), STATE_BYTES),
         };
         Config {
@@ -90,7 +119,7 @@ impl Wanted {
             description: Some("made by pithead-gateway".to_owned()),
             subjects: vec![subject],
             max_bytes: i64::try_from(max_bytes).unwrap_or(i64::MAX),
-            // The state's values are replaced; a lane keeps everything.
+            // The state's values and the entries of the refused area are replaced; a lane keeps everything.
             max_messages_per_subject: if lane.is_some() { -1 } else { 1 },
             max_messages: -1,
             discard: DiscardPolicy::New,
@@ -133,7 +162,8 @@ fn faults(wanted: &Wanted, config: &Config) -> Vec<String> {
     fault(
         most > 0 && most < needed,
         format!(
-            "max_bytes is {most}: raise it to {needed} (--max-bytes), or lower [spool] max_size if it is a lane's"
+            "max_bytes is {most}: raise it to {needed} (--max-bytes), or lower [spool] max_size if it is a lane's, [relay] refused_size \
+             if it is that of the refused area"
         ),
     );
     fault(
@@ -165,6 +195,10 @@ fn faults(wanted: &Wanted, config: &Config) -> Vec<String> {
     fault(
         config.deny_purge,
         "deny_purge is set, so that nothing would ever be given back: make it anew".to_owned(),
+    );
+    fault(
+        config.deny_delete && wanted.streams.refused() == config.name,
+        "deny_delete is set, so that nothing would ever be let go: make it anew".to_owned(),
     );
     let subject = wanted.config(&config.name).subjects;
     fault(
@@ -291,6 +325,7 @@ mod tests {
             capacity: 8 << 30,
             in_use: [false, true, false],
             envelope_bytes: 1 << 20,
+            refused_bytes: 1 << 30,
         }
     }
 
@@ -299,15 +334,27 @@ mod tests {
         let wanted = wanted();
         assert_eq!(
             wanted.streams.all(),
-            ["pithead-pit-7-first", "pithead-pit-7-second", "pithead-pit-7-third", "pithead-pit-7-state"]
+            [
+                "pithead-pit-7-first",
+                "pithead-pit-7-second",
+                "pithead-pit-7-third",
+                "pithead-pit-7-state",
+                "pithead-pit-7-refused",
+            ]
         );
         let configs: Vec<Config> = wanted.streams.all().iter().map(|name| wanted.config(name)).collect();
         check_configs(&wanted, configs.iter(), 4 << 20).unwrap();
         assert_eq!(configs[1].max_bytes, 8 << 30);
+        assert_eq!(configs[4].max_bytes, (1 << 30) + (256 << 20) + (1 << 20));
         assert_eq!(
             Streams::new(Some("a.b"), &Site::new("pit-7").unwrap()).lane_subject(Lane::Third),
             "a_b.lane.third"
         );
+        // A name with points, one of them at the end of its part, is one token.
+        let name = "truck.42.~can~0000000000000007~1~0101010101010101";
+        let subject = wanted.streams.refused_subject(name);
+        assert_eq!(subject, "pithead-pit-7.refused.truck=42=~can~0000000000000007~1~0101010101010101");
+        assert_eq!(wanted.streams.refused_name(&subject), name);
     }
 
     #[test]
@@ -347,6 +394,12 @@ mod tests {
         let error = check_configs(&wanted, [&state].into_iter(), 4 << 20).unwrap_err().to_string();
         for part in ["set it to 1", "discard is old", "max_bytes is 1048576"] {
             assert!(error.contains(part), "{error}");
+        }
+        let mut refused = wanted.config(&wanted.streams.refused());
+        (refused.max_bytes, refused.deny_delete, refused.max_messages_per_subject) = (1 << 30, true, -1);
+        let error = check_configs(&wanted, [&refused].into_iter(), 4 << 20).unwrap_err().to_string();
+        for part in ["raise it to 1343225856", "[relay] refused_size", "deny_delete is set", "set it to 1"] {
+            assert!(error.contains(part), "{part}: {error}");
         }
         let large = Wanted { envelope_bytes: 4 << 20, ..wanted };
         let error = check_configs(&large, [].into_iter(), 8 << 20).unwrap_err().to_string();

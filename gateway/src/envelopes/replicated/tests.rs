@@ -11,10 +11,10 @@ use super::group::{self, Stamp};
 use super::model::Model;
 use super::{Bounds, Me, Presence, Replicated, Standing};
 
-const LONG: Duration = Duration::from_secs(30);
+pub(super) const LONG: Duration = Duration::from_secs(30);
 
 /// Quick, so that a life does not take minutes.
-fn bounds() -> Bounds {
+pub(super) fn bounds() -> Bounds {
     Bounds {
         beat: Duration::from_millis(40),
         lease: Duration::from_millis(200),
@@ -25,7 +25,7 @@ fn bounds() -> Bounds {
     }
 }
 
-fn gateway(broker: &Arc<dyn Broker>, name: &str) -> Replicated {
+pub(super) fn gateway(broker: &Arc<dyn Broker>, name: &str) -> Replicated {
     gateway_with(broker, name, bounds())
 }
 
@@ -36,7 +36,7 @@ fn gateway_with(broker: &Arc<dyn Broker>, name: &str, bounds: Bounds) -> Replica
 }
 
 /// Until it is the owner; then it takes records.
-async fn owns(gateway: &Replicated) -> u64 {
+pub(super) async fn owns(gateway: &Replicated) -> u64 {
     let mut standing = gateway.standing();
     let ours = standing.wait_for(|standing| matches!(standing, Standing::Ours { .. }));
     let ours = tokio::time::timeout(LONG, ours).await.expect("never became the owner").unwrap().clone();
@@ -55,16 +55,16 @@ fn record(text: &str) -> Record {
     Record::new(1, 7, format!("head of {text}").into_bytes(), text.to_owned().into_bytes())
 }
 
-fn append(gateway: &Replicated, lane: Lane, text: &str) -> Result<Ticket, AppendError> {
+pub(super) fn append(gateway: &Replicated, lane: Lane, text: &str) -> Result<Ticket, AppendError> {
     gateway.append_since(lane, record(text), gateway.failures(lane))
 }
 
-async fn stored(gateway: &Replicated, lane: Lane, text: &str) -> Position {
+pub(super) async fn stored(gateway: &Replicated, lane: Lane, text: &str) -> Position {
     tokio::time::timeout(LONG, append(gateway, lane, text).unwrap()).await.expect("never answered").unwrap()
 }
 
 /// Everything from a position on, by another thread, as the relay reads; or what could be read before the term was over.
-async fn read_all(gateway: &Replicated, lane: Lane, from: Position) -> (Vec<(u64, String)>, u64) {
+pub(super) async fn read_all(gateway: &Replicated, lane: Lane, from: Position) -> (Vec<(u64, String)>, u64) {
     let mut reader = gateway.reader(lane, from);
     let gateway = gateway.clone();
     tokio::task::spawn_blocking(move || {
@@ -97,7 +97,7 @@ fn texts(found: &[(u64, String)]) -> Vec<&str> {
     found.iter().map(|(_, text)| text.as_str()).collect()
 }
 
-fn model() -> (Model, Arc<dyn Broker>) {
+pub(super) fn model() -> (Model, Arc<dyn Broker>) {
     let model = Model::default();
     (model.clone(), Arc::new(model))
 }
