@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pithead_hop::bundle::CopyName;
-use pithead_hop::objects::Store;
+use pithead_hop::objects::{Fault, Store};
 use tokio_util::sync::CancellationToken;
 
 use super::super::record::LargeCopy;
@@ -135,6 +135,9 @@ impl Copies {
         let said = async {
             let (store, name) = (self.store().await?, CopyName::parse(&copy.name));
             let Ok(name) = name else { return Ok(()) };
+            if store.size(&copy.name).await.is_err_and(|error| error.fault == Fault::NotFound) {
+                return Ok(());
+            }
             let words = "The object of this name has other bytes than were put. It is kept for a person to look at; remove both.\n";
             store.create(&name.damaged(), [Bytes::from_static(words.as_bytes())]).await?;
             Ok::<(), CopyError>(())
