@@ -931,6 +931,10 @@ impl Config {
         if let Some(jetstream) = &mut self.spool.jetstream {
             paths.extend(&mut jetstream.credentials);
             paths.extend(&mut jetstream.ca);
+            if let Some(large) = &mut jetstream.large {
+                paths.extend(&mut large.ca);
+                paths.extend(&mut large.credentials);
+            }
         }
         if let Some(relay) = &mut self.relay {
             paths.extend(&mut relay.ca);
@@ -1062,7 +1066,9 @@ mod tests {
             }
             !line.starts_with("bundle") && (cfg!(feature = "otlp") || section != "[traces]")
         });
-        kept.map(|line| format!("{line}\n")).collect()
+        let on: String = kept.map(|line| format!("{line}\n")).collect();
+        // A store for large envelopes is for lanes that are shared.
+        on.replace("engine = \"embedded\"", "engine = \"jetstream\"")
     }
 
     #[test]
@@ -1225,6 +1231,35 @@ mod tests {
             assert!(error.contains("file that `credentials` names") && error.contains('^'), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_store_for_large_envelopes_belongs_to_lanes_that_are_shared_and_points_at_its_line() {
+        let shared = TEMPLATE.replace("#engine = \"embedded\"", "engine = \"jetstream\"");
+        let with = |template: &str, lines: &str| {
+            load(&format!(
+                "{template}\n[spool.jetstream]\nservers = [\"a:1\"]\n[spool.jetstream.large]\n{lines}\n"
+            ))
+        };
+        let config =
+            with(&shared, "url = \"s3://pit-7/large\"\nendpoint = \"https://a\"\ncredentials = \"s3\"")
+                .unwrap();
+        let (large, set) = config.large_store().unwrap();
+        let settings = large.settings().unwrap();
+        assert_eq!((set.as_str(), settings.url.as_str()), ("pithead-pit-7", "s3://pit-7/large"));
+        // Who tries again by itself pays for the bytes; here it is the site's own network.
+        assert!(settings.retries > 0 && large.credentials.as_ref().unwrap().is_absolute());
+        for (template, lines, words) in [
+            (TEMPLATE, "url = \"file:///mnt\"", "`large` is for `engine`"),
+            (&shared, "url = \"/mnt\"", "neither s3://BUCKET/PREFIX nor file:///FOLDER"),
+            (&shared, "url = \"s3://pit-7\"", "needs `region`"),
+            (&shared, "url = \"s3://pit-7\"\nendpoint = \"http://10.0.0.1\"", "is not encrypted"),
+            (&shared, "url = \"file:///mnt\"\nrequest_timeout = \"0s\"", "must be above 0"),
+        ] {
+            let error = with(template, lines).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains('^'), "{error}");
+        }
+        assert!(load(TEMPLATE).unwrap().large_store().is_none());
     }
 
     #[test]

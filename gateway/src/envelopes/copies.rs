@@ -323,22 +323,15 @@ impl Copies {
         self.0.work.notify_one();
     }
 
-    /// The same of every copy of an envelope.
-    pub fn let_go_of(&self, identity: &Identity) {
-        while let Some(copy) = self.copy_of(identity) {
-            self.let_go(&copy);
+    /// Its record cannot come back, and the refused area has its envelope: that says from now on whether it is kept.
+    pub fn was_refused(&self, copy: &LargeCopy) {
+        if let Some(term) = &mut self.lock().term {
+            term.wanted.remove(&copy.name);
         }
+        self.show();
     }
 
-    /// A copy of this envelope, if a record of this term names one, or one is ready to be named.
-    #[must_use]
-    pub fn copy_of(&self, identity: &Identity) -> Option<LargeCopy> {
-        let state = self.lock();
-        let mut all = state.term.as_ref()?.wanted.values();
-        all.find(|wanted| wanted.identity == *identity && wanted.copy.is_some())?.copy.clone()
-    }
-
-    /// The same with the head of the record that named it, as far as that is known.
+    /// The head of a record that names a copy of this envelope, or is about to, as far as it is known.
     #[must_use]
     pub(super) fn head_of(&self, identity: &Identity) -> Option<Head> {
         let state = self.lock();

@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(Head::decode(&with.encode()), Ok(with.clone()));
         let (plain, bytes) = (head().encode(), with.encode());
         let expected =
-            format!("4239{}1220{}188080808014210700000000000000", "0a08636f706965732f78", "09".repeat(32));
+            format!("423b{}1220{}188080808014210700000000000000", "0a08636f706965732f78", "09".repeat(32));
         assert_eq!(hex::encode(&bytes[plain.len()..]), expected);
         assert_eq!(StoredHead::decode(bytes.clone()).unwrap().encode_to_vec(), bytes);
         // Without its hash it is no copy, and nothing is fetched by it.

@@ -93,12 +93,8 @@ impl Retry {
             }
         })
         .await?;
-        let before = taken.head.copy.clone();
         let let_go = tokio::task::spawn_blocking(move || taken.let_go()).await;
         let_go.map_err(|_| RetryError::Stopping)??;
-        if let (Some(copies), Some(before)) = (&self.copies, before) {
-            copies.let_go(&before);
-        }
         Ok(())
     }
 

@@ -47,7 +47,7 @@ use super::intake::{Parts, SpoolIntake};
 use super::lanes::Lanes;
 use super::numbers::Numbers;
 use super::relay::Target;
-use super::replicated::{Replicated, Standing};
+use super::replicated::{self, Replicated};
 use super::shares::{self, Shares};
 use super::spool::{self, EnvelopeSpool};
 use crate::config;
@@ -174,7 +174,7 @@ impl Door {
         };
         let door = Self::over(folder, folder, spool, "edge-1", conflict_bytes, shares, Arc::default());
         if let Some(standing) = door.spool.standing()
-            && let Standing::Ours { epoch } = *standing.borrow()
+            && let replicated::Standing::Ours { epoch } = *standing.borrow()
         {
             door.begin(epoch);
         }

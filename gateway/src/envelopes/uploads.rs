@@ -121,7 +121,6 @@ pub async fn sweep(
     loop {
         enter_owed(&uploads, &retry).await;
         let (store, area, numbers) = (uploads.clone(), refused.clone(), numbers.clone());
-        let copies = retry.copies.clone();
         let looked = tokio::task::spawn_blocking(move || {
             store.expire(since_boot());
             for identity in area.let_go_of_large() {
@@ -132,9 +131,6 @@ pub async fn sweep(
                 tracing::info!(event = "refused.large_let_go", %identity);
                 if let Err(error) = store.release(&identity) {
                     tracing::error!(event = "upload.not_removed", %identity, %error);
-                }
-                if let Some(copies) = &copies {
-                    copies.let_go_of(&identity);
                 }
             }
             store.stats()

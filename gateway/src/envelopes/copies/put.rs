@@ -55,7 +55,7 @@ impl Reading {
 }
 
 /// A name that is wanted while its copy is put. Dropped before that is whole, it is wanted no more.
-struct UnderWay {
+pub(super) struct UnderWay {
     copies: Copies,
     name: String,
     done: bool,
@@ -151,7 +151,7 @@ impl Copies {
     }
 
     /// Before its first byte goes out: whoever tidies up leaves it alone from now on.
-    fn begin_put(
+    pub(super) fn begin_put(
         &self,
         name: &str,
         identity: &Identity,

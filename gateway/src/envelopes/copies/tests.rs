@@ -91,7 +91,9 @@ impl Owner {
     /// As `run::owning` does it.
     async fn begin(&mut self) {
         let mut standing = self.door.spool.standing().unwrap();
-        let ours = standing.wait_for(|now| matches!(now, Standing::Ours { .. })).await.unwrap().clone();
+        let before = self.epoch;
+        let is_new = |now: &Standing| matches!(now, Standing::Ours { epoch } if *epoch > before);
+        let ours = standing.wait_for(is_new).await.unwrap().clone();
         let Standing::Ours { epoch } = ours else { panic!("{ours:?}") };
         let (door, refused) = (&self.door, &self.refused);
         tokio::task::block_in_place(|| {
@@ -181,7 +183,9 @@ async fn whose_owner_is_lost_with_its_disk_is_fetched_by_the_next_one_arrives_bi
 {
     let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
     let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    [&one, &two].map(|disk| std::fs::create_dir(disk).unwrap());
+    for disk in [&one, &two] {
+        std::fs::create_dir(disk).unwrap();
+    }
     let first = Owner::on(&site, "edge-1", &one).await;
     let envelope = large(&mut Truck::new(), 1);
     assert_eq!(first.door.upload(&envelope).await, Answer::Stored);
@@ -246,7 +250,9 @@ async fn while_the_store_is_away_nothing_is_acknowledged_and_who_comes_again_nee
 async fn a_store_that_is_away_is_not_damage_and_a_copy_that_is_gone_or_changed_is() {
     let (site, disks) = (Site::new(), tempfile::tempdir().unwrap());
     let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    [&one, &two].map(|disk| std::fs::create_dir(disk).unwrap());
+    for disk in [&one, &two] {
+        std::fs::create_dir(disk).unwrap();
+    }
     let first = Owner::on(&site, "edge-1", &one).await;
     let envelope = large(&mut Truck::new(), 1);
     first.door.upload(&envelope).await;
@@ -259,7 +265,9 @@ async fn a_store_that_is_away_is_not_damage_and_a_copy_that_is_gone_or_changed_i
     std::fs::rename(&store, &aside).unwrap();
     for mark in [None, Some("00000000000000ff\n")] {
         std::fs::create_dir_all(store.join("copies/test")).unwrap();
-        mark.map(|mark| std::fs::write(store.join("copies/test/store"), mark).unwrap());
+        if let Some(mark) = mark {
+            std::fs::write(store.join("copies/test/store"), mark).unwrap();
+        }
         let away = second.bring(&head).await.unwrap_err();
         assert!(matches!(away, CopyError::Another(_)), "{away}");
         std::fs::remove_dir_all(&store).unwrap();
@@ -272,7 +280,9 @@ async fn a_store_that_is_away_is_not_damage_and_a_copy_that_is_gone_or_changed_i
     changed[300_000] ^= 4;
     for bytes in [None, Some(cut), Some(&changed[..])] {
         std::fs::remove_file(&object).unwrap();
-        bytes.map(|bytes| std::fs::write(&object, bytes).unwrap());
+        if let Some(bytes) = bytes {
+            std::fs::write(&object, bytes).unwrap();
+        }
         let doubtful = second.bring(&head).await.unwrap_err();
         assert!(matches!(doubtful, CopyError::Doubtful(_)), "{doubtful}");
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -290,7 +300,9 @@ async fn a_store_that_is_away_is_not_damage_and_a_copy_that_is_gone_or_changed_i
 async fn what_is_lost_there_frees_its_number_and_what_was_changed_is_kept_for_a_person() {
     let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
     let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    [&one, &two].map(|disk| std::fs::create_dir(disk).unwrap());
+    for disk in [&one, &two] {
+        std::fs::create_dir(disk).unwrap();
+    }
     let first = Owner::on(&site, "edge-1", &one).await;
     let mut truck = Truck::new();
     let envelope = large(&mut truck, 1);
@@ -325,19 +337,23 @@ async fn what_nobody_names_goes_and_what_waits_is_put_or_was_refused_stays() {
     owner.door.upload(&large(&mut truck, 1)).await;
     let relaying = owner.relay(&cloud);
     until("it is refused", || owner.refused.held().records == 1).await;
+    until("that is written down", || owner.door.spool.saved_cursor(USUAL) > Position(0)).await;
     relaying.stop().await;
     owner.door.upload(&large(&mut truck, 2)).await;
     let named = site.objects();
     assert_eq!(named.len(), 2);
 
+    let identity = owner.head().identity;
     let orphans = |epoch: u64| {
         let name = |random| {
-            let identity = owner.head().identity;
-            site.store().join(CopyName { set: "test".into(), epoch, identity, random }.to_string())
+            let name = CopyName { set: "test".into(), epoch, identity: identity.clone(), random };
+            site.store().join(name.to_string())
         };
-        let (whole, half) = (name(1), PathBuf::from(format!("{}#1", name(2).display())));
-        [&whole, &half].map(|path| std::fs::write(path, b"orphan").unwrap());
-        [whole, half]
+        let both = [name(1), PathBuf::from(format!("{}#1", name(2).display()))];
+        for path in &both {
+            std::fs::write(path, b"orphan").unwrap();
+        }
+        both
     };
     let [earlier, later] = [orphans(owner.epoch - 1), orphans(owner.epoch + 5)];
     // Of our own term, half written: it is under way.
@@ -368,7 +384,7 @@ async fn what_nobody_names_goes_and_what_waits_is_put_or_was_refused_stays() {
     assert_eq!(owner.tidy().await, 0);
     assert!(whole.is_file() && half.is_file() && exists(&named));
     let waiting = tokio::task::block_in_place(|| owner.door.numbers.begin().unwrap());
-    assert!(waiting.complete && waiting.heads.len() == 1);
+    assert_eq!((waiting.complete, waiting.heads.len()), (true, 1));
     owner.copies().begin(epoch, waiting);
     assert_eq!(owner.tidy().await, 1);
     assert!(!whole.exists() && !half.exists() && exists(&named));
@@ -471,7 +487,9 @@ async fn after_a_short_loss_of_the_lanes_a_file_is_there_still_and_what_was_pass
 async fn what_was_refused_elsewhere_is_fetched_when_it_is_sent_again_and_put_anew() {
     let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
     let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    [&one, &two].map(|disk| std::fs::create_dir(disk).unwrap());
+    for disk in [&one, &two] {
+        std::fs::create_dir(disk).unwrap();
+    }
     let first = Owner::on(&site, "edge-1", &one).await;
     let envelope = large(&mut Truck::new(), 1);
     cloud.far_end.poison.lock().unwrap().insert(1);

@@ -59,7 +59,7 @@ impl Copies {
                 let store = self.store().await?;
                 store.remove(&name).await?;
                 store.remove_unfinished(&name).await?;
-                Ok(())
+                Ok::<(), CopyError>(())
             };
             let removed = removed.await;
             self.note(&removed);

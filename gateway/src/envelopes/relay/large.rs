@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use super::super::copies::{Copies, CopyError};
 use super::super::record::Head;
 use super::pace::Pace;
+use crate::clock::since_boot;
 
 /// Large envelopes that have been read and wait for their turn: each is a few hundred bytes.
 const WAITING_MAX: usize = 256;
@@ -350,9 +351,20 @@ impl LargeParts {
 
     /// Opens its file; one that another gateway has gathered is fetched first.
     pub(super) async fn open(&self, sent: &LargeSent) -> Result<Arc<SealedFile>, LargeEnded> {
-        if let Some(copy) = sent.head.copy.as_ref().filter(|_| self.uploads.is_away(&sent.head.identity)) {
+        let head = &sent.head;
+        if head.copy.is_some() && !self.uploads.is_here(&head.identity) {
+            // It has lost its place to another record of the same envelope.
+            let (uploads, of) = (self.uploads.clone(), head.clone());
+            let total = sent.total;
+            let placing = move || uploads.recorded(&of.identity, &of.sha256, total, since_boot());
+            let placed = tokio::task::spawn_blocking(placing)
+                .await
+                .unwrap_or_else(|error| Err(io::Error::other(error)));
+            placed.map_err(|error| LargeEnded::Failed(LargeError::source_failed(error)))?;
+        }
+        if let Some(copy) = head.copy.as_ref().filter(|_| self.uploads.is_away(&head.identity)) {
             let brought = match &self.copies {
-                Some(copies) => copies.bring(&sent.head, copy).await,
+                Some(copies) => copies.bring(head, copy).await,
                 None => Err(CopyError::NotConfigured),
             };
             brought.map_err(|error| match error {

@@ -33,12 +33,20 @@ pub(super) struct Progress {
     uploads: UploadStore,
     copies: Option<Copies>,
     lanes: [LaneProgress; LANES],
-    /// Large envelopes whose files and copies are wanted no more once their records cannot come back.
-    unwanted: Vec<(Lane, Position, Head)>,
+    /// Large envelopes that are done with once their records cannot come back.
+    unwanted: Vec<Unwanted>,
     forward: u64,
     /// Lines whose large envelope the disk did not give, and how often in a row.
     unreadable: HashMap<Line, u32>,
     not_before: Instant,
+}
+
+struct Unwanted {
+    lane: Lane,
+    position: Position,
+    head: Head,
+    /// The refused area has it: its file stays.
+    refused: bool,
 }
 
 struct LaneProgress {
@@ -151,9 +159,10 @@ impl Progress {
         self.lanes[lane.index()].open.first() == Some(&position)
     }
 
-    /// The large envelope at `position` is elsewhere, or lost: its file goes when a crash cannot bring its record back.
-    pub(super) fn release(&mut self, lane: Lane, position: Position, head: Head) {
-        self.unwanted.push((lane, position, head));
+    /// The large envelope at `position` is elsewhere: its file and its copy go when a crash cannot bring its record back; or, if it was
+    /// refused, when that area says so.
+    pub(super) fn release(&mut self, lane: Lane, position: Position, head: Head, refused: bool) {
+        self.unwanted.push(Unwanted { lane, position, head, refused });
     }
 
     /// Everything before `position` was sent, set aside or found damaged.
@@ -211,18 +220,24 @@ impl Progress {
     /// Why so late: a record that comes back after a crash has to find its file.
     async fn remove_unwanted(&mut self) {
         let spool = &self.spool;
-        let gone = |(lane, position, _): &(Lane, Position, Head)| spool.saved_cursor(*lane) > *position;
+        let gone = |one: &Unwanted| spool.saved_cursor(one.lane) > one.position;
         let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.unwanted).into_iter().partition(gone);
         self.unwanted = kept;
         if gone.is_empty() {
             return;
         }
         if let Some(copies) = &self.copies {
-            gone.iter().filter_map(|(_, _, head)| head.copy.as_ref()).for_each(|copy| copies.let_go(copy));
+            for one in &gone {
+                match (&one.head.copy, one.refused) {
+                    (Some(copy), true) => copies.was_refused(copy),
+                    (Some(copy), false) => copies.let_go(copy),
+                    (None, _) => {}
+                }
+            }
         }
         let uploads = self.uploads.clone();
         let removing = tokio::task::spawn_blocking(move || {
-            for (_, _, Head { identity, .. }) in gone {
+            for Head { identity, .. } in gone.into_iter().filter(|one| !one.refused).map(|one| one.head) {
                 if let Err(error) = uploads.release(&identity) {
                     tracing::error!(event = "upload.not_removed", %identity, %error);
                 }

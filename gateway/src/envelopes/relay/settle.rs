@@ -90,9 +90,7 @@ impl Relay {
         self.numbers.passed_on(&sent.head, false, sent.record_bytes);
         self.spool.left(line);
         progress.answered(sent.lane, sent.position);
-        if counted != Counted::Refused {
-            progress.release(sent.lane, sent.position, sent.head);
-        }
+        progress.release(sent.lane, sent.position, sent.head, counted == Counted::Refused);
         let now = since_boot();
         self.report.change(|report| {
             report.acknowledged += 1;
