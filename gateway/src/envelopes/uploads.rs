@@ -55,7 +55,7 @@ pub fn stand_down(uploads: &UploadStore, refused: &Refused) {
             // Also where that cannot be seen: it is kept.
             Ok(true) => continue,
             Err(error) => {
-                tracing::warn!(event = "refused.not_counted", %identity, %error);
+                tracing::warn!(event = "refused.not_counted", %error);
                 continue;
             }
         }

@@ -119,9 +119,9 @@ impl Relay {
         tracing::error!(event = "upload.damaged", %identity, %error, "it is fetched from the store of large envelopes");
         // A disk that does that again and again is not one to go on with.
         progress.unreadable(line);
-        let uploads = self.uploads.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || uploads.send_away(&identity)).await {
-            tracing::error!(event = "upload.not_removed", %line, %error);
+        let (uploads, wanted) = (self.uploads.clone(), identity.clone());
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || uploads.send_away(&wanted)).await {
+            tracing::error!(event = "upload.not_removed", %identity, %error);
         }
         large.failed(line, None);
         Ok(())
