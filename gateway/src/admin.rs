@@ -260,6 +260,7 @@ async fn refused_retry(State(facts): State<Arc<Facts>>, Path(name): Path<String>
                 RetryError::Take(TakeError::Missing(_)) => StatusCode::NOT_FOUND,
                 RetryError::Take(TakeError::Io { .. } | TakeError::Replica(_))
                 | RetryError::NotDurable(_)
+                | RetryError::Copy(_)
                 | RetryError::Stopping => StatusCode::INTERNAL_SERVER_ERROR,
                 _ => StatusCode::CONFLICT,
             };
@@ -350,6 +351,10 @@ impl Facts {
         let passing = self.to_owner.as_ref().map(ToOwner::now);
         spool["passing_on_calls"] = json!(passing.map(|(calls, ..)| calls));
         spool["passed_on_envelopes"] = json!(passing.map(|(_, envelopes, _)| envelopes));
+        spool["large"] = json!(self.retry.copies.as_ref().map(|copies| {
+            let facts = copies.facts();
+            json!({ "store": facts.url, "copies": facts.copies, "bytes": facts.bytes, "trouble": facts.trouble })
+        }));
         spool["committing_s"] = json!(self.spool.busy_for().map(|busy| busy.as_secs_f64()));
         json!({
             "program": "pithead-gateway",

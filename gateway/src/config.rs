@@ -297,6 +297,88 @@ pub struct JetStream {
     /// The servers' monitoring ports, each a host with a port.
     #[serde(default)]
     pub monitor: Vec<String>,
+    /// Where copies of large envelopes go. Without it, no large ones are taken.
+    pub large: Option<LargeStore>,
+}
+
+/// `[spool.jetstream.large]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LargeStore {
+    /// `s3://bucket/prefix`, or `file:///folder`.
+    pub url: String,
+    /// Where S3 is, if not at AWS.
+    pub endpoint: Option<String>,
+    /// The region of the bucket.
+    pub region: Option<String>,
+    /// PEM: roots that the endpoint is believed by, beside the system's.
+    pub ca: Option<PathBuf>,
+    /// The bucket stands in the path and not in the host's name.
+    pub path_style: Option<bool>,
+    /// A file with credentials in the form of AWS's shared credentials file.
+    pub credentials: Option<PathBuf>,
+    /// The section of that file, or the profile of AWS's own.
+    pub profile: Option<String>,
+    /// For the answer to a request, beside the time that its bytes take.
+    #[serde(default = "request_timeout")]
+    pub request_timeout: Duration,
+}
+
+impl LargeStore {
+    /// How to reach it. Reads the CA.
+    ///
+    /// # Errors
+    /// When the CA's file cannot be read.
+    pub fn settings(&self) -> std::io::Result<Settings> {
+        Ok(Settings {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            ca_pem: self.ca.as_ref().map(std::fs::read).transpose()?,
+            path_style: self.path_style,
+            credentials: credentials_of(self.credentials.as_ref(), self.profile.as_ref()),
+            request_timeout: self.request_timeout.get(),
+            ..Settings::new(&self.url)
+        })
+    }
+
+    fn check(&self) -> Result<(), Wrong> {
+        const SECTION: &str = "spool.jetstream.large";
+        check_store(SECTION, &self.url, self.endpoint.as_ref(), self.region.as_ref())?;
+        if self.request_timeout.is_zero() {
+            let key = format!("{SECTION}.request_timeout");
+            return Err(Wrong::at(key, format!("[{SECTION}] `request_timeout` must be above 0")));
+        }
+        Ok(())
+    }
+}
+
+/// Who asks a store.
+fn credentials_of(file: Option<&PathBuf>, profile: Option<&String>) -> Credentials {
+    match file {
+        Some(path) => Credentials::File {
+            path: path.clone(),
+            profile: profile.cloned().unwrap_or_else(|| "default".to_owned()),
+        },
+        None => Credentials::Environment { profile: profile.cloned() },
+    }
+}
+
+/// That a store can be where a section says it is.
+fn check_store(
+    section: &str,
+    url: &str,
+    endpoint: Option<&String>,
+    region: Option<&String>,
+) -> Result<(), Wrong> {
+    let settings = Settings { endpoint: endpoint.cloned(), region: region.cloned(), ..Settings::new(url) };
+    let Err(error) = settings.location() else { return Ok(()) };
+    let key = match &error {
+        SettingsError::Endpoint(_) | SettingsError::Clear(_) | SettingsError::FolderWithEndpoint => {
+            "endpoint"
+        }
+        _ => "url",
+    };
+    Err(Wrong::at(format!("{section}.{key}"), format!("[{section}] {error}")))
 }
 
 /// `[spool.lanes]`: streams that are in neither wait in the second.
@@ -457,13 +539,7 @@ impl RelayStore {
     /// # Errors
     /// When the CA's file cannot be read.
     pub fn settings(&self) -> std::io::Result<Settings> {
-        let credentials = match &self.credentials {
-            Some(path) => Credentials::File {
-                path: path.clone(),
-                profile: self.profile.clone().unwrap_or_else(|| "default".to_owned()),
-            },
-            None => Credentials::Environment { profile: self.profile.clone() },
-        };
+        let credentials = credentials_of(self.credentials.as_ref(), self.profile.as_ref());
         Ok(Settings {
             url: self.url.clone(),
             endpoint: self.endpoint.clone(),
@@ -478,16 +554,7 @@ impl RelayStore {
     }
 
     fn check(&self) -> Result<(), Wrong> {
-        let (endpoint, region) = (self.endpoint.clone(), self.region.clone());
-        if let Err(error) = (Settings { endpoint, region, ..Settings::new(&self.url) }).location() {
-            let key = match &error {
-                SettingsError::Endpoint(_) | SettingsError::Clear(_) | SettingsError::FolderWithEndpoint => {
-                    "relay.store.endpoint"
-                }
-                _ => "relay.store.url",
-            };
-            return Err(Wrong::at(key, format!("[relay.store] {error}")));
-        }
+        check_store("relay.store", &self.url, self.endpoint.as_ref(), self.region.as_ref())?;
         if !BUNDLE_SIZES.contains(&self.bundle_size.get()) {
             return Err(Wrong::at(
                 "relay.store.bundle_size",
@@ -740,6 +807,14 @@ impl Config {
         Ok(())
     }
 
+    /// Where copies of large envelopes go, and of which lanes they are, where several gateways share them and it says where.
+    #[must_use]
+    pub fn large_store(&self) -> Option<(&LargeStore, String)> {
+        let jetstream = self.spool.jetstream.as_ref().filter(|_| self.spool.engine == Engine::Jetstream)?;
+        let set = jetstream.prefix.clone().unwrap_or_else(|| format!("pithead-{}", self.gateway.site));
+        Some((jetstream.large.as_ref()?, set))
+    }
+
     fn check_jetstream(&self) -> Result<(), Wrong> {
         let Some(jetstream) = &self.spool.jetstream else {
             return match self.spool.engine {
@@ -752,6 +827,13 @@ impl Config {
         let wrong = |key: &str, words: String| {
             Err(Wrong::at(format!("spool.jetstream.{key}"), format!("[spool.jetstream] {words}")))
         };
+        if let Some(large) = &jetstream.large {
+            if self.spool.engine == Engine::Embedded {
+                let words = "`large` is for `engine` = \"jetstream\": with the embedded engine large envelopes lie in DATA/uploads alone";
+                return wrong("large", words.to_owned());
+            }
+            large.check()?;
+        }
         if jetstream.servers.is_empty() {
             return wrong("servers", "`servers` names none".to_owned());
         }
@@ -849,6 +931,10 @@ impl Config {
         if let Some(jetstream) = &mut self.spool.jetstream {
             paths.extend(&mut jetstream.credentials);
             paths.extend(&mut jetstream.ca);
+            if let Some(large) = &mut jetstream.large {
+                paths.extend(&mut large.ca);
+                paths.extend(&mut large.credentials);
+            }
         }
         if let Some(relay) = &mut self.relay {
             paths.extend(&mut relay.ca);
@@ -980,7 +1066,9 @@ mod tests {
             }
             !line.starts_with("bundle") && (cfg!(feature = "otlp") || section != "[traces]")
         });
-        kept.map(|line| format!("{line}\n")).collect()
+        let on: String = kept.map(|line| format!("{line}\n")).collect();
+        // A store for large envelopes is for lanes that are shared.
+        on.replace("engine = \"embedded\"", "engine = \"jetstream\"")
     }
 
     #[test]
@@ -1143,6 +1231,35 @@ mod tests {
             assert!(error.contains("file that `credentials` names") && error.contains('^'), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_store_for_large_envelopes_belongs_to_lanes_that_are_shared_and_points_at_its_line() {
+        let shared = TEMPLATE.replace("#engine = \"embedded\"", "engine = \"jetstream\"");
+        let with = |template: &str, lines: &str| {
+            load(&format!(
+                "{template}\n[spool.jetstream]\nservers = [\"a:1\"]\n[spool.jetstream.large]\n{lines}\n"
+            ))
+        };
+        let config =
+            with(&shared, "url = \"s3://pit-7/large\"\nendpoint = \"https://a\"\ncredentials = \"s3\"")
+                .unwrap();
+        let (large, set) = config.large_store().unwrap();
+        let settings = large.settings().unwrap();
+        assert_eq!((set.as_str(), settings.url.as_str()), ("pithead-pit-7", "s3://pit-7/large"));
+        // Who tries again by itself pays for the bytes; here it is the site's own network.
+        assert!(settings.retries > 0 && large.credentials.as_ref().unwrap().is_absolute());
+        for (template, lines, words) in [
+            (TEMPLATE, "url = \"file:///mnt\"", "`large` is for `engine`"),
+            (&shared, "url = \"/mnt\"", "neither s3://BUCKET/PREFIX nor file:///FOLDER"),
+            (&shared, "url = \"s3://pit-7\"", "needs `region`"),
+            (&shared, "url = \"s3://pit-7\"\nendpoint = \"http://10.0.0.1\"", "is not encrypted"),
+            (&shared, "url = \"file:///mnt\"\nrequest_timeout = \"0s\"", "must be above 0"),
+        ] {
+            let error = with(template, lines).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains('^'), "{error}");
+        }
+        assert!(load(TEMPLATE).unwrap().large_store().is_none());
     }
 
     #[test]

@@ -113,6 +113,26 @@ impl PauseCause {
     const NAMES: [&'static str; 4] = ["hand", "refusals", "refused_area_full", "foreign_bundle"];
 }
 
+/// What has become of a copy of a large envelope, in a store that several gateways share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CopyEvent {
+    /// It was put, whole.
+    Put,
+    /// It was fetched by a gateway that had not gathered it.
+    Fetched,
+    /// It was removed, since nobody needs it any more.
+    Removed,
+    /// It was removed, and nobody had ever named it.
+    Orphan,
+    /// It was gone, or another than was put.
+    Lost,
+}
+
+impl CopyEvent {
+    const NAMES: [&'static str; 5] = ["put", "fetched", "removed", "orphan", "lost"];
+}
+
+const EVENT: &str = "event";
 const CAUSE: &str = "cause";
 const RESULT: &str = "result";
 const BUNDLE_RESULTS: [&str; 2] = ["put", "found"];
@@ -202,6 +222,10 @@ struct Inner {
     refused_bytes: Gauge,
     refused_capacity: Gauge,
     uploads: UploadMetrics,
+    large_store_up: Gauge,
+    large_copies: Gauge,
+    large_copies_bytes: Gauge,
+    large_copy_events: Family<One, Counter>,
     key_refreshes: Family<ReasonLabel, Counter>,
     key_epoch: Gauge,
     key_sequence: Gauge,
@@ -443,6 +467,21 @@ impl Metrics {
                 "Bytes that the refused area may take",
             ),
             uploads: UploadMetrics::declare(all_of),
+            large_store_up: all_of.gauge(
+                "pithead_large_store_up",
+                "1 while the store for copies of large envelopes can be used, 0 while it cannot; 0 without one",
+            ),
+            large_copies: all_of.gauge(
+                "pithead_large_copies",
+                "Copies of large envelopes that lie there and are wanted, at the gateway that takes the site's envelopes",
+            ),
+            large_copies_bytes: all_of.gauge("pithead_large_copies_bytes", "Their bytes"),
+            large_copy_events: all_of.counters(
+                "pithead_large_copy_events_total",
+                &[Label::of(EVENT, &CopyEvent::NAMES)],
+                "Copies of large envelopes that were put, fetched after a take-over, removed when they were relayed, removed because \
+                 nobody had ever named them, or found to be lost",
+            ),
             key_refreshes: all_of.counters(
                 "pithead_key_refreshes_total",
                 &ok_or_reasons,
@@ -710,6 +749,20 @@ impl Metrics {
         self.0.uploads.show(stats);
     }
 
+    pub(crate) fn large_store_up(&self, up: bool) {
+        self.0.large_store_up.set(i64::from(up));
+    }
+
+    pub(crate) fn large_copies(&self, copies: u64, bytes: u64) {
+        self.0.large_copies.set(as_gauge(copies));
+        self.0.large_copies_bytes.set(as_gauge(bytes));
+    }
+
+    pub(crate) fn large_copy(&self, event: CopyEvent) {
+        let label = One::new(EVENT, CopyEvent::NAMES[event as usize]);
+        self.0.large_copy_events.get_or_create(&label).inc();
+    }
+
     pub(crate) fn traces(&self, counts: Arc<SpanCounts>) {
         self.0.traces.follow(counts);
     }
@@ -826,6 +879,9 @@ impl Inner {
             drop(self.lane_records.get_or_create(&label));
             drop(self.lane_bytes.get_or_create(&label));
             drop(self.lane_oldest.get_or_create(&label));
+        }
+        for event in CopyEvent::NAMES {
+            drop(self.large_copy_events.get_or_create(&One::new(EVENT, event)));
         }
         for way in Way::NAMES {
             let label = One::new(WAY, way);

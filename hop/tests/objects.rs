@@ -42,6 +42,44 @@ async fn an_object_that_is_written_piece_by_piece_is_there_whole_or_not_at_all()
 }
 
 #[tokio::test]
+async fn what_is_there_is_listed_below_a_folder_and_what_is_removed_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path()).await;
+    assert_eq!(store.list("copies/set/", 9).await.unwrap(), []);
+    for name in ["copies/set/b/two", "copies/set/a/one", "copies/setting/x", "other"] {
+        store.create(name, [Bytes::from_static(b"bytes")]).await.unwrap();
+    }
+    let below = folder.path().join("copies/set/a");
+    for left in ["one#1", "half#1", "half#2", "no#number"] {
+        std::fs::write(below.join(left), b"unfinished").unwrap();
+    }
+    let mut listed = store.list("copies/set/", 9).await.unwrap();
+    listed.sort();
+    let all = ["copies/set/a/no#number", "copies/set/a/one", "copies/set/b/two"];
+    let names: Vec<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
+    assert!(all[1..].iter().all(|name| names.contains(name)), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("half") || name.contains("setting")), "{names:?}");
+    assert_eq!(store.list("copies/set/", 1).await.unwrap().len(), 1);
+
+    let mut unfinished = store.unfinished("copies/set/").await.unwrap();
+    unfinished.sort();
+    unfinished.dedup();
+    assert_eq!(unfinished, ["copies/set/a/half", "copies/set/a/one"]);
+    store.remove_unfinished("copies/set/a/half").await.unwrap();
+    assert_eq!(store.unfinished("copies/set/").await.unwrap(), ["copies/set/a/one"]);
+    for _ in 0..2 {
+        store.remove("copies/set/a/one").await.unwrap();
+    }
+    assert_eq!(store.size("copies/set/a/one").await.unwrap_err().fault, Fault::NotFound);
+    // Away is not empty.
+    let aside = tempfile::tempdir().unwrap();
+    std::fs::rename(folder.path(), aside.path().join("aside")).unwrap();
+    assert_eq!(store.list("copies/set/", 9).await.unwrap_err().fault, Fault::NoBucket);
+    assert_eq!(store.remove("copies/set/b/two").await.unwrap_err().fault, Fault::NoBucket);
+    std::fs::rename(aside.path().join("aside"), folder.path()).unwrap();
+}
+
+#[tokio::test]
 async fn what_a_killed_attempt_has_left_goes_when_the_next_one_begins() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path()).await;

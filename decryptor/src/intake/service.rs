@@ -207,8 +207,8 @@ impl Intake for Front {
         answered.map(|outcome| std::future::ready(Ok(outcome)).boxed())
     }
 
-    fn uploads(&self) -> Option<&UploadStore> {
-        Some(&self.uploads)
+    fn uploads(&self) -> Result<&UploadStore, Refusal> {
+        Ok(&self.uploads)
     }
 
     fn judge(&self, _peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {

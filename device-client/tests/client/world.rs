@@ -201,8 +201,9 @@ impl Intake for Gate {
         answer
     }
 
-    fn uploads(&self) -> Option<&UploadStore> {
-        self.uploads.as_ref()
+    fn uploads(&self) -> Result<&UploadStore, Refusal> {
+        let none = || Refusal::new(ErrorReason::UploadsNotSupported, "inline envelopes only");
+        self.uploads.as_ref().ok_or_else(none)
     }
 
     fn judge(&self, _: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {

@@ -177,7 +177,7 @@ impl Item {
     /// The line of an envelope of the refused area. `None` if the entry names no identity: somebody else wrote it.
     #[must_use]
     pub fn refused(entry: &Entry) -> Option<Self> {
-        let Head { identity, sha256, hops } = entry.to_head().ok()?;
+        let Head { identity, sha256, hops, copy: _ } = entry.to_head().ok()?;
         let at_ms = entry.refused_at_ms;
         let mut item = Self::waiting(&identity, &sha256, entry.bytes, at_ms, entry.conflict, &hops);
         item.file = format!("{REFUSED}/{}", item.file);

@@ -29,6 +29,7 @@ use pithead_spool::{AppendError, NotDurable, Ticket};
 use tokio::sync::mpsc;
 
 use super::budgets::Budgets;
+use super::copies::Copies;
 use super::fate::{Deciding, undecided};
 use super::followed::Followed;
 use super::lanes::LANES;
@@ -81,6 +82,8 @@ pub struct Parts {
     pub spool: EnvelopeSpool,
     /// Where large ones are gathered, and stay.
     pub uploads: UploadStore,
+    /// Where copies of them go, where several gateways share the lanes and large ones are taken.
+    pub copies: Option<Copies>,
     /// What is counted.
     pub metrics: Metrics,
     /// Which devices have a certificate.
@@ -314,7 +317,7 @@ impl Intake for SpoolIntake {
                 }
                 let Admitted { envelope, sha256, key_not_active, mut hops, .. } = admitted;
                 hops.push(self.hop(peer, key_not_active, reservation.is_conflict()));
-                let head = Head { identity, sha256, hops };
+                let head = Head { identity, sha256, hops, copy: None };
                 let envelope = envelope.bytes().clone();
                 let body = if reservation.is_conflict() {
                     Body::Conflict(envelope)
@@ -344,13 +347,19 @@ impl Intake for SpoolIntake {
         .boxed())
     }
 
-    fn uploads(&self) -> Option<&UploadStore> {
-        // Their files lie on this machine: behind an acknowledgement that says "replicated" they would be a lie.
-        (!self.parts.spool.is_replicated()).then_some(&self.parts.uploads)
+    fn uploads(&self) -> Result<&UploadStore, Refusal> {
+        self.is_owner()?;
+        if self.parts.spool.is_replicated() && self.parts.copies.is_none() {
+            // Their files lie on this machine: behind an acknowledgement that says "replicated" they would be a lie.
+            let detail =
+                "large envelopes are not taken here: [spool.jetstream.large] names no store for them";
+            return Err(Refusal::new(ErrorReason::UploadsNotSupported, detail));
+        }
+        Ok(&self.parts.uploads)
     }
 
-    fn judge(&self, _peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
-        self.judge_header(offered)
+    fn judge(&self, peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {
+        self.judge_header(peer, offered)
     }
 
     async fn complete(&self, peer: &Peer, whole: WholeUpload) -> Result<Outcome, Refusal> {

@@ -8,6 +8,7 @@
 
 pub mod bucket;
 pub mod budgets;
+pub mod copies;
 pub mod fate;
 pub mod followed;
 pub mod idle;

@@ -30,9 +30,10 @@ use arc_swap::ArcSwap;
 use pithead_hop::ingest::lines::{IDLE, Incomplete};
 use pithead_hop::ingest::{LineRefusal, Lines, Outcome, ShortHash, Unseen, UploadStore, Verdict};
 use pithead_sealing::{DeviceId, Identity, Line, Seq};
-use pithead_spool::{Lane, RecordHead};
+use pithead_spool::{Lane, LaneStats, RecordHead};
 use sha2::{Digest as _, Sha256};
 
+use super::copies::Waiting;
 use super::fate::Fate;
 use super::idle::Idle;
 use super::lanes::{self, Found};
@@ -370,17 +371,17 @@ impl Numbers {
             false => Checkpoint::File(checkpoint.clone()),
         };
         let (idle, file) = (Arc::new(idle), checkpoint);
-        let inner = Inner::read(kept, idle, spool, conflict_bytes_per_device, shares, uploads)?;
+        let (inner, _) = Inner::read(kept, idle, spool, conflict_bytes_per_device, shares, uploads)?;
         let (now, spool, uploads) = (ArcSwap::from_pointee(inner), spool.clone(), uploads.clone());
         Ok(Self(Arc::new(Known { now, file, spool, uploads })))
     }
 
     /// This gateway has become the owner of the lanes: what is known is what the lanes and their checkpoint say. Blocks, for as long as it
-    /// takes to read all heads.
+    /// takes to read all heads. Gives what waits of large envelopes that have a copy elsewhere.
     ///
     /// # Errors
     /// When the checkpoint cannot be read; then what was known before still is.
-    pub fn begin(&self) -> io::Result<()> {
+    pub fn begin(&self) -> io::Result<Waiting> {
         self.read_again(match self.0.spool.books() {
             Some(books) => Checkpoint::Shared(books),
             None if self.0.spool.is_replicated() => Checkpoint::Nowhere,
@@ -393,17 +394,18 @@ impl Numbers {
     /// # Errors
     /// None as things are: nothing is read.
     pub fn forget(&self) -> io::Result<()> {
-        self.read_again(Checkpoint::Nowhere)
+        self.read_again(Checkpoint::Nowhere).map(drop)
     }
 
-    fn read_again(&self, kept: Checkpoint) -> io::Result<()> {
+    fn read_again(&self, kept: Checkpoint) -> io::Result<Waiting> {
         let Known { now, spool, uploads, .. } = &*self.0;
         let before = now.load_full();
         before.shares.forget_held();
         let (idle, shares) = (before.idle.clone(), before.shares.clone());
-        let inner = Inner::read(kept, idle, spool, before.conflict_bytes_per_device, shares, uploads)?;
+        let (inner, waiting) =
+            Inner::read(kept, idle, spool, before.conflict_bytes_per_device, shares, uploads)?;
         now.store(Arc::new(inner));
-        Ok(())
+        Ok(waiting)
     }
 
     fn now(&self) -> Arc<Inner> {
@@ -419,7 +421,7 @@ impl Inner {
         conflict_bytes_per_device: u64,
         shares: Shares,
         uploads: &UploadStore,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, Waiting)> {
         let now = line_time(since_boot());
         let mut lines = match checkpoint.read()? {
             Some(bytes) => whole(&bytes)
@@ -432,10 +434,12 @@ impl Inner {
         };
         let mut conflicts = Vec::new();
         let mut recalled = 0_u64;
+        let (mut large, mut found) = (Vec::new(), 0_u64);
         let mut strays = Found::default();
         let lanes = Lane::ALL.into_iter().filter(|_| !matches!(checkpoint, Checkpoint::Nowhere));
         let waiting = lanes.flat_map(|lane| spool.waiting_in(lane).map(move |record| (lane, record)));
         for (lane, record) in waiting {
+            found += 1;
             let Ok(head) = Head::decode(&record.head) else {
                 tracing::error!(
                     event = "spool.foreign_record",
@@ -454,7 +458,14 @@ impl Inner {
                 KIND_CONFLICT => conflicts.push((line, head.identity.seq, hash, bytes)),
                 KIND_LARGE => {
                     lines.recall(&line, head.identity.seq, hash, now);
-                    uploads.taken(&head.identity);
+                    match &head.copy {
+                        None => uploads.taken(&head.identity),
+                        // Here or not: it can be fetched, and there will be room for it.
+                        Some(copy) => {
+                            uploads.recorded(&head.identity, &head.sha256, copy.total, since_boot())?;
+                            large.push(head.clone());
+                        }
+                    }
                 }
                 _ => continue,
             }
@@ -470,7 +481,10 @@ impl Inner {
         tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);
         let (state, writing) = (Mutex::new(state), Mutex::new(()));
         checkpoint.set_aside_room(0);
-        Ok(Self { state, checkpoint, conflict_bytes_per_device, shares, idle, writing })
+        // What does not read is left out above.
+        let complete = found == spool.stats().lanes.iter().map(LaneStats::records).sum::<u64>();
+        let inner = Self { state, checkpoint, conflict_bytes_per_device, shares, idle, writing };
+        Ok((inner, Waiting { heads: large, complete }))
     }
 }
 

@@ -5,6 +5,7 @@
 //! and so that a start reads heads alone to know every number, hash and conflict that is still here.
 
 use bytes::Bytes;
+use pithead_hop::bundle::CopyName;
 use pithead_proto::ingest::v1::Hop;
 use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
 use pithead_spool::Record;
@@ -80,6 +81,50 @@ impl Body {
     }
 }
 
+/// A copy of a large envelope as it is stored. Fields are added, never changed.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredCopy {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    sha256: Bytes,
+    #[prost(uint64, tag = "3")]
+    total: u64,
+    #[prost(fixed64, tag = "4")]
+    store: u64,
+}
+
+/// Where a large envelope lies besides the machine that gathered it, where several gateways share the lanes ([`super::copies`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LargeCopy {
+    /// The object's name in the store.
+    pub name: String,
+    /// Of all its bytes.
+    pub sha256: [u8; 32],
+    /// How many those are.
+    pub total: u64,
+    /// What names the store: in another one there is no such object, and that says nothing.
+    pub store: u64,
+}
+
+impl LargeCopy {
+    /// In which term of an owner of the lanes it was put; none is 0.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        CopyName::parse(&self.name).map_or(0, |name| name.epoch)
+    }
+
+    fn stored(&self) -> StoredCopy {
+        let sha256 = Bytes::copy_from_slice(&self.sha256);
+        StoredCopy { name: self.name.clone(), sha256, total: self.total, store: self.store }
+    }
+
+    fn of(stored: StoredCopy) -> Result<Self, NotAHead> {
+        let sha256 = stored.sha256.as_ref().try_into().map_err(|_| NotAHead)?;
+        Ok(Self { name: stored.name, sha256, total: stored.total, store: stored.store })
+    }
+}
+
 /// The head as it is stored. Fields are added, never changed.
 #[derive(Clone, PartialEq, prost::Message)]
 struct StoredHead {
@@ -97,6 +142,8 @@ struct StoredHead {
     sha256: Bytes,
     #[prost(message, repeated, tag = "7")]
     hops: Vec<Hop>,
+    #[prost(message, optional, tag = "8")]
+    copy: Option<StoredCopy>,
 }
 
 /// What is known of a spooled envelope without its bytes.
@@ -108,6 +155,8 @@ pub struct Head {
     pub sha256: [u8; 32],
     /// Custody, the oldest first; the last is our own.
     pub hops: Vec<Hop>,
+    /// Of a large one: where it lies besides this machine, if it does.
+    pub copy: Option<LargeCopy>,
 }
 
 /// What a head has at most besides its hops: three names of up to 63 bytes, two numbers, a hash, and their tags.
@@ -131,6 +180,7 @@ impl Head {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let Identity { site, device, stream, run, seq } = &self.identity;
+        let copy = self.copy.as_ref().map(LargeCopy::stored);
         let names = [(1, site.as_str()), (2, device.as_str()), (3, stream.as_str())];
         let hops = encoding::message::encoded_len_repeated(7, &self.hops);
         let mut out = Vec::with_capacity(HEAD_GUESS_BYTES + hops);
@@ -141,6 +191,9 @@ impl Head {
         encoding::uint64::encode(5, &seq.get(), &mut out);
         put_bytes(6, &self.sha256, &mut out);
         encoding::message::encode_repeated(7, &self.hops, &mut out);
+        if let Some(copy) = &copy {
+            encoding::message::encode(8, copy, &mut out);
+        }
         out.into()
     }
 
@@ -156,7 +209,8 @@ impl Head {
             return Err(NotAHead);
         };
         let sha256 = stored.sha256.as_ref().try_into().map_err(|_| NotAHead)?;
-        Ok(Self { identity: Identity { site, device, stream, run, seq }, sha256, hops: stored.hops })
+        let copy = stored.copy.map(LargeCopy::of).transpose()?;
+        Ok(Self { identity: Identity { site, device, stream, run, seq }, sha256, hops: stored.hops, copy })
     }
 
     /// The record with this head; `at_ms` is when it came.
@@ -180,7 +234,7 @@ mod tests {
             seq: Seq::new(9).unwrap(),
         };
         let hop = Hop { gateway: "edge-1".into(), received_us: 5, ..Hop::default() };
-        Head { identity, sha256: [3; 32], hops: vec![hop] }
+        Head { identity, sha256: [3; 32], hops: vec![hop], copy: None }
     }
 
     #[test]
@@ -215,6 +269,22 @@ mod tests {
         let stored = StoredHead::decode(head.encode()).unwrap();
         assert_eq!(stored.encode_to_vec(), head.encode());
         assert_eq!(stored.hops, head.hops);
+    }
+
+    #[test]
+    fn the_copy_of_a_large_one_stands_behind_the_rest_and_reads_back() {
+        let copy = LargeCopy { name: "copies/x".into(), sha256: [9; 32], total: 5 << 30, store: 7 };
+        let with = Head { copy: Some(copy), ..head() };
+        assert_eq!(Head::decode(&with.encode()), Ok(with.clone()));
+        let (plain, bytes) = (head().encode(), with.encode());
+        let expected =
+            format!("423b{}1220{}188080808014210700000000000000", "0a08636f706965732f78", "09".repeat(32));
+        assert_eq!(hex::encode(&bytes[plain.len()..]), expected);
+        assert_eq!(StoredHead::decode(bytes.clone()).unwrap().encode_to_vec(), bytes);
+        // Without its hash it is no copy, and nothing is fetched by it.
+        let mut short = StoredHead::decode(bytes).unwrap();
+        short.copy.as_mut().unwrap().sha256 = Bytes::new();
+        assert_eq!(Head::decode(&short.encode_to_vec().into()), Err(NotAHead));
     }
 
     #[test]

@@ -95,7 +95,12 @@ impl Entry {
         };
         let mut sha256 = [0; 32];
         hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| NotAHead)?;
-        Ok(Head { identity: Identity { site, device, stream, run, seq }, sha256, hops: Vec::new() })
+        Ok(Head {
+            identity: Identity { site, device, stream, run, seq },
+            sha256,
+            hops: Vec::new(),
+            copy: None,
+        })
     }
 }
 
@@ -662,7 +667,7 @@ mod tests {
             run: Run::new(7).unwrap(),
             seq: Seq::new(seq).unwrap(),
         };
-        Head { identity, sha256: [seq as u8; 32], hops: vec![] }
+        Head { identity, sha256: [seq as u8; 32], hops: vec![], copy: None }
     }
 
     #[test]

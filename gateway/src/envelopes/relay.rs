@@ -66,6 +66,7 @@ use self::large::{Large, LargeParts, LargeSent, OverCall, Small};
 use self::pace::Toll;
 use self::progress::Progress;
 pub use self::report::{RelayReport, Report};
+use super::copies::Copies;
 use super::followed::Followed;
 use super::lanes;
 use super::numbers::Numbers;
@@ -134,6 +135,8 @@ pub struct Relay {
     pub numbers: Numbers,
     /// Large envelopes.
     pub uploads: UploadStore,
+    /// Where copies of them are, if several gateways share the lanes.
+    pub copies: Option<Copies>,
     /// Where the unwanted go.
     pub refused: Arc<Refused>,
     /// The relay's lamp.
@@ -343,7 +346,12 @@ impl Relay {
         stop: CancellationToken,
     ) {
         let mut backoff = Backoff::new(Policy::default());
-        let mut progress = Progress::new(self.spool.clone(), self.numbers.clone(), self.uploads.clone());
+        let mut progress = Progress::new(
+            self.spool.clone(),
+            self.numbers.clone(),
+            self.uploads.clone(),
+            self.copies.clone(),
+        );
         let mut alarm = Alarm::default();
         let mut orders = self.control.subscribe();
         // Which lane the disk does not give, and how often in a row.
@@ -491,6 +499,7 @@ impl Relay {
     fn large_parts(&self) -> LargeParts {
         LargeParts {
             uploads: self.uploads.clone(),
+            copies: self.copies.clone(),
             pace: self.control.pace().clone(),
             spans: self.followed.spans().clone(),
         }

@@ -7,10 +7,12 @@
 use std::io;
 use std::sync::Arc;
 
-use pithead_hop::ingest::{LineRefusal, Outcome, UploadStore};
+use pithead_hop::ingest::{LineRefusal, Outcome, SealedFile, UploadStore};
+use pithead_sealing::Identity;
 use pithead_spool::{AppendError, NotDurable};
 use sha2::{Digest as _, Sha256};
 
+use super::copies::{Copies, CopyError};
 use super::fate::undecided;
 use super::numbers::{Numbers, Offered};
 use super::record::{Body, Head};
@@ -28,6 +30,9 @@ pub enum RetryError {
     /// The file of a large one cannot be read.
     #[error("the file of the large envelope in DATA/uploads cannot be read: {0}")]
     Unreadable(#[source] io::Error),
+    /// There is no copy of a large one, where there has to be one.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// A bound of the device's lines.
     #[error("{0}")]
     Line(#[from] LineRefusal),
@@ -59,6 +64,8 @@ pub struct Retry {
     pub spool: EnvelopeSpool,
     /// Where the bytes of large ones are.
     pub uploads: UploadStore,
+    /// Where copies of them are, if several gateways share the lanes.
+    pub copies: Option<Copies>,
 }
 
 impl Retry {
@@ -73,11 +80,13 @@ impl Retry {
         let (area, wanted) = (self.refused.clone(), name.to_owned());
         let taken = tokio::task::spawn_blocking(move || area.take_out(&wanted)).await;
         let taken = taken.map_err(|_| RetryError::Stopping)??;
+        let mut head = taken.head.clone();
         if taken.large.is_some() {
-            self.is_whole(&taken).await?;
+            let file = self.whole_file(&taken).await?;
+            self.copy_anew(&mut head, file).await?;
         }
         let (large, envelope) = (taken.large, taken.envelope.clone());
-        self.put_back(taken.head.clone(), taken.conflict, envelope.len() as u64, |head, conflict| {
+        self.put_back(head, taken.conflict, envelope.len() as u64, |head, conflict| {
             if let Some(ours) = head.hops.last_mut() {
                 ours.conflict = conflict;
             }
@@ -99,8 +108,30 @@ impl Retry {
     ///
     /// # Errors
     /// [`RetryError`].
-    pub async fn enter_large(&self, head: Head, total: u64) -> Result<(), RetryError> {
+    pub async fn enter_large(&self, mut head: Head, file: SealedFile, total: u64) -> Result<(), RetryError> {
+        self.copy_anew(&mut head, file).await?;
         self.put_back(head, false, 0, |_, conflict| (!conflict).then_some(Body::Large { total })).await
+    }
+
+    /// Brings the bytes of an envelope here that was acknowledged and whose record was lost, if they lie elsewhere and it is known where.
+    ///
+    /// # Errors
+    /// [`RetryError::Copy`].
+    pub async fn bring_owed(&self, identity: &Identity) -> Result<(), RetryError> {
+        let Some(copies) = self.copies.as_ref().filter(|_| self.uploads.is_away(identity)) else {
+            return Ok(());
+        };
+        let Some(head) = copies.head_of(identity) else { return Ok(()) };
+        let Some(copy) = head.copy.clone() else { return Ok(()) };
+        Ok(copies.bring(&head, &copy).await?)
+    }
+
+    /// A copy of this term, before the record that names it: one of an earlier term may be taken for an orphan by who owned the lanes then.
+    async fn copy_anew(&self, head: &mut Head, file: SealedFile) -> Result<(), RetryError> {
+        if let Some(copies) = &self.copies {
+            head.copy = Some(copies.put(file, &head.identity, head.sha256).await?);
+        }
+        Ok(())
     }
 
     /// Through the numbers in force, durable when this returns. `body` is told whether other bytes stand under the number;
@@ -114,10 +145,15 @@ impl Retry {
     ) -> Result<(), RetryError> {
         let (tell, told) = undecided();
         let failures = self.spool.failures(&head.identity.line());
+        let copied = self.copies.as_ref().zip(head.copy.clone());
         match self.numbers.offer_again(&head, conflict, bytes, since_boot(), told, failures)? {
             Offered::Done(Outcome::Conflict { kept: false }) => return Err(RetryError::NoRoomBeside),
-            // It waits there already.
-            Offered::Done(_) => {}
+            // It waits there already, by a record that names another copy.
+            Offered::Done(_) => {
+                if let Some((copies, copy)) = copied {
+                    copies.let_go(&copy);
+                }
+            }
             Offered::Shared(ticket, _) => ticket.await?,
             Offered::Store(reservation) => {
                 let body = body(&mut head, reservation.is_conflict()).ok_or(RetryError::NoRoomBeside)?;
@@ -126,6 +162,9 @@ impl Retry {
                 ticket.await?;
                 share.keep();
                 reservation.stored();
+                if let Some((copies, copy)) = copied {
+                    copies.recorded(&copy);
+                }
                 // Whoever resent the same bytes meanwhile is answered as well.
                 tell.decide(Ok(()));
             }
@@ -133,8 +172,20 @@ impl Retry {
         Ok(())
     }
 
-    /// Whether the file of a large entry is still what was refused: the reason must not go before.
-    async fn is_whole(&self, taken: &TakenOut) -> Result<(), RetryError> {
+    /// The file of a large entry, if it is still what was refused: the reason must not go before. Where another gateway has gathered it, it
+    /// is fetched.
+    async fn whole_file(&self, taken: &TakenOut) -> Result<SealedFile, RetryError> {
+        let (head, total) = (&taken.head, taken.large.unwrap_or_default());
+        if let (Some(copies), Some(copy)) = (&self.copies, &head.copy)
+            && (!self.uploads.is_here(&head.identity) || self.uploads.is_away(&head.identity))
+        {
+            let (uploads, identity, sha256) = (self.uploads.clone(), head.identity.clone(), head.sha256);
+            let placing = tokio::task::spawn_blocking(move || {
+                uploads.recorded(&identity, &sha256, total, since_boot())
+            });
+            placing.await.map_err(|_| RetryError::Stopping)?.map_err(RetryError::Unreadable)?;
+            copies.bring(head, copy).await?;
+        }
         let (uploads, identity) = (self.uploads.clone(), taken.head.identity.clone());
         let read = tokio::task::spawn_blocking(move || uploads.read(&identity)).await;
         let file =
@@ -145,6 +196,6 @@ impl Retry {
                 io::Error::new(io::ErrorKind::InvalidData, "its header is not the one that was refused");
             return Err(RetryError::Unreadable(error));
         }
-        Ok(())
+        Ok(file)
     }
 }

@@ -22,7 +22,7 @@ use pithead_spool::{
 use tokio::sync::watch;
 
 use super::lanes::{Found, LANES, Lanes, USUAL};
-use super::record::{Body, Head};
+use super::record::{Body, Head, LargeCopy};
 use super::replicated::{self, Books, Neighbour, Owner, Presence, Replica, Replicated, Standing};
 use super::shares::Fill;
 use crate::config;
@@ -310,7 +310,7 @@ impl EnvelopeSpool {
     }
 
     /// Appends an envelope to its line's lane, unless there was a failure more than `failures`. It is durable when the ticket
-    /// says so.
+    /// says so. A large one with a copy is appended in the term in which that was put, or not at all: in a later one it is an orphan.
     ///
     /// # Errors
     /// When there is no room, the disk has failed, or it would overtake what the disk did not take: nothing was taken.
@@ -319,7 +319,10 @@ impl EnvelopeSpool {
         let lane = self.0.lanes.join(&line);
         let ticket = match &self.0.log {
             Engine::Embedded(log) => log.append_since(lane, head.record(body, at_ms), failures),
-            Engine::Replicated(log) => log.append_since(lane, head.record(body, at_ms), failures),
+            Engine::Replicated(log) => {
+                let of_term = head.copy.as_ref().map(LargeCopy::term);
+                log.append_since(lane, head.record(body, at_ms), failures, of_term)
+            }
         };
         if ticket.is_err() {
             self.0.lanes.left(&line);

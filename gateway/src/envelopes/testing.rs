@@ -15,7 +15,7 @@ use pithead_hop::accept::{AcceptHandle, Acceptor, Limits, Stopped};
 use pithead_hop::connect::{ConnectOptions, connect};
 use pithead_hop::identity::{GatewayName, Peer, PeerId, Role};
 use pithead_hop::ingest::intake::Durability;
-use pithead_hop::ingest::send::{PlainFile, send_upload};
+use pithead_hop::ingest::send::{PlainFile, UploadError, send_upload};
 use pithead_hop::ingest::{
     Admitted, AdmittedHeader, Answer, Hop, IngestLimits, IngestServer, Intake, KnownKeys, Outcome, Pending,
     Standing, UploadLimits, UploadStore, WholeUpload, admit,
@@ -40,13 +40,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::budgets::Budgets;
+use super::copies::Copies;
 use super::followed::Followed;
 use super::idle::Idle;
 use super::intake::{Parts, SpoolIntake};
 use super::lanes::Lanes;
 use super::numbers::Numbers;
 use super::relay::Target;
-use super::replicated::Replicated;
+use super::replicated::{self, Replicated};
 use super::shares::{self, Shares};
 use super::spool::{self, EnvelopeSpool};
 use crate::config;
@@ -128,6 +129,8 @@ pub(crate) struct Door {
     pub(crate) shares: Shares,
     pub(crate) spool: EnvelopeSpool,
     pub(crate) uploads: UploadStore,
+    /// Over the replicated engine.
+    pub(crate) copies: Option<Copies>,
     pub(crate) history: Arc<History>,
     pub(crate) followed: Followed,
     pub(crate) metrics: Metrics,
@@ -169,16 +172,27 @@ impl Door {
                 EnvelopeSpool::over_replicated(Replicated::of_folder(folder, sizes.max_size.get()), lanes)
             }
         };
-        let door = Self::over(folder, spool, "edge-1", conflict_bytes, shares, Arc::default());
-        if replicated() {
-            door.numbers.begin().unwrap();
+        let door = Self::over(folder, folder, spool, "edge-1", conflict_bytes, shares, Arc::default());
+        if let Some(standing) = door.spool.standing()
+            && let replicated::Standing::Ours { epoch } = *standing.borrow()
+        {
+            door.begin(epoch);
         }
         door
     }
 
-    /// Over a spool that was opened elsewhere.
+    /// As the owner of a term does.
+    pub(crate) fn begin(&self, epoch: u64) {
+        let waiting = self.numbers.begin().unwrap();
+        if let Some(copies) = &self.copies {
+            copies.begin(epoch, waiting);
+        }
+    }
+
+    /// Over a spool that was opened elsewhere. Copies of large envelopes go below `shared`, if it is of the replicated engine.
     pub(crate) fn over(
         folder: &Path,
+        shared: &Path,
         spool: EnvelopeSpool,
         name: &str,
         conflict_bytes: u64,
@@ -197,6 +211,7 @@ impl Door {
                 .unwrap();
         let name = GatewayName::new(name).unwrap();
         let (book, metrics) = (Book::default(), Metrics::new());
+        let copies = spool.is_replicated().then(|| Copies::below(shared, &uploads, &metrics));
         let (spans, ended, _) = span::queue(0.0);
         let followed = Followed::new(spans);
         let intake = Arc::new(SpoolIntake::start(Parts {
@@ -209,11 +224,13 @@ impl Door {
             shares: shares.clone(),
             spool: spool.clone(),
             uploads: uploads.clone(),
+            copies: copies.clone(),
             metrics: metrics.clone(),
             activity: crate::console::activity::Activity::default(),
             followed: followed.clone(),
         }));
-        Self { intake, numbers, shares, spool, uploads, history, followed, metrics, ended: Mutex::new(ended) }
+        let ended = Mutex::new(ended);
+        Self { intake, numbers, shares, spool, uploads, copies, history, followed, metrics, ended }
     }
 
     pub(crate) async fn offer(&self, envelope: Bytes) -> Result<Pending, Refusal> {
@@ -243,6 +260,18 @@ impl Door {
 
     /// The same, by calls of this trace.
     pub(crate) async fn upload_traced(&self, envelope: &Bytes, trace: Option<TraceParent>) -> Answer {
+        self.try_upload_traced(envelope, trace).await.unwrap()
+    }
+
+    pub(crate) async fn try_upload(&self, envelope: &Bytes) -> Result<Answer, UploadError> {
+        self.try_upload_traced(envelope, None).await
+    }
+
+    async fn try_upload_traced(
+        &self,
+        envelope: &Bytes,
+        trace: Option<TraceParent>,
+    ) -> Result<Answer, UploadError> {
         let served = Served::start(self.intake.clone()).await;
         let target = served.target("spiffe://pit-7/device/truck-42");
         let (tls, options) = (target.tls.borrow().clone(), ConnectOptions::default());
@@ -250,7 +279,7 @@ impl Door {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(envelope).unwrap();
         let source = Arc::new(PlainFile::open(file).unwrap());
-        send_upload(Traced::new(connection, trace), source, Vec::new(), None, |_| {}).await.unwrap()
+        send_upload(Traced::new(connection, trace), source, Vec::new(), None, |_| {}).await
     }
 }
 
@@ -315,8 +344,8 @@ impl Intake for FarEnd {
         .boxed())
     }
 
-    fn uploads(&self) -> Option<&UploadStore> {
-        Some(&self.uploads)
+    fn uploads(&self) -> Result<&UploadStore, Refusal> {
+        Ok(&self.uploads)
     }
 
     fn judge(&self, _peer: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {

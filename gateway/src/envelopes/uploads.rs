@@ -46,9 +46,33 @@ pub fn claim(uploads: &UploadStore, numbers: &Numbers, refused: &Refused, clean:
     Ok(())
 }
 
+/// Nobody here answers for what waits any more, since another gateway does, or since the lanes are about to be read again. What lies
+/// here is kept for a while: after a short loss of the lanes it is there still, and need not be fetched. What the refused area mentions
+/// stays taken. Blocks.
+pub fn stand_down(uploads: &UploadStore, refused: &Refused) {
+    for identity in uploads.taken_ones() {
+        match refused.mentions(&identity) {
+            Ok(false) => {}
+            // Also where that cannot be seen: it is kept.
+            Ok(true) => continue,
+            Err(error) => {
+                tracing::warn!(event = "refused.not_counted", %error);
+                continue;
+            }
+        }
+        if let Err(error) = uploads.untake(&identity, since_boot()) {
+            tracing::error!(event = "upload.not_removed", %identity, %error);
+        }
+    }
+}
+
 /// Enters what is owed into the spool once more. What cannot be entered now, because the spool is full or the disk does not
 /// give it, stays owed.
 pub async fn enter_owed(uploads: &UploadStore, retry: &Retry) {
+    if retry.spool.elsewhere().is_some() {
+        // Whoever owns the lanes.
+        return;
+    }
     for identity in uploads.owed() {
         let Some(deciding) = uploads.decide_owed(&identity) else { continue };
         // To its end, also when this program stops: what is durable in the spool must not be owed too.
@@ -69,6 +93,7 @@ pub async fn enter_owed(uploads: &UploadStore, retry: &Retry) {
 }
 
 async fn enter_again(uploads: &UploadStore, retry: &Retry, identity: &Identity) -> Result<(), RetryError> {
+    retry.bring_owed(identity).await?;
     let (store, wanted) = (uploads.clone(), identity.clone());
     let read = tokio::task::spawn_blocking(move || match store.read(&wanted) {
         Ok(file) => Ok(file),
@@ -78,8 +103,9 @@ async fn enter_again(uploads: &UploadStore, retry: &Retry, identity: &Identity) 
     });
     let file = read.await.map_err(|_| RetryError::Stopping)?.map_err(RetryError::Unreadable)?;
     let sha256 = Sha256::digest(file.header().wire()).into();
-    let head = Head { identity: identity.clone(), sha256, hops: file.hops().to_vec() };
-    retry.enter_large(head, file.total()).await?;
+    let head = Head { identity: identity.clone(), sha256, hops: file.hops().to_vec(), copy: None };
+    let total = file.total();
+    retry.enter_large(head, file, total).await?;
     uploads.taken(identity);
     Ok(())
 }

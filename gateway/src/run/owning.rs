@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pithead_hop::identity::GatewayName;
+use pithead_hop::ingest::UploadStore;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{OpenError, Survey};
@@ -20,11 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::since_boot;
 use crate::config::{self, Config, Engine};
+use crate::envelopes::copies::Copies;
 use crate::envelopes::numbers::Numbers;
 use crate::envelopes::refused::Refused;
 use crate::envelopes::relay::{Relay, Way};
 use crate::envelopes::replicated::{Joining, Standing};
 use crate::envelopes::spool::{self, EnvelopeSpool};
+use crate::envelopes::uploads;
 use crate::health::{Health, Level};
 use crate::metrics::{Dimension, Metrics};
 
@@ -106,6 +109,8 @@ pub(super) struct Owning {
     pub(super) spool: EnvelopeSpool,
     pub(super) numbers: Numbers,
     pub(super) refused: Arc<Refused>,
+    pub(super) uploads: UploadStore,
+    pub(super) copies: Option<Copies>,
     pub(super) health: Health,
     pub(super) metrics: Metrics,
     /// Where devices connect.
@@ -206,20 +211,31 @@ impl Owning {
     async fn begin(&self, epoch: u64) -> bool {
         let now = since_boot();
         self.health.set(Dimension::Ingest, Level::Degraded, "taking over: reading what waits", now);
-        let (numbers, refused) = (self.numbers.clone(), self.refused.clone());
+        let (numbers, refused, large) = (self.numbers.clone(), self.refused.clone(), self.uploads.clone());
         let beginning = move || {
+            // Of the large ones that lie here, those are taken that the lanes name.
+            uploads::stand_down(&large, &refused);
             let begun = numbers.begin();
             // What each device holds is counted anew from the lanes, and the refused area counts as well.
             refused.hold_again();
-            begun
+            let waiting = begun?;
+            uploads::claim(&large, &numbers, &refused, true)?;
+            Ok::<_, std::io::Error>(waiting)
         };
         let begun = match tokio::task::spawn_blocking(beginning).await {
             Ok(begun) => begun.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
-        if let Err(error) = begun {
-            tracing::error!(event = "gateway.not_taken_over", epoch, error);
-            return false;
+        let waiting = match begun {
+            Ok(waiting) => waiting,
+            Err(error) => {
+                tracing::error!(event = "gateway.not_taken_over", epoch, error);
+                return false;
+            }
+        };
+        if let Some(copies) = &self.copies {
+            // Before anything is taken: what is put from now on is known from its first byte.
+            copies.begin(epoch, waiting);
         }
         if !self.spool.serve(epoch) {
             tracing::warn!(
@@ -238,12 +254,16 @@ impl Owning {
 
     /// What was known of the lanes is somebody else's now.
     async fn forget(&self) {
-        let (numbers, refused) = (self.numbers.clone(), self.refused.clone());
+        if let Some(copies) = &self.copies {
+            copies.end();
+        }
+        let (numbers, refused, large) = (self.numbers.clone(), self.refused.clone(), self.uploads.clone());
         let forgetting = move || {
             let forgotten = numbers.forget();
             if let Err(error) = refused.stand_by() {
                 tracing::warn!(event = "refused.not_counted", %error);
             }
+            uploads::stand_down(&large, &refused);
             forgotten
         };
         if let Ok(Err(error)) = tokio::task::spawn_blocking(forgetting).await {
@@ -290,6 +310,7 @@ mod tests {
             spool: door.spool.clone(),
             numbers: door.numbers.clone(),
             uploads: door.uploads.clone(),
+            copies: None,
             refused: refused.clone(),
             health: health.clone(),
             metrics: metrics.clone(),
@@ -302,6 +323,8 @@ mod tests {
             spool: door.spool.clone(),
             numbers: door.numbers.clone(),
             refused,
+            uploads: door.uploads.clone(),
+            copies: None,
             health,
             metrics: metrics.clone(),
             address: SocketAddr::from(([127, 0, 0, 1], 7443)),

@@ -39,6 +39,7 @@ use crate::console::{self, Console};
 use crate::devices::doors::{Built, Doors, Ports};
 use crate::devices::enroll::{self, Enrolment, Issuing, Told};
 use crate::envelopes::budgets::Budgets;
+use crate::envelopes::copies::Copies;
 use crate::envelopes::followed::Followed;
 use crate::envelopes::idle::Idle;
 use crate::envelopes::intake::{Parts, SpoolIntake};
@@ -224,6 +225,9 @@ impl Serving {
         let activity = Activity::default();
         let clean = recovery.corrupt_records == 0;
         uploads::claim(&large, &numbers, &refused, clean).map_err(|error| disk_failed(&error))?;
+        let (intake_stop, relay_stop, admin_stop) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let copies = copies(config, &large, &metrics, &intake_stop)?;
         let intake = Arc::new(SpoolIntake::start(Parts {
             gateway: material.name.clone(),
             history: history.clone(),
@@ -233,6 +237,7 @@ impl Serving {
             shares: shares.clone(),
             spool: spool.clone(),
             uploads: large.clone(),
+            copies: copies.clone(),
             metrics: metrics.clone(),
             registry: registry.clone(),
             activity: activity.clone(),
@@ -240,8 +245,6 @@ impl Serving {
         }));
 
         // From here on nothing can fail.
-        let (intake_stop, relay_stop, admin_stop) =
-            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let keys = service::serve(&config.trust.authority, &config.gateway.site, &book, intake_stop.clone());
         let ingest = IngestServer::new(intake, config.ingest.envelopes, intake_stop.clone());
         let (reporter, health_service) = tonic_health::server::health_reporter();
@@ -295,13 +298,17 @@ impl Serving {
         let watch = doors.clone().follow(data.devices(), metrics.clone(), intake_stop.clone());
         let idle = put_idle_lines_away(numbers.clone(), intake_stop.clone());
         let follow = grpc_health::follow(health.lamps().clone(), reporter, SERVICES, intake_stop.clone());
-        let disk = look_after_disk(health.clone(), spool.clone(), intake_stop.clone());
+        let disk = look_after_disk(health.clone(), spool.clone(), copies.clone(), intake_stop.clone());
         let retry = Retry {
             refused: refused.clone(),
             numbers: numbers.clone(),
             spool: spool.clone(),
             uploads: large.clone(),
+            copies: copies.clone(),
         };
+        if let Some(copies) = &copies {
+            served.push(tokio::spawn(copies.clone().keep(refused.clone(), intake_stop.clone())));
+        }
         let sweep = uploads::sweep(
             large.clone(),
             refused.clone(),
@@ -342,6 +349,7 @@ impl Serving {
             spool: spool.clone(),
             numbers: numbers.clone(),
             uploads: large.clone(),
+            copies: copies.clone(),
             refused: refused.clone(),
             health: health.clone(),
             metrics: metrics.clone(),
@@ -383,6 +391,8 @@ impl Serving {
                     spool: spool.clone(),
                     numbers: numbers.clone(),
                     refused: refused.clone(),
+                    uploads: large.clone(),
+                    copies: copies.clone(),
                     health: health.clone(),
                     metrics: metrics.clone(),
                     address,
@@ -629,6 +639,20 @@ fn store_target(store: &config::RelayStore) -> Result<StoreTarget, ProgramError>
     })
 }
 
+/// Where copies of large envelopes go, if the gateways of the site share their lanes and it says where.
+fn copies(
+    config: &Config,
+    uploads: &UploadStore,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Result<Option<Copies>, ProgramError> {
+    let Some((large, set)) = config.large_store() else { return Ok(None) };
+    let settings = large.settings().map_err(|error| {
+        ProgramError::new(ErrorReason::ConfigUnreadable, format!("[spool.jetstream.large] ca: {error}"))
+    })?;
+    Ok(Some(Copies::new(settings, set, uploads.clone(), metrics.clone(), stop.clone())))
+}
+
 fn target(
     section: &config::Relay,
     peer: config::RelayPeer<'_>,
@@ -782,7 +806,12 @@ async fn put_idle_lines_away(numbers: Numbers, stop: CancellationToken) {
     }
 }
 
-async fn look_after_disk(health: Health, spool: EnvelopeSpool, stop: CancellationToken) {
+async fn look_after_disk(
+    health: Health,
+    spool: EnvelopeSpool,
+    copies: Option<Copies>,
+    stop: CancellationToken,
+) {
     loop {
         let (stats, available) = (spool.stats(), spool.available_bytes());
         let trouble = spool.elsewhere().and_then(|elsewhere| elsewhere.trouble);
@@ -801,6 +830,8 @@ async fn look_after_disk(health: Health, spool: EnvelopeSpool, stop: Cancellatio
         } else if available < stats.capacity_bytes / 100 * DISK_LOW_PERCENT {
             let percent = available * 100 / stats.capacity_bytes.max(1);
             (Level::Degraded, format!("{percent} % of the spool is left"))
+        } else if let Some(trouble) = copies.as_ref().and_then(Copies::trouble) {
+            (Level::Degraded, format!("no large envelope is taken: {trouble}"))
         } else {
             (Level::Ok, human::some(stats.records, "record waits", "records wait"))
         };

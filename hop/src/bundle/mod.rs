@@ -28,7 +28,7 @@ mod names;
 mod pack;
 mod read;
 
-pub use names::{BundleName, Hour, LargeName, NotAName, SpoolId};
+pub use names::{BundleName, CopyName, Hour, LargeName, NotAName, SpoolId};
 pub use pack::{Content, Origin, PackError, Packed, Packer};
 pub use read::{Bundle, BundleError, Entry, FRONT_MIN, Index, Large, Part, Stored};
 

@@ -241,9 +241,103 @@ impl fmt::Display for LargeName {
     }
 }
 
+/// The name of a copy of a large envelope, in a store that the gateways of a site share, and all that it says. Displays as the name,
+/// below the prefix of the store. No two attempts have one name, so that nothing is ever written over.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CopyName {
+    /// Of which lanes it is: the gateways that share them share the copies. Letters, digits, `-` and `_`.
+    pub set: String,
+    /// In which term of an owner of the lanes it was made.
+    pub epoch: u64,
+    /// What the envelope is filed under. For people, and for whoever looks for what the refused area mentions.
+    pub identity: Identity,
+    /// Drawn for this attempt.
+    pub random: u64,
+}
+
+impl CopyName {
+    /// What all names of a set begin with.
+    #[must_use]
+    pub fn folder(set: &str) -> String {
+        format!("copies/{set}/")
+    }
+
+    /// What all names of copies end in.
+    pub const ENDING: &'static str = ".envelope";
+
+    /// What is put beside a copy that is damaged, so that it is kept for a person.
+    #[must_use]
+    pub fn damaged(&self) -> String {
+        format!("{self}.damaged")
+    }
+
+    /// Reads a name as it is displayed.
+    ///
+    /// # Errors
+    /// [`NotAName`].
+    pub fn parse(name: &str) -> Result<Self, NotAName> {
+        let read = || {
+            let mut fields = name.strip_prefix("copies/")?.strip_suffix(Self::ENDING)?.split('/');
+            let set = fields.next()?.to_owned();
+            let site = Site::new(fields.next()?).ok()?;
+            let device = DeviceId::new(fields.next()?).ok()?;
+            let (epoch, rest) = fields.next()?.split_once('-')?;
+            // From behind: a stream's name may hold a '-'.
+            let mut rest = rest.rsplitn(4, '-');
+            let random = hex_number(rest.next()?)?;
+            let seq = Seq::new(rest.next()?.parse().ok()?).ok()?;
+            let run: Run = rest.next()?.parse().ok()?;
+            let stream = StreamName::new(rest.next()?).ok()?;
+            let identity = Identity { site, device, stream, run, seq };
+            Some(Self { set, epoch: hex_number(epoch)?, identity, random })
+        };
+        let parsed = read().ok_or(NotAName)?;
+        (parsed.to_string() == name).then_some(parsed).ok_or(NotAName)
+    }
+}
+
+impl fmt::Display for CopyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { set, epoch, identity: Identity { site, device, stream, run, seq }, random } = self;
+        write!(f, "copies/{set}/{site}/{device}/{epoch:016x}-{stream}-{run}-{seq:020}-{random:016x}")?;
+        f.write_str(Self::ENDING)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_copy_is_fixed_and_reads_back() {
+        let identity = Identity {
+            site: Site::new("pit-7").unwrap(),
+            device: DeviceId::new("truck.42").unwrap(),
+            stream: StreamName::new("lidar-2").unwrap(),
+            run: Run::new(0x3_0000_0001).unwrap(),
+            seq: Seq::new(7).unwrap(),
+        };
+        let name = CopyName { set: "pithead-pit-7".into(), epoch: 12, identity, random: 0xab };
+        let text = "copies/pithead-pit-7/pit-7/truck.42/000000000000000c-lidar-2-0000000300000001-00000000000000000007-\
+             00000000000000ab.envelope";
+        assert_eq!(name.to_string(), text);
+        assert_eq!(CopyName::parse(text), Ok(name.clone()));
+        assert!(text.starts_with(&CopyName::folder("pithead-pit-7")));
+        for (from, to) in [
+            ("copies/", ""),
+            ("0c-", "0C-"),
+            ("0000007-", "000007-"),
+            ("/truck.42/", "/"),
+            ("/truck.42/", "//"),
+            ("00ab.", "ab."),
+            (".envelope", ".envelope.damaged"),
+        ] {
+            let other = text.replacen(from, to, 1);
+            assert_ne!(other, text, "{from}");
+            assert_eq!(CopyName::parse(&other), Err(NotAName), "{other}");
+        }
+        assert_eq!(CopyName::parse(&name.damaged()), Err(NotAName));
+    }
 
     fn bundle() -> BundleName {
         BundleName {

@@ -104,9 +104,12 @@ pub trait Intake: Send + Sync + 'static {
         admitted: Admitted,
     ) -> impl Future<Output = Result<Pending, Refusal>> + Send;
 
-    /// Where large envelopes are gathered; none where only inline ones are taken.
-    fn uploads(&self) -> Option<&UploadStore> {
-        None
+    /// Where large envelopes are gathered.
+    ///
+    /// # Errors
+    /// Why not, if only inline ones are taken, or another one takes them.
+    fn uploads(&self) -> Result<&UploadStore, Refusal> {
+        Err(uploads_not_supported())
     }
 
     /// Judges a large envelope by its header, before room is promised and a byte of its body is taken. `None`: it may come.
@@ -182,6 +185,6 @@ fn line_of(device: &DeviceId, stream: &str, run: u64, field: &'static str) -> Re
 }
 
 /// What whoever opens an upload is told where only inline envelopes are taken.
-pub(super) fn uploads_not_supported() -> Refusal {
+fn uploads_not_supported() -> Refusal {
     Refusal::new(ErrorReason::UploadsNotSupported, "this server takes inline envelopes only")
 }

@@ -27,7 +27,9 @@ pub use limits::IngestLimits;
 pub use lines::{LineRefusal, Lines, ShortHash, Unseen, Verdict};
 pub use receive::IngestServer;
 pub use send::{Answer, Answered, NotTaken, SendError, SendOptions, Sender};
-pub use upload::{SealedFile, SealedFileError, UploadLimits, UploadStats, UploadStore, WholeUpload};
+pub use upload::{
+    BringError, Bringing, SealedFile, SealedFileError, UploadLimits, UploadStats, UploadStore, WholeUpload,
+};
 
 /// One gateway's word on how it got an envelope, as it stands on the wire and in the spool.
 pub use pithead_proto::ingest::v1::Hop;

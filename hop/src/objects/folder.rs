@@ -68,6 +68,37 @@ impl Folder {
     }
 }
 
+impl Folder {
+    /// Names below a folder under which something was begun: those of files that end in `#` and digits, without that.
+    pub(super) fn unfinished(&self, below: &str) -> Result<Vec<String>, Error> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.root.join(below)];
+        while let Some(folder) = folders.pop() {
+            let entries = match fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    folders.push(entry.path());
+                    continue;
+                }
+                let path = entry.path();
+                let name = path.strip_prefix(&self.root).ok().and_then(|path| path.to_str());
+                if let Some((name, number)) = name.and_then(|name| name.rsplit_once('#'))
+                    && number.bytes().all(|digit| digit.is_ascii_digit())
+                {
+                    found.push(name.to_owned());
+                }
+            }
+        }
+        found.dedup();
+        Ok(found)
+    }
+}
+
 fn is_folder(path: &std::path::Path) -> io::Result<bool> {
     Ok(fs::metadata(path)?.is_dir())
 }

@@ -16,11 +16,13 @@
 mod credentials;
 mod fault;
 mod folder;
+mod part;
 mod settings;
 mod store;
 
 pub use credentials::Credentials;
 pub use fault::{Fault, StoreError};
+pub use part::{PART_BYTES, part_bytes};
 pub use settings::{Location, Settings, SettingsError};
 pub use store::{Created, Parts, ProbeError, Store, Writer};
 

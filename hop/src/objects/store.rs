@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use object_store::aws::AmazonS3Builder;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
@@ -157,15 +158,15 @@ impl Store {
     }
 
     /// That the folder is there, if this is one: the client below would make it, and something else may be mounted there tomorrow.
-    async fn has_its_folder(&self, name: &str) -> Result<(), StoreError> {
+    async fn has_its_folder(&self, what: &'static str, name: &str) -> Result<(), StoreError> {
         let Some(folder) = self.folder.clone() else { return Ok(()) };
         let looking = async {
             let there = tokio::task::spawn_blocking(move || folder.is_there()).await;
             there.map_err(|source| Error::JoinError { source })
         };
-        match self.within(("put", name, 0), looking).await? {
+        match self.within((what, name, 0), looking).await? {
             true => Ok(()),
-            false => Err(StoreError::new("put", name, Fault::NoBucket, "the folder is away")),
+            false => Err(StoreError::new(what, name, Fault::NoBucket, "the folder is away")),
         }
     }
 
@@ -181,7 +182,7 @@ impl Store {
         let payload = PutPayload::from_iter(chunks);
         let bytes = payload.content_length() as u64;
         let (path, options) = (self.path(name), PutOptions::from(PutMode::Create));
-        self.has_its_folder(name).await?;
+        self.has_its_folder("put", name).await?;
         let put = async {
             match self.objects.put_opts(&path, payload, options).await {
                 Ok(_) => Ok(Created::New),
@@ -234,6 +235,67 @@ impl Store {
         Err(ProbeError::WritesOver(self.to_string()))
     }
 
+    /// Names and sizes of at most `most` objects below a folder that ends in `/`, in no order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list(&self, folder: &str, most: usize) -> Result<Vec<(String, u64)>, StoreError> {
+        self.has_its_folder("list", folder).await?;
+        let path = self.path(folder);
+        let mut listing = self.objects.list(Some(&path));
+        let mut found = Vec::new();
+        while found.len() < most {
+            // A page at a time is asked for, and each has its time.
+            let next = async { listing.next().await.transpose() };
+            let Some(meta) = self.within(("list", folder, 0), next).await? else { break };
+            let (location, prefix) = (meta.location.as_ref(), &*self.prefix);
+            let name = match prefix.is_empty() {
+                true => Some(location),
+                false => location.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')),
+            };
+            found.extend(name.map(|name| (name.to_owned(), meta.size)));
+        }
+        Ok(found)
+    }
+
+    /// Removes an object. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove(&self, name: &str) -> Result<(), StoreError> {
+        self.has_its_folder("delete", name).await?;
+        let path = self.path(name);
+        match self.within(("delete", name, 0), self.objects.delete(&path)).await {
+            Err(error) if error.fault != Fault::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Names below a folder under which something was begun and is not whole, if this is a folder. What a bucket keeps of that it does
+    /// not show in this way, and a rule of the bucket removes it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn unfinished(&self, below: &str) -> Result<Vec<String>, StoreError> {
+        let Some(folder) = self.folder.clone() else { return Ok(Vec::new()) };
+        let wanted = below.to_owned();
+        let looking = async {
+            let looked = tokio::task::spawn_blocking(move || folder.unfinished(&wanted)).await;
+            looked.unwrap_or_else(|source| Err(Error::JoinError { source }))
+        };
+        self.within(("list", below, 0), looking).await
+    }
+
+    /// Removes what attempts that have ended have left of an object that is not whole, if this is a folder.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove_unfinished(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name);
+        let removing = self.in_folder(move |folder| folder.remove_unfinished(&path));
+        self.within(("delete", name, 0), removing).await
+    }
+
     /// For objects that go up in parts, over days and restarts; a folder has no such thing.
     #[must_use]
     pub fn parts(&self) -> Option<Parts> {
@@ -247,7 +309,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn write(&self, name: &str) -> Result<Writer, StoreError> {
         let path = self.path(name);
-        self.has_its_folder(name).await?;
+        self.has_its_folder("put", name).await?;
         let begin = async {
             let unfinished = path.clone();
             self.in_folder(move |folder| folder.remove_unfinished(&unfinished)).await?;
@@ -396,6 +458,8 @@ async fn s3(settings: &Settings, bucket: &str) -> Result<object_store::aws::Amaz
         .with_bucket_name(bucket)
         .with_region(region)
         .with_virtual_hosted_style_request(!path_style)
+        // One request for one object: not every store knows the other one.
+        .with_disable_bulk_delete(true)
         .with_client_options(client)
         .with_retry(RetryConfig { backoff, max_retries: settings.retries, retry_timeout: RETRY_WITHIN });
     if let Some(endpoint) = &settings.endpoint {

@@ -374,8 +374,9 @@ impl Intake for Disk {
         Ok(pending)
     }
 
-    fn uploads(&self) -> Option<&UploadStore> {
-        self.uploads.as_ref()
+    fn uploads(&self) -> Result<&UploadStore, Refusal> {
+        let none = || Refusal::new(ErrorReason::UploadsNotSupported, "inline envelopes only");
+        self.uploads.as_ref().ok_or_else(none)
     }
 
     fn judge(&self, _: &Peer, offered: &AdmittedHeader) -> Result<Option<Outcome>, Refusal> {

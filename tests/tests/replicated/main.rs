@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cut;
+mod large;
 mod passing;
 mod refused;
 
@@ -23,7 +24,7 @@ use pithead_tests::{
     nats::{Nats, NatsOptions, binary, signal},
     program::{Admin, PATIENCE, Program},
     random::Random,
-    site::{SITE, SecondGateway, Site, SiteOptions},
+    site::{SITE, SecondGateway, SinkKind, Site, SiteOptions},
     vehicle,
 };
 use rustix::process::Signal;
@@ -47,12 +48,19 @@ fn options(section: &str) -> SiteOptions {
 impl World {
     /// None where there is no nats-server.
     async fn start(servers: usize) -> Option<Self> {
+        Self::start_with(servers, SinkKind::default(), Vec::new()).await
+    }
+
+    /// With more lines in the gateways' files.
+    async fn start_with(servers: usize, sink: SinkKind, lines: Vec<(&'static str, String)>) -> Option<Self> {
         let binary = binary()?;
         let folder = tempfile::Builder::new().prefix("pithead-nats-").tempdir().unwrap();
         let nats = Nats::start(binary, folder.path(), NatsOptions { servers, ..NatsOptions::default() })
             .await
             .unwrap();
-        let site = Site::start(options(&nats.section())).await.unwrap();
+        let mut options = SiteOptions { sink, ..options(&nats.section()) };
+        options.gateway_lines.extend(lines);
+        let site = Site::start(options).await.unwrap();
         let second = site.second_gateway("edge-2").await.unwrap();
         let mut world = Self { nats, site, second, folder };
         world.owner().await;

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use pithead_hop::identity::GatewayName;
+use pithead_hop::objects::{Fault, StoreError};
 use pithead_hop::program::check::{CONNECTIVITY, Finding, Grade, PRODUCTION, Report};
+use pithead_hop::program::human;
+use pithead_proto::errors::v1::ErrorReason;
 
 use crate::config::{Config, Engine};
+use crate::envelopes::copies::{CopyError, try_store};
 use crate::envelopes::replicated::{Inspected, Sync, inspect, sync_of};
 use crate::run::joining;
 
@@ -36,7 +40,7 @@ pub(super) async fn look(config: &Config, name: &GatewayName, limit: Duration, r
             match found {
                 Ok(Sync::Always) => Finding::ok(format!("{monitor} syncs before it acknowledges")),
                 Ok(Sync::Interval(every)) => Finding::failure(
-                    pithead_proto::errors::v1::ErrorReason::SpoolUnsafe,
+                    ErrorReason::SpoolUnsafe,
                     format!("{monitor} syncs every {every}, and acknowledges before"),
                 )
                 .todo("set jetstream { sync_interval: always } in its file, and restart it"),
@@ -47,6 +51,40 @@ pub(super) async fn look(config: &Config, name: &GatewayName, limit: Duration, r
     }
     if joining.monitors().is_empty() {
         report.add(PRODUCTION, "jetstream sync", unseen("[spool.jetstream] names no monitor"));
+    }
+    report.add(CONNECTIVITY, "large envelopes", large(config, limit).await);
+}
+
+/// Whether the store for copies of large envelopes takes one and lets go of it.
+async fn large(config: &Config, limit: Duration) -> Finding {
+    let Some((large, set)) = config.large_store() else {
+        return Finding::ok("not taken: [spool.jetstream.large] names no store for their copies");
+    };
+    let settings = match large.settings() {
+        Ok(settings) => settings,
+        Err(error) => {
+            let what = format!("[spool.jetstream.large] ca: {error}");
+            return Finding::failure(ErrorReason::ConfigUnreadable, what);
+        }
+    };
+    let no_answer = || {
+        CopyError::Store(StoreError {
+            what: "reach",
+            name: large.url.clone(),
+            fault: Fault::Unreachable,
+            cause: format!("no answer within {}", human::span(limit)),
+        })
+    };
+    let tried = tokio::time::timeout(limit, try_store(&settings, &set)).await;
+    match tried.unwrap_or_else(|_| Err(no_answer())) {
+        // All gateways have to say the same.
+        Ok(Some(id)) => {
+            Finding::ok(format!("{} takes their copies; it is store {id:016x}, on all gateways", large.url))
+        }
+        Ok(None) => Finding::ok(format!("{} takes their copies, and holds none yet", large.url)),
+        Err(error) => Finding::warning(error.to_string())
+            .because(error.reason())
+            .todo("large envelopes are refused until it does: mount it, or see its policy and the way there"),
     }
 }
 

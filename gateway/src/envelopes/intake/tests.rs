@@ -261,7 +261,7 @@ async fn what_the_far_end_has_refused_waits_for_it_again_and_leaves_the_area_whe
     assert_eq!((door.spool.stats().records, door.shares.held(&head.identity.device)), (0, bytes));
 
     let (numbers, spool, uploads) = (door.numbers.clone(), door.spool.clone(), door.uploads.clone());
-    let retry = Retry { refused: refused.clone(), numbers, spool, uploads };
+    let retry = Retry { refused: refused.clone(), numbers, spool, uploads, copies: None };
     let name = super::super::refused::list(&folder.path().join("refused")).unwrap().entries[0].0.clone();
     retry.send_again(&name).await.unwrap();
     assert_eq!((door.spool.stats().records, refused.held().records), (1, 0));

@@ -12,8 +12,10 @@
 //! 4. When the owner changes, and when this gateway stops, nothing more is read from the device, what the owner has got it answers, and the
 //!    call ends after that; after [`GRACE`](owner) in any case.
 //!
-//! Large envelopes are not passed on: this engine takes none ([`super::spool`]). What another gateway's relay brings is not either: it has
-//! the owner's address in the refusal, and a configuration to put it into.
+//! An upload is several calls, and each counts as one; its bytes lie on the owner's disk alone. When another gateway takes over in the middle,
+//! it is opened there anew: what was gathered stays with the former owner for a while, and goes on if that one is the owner again.
+//!
+//! What another gateway's relay brings is not passed on: it has the owner's address in the refusal, and a configuration to put it into.
 //!
 //! ```text
 //! device ══> IngestService ── we own the lanes, or the call is passed on to us ──> intake
@@ -85,15 +87,18 @@ fn taken<T>(owner: &ToOwner, marked: bool, answer: Result<T, Status>) -> Result<
 
 /// The answers of a call, whoever gives them.
 #[derive(Debug)]
-pub enum Answers {
+pub enum Answers<S, T> {
     /// We.
-    Here(<Here as IngestService>::AppendStream),
+    Here(S),
     /// The owner.
-    Owner(Box<pass::Answers<Place>>),
+    Owner(Box<pass::Answers<T, Place>>),
 }
 
-impl Stream for Answers {
-    type Item = Result<wire::AppendResponse, Status>;
+impl<S, T> Stream for Answers<S, T>
+where
+    S: Stream<Item = Result<T, Status>> + Unpin,
+{
+    type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match &mut *self {
@@ -109,12 +114,12 @@ fn trace_of<T>(request: &Request<T>) -> Option<TraceParent> {
 
 #[tonic::async_trait]
 impl IngestService for PassingOn {
-    type AppendStream = Answers;
+    type AppendStream = Answers<<Here as IngestService>::AppendStream, wire::AppendResponse>;
 
     async fn append(
         &self,
         request: Request<Streaming<wire::AppendRequest>>,
-    ) -> Result<Response<Answers>, Status> {
+    ) -> Result<Response<Self::AppendStream>, Status> {
         let Some((sender, aim)) = self.aim(&request) else {
             let marked = pass::is_marked(request.metadata());
             let answers = taken(&self.owner, marked, self.here.append(request).await)?;
@@ -145,29 +150,55 @@ impl IngestService for PassingOn {
         &self,
         request: Request<wire::OpenUploadRequest>,
     ) -> Result<Response<wire::OpenUploadResponse>, Status> {
-        self.here.open_upload(request).await
+        let Some((sender, aim)) = self.aim(&request) else {
+            let marked = pass::is_marked(request.metadata());
+            return taken(&self.owner, marked, self.here.open_upload(request).await);
+        };
+        let trace = trace_of(&request);
+        let (connection, passing, _place) = self.owner.begin(aim, sender, trace).await?;
+        Ok(Response::new(pass::open_upload(connection, request.into_inner(), passing).await?))
     }
 
-    type WriteUploadStream = <Here as IngestService>::WriteUploadStream;
+    type WriteUploadStream = Answers<<Here as IngestService>::WriteUploadStream, wire::WriteUploadResponse>;
 
     async fn write_upload(
         &self,
         request: Request<Streaming<wire::WriteUploadRequest>>,
     ) -> Result<Response<Self::WriteUploadStream>, Status> {
-        self.here.write_upload(request).await
+        let Some((sender, aim)) = self.aim(&request) else {
+            let marked = pass::is_marked(request.metadata());
+            let answers = taken(&self.owner, marked, self.here.write_upload(request).await)?;
+            return Ok(answers.map(Answers::Here));
+        };
+        let trace = trace_of(&request);
+        let (connection, passing, place) = self.owner.begin(aim, sender, trace).await?;
+        let answers = pass::write_upload(connection, request.into_inner(), passing, place).await?;
+        Ok(Response::new(Answers::Owner(Box::new(answers))))
     }
 
     async fn get_upload(
         &self,
         request: Request<wire::GetUploadRequest>,
     ) -> Result<Response<wire::GetUploadResponse>, Status> {
-        self.here.get_upload(request).await
+        let Some((sender, aim)) = self.aim(&request) else {
+            let marked = pass::is_marked(request.metadata());
+            return taken(&self.owner, marked, self.here.get_upload(request).await);
+        };
+        let trace = trace_of(&request);
+        let (connection, passing, _place) = self.owner.begin(aim, sender, trace).await?;
+        Ok(Response::new(pass::get_upload(connection, request.into_inner(), passing).await?))
     }
 
     async fn abort_upload(
         &self,
         request: Request<wire::AbortUploadRequest>,
     ) -> Result<Response<wire::AbortUploadResponse>, Status> {
-        self.here.abort_upload(request).await
+        let Some((sender, aim)) = self.aim(&request) else {
+            let marked = pass::is_marked(request.metadata());
+            return taken(&self.owner, marked, self.here.abort_upload(request).await);
+        };
+        let trace = trace_of(&request);
+        let (connection, passing, _place) = self.owner.begin(aim, sender, trace).await?;
+        Ok(Response::new(pass::abort_upload(connection, request.into_inner(), passing).await?))
     }
 }

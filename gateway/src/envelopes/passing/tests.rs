@@ -10,6 +10,7 @@ use pithead_hop::accept::{Acceptor, Limits, Stopped};
 use pithead_hop::connect::{ConnectOptions, Connection, connect};
 use pithead_hop::identity::{GatewayName, Peer, PeerId};
 use pithead_hop::ingest::intake::Durability;
+use pithead_hop::ingest::send::{PlainFile, UploadSource as _, send_upload};
 use pithead_hop::ingest::{Answer, Hop, IngestLimits, IngestServer, SendError, SendOptions, Sender, pass};
 use pithead_hop::status::Remote;
 use pithead_hop::tls::{PeerTls, Pem, ServerTls, SiteTrust};
@@ -74,7 +75,8 @@ impl Gateway {
         let log = Replicated::over_model(&world.broker, name, address.to_string());
         let spool = EnvelopeSpool::over_replicated(log, Lanes::default());
         let registry = Arc::new(ArcSwap::from_pointee(Registry::default()));
-        let door = Door::over(folder.path(), spool.clone(), name, 1 << 20, shares, registry.clone());
+        let (of, shared) = (folder.path(), world.shared.path());
+        let door = Door::over(of, shared, spool.clone(), name, 1 << 20, shares, registry.clone());
         let (stop, tls) = (CancellationToken::new(), PeerTls { ca, certificate, key });
         let to_owner = ToOwner::new(Parts {
             spool: spool.clone(),
@@ -95,13 +97,16 @@ impl Gateway {
     /// As `run::owning` does.
     fn follow(&self) {
         let (spool, numbers) = (self.door.spool.clone(), self.door.numbers.clone());
+        let copies = self.door.copies.clone().unwrap();
         let mut standing = spool.standing().unwrap();
         tokio::spawn(async move {
             loop {
                 let now = standing.borrow_and_update().clone();
                 if let Standing::Ours { epoch } = now {
                     let numbers = numbers.clone();
-                    tokio::task::spawn_blocking(move || numbers.begin()).await.unwrap().unwrap();
+                    let waiting =
+                        tokio::task::spawn_blocking(move || numbers.begin()).await.unwrap().unwrap();
+                    copies.begin(epoch, waiting);
                     spool.serve(epoch);
                 }
                 if standing.changed().await.is_err() {
@@ -140,6 +145,8 @@ impl Gateway {
 struct World {
     ca: Ca,
     broker: Model,
+    /// Where copies of large envelopes go.
+    shared: tempfile::TempDir,
 }
 
 /// The owner, and the one that stands by.
@@ -158,7 +165,7 @@ impl Pair {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let world = World { ca, broker: Model::default() };
+        let world = World { ca, broker: Model::default(), shared: tempfile::tempdir().unwrap() };
         let owner = Gateway::start(&world, "edge-1", shares).await;
         until("the first owns the lanes", || owner.owns()).await;
         let other = Gateway::start(&world, "edge-2", crate::envelopes::testing::shares()).await;
@@ -539,4 +546,79 @@ async fn devices_that_do_not_listen_to_their_answers_hold_nobody_else_up() {
     }
     assert_eq!(pair.other.to_owner.now().0, 6, "the deaf ones are there still");
     drop(deaf);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_envelope_goes_on_to_the_owner_and_lies_on_no_other_disk() {
+    let pair = Pair::start().await;
+    let papers = pair.papers(TRUCK);
+    let mut sealer = Truck::new();
+    let envelope = sealer.seal(1, &vec![7; 700_000]);
+    let source = || {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &envelope).unwrap();
+        Arc::new(PlainFile::open(file).unwrap())
+    };
+    let connection = pair.connect_with(papers.clone(), &pair.other).await;
+    let send = async || send_upload(connection.clone(), source(), Vec::new(), None, |_| {}).await.unwrap();
+    assert_eq!(send().await, Answer::Stored);
+    assert_eq!(send().await, Answer::Duplicate { unverified: false });
+    let (there, here) = (pair.owner.door.uploads.stats(), pair.other.door.uploads.stats());
+    assert_eq!((there.taken, here.taken + here.open), (1, 0));
+    let hops = pair.owner.words().remove(&1).unwrap();
+    let said: Vec<_> =
+        hops.iter().map(|hop| (hop.gateway.as_str(), hop.certificate_sha256.clone())).collect();
+    assert_eq!(said, [("edge-2", sha(&papers.0)), ("edge-1", sha(&pair.other.tls.certificate))]);
+    assert!(pair.other.metric("pithead_passed_on_calls_total{way=\"given\"} 3"));
+    assert_eq!(pair.other.to_owner.now().0, 0, "every call has given its place back");
+
+    // A question and an end go the same way, and what a device says of custody does not.
+    let mut client = IngestServiceClient::new(connection);
+    let (header, total) = (source().header().wire().clone(), envelope.len() as u64);
+    let liar = wire::OpenUploadRequest { header, total_size: total, hops: vec![Hop::default()] };
+    let refused = client.open_upload(liar).await.unwrap_err();
+    assert_eq!(Remote::from_status(&refused).reason, Some(ErrorReason::RequestInvalid));
+    let upload = "pit-7~truck-42~can~0000000000000007~00000000000000000001".to_owned();
+    let asked = client.get_upload(wire::GetUploadRequest { upload: upload.clone() }).await.unwrap();
+    assert_eq!(asked.into_inner().state(), wire::UploadState::Complete);
+    let refused = client.abort_upload(wire::AbortUploadRequest { upload }).await.unwrap_err();
+    assert_eq!(Remote::from_status(&refused).reason, Some(ErrorReason::UploadComplete));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_whose_owner_goes_in_the_middle_ends_with_a_word_and_goes_on_at_the_next_one() {
+    let pair = Pair::start().await;
+    let envelope = Truck::new().seal(1, &vec![7; 700_000]);
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, &envelope).unwrap();
+    let source = Arc::new(PlainFile::open(file).unwrap());
+    let connection = pair.connect(TRUCK, &pair.other).await;
+    let mut client = IngestServiceClient::new(connection.clone());
+    let (header, total_size) = (source.header().wire().clone(), source.total());
+    let opened =
+        client.open_upload(wire::OpenUploadRequest { header, total_size, hops: vec![] }).await.unwrap();
+    let opened = opened.into_inner();
+    let (requests, stream) = tokio::sync::mpsc::channel(1);
+    let mut answers =
+        client.write_upload(tokio_stream::wrappers::ReceiverStream::new(stream)).await.unwrap().into_inner();
+    let at = opened.persisted_size as usize;
+    let data = envelope.slice(at..at + 300_000);
+    let crc32c = crc32c::crc32c(&data);
+    let request = wire::WriteUploadRequest { upload: opened.upload, offset: at as u64, data, crc32c };
+    requests.send(request).await.unwrap();
+    let persisted = answers.message().await.unwrap().unwrap().persisted_size;
+    assert!(persisted > at as u64, "it is on the owner's disk");
+    pair.owner.hand_over().await;
+    let end = loop {
+        match tokio::time::timeout(LONG, answers.message()).await.expect("it ends") {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it ends without a word"),
+            Err(status) => break Remote::from_status(&status),
+        }
+    };
+    assert_eq!(end.reason, Some(ErrorReason::StandingBy), "{end}");
+    until("the other one owns the lanes", || pair.other.owns()).await;
+    let stored = send_upload(connection, source, Vec::new(), None, |_| {}).await.unwrap();
+    assert_eq!(stored, Answer::Stored);
+    assert_eq!(pair.other.door.uploads.stats().taken, 1);
 }

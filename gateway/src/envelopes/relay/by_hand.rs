@@ -38,7 +38,12 @@ pub(crate) struct ByHand {
 
 impl ByHand {
     pub(crate) fn new(relay: Relay) -> Self {
-        let progress = Progress::new(relay.spool.clone(), relay.numbers.clone(), relay.uploads.clone());
+        let progress = Progress::new(
+            relay.spool.clone(),
+            relay.numbers.clone(),
+            relay.uploads.clone(),
+            relay.copies.clone(),
+        );
         Self { relay, progress, alarm: Alarm::default() }
     }
 

@@ -23,8 +23,10 @@ use pithead_sealing::Line;
 use pithead_spool::{Lane, Position, Record};
 use tokio::time::Instant;
 
+use super::super::copies::{Copies, CopyError};
 use super::super::record::Head;
 use super::pace::Pace;
+use crate::clock::since_boot;
 
 /// Large envelopes that have been read and wait for their turn: each is a few hundred bytes.
 const WAITING_MAX: usize = 256;
@@ -52,6 +54,8 @@ pub(super) enum LargeEnded {
     Answered(Answer),
     /// Its file is gone or damaged: a good copy may still come.
     Damaged(SealedFileError),
+    /// Its copy elsewhere is gone or damaged, and it is not here: a good copy may still come.
+    Lost(CopyError),
     /// It goes out again, later.
     Failed(LargeError),
 }
@@ -77,6 +81,9 @@ pub(super) enum LargeError {
     /// On the way into a store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its bytes are not here, and the store does not give its copy.
+    #[error(transparent)]
+    Copy(CopyError),
     /// It cannot be written down how far it is.
     #[error("DATA/relay-parts: {0}")]
     Journal(#[source] io::Error),
@@ -92,6 +99,7 @@ impl LargeError {
         match self {
             Self::Upload(error) => error.reason(),
             Self::Store(error) => Some(error.fault.reason()),
+            Self::Copy(error) => Some(error.reason()),
             Self::Journal(_) => Some(ErrorReason::DiskFailed),
         }
     }
@@ -99,7 +107,7 @@ impl LargeError {
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Upload(error) => error.retry_after(),
-            Self::Store(_) | Self::Journal(_) => None,
+            Self::Store(_) | Self::Copy(_) | Self::Journal(_) => None,
         }
     }
 }
@@ -139,6 +147,7 @@ enum Waiting {
 #[derive(Clone)]
 pub(super) struct LargeParts {
     pub(super) uploads: UploadStore,
+    pub(super) copies: Option<Copies>,
     pub(super) pace: Pace,
     pub(super) spans: Spans,
 }
@@ -236,19 +245,15 @@ impl Large {
         if self.under_way.is_some() || self.not_before > Instant::now() {
             return;
         }
-        let first = |line: &Line| match self.lines.get(line).and_then(VecDeque::front) {
-            Some(Waiting::Large(sent)) => Some(sent),
-            _ => None,
-        };
         let Some(at) = self
             .turns
             .iter()
-            .position(|line| first(line).is_some_and(|sent| is_first(sent.lane, sent.position)))
+            .position(|line| self.first(line).is_some_and(|sent| is_first(sent.lane, sent.position)))
         else {
             return;
         };
         let Some(line) = self.turns.get(at).cloned() else { return };
-        let Some(sent) = first(&line).cloned() else { return };
+        let Some(sent) = self.first(&line).cloned() else { return };
         self.attempt_advanced.store(false, Ordering::Relaxed);
         let (ever, attempt) = (Arc::clone(&self.advanced), Arc::clone(&self.attempt_advanced));
         let advanced: Advanced = Arc::new(move || {
@@ -271,13 +276,18 @@ impl Large {
         }
     }
 
+    /// The large one of a line whose turn it is.
+    pub(super) fn first(&self, line: &Line) -> Option<&LargeSent> {
+        match self.lines.get(line)?.front()? {
+            Waiting::Large(sent) => Some(sent),
+            Waiting::Small(_) => None,
+        }
+    }
+
     /// It is whole at its destination, and not yet settled: it is not sent again, and what is behind it waits on.
     pub(super) fn whole(&mut self, line: &Line) -> Option<LargeSent> {
         self.turns.retain(|turn| turn != line);
-        match self.lines.get(line)?.front()? {
-            Waiting::Large(sent) => Some(sent.clone()),
-            Waiting::Small(_) => None,
-        }
+        self.first(line).cloned()
     }
 
     /// True if none is under way and none waits for its turn.
@@ -339,8 +349,29 @@ impl LargeParts {
         (span, brought)
     }
 
-    /// Opens its file.
+    /// Opens its file; one that another gateway has gathered is fetched first.
     pub(super) async fn open(&self, sent: &LargeSent) -> Result<Arc<SealedFile>, LargeEnded> {
+        let head = &sent.head;
+        if head.copy.is_some() && !self.uploads.is_here(&head.identity) {
+            // It has lost its place to another record of the same envelope.
+            let (uploads, of) = (self.uploads.clone(), head.clone());
+            let total = sent.total;
+            let placing = move || uploads.recorded(&of.identity, &of.sha256, total, since_boot());
+            let placed = tokio::task::spawn_blocking(placing)
+                .await
+                .unwrap_or_else(|error| Err(io::Error::other(error)));
+            placed.map_err(|error| LargeEnded::Failed(LargeError::source_failed(error)))?;
+        }
+        if let Some(copy) = head.copy.as_ref().filter(|_| self.uploads.is_away(&head.identity)) {
+            let brought = match &self.copies {
+                Some(copies) => copies.bring(head, copy).await,
+                None => Err(CopyError::NotConfigured),
+            };
+            brought.map_err(|error| match error {
+                lost @ CopyError::Lost(_) => LargeEnded::Lost(lost),
+                error => LargeEnded::Failed(LargeError::Copy(error)),
+            })?;
+        }
         let (uploads, identity) = (self.uploads.clone(), sent.head.identity.clone());
         match tokio::task::spawn_blocking(move || uploads.read(&identity)).await {
             Ok(Ok(source)) => Ok(Arc::new(source)),

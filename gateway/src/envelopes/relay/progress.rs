@@ -11,12 +11,14 @@ use std::future::Future;
 use std::time::Duration;
 
 use pithead_hop::ingest::{IntervalSet, UploadStore};
-use pithead_sealing::{Identity, Line};
+use pithead_sealing::Line;
 use pithead_spool::{Lane, Position};
 use tokio::time::Instant;
 
+use super::super::copies::Copies;
 use super::super::lanes::{self, LANES};
 use super::super::numbers::Numbers;
+use super::super::record::Head;
 use super::super::spool::EnvelopeSpool;
 use super::UNREADABLE_TRIES;
 
@@ -29,13 +31,22 @@ pub(super) struct Progress {
     spool: EnvelopeSpool,
     numbers: Numbers,
     uploads: UploadStore,
+    copies: Option<Copies>,
     lanes: [LaneProgress; LANES],
-    /// Files of large envelopes that are wanted no more once their records cannot come back.
-    unwanted: Vec<(Lane, Position, Identity)>,
+    /// Large envelopes that are done with once their records cannot come back.
+    unwanted: Vec<Unwanted>,
     forward: u64,
     /// Lines whose large envelope the disk did not give, and how often in a row.
     unreadable: HashMap<Line, u32>,
     not_before: Instant,
+}
+
+struct Unwanted {
+    lane: Lane,
+    position: Position,
+    head: Head,
+    /// The refused area has it: its file stays.
+    refused: bool,
 }
 
 struct LaneProgress {
@@ -58,7 +69,12 @@ impl LaneProgress {
 }
 
 impl Progress {
-    pub(super) fn new(spool: EnvelopeSpool, numbers: Numbers, uploads: UploadStore) -> Self {
+    pub(super) fn new(
+        spool: EnvelopeSpool,
+        numbers: Numbers,
+        uploads: UploadStore,
+        copies: Option<Copies>,
+    ) -> Self {
         let lanes = Lane::ALL.map(|lane| {
             let cursor = spool.cursor(lane);
             LaneProgress {
@@ -72,6 +88,7 @@ impl Progress {
             spool,
             numbers,
             uploads,
+            copies,
             lanes,
             unwanted: Vec::new(),
             forward: 0,
@@ -142,9 +159,10 @@ impl Progress {
         self.lanes[lane.index()].open.first() == Some(&position)
     }
 
-    /// The large envelope at `position` is elsewhere, or lost: its file goes when a crash cannot bring its record back.
-    pub(super) fn release(&mut self, lane: Lane, position: Position, identity: Identity) {
-        self.unwanted.push((lane, position, identity));
+    /// The large envelope at `position` is elsewhere: its file and its copy go when a crash cannot bring its record back; or, if it was
+    /// refused, when that area says so.
+    pub(super) fn release(&mut self, lane: Lane, position: Position, head: Head, refused: bool) {
+        self.unwanted.push(Unwanted { lane, position, head, refused });
     }
 
     /// Everything before `position` was sent, set aside or found damaged.
@@ -202,15 +220,24 @@ impl Progress {
     /// Why so late: a record that comes back after a crash has to find its file.
     async fn remove_unwanted(&mut self) {
         let spool = &self.spool;
-        let gone = |(lane, position, _): &(Lane, Position, Identity)| spool.saved_cursor(*lane) > *position;
+        let gone = |one: &Unwanted| spool.saved_cursor(one.lane) > one.position;
         let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.unwanted).into_iter().partition(gone);
         self.unwanted = kept;
         if gone.is_empty() {
             return;
         }
+        if let Some(copies) = &self.copies {
+            for one in &gone {
+                match (&one.head.copy, one.refused) {
+                    (Some(copy), true) => copies.was_refused(copy),
+                    (Some(copy), false) => copies.let_go(copy),
+                    (None, _) => {}
+                }
+            }
+        }
         let uploads = self.uploads.clone();
         let removing = tokio::task::spawn_blocking(move || {
-            for (_, _, identity) in gone {
+            for Head { identity, .. } in gone.into_iter().filter(|one| !one.refused).map(|one| one.head) {
                 if let Err(error) = uploads.release(&identity) {
                     tracing::error!(event = "upload.not_removed", %identity, %error);
                 }

@@ -62,7 +62,13 @@ impl Relay {
                     return Ok(());
                 }
             }
-            LargeEnded::Damaged(error) => return self.lose_large(large, line, error, progress).await,
+            LargeEnded::Damaged(error) => {
+                if self.is_elsewhere(large, line) && !progress.is_unreadable(line) {
+                    return self.fetch_anew(large, line, error, progress).await;
+                }
+                return self.lose_large(large, line, error, progress).await;
+            }
+            LargeEnded::Lost(error) => return self.lose_large(large, line, error, progress).await,
         };
         let Some(sent) = large.settled(line) else { return Ok(()) };
         progress.readable_again(line);
@@ -84,9 +90,7 @@ impl Relay {
         self.numbers.passed_on(&sent.head, false, sent.record_bytes);
         self.spool.left(line);
         progress.answered(sent.lane, sent.position);
-        if counted != Counted::Refused {
-            progress.release(sent.lane, sent.position, sent.head.identity);
-        }
+        progress.release(sent.lane, sent.position, sent.head, counted == Counted::Refused);
         let now = since_boot();
         self.report.change(|report| {
             report.acknowledged += 1;
@@ -98,13 +102,38 @@ impl Relay {
         Ok(())
     }
 
+    /// Whether the first large envelope of this line has a copy that can be fetched.
+    fn is_elsewhere(&self, large: &Large, line: &Line) -> bool {
+        self.copies.is_some() && large.first(line).is_some_and(|sent| sent.head.copy.is_some())
+    }
+
+    /// This disk has changed it, and the store has it as well: what is here goes, and it is fetched.
+    async fn fetch_anew(
+        &self,
+        large: &mut Large,
+        line: &Line,
+        error: SealedFileError,
+        progress: &mut Progress,
+    ) -> Result<(), Ended> {
+        let Some(identity) = large.first(line).map(|sent| sent.head.identity.clone()) else { return Ok(()) };
+        tracing::error!(event = "upload.damaged", %identity, %error, "it is fetched from the store of large envelopes");
+        // A disk that does that again and again is not one to go on with.
+        progress.unreadable(line);
+        let (uploads, wanted) = (self.uploads.clone(), identity.clone());
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || uploads.send_away(&wanted)).await {
+            tracing::error!(event = "upload.not_removed", %identity, %error);
+        }
+        large.failed(line, None);
+        Ok(())
+    }
+
     /// The disk has changed it, or does not give it: its number is free for a good copy, and what there is of it is set aside for
     /// a person. It was acknowledged, so nothing of it is removed.
     async fn lose_large(
         &self,
         large: &mut Large,
         line: &Line,
-        error: SealedFileError,
+        error: impl std::fmt::Display,
         progress: &mut Progress,
     ) -> Result<(), Ended> {
         let Some(sent) = large.settled(line) else { return Ok(()) };
@@ -114,6 +143,10 @@ impl Relay {
         let (uploads, lost) = (self.uploads.clone(), identity.clone());
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || uploads.set_aside(&lost)).await {
             tracing::error!(event = "upload.not_set_aside", %identity, %error);
+        }
+        if let (Some(copies), Some(copy)) = (&self.copies, &sent.head.copy) {
+            // What there is of it in the store is for a person as well.
+            copies.keep_damaged(copy).await;
         }
         self.numbers.quarantined_large(&sent.head, sent.record_bytes);
         self.spool.left(line);

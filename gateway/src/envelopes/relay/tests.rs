@@ -48,6 +48,7 @@ fn relay_by(
         spool: door.spool.clone(),
         numbers: door.numbers.clone(),
         uploads: door.uploads.clone(),
+        copies: door.copies.clone(),
         refused: refused.clone(),
         health: health.clone(),
         metrics: metrics.clone(),
@@ -287,7 +288,7 @@ async fn what_a_gateway_with_one_lane_has_left_is_known_and_goes_out_before_what
         let (spool, _) = pithead_spool::Spool::open(folder.path().join("spool"), options).unwrap();
         let checked = pithead_sealing::envelope::check(first.clone()).unwrap().admit(|_| true).unwrap();
         let identity = checked.identity().clone();
-        let head = Head { identity, sha256: Sha256::digest(&first).into(), hops: vec![] };
+        let head = Head { identity, sha256: Sha256::digest(&first).into(), hops: vec![], copy: None };
         spool.append(Lane::First, head.record(Body::Envelope(first.clone()), 1)).unwrap().wait().unwrap();
         spool.close().unwrap();
     }
@@ -647,7 +648,7 @@ async fn a_large_envelope_that_is_refused_keeps_its_bytes_until_it_is_sent_again
 
     let (numbers, spool) = (door.numbers.clone(), door.spool.clone());
     let (refused, uploads) = (running.refused.clone(), door.uploads.clone());
-    let retry = super::super::retry::Retry { refused, numbers, spool, uploads };
+    let retry = super::super::retry::Retry { refused, numbers, spool, uploads, copies: door.copies.clone() };
     let names = super::super::refused::list(&folder.path().join("refused")).unwrap().entries;
     cloud.far_end.poison.lock().unwrap().clear();
     retry.send_again(&names[0].0).await.unwrap();
@@ -728,7 +729,13 @@ async fn a_large_envelope_whose_record_is_lost_is_entered_again_at_the_start() {
         Refused::open(&folder.path().join("refused"), 1 << 20, Metrics::new(), door.shares.clone()).unwrap();
     let refused = Arc::new(refused);
     let (numbers, spool, uploads) = (door.numbers.clone(), door.spool.clone(), door.uploads.clone());
-    let retry = super::super::retry::Retry { refused: refused.clone(), numbers, spool, uploads };
+    let retry = super::super::retry::Retry {
+        refused: refused.clone(),
+        numbers,
+        spool,
+        uploads,
+        copies: door.copies.clone(),
+    };
     let claim = async || {
         super::super::uploads::claim(&door.uploads, &door.numbers, &refused, false).unwrap();
         super::super::uploads::enter_owed(&door.uploads, &retry).await;

@@ -470,12 +470,13 @@ impl Replicated {
         self.0.failures[lane.index()].load(Ordering::Acquire)
     }
 
-    /// Takes one record, if nothing in the lane was given up since it had failed so many times.
+    /// Takes one record, if nothing in the lane was given up since it had failed so many times; one that belongs to a term, in that alone.
     pub(crate) fn append_since(
         &self,
         lane: Lane,
         record: Record,
         failures: u64,
+        of_term: Option<u64>,
     ) -> Result<Ticket, AppendError> {
         let shared = &self.0;
         if record.head.len() > MAX_HEAD_BYTES {
@@ -490,7 +491,8 @@ impl Replicated {
         let (promise, ticket) = Ticket::promised();
         let mut state = shared.lock();
         state.refuse(&shared.bounds, lane, bytes as u64)?;
-        if failures != self.failures(lane) {
+        let is_another = |epoch: u64| state.term.as_ref().is_none_or(|term| term.by.epoch != epoch);
+        if failures != self.failures(lane) || of_term.is_some_and(is_another) {
             return Err(AppendError::Overtakes);
         }
         state.queued_bytes += bytes as u64;

@@ -14,7 +14,7 @@ use pithead_proto::ingest::v1::append_request::Message as Asked;
 use pithead_proto::ingest::v1::ingest_service_client::IngestServiceClient;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::mark::{mark, word};
 use crate::accept::{REFUSED_LOG_INTERVAL, Seldom};
@@ -123,23 +123,27 @@ pub async fn append<H>(
     requests: Streaming<wire::AppendRequest>,
     passing: Passing,
     held: H,
-) -> Result<Answers<H>, Status> {
-    let refusal = Arc::new(Mutex::new(None));
-    let mut request = Request::new(Requests {
-        requests: Some(requests),
-        over: Box::pin(passing.over.clone().cancelled_owned()),
-        refusal: refusal.clone(),
-        passing: passing.clone(),
-    });
-    mark(request.metadata_mut(), &passing.gateway, &passing.sender);
+) -> Result<Answers<wire::AppendResponse, H>, Status> {
+    let (request, refusal) = passing.requests(requests);
     let mut client = IngestServiceClient::new(Traced::new(to, passing.trace));
-    let answers = match tokio::time::timeout(OPEN, client.append(request)).await {
-        Ok(Ok(answers)) => answers.into_inner(),
-        Ok(Err(status)) => return Err(passing.told(status)),
-        Err(_) => return Err(passing.ended(format_args!("it does not answer")).into()),
-    };
-    let cut = Box::pin(passing.cut.clone().cancelled_owned());
-    Ok(Answers { answers: Some(answers), cut, refusal, passing, held: Some(held) })
+    let answers = passing.begun(client.append(request)).await?;
+    Ok(Answers::new(answers, refusal, passing, held))
+}
+
+/// Passes a `WriteUpload` call on, as [`append`].
+///
+/// # Errors
+/// What the device is told.
+pub async fn write_upload<H>(
+    to: Connection,
+    requests: Streaming<wire::WriteUploadRequest>,
+    passing: Passing,
+    held: H,
+) -> Result<Answers<wire::WriteUploadResponse, H>, Status> {
+    let (request, refusal) = passing.requests(requests);
+    let mut client = IngestServiceClient::new(Traced::new(to, passing.trace));
+    let answers = passing.begun(client.write_upload(request)).await?;
+    Ok(Answers::new(answers, refusal, passing, held))
 }
 
 /// Passes a `Submit` call on.
@@ -152,33 +156,111 @@ pub async fn submit(
     passing: Passing,
 ) -> Result<wire::SubmitResponse, Status> {
     passing.counted.add(1, request.envelope.len() as u64);
-    let mut request = Request::new(request);
-    mark(request.metadata_mut(), &passing.gateway, &passing.sender);
     let mut client = IngestServiceClient::new(Traced::new(to, passing.trace));
-    tokio::select! {
-        answer = client.submit(request) => match answer {
-            Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(passing.told(status)),
-        },
-        () = passing.cut.cancelled() => Err(passing.ended(format_args!("it takes the envelopes no more")).into()),
+    passing.answered(client.submit(passing.marked(request))).await
+}
+
+/// Passes an `OpenUpload` call on, with our word on the envelope.
+///
+/// # Errors
+/// What the device is told.
+pub async fn open_upload(
+    to: Connection,
+    mut request: wire::OpenUploadRequest,
+    passing: Passing,
+) -> Result<wire::OpenUploadResponse, Status> {
+    if !request.hops.is_empty() {
+        return Err(Refusal::field("hops", "a device has none").into());
+    }
+    request.hops.push(word(&passing.gateway, &passing.sender));
+    passing.counted.add(1, 0);
+    let mut client = IngestServiceClient::new(Traced::new(to, passing.trace));
+    passing.answered(client.open_upload(passing.marked(request))).await
+}
+
+/// Passes a `GetUpload` call on.
+///
+/// # Errors
+/// What the device is told.
+pub async fn get_upload(
+    to: Connection,
+    request: wire::GetUploadRequest,
+    passing: Passing,
+) -> Result<wire::GetUploadResponse, Status> {
+    let mut client = IngestServiceClient::new(Traced::new(to, passing.trace));
+    passing.answered(client.get_upload(passing.marked(request))).await
+}
+
+/// Passes an `AbortUpload` call on.
+///
+/// # Errors
+/// What the device is told.
+pub async fn abort_upload(
+    to: Connection,
+    request: wire::AbortUploadRequest,
+    passing: Passing,
+) -> Result<wire::AbortUploadResponse, Status> {
+    let mut client = IngestServiceClient::new(Traced::new(to, passing.trace));
+    passing.answered(client.abort_upload(passing.marked(request))).await
+}
+
+type Refused = Arc<Mutex<Option<Refusal>>>;
+type Asking<T> = Result<Response<T>, Status>;
+
+impl Passing {
+    /// A request that says whose it is.
+    fn marked<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        mark(request.metadata_mut(), &self.gateway, &self.sender);
+        request
+    }
+
+    /// The same of the device's messages as they come, and where it is said why they were not listened to any longer.
+    fn requests<M>(&self, requests: Streaming<M>) -> (Request<Requests<M>>, Refused) {
+        let refusal = Refused::default();
+        let requests = Requests {
+            requests: Some(requests),
+            over: Box::pin(self.over.clone().cancelled_owned()),
+            refusal: refusal.clone(),
+            passing: self.clone(),
+        };
+        (self.marked(requests), refusal)
+    }
+
+    /// The owner's answers, when it has begun to give any.
+    async fn begun<T>(
+        &self,
+        asking: impl Future<Output = Asking<Streaming<T>>>,
+    ) -> Result<Streaming<T>, Status> {
+        match tokio::time::timeout(OPEN, asking).await {
+            Ok(Ok(answers)) => Ok(answers.into_inner()),
+            Ok(Err(status)) => Err(self.told(status)),
+            Err(_) => Err(self.ended(format_args!("it does not answer")).into()),
+        }
+    }
+
+    /// The owner's one answer.
+    async fn answered<T>(&self, asking: impl Future<Output = Asking<T>>) -> Result<T, Status> {
+        tokio::select! {
+            answer = asking => match answer {
+                Ok(answer) => Ok(answer.into_inner()),
+                Err(status) => Err(self.told(status)),
+            },
+            () = self.cut.cancelled() => Err(self.ended(format_args!("it takes the envelopes no more")).into()),
+        }
     }
 }
 
-/// The device's messages, each asked for when the owner has room for it.
-struct Requests {
-    /// None when nothing more is read.
-    requests: Option<Streaming<wire::AppendRequest>>,
-    over: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Why the device was not listened to any longer, if that is its own fault.
-    refusal: Arc<Mutex<Option<Refusal>>>,
-    passing: Passing,
+/// A message of a device's call.
+trait Message: Sized + Unpin {
+    /// As it goes on: with our word on each envelope that it brings.
+    fn stamped(self, passing: &Passing) -> Result<Self, Refusal>;
 }
 
-impl Requests {
-    /// With our word on each envelope.
-    fn stamp(&self, mut request: wire::AppendRequest) -> Result<wire::AppendRequest, Refusal> {
-        let Some(Asked::Batch(batch)) = &mut request.message else { return Ok(request) };
-        let hop = word(&self.passing.gateway, &self.passing.sender);
+impl Message for wire::AppendRequest {
+    fn stamped(mut self, passing: &Passing) -> Result<Self, Refusal> {
+        let Some(Asked::Batch(batch)) = &mut self.message else { return Ok(self) };
+        let hop = word(&passing.gateway, &passing.sender);
         let mut bytes = 0;
         for item in &mut batch.items {
             if !item.hops.is_empty() {
@@ -187,15 +269,33 @@ impl Requests {
             item.hops.push(hop.clone());
             bytes += item.envelope.len() as u64;
         }
-        self.passing.counted.add(batch.items.len() as u64, bytes);
-        Ok(request)
+        passing.counted.add(batch.items.len() as u64, bytes);
+        Ok(self)
     }
 }
 
-impl Stream for Requests {
-    type Item = wire::AppendRequest;
+impl Message for wire::WriteUploadRequest {
+    /// Our word came with the header.
+    fn stamped(self, passing: &Passing) -> Result<Self, Refusal> {
+        passing.counted.add(0, self.data.len() as u64);
+        Ok(self)
+    }
+}
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<wire::AppendRequest>> {
+/// The device's messages, each asked for when the owner has room for it.
+struct Requests<M> {
+    /// None when nothing more is read.
+    requests: Option<Streaming<M>>,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Why the device was not listened to any longer, if that is its own fault.
+    refusal: Refused,
+    passing: Passing,
+}
+
+impl<M: Message> Stream for Requests<M> {
+    type Item = M;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<M>> {
         let Some(requests) = &mut self.requests else { return Poll::Ready(None) };
         let next = match Pin::new(requests).poll_next(cx) {
             Poll::Pending => {
@@ -206,7 +306,7 @@ impl Stream for Requests {
             Poll::Ready(next) => next,
         };
         let refusal = match next {
-            Some(Ok(request)) => match self.stamp(request) {
+            Some(Ok(request)) => match request.stamped(&self.passing) {
                 Ok(request) => return Poll::Ready(Some(request)),
                 Err(refusal) => Some(refusal),
             },
@@ -221,16 +321,21 @@ impl Stream for Requests {
 }
 
 /// The owner's answers, as they are. Dropping it ends the call there.
-pub struct Answers<H> {
+pub struct Answers<T, H> {
     /// None when it has ended.
-    answers: Option<Streaming<wire::AppendResponse>>,
+    answers: Option<Streaming<T>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    refusal: Arc<Mutex<Option<Refusal>>>,
+    refusal: Refused,
     passing: Passing,
     held: Option<H>,
 }
 
-impl<H> Answers<H> {
+impl<T, H> Answers<T, H> {
+    fn new(answers: Streaming<T>, refusal: Refused, passing: Passing, held: H) -> Self {
+        let cut = Box::pin(passing.cut.clone().cancelled_owned());
+        Self { answers: Some(answers), cut, refusal, passing, held: Some(held) }
+    }
+
     /// Why a call ends that the owner has ended in good order. None if the device has said all it wants to say.
     fn end(&self) -> Option<Refusal> {
         let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -241,8 +346,8 @@ impl<H> Answers<H> {
     }
 }
 
-impl<H: Unpin> Stream for Answers<H> {
-    type Item = Result<wire::AppendResponse, Status>;
+impl<T, H: Unpin> Stream for Answers<T, H> {
+    type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(answers) = &mut self.answers else { return Poll::Ready(None) };
@@ -260,7 +365,7 @@ impl<H: Unpin> Stream for Answers<H> {
     }
 }
 
-impl<H> fmt::Debug for Answers<H> {
+impl<T, H> fmt::Debug for Answers<T, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Answers").field("passing", &self.passing).finish_non_exhaustive()
     }

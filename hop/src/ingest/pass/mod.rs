@@ -20,6 +20,9 @@
 //!
 //! **No loops.** A marked call is answered where it arrives, or refused: nobody passes it on again.
 //!
+//! **Large envelopes.** The four calls of an upload go on in the same way. The word of the gateway between stands beside the header, with
+//! which an upload is opened; the bytes go on as they are, and lie on no disk before the owner's.
+//!
 //! **Pressure.** There is no queue. The device's next message is read when the owner's HTTP/2 window has room for it.
 
 mod call;
@@ -28,6 +31,8 @@ mod mark;
 /// A gateway's word on one envelope, in bytes of a message at most: its name, a time, a certificate's hash, and their framing.
 pub(super) const WORD_BYTES: u64 = 128;
 
-pub use call::{Answers, Counted, Passing, append, submit};
+pub use call::{
+    Answers, Counted, Passing, abort_upload, append, get_upload, open_upload, submit, write_upload,
+};
 pub use mark::{METADATA, is_marked, mark, word};
 pub(super) use mark::{check_word, sender};

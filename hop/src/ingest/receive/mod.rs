@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::admit::{NotAdmitted, admit};
-use super::intake::{Intake, Outcome, uploads_not_supported};
+use super::intake::{Intake, Outcome};
 use super::limits::IngestLimits;
 use super::pass;
 use crate::identity::{Peer, Role};
@@ -86,9 +86,7 @@ impl<I: Intake> IngestServer<I> {
         if self.stop.is_cancelled() {
             return Err(draining());
         }
-        if self.intake.uploads().is_none() {
-            return Err(uploads_not_supported());
-        }
+        self.intake.uploads()?;
         Ok(upload::Uploads { intake: Arc::clone(&self.intake), stop: self.stop.clone(), peer })
     }
 

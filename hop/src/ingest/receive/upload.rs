@@ -16,7 +16,7 @@ use tonic::{Status, Streaming};
 use super::{conflict, draining, ends_the_call};
 use crate::identity::Peer;
 use crate::ingest::admit::{NotAdmitted, admit_header, may_speak, refusal_of_format};
-use crate::ingest::intake::{Intake, Outcome, uploads_not_supported};
+use crate::ingest::intake::{Intake, Outcome};
 use crate::ingest::upload::{
     Phase, PutError, Upload, UploadStore, WholeUpload, identity_of, refusal_of_disk, upload_name,
 };
@@ -42,7 +42,7 @@ pub(super) struct Uploads<I> {
 
 impl<I: Intake> Uploads<I> {
     fn store(&self) -> Result<UploadStore, Refusal> {
-        self.intake.uploads().cloned().ok_or_else(uploads_not_supported)
+        self.intake.uploads().cloned()
     }
 
     /// The upload of that name, if the peer may send for its device.
@@ -230,6 +230,8 @@ impl<I: Intake> Uploads<I> {
                 // The client has said all it wants to say, or its connection is gone.
                 Ok(None) | Err(_) => return Ok(()),
             };
+            // Where several share what waits, another one may take them by now: its sender need not bring the rest to here.
+            self.store()?;
             let writer = match writing.as_ref() {
                 Some(writer) if request.upload.is_empty() || request.upload == writer.upload.name() => writer,
                 Some(_) => return Err(Refusal::field("upload", "is another one than this call began with")),

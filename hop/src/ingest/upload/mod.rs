@@ -34,7 +34,7 @@ mod store;
 
 pub use layout::{BLOCK_BYTES, is_gone};
 pub use sealed_file::{SealedFile, SealedFileError};
-pub use store::{UploadLimits, UploadStats, UploadStore, WholeUpload};
+pub use store::{BringError, Bringing, UploadLimits, UploadStats, UploadStore, WholeUpload};
 
 pub(super) use layout::{header_hash, identity_of, upload_name};
 pub(super) use part::PutError;

@@ -1,5 +1,7 @@
 //! All uploads of a program: which are open, whole, taken or refused, and what room they have.
 
+mod elsewhere;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -22,6 +24,8 @@ use crate::program::disk;
 use crate::program::units::{ByteSize, Duration as ConfigDuration};
 use crate::status::Refusal;
 use crate::trace::TraceParent;
+
+pub use elsewhere::{BringError, Bringing};
 
 /// The largest envelope that there is, in bytes.
 pub(crate) const UPLOAD_MAX: u64 = 1 << 40;
@@ -107,26 +111,30 @@ struct UploadState {
     progress: Duration,
     /// Whole, and it may have been acknowledged: its record is lost, and it is not given up before it has one again.
     owed: bool,
+    /// Taken, and its bytes lie elsewhere.
+    away: bool,
 }
 
 impl Upload {
     fn new(
         identity: Identity,
-        meta: &Meta,
+        header: HeaderHash,
+        total: u64,
         paths: Paths,
         phase: Phase,
         persisted: u64,
         now: Duration,
     ) -> Arc<Self> {
+        let state = UploadState { phase, persisted, progress: now, owed: false, away: false };
         Arc::new(Self {
             identity,
-            header: header_hash(&meta.header),
-            total: meta.total,
+            header,
+            total,
             paths,
             writer: watch::Sender::new(0),
             part: Mutex::new(None),
             finishing: Arc::default(),
-            state: Mutex::new(UploadState { phase, persisted, progress: now, owed: false }),
+            state: Mutex::new(state),
             trace: Mutex::default(),
         })
     }
@@ -324,7 +332,8 @@ impl UploadStore {
         let meta = Meta { total, header: header.clone(), hops };
         let paths = Paths::new(&self.0.folder, identity);
         let persisted = header.wire_len() as u64;
-        let upload = Upload::new(identity.clone(), &meta, paths.clone(), Phase::Open, persisted, now);
+        let hash = header_hash(header);
+        let upload = Upload::new(identity.clone(), hash, total, paths.clone(), Phase::Open, persisted, now);
         // Held from before anybody can find the upload until its file is there.
         let mut part = upload.part();
         let there = {
@@ -588,8 +597,12 @@ impl Inner {
 /// An upload that a start finds.
 fn found(identity: &Identity, paths: &Paths, now: Duration) -> io::Result<Arc<Upload>> {
     let (meta, region) = Meta::read(&fs::File::open(&paths.sums)?)?;
+    let new = |phase, persisted| {
+        let hash = header_hash(&meta.header);
+        Upload::new(identity.clone(), hash, meta.total, paths.clone(), phase, persisted, now)
+    };
     if paths.envelope.try_exists()? {
-        return Ok(Upload::new(identity.clone(), &meta, paths.clone(), Phase::Whole, meta.total, now));
+        return Ok(new(Phase::Whole, meta.total));
     }
     if !paths.part.try_exists()? {
         return Err(io::ErrorKind::NotFound.into());
@@ -597,7 +610,7 @@ fn found(identity: &Identity, paths: &Paths, now: Duration) -> io::Result<Arc<Up
     // Judged anew by whoever writes on; until then what the sums say.
     let blocks = fs::metadata(&paths.sums)?.len().saturating_sub(region) / 4;
     let persisted = (blocks * super::BLOCK_BYTES).clamp(meta.header.wire_len() as u64, meta.total);
-    Ok(Upload::new(identity.clone(), &meta, paths.clone(), Phase::Open, persisted, now))
+    Ok(new(Phase::Open, persisted))
 }
 
 /// What a sender is told when the disk does not take an upload's bytes.

@@ -9,24 +9,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use pithead_hop::bundle::LargeName;
 use pithead_hop::ingest::{Answer, SealedFile, SealedFileError};
-use pithead_hop::objects::{Fault, Parts, Store, StoreError, Writer};
+use pithead_hop::objects::{Fault, PART_BYTES, Parts, Store, StoreError, Writer, part_bytes};
 use pithead_proto::errors::v1::ErrorReason;
 
 use super::super::large::{Advanced, LargeEnded, LargeError, LargeParts, LargeSent, LargeWay};
 use super::super::pace::Toll;
 use super::journal::{Journal, Journals, blocking};
-
-/// A part has so many bytes, as long as that makes no more parts than a store takes. S3 wants 5 MiB at least.
-const PART_BYTES: u64 = 8 << 20;
-/// An object has so many parts at most.
-const PARTS_MAX: u64 = 10_000;
-/// Parts are of whole mebibytes: 10,000 of 105 MiB are the largest envelope, and what memory that one takes.
-const PART_STEP: u64 = 1 << 20;
-
-/// How large the parts of an object are.
-fn part_bytes(total: u64) -> u64 {
-    total.div_ceil(PARTS_MAX).next_multiple_of(PART_STEP).max(PART_BYTES)
-}
 
 /// Into a store.
 pub(super) struct IntoStore {
@@ -210,23 +198,5 @@ async fn read(source: &Arc<SealedFile>, offset: u64, bytes: u64) -> Result<Vec<B
         Ok(Ok(chunks)) => Ok(chunks),
         Ok(Err(SealedFileError::Disk(error))) | Err(error) => Err(LargeEnded::of_source(error)),
         Ok(Err(error)) => Err(LargeEnded::Damaged(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_object_has_no_more_parts_than_a_store_takes_and_none_is_too_small() {
-        for total in [1, 5 << 20, 50 << 30, (80_000 << 20) + 1, 1 << 40] {
-            let bytes = part_bytes(total);
-            assert!(total.div_ceil(bytes) <= PARTS_MAX, "{total}");
-            assert!(
-                (PART_BYTES..=105 << 20).contains(&bytes) && bytes.is_multiple_of(PART_STEP),
-                "{total}: {bytes}"
-            );
-        }
-        assert_eq!(part_bytes(50 << 30), PART_BYTES);
     }
 }

@@ -83,6 +83,7 @@ fn start_with(
         spool: door.spool.clone(),
         numbers: door.numbers.clone(),
         uploads: door.uploads.clone(),
+        copies: door.copies.clone(),
         refused,
         health: health.clone(),
         metrics: metrics.clone(),

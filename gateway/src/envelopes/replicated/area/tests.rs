@@ -28,7 +28,7 @@ fn poison(seq: u64) -> (record::Head, Bytes) {
         run: Run::new(7).unwrap(),
         seq: Seq::new(seq).unwrap(),
     };
-    (record::Head { identity, sha256: Sha256::digest(&bytes).into(), hops: vec![] }, bytes)
+    (record::Head { identity, sha256: Sha256::digest(&bytes).into(), hops: vec![], copy: None }, bytes)
 }
 
 fn name(seq: u64) -> String {

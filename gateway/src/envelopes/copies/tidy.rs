@@ -1,0 +1,162 @@
+//! What nobody wants goes. Why that is safe is said in the module above.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pithead_hop::bundle::CopyName;
+use pithead_hop::objects::{Fault, Store};
+use tokio_util::sync::CancellationToken;
+
+use super::super::record::LargeCopy;
+use super::super::refused::Refused;
+use super::{Copies, CopyError, Stage};
+use crate::metrics::CopyEvent;
+
+/// How often it is looked whether the store is there, and tried again what it did not do.
+const LOOK: Duration = Duration::from_secs(30);
+/// How often the whole store is looked through, after it was at the beginning of a term: for what came late.
+const TIDY: Duration = Duration::from_secs(3600);
+/// Names that are looked at in one go, some 300 bytes each. There are never more copies that are wanted than uploads: the rest has its
+/// turn the next time.
+const LISTED_MAX: usize = 131_072;
+
+impl Copies {
+    /// Removes what is not wanted, and looks whether the store is there, until told to stop.
+    pub async fn keep(self, refused: Arc<Refused>, stop: CancellationToken) {
+        let mut looked: Option<Instant> = None;
+        // Of which term, and when.
+        let mut tidied: Option<(u64, Instant)> = None;
+        loop {
+            if looked.is_none_or(|at| at.elapsed() >= LOOK) {
+                looked = Some(Instant::now());
+                // It is noted, and said where it changes.
+                let _ = self.look().await;
+            }
+            self.remove_unwanted().await;
+            if let Ok((epoch, _)) = self.term()
+                && tidied.is_none_or(|(of, at)| of != epoch || at.elapsed() >= TIDY)
+                && self.trouble().is_none()
+            {
+                match self.tidy(&refused).await {
+                    Ok(_) => tidied = Some((epoch, Instant::now())),
+                    Err(error) => tracing::warn!(event = "large.not_tidied", %error),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.0.work.notified() => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One after the other. What the store does not remove now is found when it is looked through.
+    async fn remove_unwanted(&self) {
+        loop {
+            let Some(name) = self.lock().unwanted.pop_front() else { return };
+            let removed = async {
+                let store = self.store().await?;
+                store.remove(&name).await?;
+                store.remove_unfinished(&name).await?;
+                Ok::<(), CopyError>(())
+            };
+            let removed = removed.await;
+            self.note(&removed);
+            match removed {
+                Ok(()) => self.count(CopyEvent::Removed),
+                Err(error) => tracing::warn!(event = "large.not_removed", name, %error),
+            }
+        }
+    }
+
+    /// Whether a name is of this term or an earlier one, and wanted by nobody that is known here. Asked again for each, just before it
+    /// goes: what is put meanwhile is wanted.
+    fn is_orphan(&self, name: &CopyName, text: &str, epoch: u64) -> bool {
+        let state = self.lock();
+        let Some(term) = state.term.as_ref().filter(|term| term.epoch == epoch) else { return false };
+        let may_be_recorded = name.epoch < epoch && !term.complete;
+        name.epoch <= epoch && !may_be_recorded && !term.wanted.contains_key(text)
+    }
+
+    /// Looks the store through, and removes what nobody names. Gives how many those were.
+    pub(super) async fn tidy(&self, refused: &Arc<Refused>) -> Result<u64, CopyError> {
+        let (epoch, _) = self.term()?;
+        // Another gateway may have set one aside, and its machine may be lost: what the area mentions has to be known here.
+        let area = Arc::clone(refused);
+        let in_line = tokio::task::spawn_blocking(move || area.bring_in_line()).await;
+        in_line
+            .map_err(|_| CopyError::Stopping)?
+            .map_err(|error| CopyError::RefusedArea(error.to_string()))?;
+        self.forget_placed();
+        let store = self.store().await?;
+        if self.marker(&store, false).await?.is_none() {
+            return Ok(0);
+        }
+        let folder = CopyName::folder(&self.0.set);
+        let listed = store.list(&folder, LISTED_MAX).await?;
+        let kept: std::collections::HashSet<&str> =
+            listed.iter().filter_map(|(name, _)| name.strip_suffix(".damaged")).collect();
+        let mut removed = 0;
+        for (text, bytes) in &listed {
+            let Ok(name) = CopyName::parse(text) else { continue };
+            if kept.contains(text.as_str())
+                || !self.is_orphan(&name, text, epoch)
+                || mentions(refused, &name).await
+                || !self.is_orphan(&name, text, epoch)
+            {
+                continue;
+            }
+            store.remove(text).await?;
+            tracing::info!(event = "large.orphan_removed", name = text, bytes);
+            self.count(CopyEvent::Orphan);
+            removed += 1;
+        }
+        self.tidy_unfinished(&store, &folder, epoch).await?;
+        Ok(removed)
+    }
+
+    /// What somebody began to write into a folder and did not end.
+    async fn tidy_unfinished(&self, store: &Store, folder: &str, epoch: u64) -> Result<(), CopyError> {
+        for text in store.unfinished(folder).await? {
+            if let Ok(name) = CopyName::parse(&text)
+                && self.is_orphan(&name, &text, epoch)
+            {
+                store.remove_unfinished(&text).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies that were put, and whose envelope nobody has asked for again before it was given up.
+    fn forget_placed(&self) {
+        let mut state = self.lock();
+        let Some(term) = &mut state.term else { return };
+        let uploads = &self.0.uploads;
+        term.wanted.retain(|_, wanted| wanted.stage != Stage::Placed || uploads.is_here(&wanted.identity));
+    }
+
+    /// A copy is not what was put: it is kept for a person, as a file that is damaged would be. What cannot be said now is not said.
+    pub async fn keep_damaged(&self, copy: &LargeCopy) {
+        let said = async {
+            let (store, name) = (self.store().await?, CopyName::parse(&copy.name));
+            let Ok(name) = name else { return Ok(()) };
+            if store.size(&copy.name).await.is_err_and(|error| error.fault == Fault::NotFound) {
+                return Ok(());
+            }
+            let words = "The object of this name has other bytes than were put. It is kept for a person to look at; remove both.\n";
+            store.create(&name.damaged(), [Bytes::from_static(words.as_bytes())]).await?;
+            Ok::<(), CopyError>(())
+        };
+        if let Err(error) = said.await {
+            tracing::warn!(event = "large.not_kept", name = copy.name, %error);
+        }
+    }
+}
+
+/// Whether anything in the refused area is of the envelope; also where that cannot be seen.
+async fn mentions(refused: &Arc<Refused>, name: &CopyName) -> bool {
+    let (refused, identity) = (Arc::clone(refused), name.identity.clone());
+    let looked = tokio::task::spawn_blocking(move || refused.mentions(&identity)).await;
+    !matches!(looked, Ok(Ok(false)))
+}
