@@ -212,7 +212,7 @@ async fn whose_owner_is_lost_with_its_disk_is_fetched_by_the_next_one_arrives_bi
     for line in
         ["fetched", "removed"].map(|event| format!("pithead_large_copy_events_total{{event=\"{event}\"}} 1"))
     {
-        assert!(second.metric(&line), "{line}");
+        until(&line, || second.metric(&line)).await;
     }
     relaying.stop().await;
 }
