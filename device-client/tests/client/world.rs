@@ -31,6 +31,7 @@ use pithead_hop::{
     status::Refusal,
     tls::{CrlExpiry, Pem, ServerTls, SiteTrust},
 };
+use pithead_proto::errors::v1::ErrorReason;
 use pithead_proto::keys::v1::TrustVersion;
 use pithead_sealing::{
     names::{DeviceId, Identity, Site, StreamName},
