@@ -112,8 +112,9 @@ fn all_on() -> String {
         !line.starts_with("bundle") && (cfg!(feature = "otlp") || section != "[traces]")
     });
     let on: String = kept.map(|line| format!("{line}\n")).collect();
-    // A store for large envelopes is for lanes that are shared.
-    on.replace("engine = \"embedded\"", "engine = \"jetstream\"")
+    // A store for large envelopes is for lanes that are shared, and what stands below its URL is for a bucket.
+    let on = on.replace("engine = \"embedded\"", "engine = \"jetstream\"");
+    on.replace("\"file:///mnt/pit-7/large\"", "\"s3://pit-7/large\"")
 }
 
 #[test]
