@@ -173,6 +173,7 @@ async fn a_large_envelope_outlives_the_machine_that_acknowledged_it_and_arrives_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::disallowed_methods, reason = "as a mount that falls off, and comes back")]
 async fn while_the_store_is_away_a_large_envelope_is_not_acknowledged_and_small_ones_are() {
     let shared = tempfile::tempdir().unwrap();
     let Some(mut large) = Large::in_folder(1, shared.path()).await else { return };

@@ -132,6 +132,7 @@ impl World {
 
 /// Whoever has to find out why a test failed has the logs in its output: the files go with it.
 impl Drop for World {
+    #[expect(clippy::print_stdout, reason = "it is shown with the failure")]
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;
