@@ -218,6 +218,31 @@ pub struct Facts {
     pub trouble: Option<String>,
 }
 
+impl Inner {
+    fn new(
+        settings: Settings,
+        set: String,
+        uploads: UploadStore,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) -> Self {
+        metrics.large_store_up(true);
+        Self {
+            settings,
+            set,
+            uploads,
+            metrics,
+            stop,
+            gone_for: GONE_FOR,
+            store: tokio::sync::Mutex::default(),
+            puts: Semaphore::new(PUTS_AT_ONCE),
+            bringing: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+            work: Notify::new(),
+        }
+    }
+}
+
 impl Copies {
     /// Of the lanes whose streams begin with `set`. Nothing is asked yet.
     #[must_use]
@@ -228,31 +253,7 @@ impl Copies {
         metrics: Metrics,
         stop: CancellationToken,
     ) -> Self {
-        Self::with(settings, set, uploads, metrics, stop, GONE_FOR)
-    }
-
-    fn with(
-        settings: Settings,
-        set: String,
-        uploads: UploadStore,
-        metrics: Metrics,
-        stop: CancellationToken,
-        gone_for: Duration,
-    ) -> Self {
-        metrics.large_store_up(true);
-        Self(Arc::new(Inner {
-            settings,
-            set,
-            uploads,
-            metrics,
-            stop,
-            gone_for,
-            store: tokio::sync::Mutex::default(),
-            puts: Semaphore::new(PUTS_AT_ONCE),
-            bringing: tokio::sync::Mutex::default(),
-            state: Mutex::default(),
-            work: Notify::new(),
-        }))
+        Self(Arc::new(Inner::new(settings, set, uploads, metrics, stop)))
     }
 
     /// In a folder of its own below this one, for tests; what is gone is believed at the second look.
@@ -261,15 +262,9 @@ impl Copies {
         let store = folder.join("large-store");
         std::fs::create_dir_all(&store).unwrap();
         let settings = Settings::new(format!("file://{}", store.display()));
-        let stop = CancellationToken::new();
-        Self::with(
-            settings,
-            "test".to_owned(),
-            uploads.clone(),
-            metrics.clone(),
-            stop,
-            Duration::from_millis(1),
-        )
+        let (set, stop) = ("test".to_owned(), CancellationToken::new());
+        let inner = Inner::new(settings, set, uploads.clone(), metrics.clone(), stop);
+        Self(Arc::new(Inner { gone_for: Duration::from_millis(1), ..inner }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -434,12 +434,11 @@ impl Inner {
         };
         let mut conflicts = Vec::new();
         let mut recalled = 0_u64;
-        let (mut large, mut found) = (Vec::new(), 0_u64);
+        let mut large = Vec::new();
         let mut strays = Found::default();
         let lanes = Lane::ALL.into_iter().filter(|_| !matches!(checkpoint, Checkpoint::Nowhere));
         let waiting = lanes.flat_map(|lane| spool.waiting_in(lane).map(move |record| (lane, record)));
         for (lane, record) in waiting {
-            found += 1;
             let Ok(head) = Head::decode(&record.head) else {
                 tracing::error!(
                     event = "spool.foreign_record",
@@ -481,8 +480,8 @@ impl Inner {
         tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);
         let (state, writing) = (Mutex::new(state), Mutex::new(()));
         checkpoint.set_aside_room(0);
-        // What does not read is left out above.
-        let complete = found == spool.stats().lanes.iter().map(LaneStats::records).sum::<u64>();
+        // What does not read is left out above, and so is what a newer version may have written.
+        let complete = recalled == spool.stats().lanes.iter().map(LaneStats::records).sum::<u64>();
         let inner = Self { state, checkpoint, conflict_bytes_per_device, shares, idle, writing };
         Ok((inner, Waiting { heads: large, complete }))
     }

@@ -219,7 +219,7 @@ impl Owning {
             // What each device holds is counted anew from the lanes, and the refused area counts as well.
             refused.hold_again();
             let waiting = begun?;
-            uploads::claim(&large, &numbers, &refused, true)?;
+            uploads::claim(&large, &numbers, &refused, waiting.complete)?;
             Ok::<_, std::io::Error>(waiting)
         };
         let begun = match tokio::task::spawn_blocking(beginning).await {
