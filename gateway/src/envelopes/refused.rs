@@ -21,7 +21,7 @@
 
 mod in_line;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
@@ -216,6 +216,8 @@ struct State {
     out: HashMap<String, bool>,
     /// Large envelopes whose reason lies here.
     large: HashMap<String, Identity>,
+    /// What lies in the replica and does not read there.
+    doubtful: HashSet<String>,
 }
 
 /// What is in the area.
@@ -373,13 +375,16 @@ impl Refused {
         names.iter().filter_map(|name| state.large.remove(name)).collect()
     }
 
-    /// Whether anything here is of this identity, readable or not, by the names of its files.
+    /// Whether anything here, or in the replica, is of this identity, readable or not, by the names of its files.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn mentions(&self, identity: &Identity) -> io::Result<bool> {
         let Identity { device, stream, run, seq, .. } = identity;
         let prefix = format!("{device}~{stream}~{run}~{seq}~");
+        if self.lock().doubtful.iter().any(|name| name.starts_with(&prefix)) {
+            return Ok(true);
+        }
         for file in fs::read_dir(&self.folder)? {
             if file?.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
                 return Ok(true);
@@ -445,8 +450,12 @@ impl Refused {
         };
         // There first: what lies here and was never there would be taken for an entry of before there was a replica.
         if let Some((replica, turn)) = turn {
-            let mark = replica.keep(&turn, &name, &entry, envelope.map_or(&[], |envelope| &envelope[..]))?;
-            entry.replica = Some(mark);
+            let kept = replica.keep(&turn, &name, &entry, envelope.map_or(&[], |envelope| &envelope[..]));
+            if kept.is_err() {
+                // It may lie there all the same.
+                work.out_of_line();
+            }
+            entry.replica = Some(kept?);
         }
         let written = write_entry((&bytes_path, &reason_path), &entry, envelope);
         if let Some(mark) = entry.replica {
@@ -520,27 +529,34 @@ impl Refused {
         if self.lock().out.get(name) != Some(&false) {
             return Ok(());
         }
-        if let Some((replica, turn)) = self.in_line(&mut work)?
-            && let Some(mark) = taken.mark
-        {
-            // Not the one that was taken out: somebody else has let it go or refused it again, in a term of another gateway.
-            if !work.has(name, mark) {
-                return Ok(());
+        if let Some((replica, turn)) = self.in_line(&mut work)? {
+            let (_, reason_path) = self.paths(name);
+            match work.mark_of(name) {
+                // Not the one that was taken out: it was refused again, in a term of another gateway.
+                Some(mark) if taken.mark != Some(mark) => return Ok(()),
+                Some(mark) => {
+                    if replica.remove(&turn, name, mark.sequence)? == Gone::Newer {
+                        // One whose answer nobody waited for: it is written here before anything else is done.
+                        work.out_of_line();
+                        return Ok(());
+                    }
+                    work.let_go(name);
+                }
+                // Another owner has let it go, and so has this folder meanwhile.
+                None if !reason_path.exists() => return Ok(()),
+                // It lies here alone, or does not read there.
+                None => {}
             }
-            if replica.remove(&turn, name, mark.sequence)? == Gone::Newer {
-                return Ok(());
-            }
-            work.let_go(name);
         }
-        let mut state = self.lock();
+        // It waits in the spool again, and its bytes stay for that.
+        let is_large = self.lock().large.remove(name).is_some();
         // The reason goes first: an envelope without one does not count.
         let (bytes_path, reason_path) = self.paths(name);
-        // It waits in the spool again, and its bytes stay for that.
-        let is_large = state.large.remove(name).is_some();
         for path in [reason_path, bytes_path].into_iter().take(if is_large { 1 } else { 2 }) {
             fs::remove_file(&path).map_err(|source| TakeError::Io { path, source })?;
         }
         let synced = disk::sync_folder(&self.folder);
+        let mut state = self.lock();
         state.held.records = state.held.records.saturating_sub(1);
         state.held.bytes = state.held.bytes.saturating_sub(bytes);
         if let Some(held) = state.devices.get_mut(device) {

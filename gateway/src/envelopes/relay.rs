@@ -280,7 +280,12 @@ impl Ended {
             Self::Send(error) => error.reason(),
             Self::Read(_) => Some(ErrorReason::DiskFailed),
             Self::Refused(error) if error.is_full() => Some(ErrorReason::SpoolFull),
-            Self::Refused(RefusedError::Replica(ReplicaError::NotOurs)) => Some(ErrorReason::StandingBy),
+            Self::Refused(RefusedError::Replica(ReplicaError::NotOurs | ReplicaError::Later(_))) => {
+                Some(ErrorReason::StandingBy)
+            }
+            Self::Refused(RefusedError::Replica(ReplicaError::TooLarge { .. })) => {
+                Some(ErrorReason::SpoolUnsafe)
+            }
             Self::Refused(RefusedError::Replica(_)) => Some(ErrorReason::PeerUnreachable),
             Self::Refused(_) => Some(ErrorReason::DiskFailed),
             Self::Unanswered(_) => Some(ErrorReason::PeerUnreachable),

@@ -1,9 +1,9 @@
 //! Where the gateways of a site share their lanes: what this one does while it owns them, and what when it stands by.
 //!
 //! Keys are served all the time. What belongs to the lanes begins with a term and ends with it: the numbers are read from the lanes as
-//! at a start, then envelopes are taken, the folder of the refused area is brought in line, and the relay runs. When the term is over, the
-//! relay is cut (what it has under way the next owner sends again, and the far end recognises it), and devices are told who takes
-//! envelopes now.
+//! at a start, then envelopes are taken, the relay runs, and beside it the folder of the refused area is brought in line. When the
+//! term is over, the relay is cut (what it has under way the next owner sends again, and the far end recognises it), and devices are
+//! told who takes envelopes now.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -170,15 +170,10 @@ impl Owning {
         if !begun {
             return stop.cancelled().await;
         }
-        let in_line = tokio::select! {
-            in_line = self.bring_in_line() => in_line,
-            () = stop.cancelled() => return,
-        };
-        let again = async {
-            let mut in_line = in_line;
-            while !in_line {
+        // Beside the relay: what is refused meanwhile waits for it, and everything else need not.
+        let in_line = async {
+            while !self.bring_in_line().await {
                 tokio::time::sleep(AGAIN).await;
-                in_line = self.bring_in_line().await;
             }
             std::future::pending::<()>().await;
         };
@@ -190,12 +185,12 @@ impl Owning {
         };
         tokio::select! {
             () = relaying => {}
-            () = again => {}
+            () = in_line => {}
         }
     }
 
-    /// The folder of the refused area has what its replica has. Where that fails the relay begins all the same: what is missing here
-    /// lies in the replica, and nothing more is set aside before it has succeeded.
+    /// The folder of the refused area has what its replica has. Nothing is set aside before that has succeeded; what is missing here until
+    /// then lies in the replica.
     async fn bring_in_line(&self) -> bool {
         let refused = self.refused.clone();
         let error = match tokio::task::spawn_blocking(move || refused.bring_in_line()).await {

@@ -42,9 +42,9 @@ impl Work {
         self.kept.insert(name.to_owned(), mark.sequence);
     }
 
-    pub(super) fn has(&self, name: &str, mark: Mark) -> bool {
-        let turn = self.turn.as_ref();
-        turn.is_some_and(|turn| turn.area() == mark.area) && self.kept.get(name) == Some(&mark.sequence)
+    /// The mark of the entry of this name that lies in the replica.
+    pub(super) fn mark_of(&self, name: &str) -> Option<Mark> {
+        Some(self.turn.as_ref()?.mark(*self.kept.get(name)?))
     }
 
     pub(super) fn let_go(&mut self, name: &str) {
@@ -108,7 +108,8 @@ impl Refused {
 
     /// Looks after what somebody has carried away from the owner's folder, or did to the folder. Blocks.
     pub(crate) fn look_after(&self) {
-        let mut work = self.work();
+        // While the folder is brought in line nobody is to wait for that: the next look sees what was done meanwhile.
+        let Ok(mut work) = self.work.try_lock() else { return };
         if self.let_go_of_carried_away(&mut work)
             && let Err(error) = self.count(work.is_in_line())
         {
@@ -167,6 +168,7 @@ impl Refused {
                 }
             }
         }
+        self.lock().doubtful.clone_from(&doubtful);
         for path in disk::complete_files(&self.folder).map_err(failed)? {
             let name =
                 path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
@@ -217,7 +219,8 @@ impl Refused {
                 work.keeps(name, mark);
                 return Ok(true);
             }
-            Ok(Err(ReplicaError::Full(why))) | Err(why) => why,
+            Ok(Err(full @ (ReplicaError::Full(_) | ReplicaError::TooLarge { .. }))) => full.to_string(),
+            Err(why) => why,
             Ok(Err(error)) => return Err(error.into()),
         };
         tracing::warn!(event = "refused.not_replicated", name, why, "it lies on this machine alone");

@@ -70,9 +70,22 @@ pub enum ReplicaError {
     /// Another gateway decides what lies there.
     #[error("this gateway does not own the lanes, nor the refused area with them")]
     NotOurs,
+    /// It is of a later term than the owner's record, which was lost.
+    #[error("the refused area is of term {0}, later than the owner's record, which was lost")]
+    Later(u64),
     /// It has no room.
     #[error("the stream of the refused area is full: {0}")]
     Full(String),
+    /// No room would do.
+    #[error(
+        "a refused envelope is a message of {bytes} bytes, where {most} are taken: raise max_payload of nats-server, and max_msg_size of the stream if it has one"
+    )]
+    TooLarge {
+        /// Of the message.
+        bytes: usize,
+        /// The largest.
+        most: usize,
+    },
     /// It is not certain what became of it.
     #[error("JetStream does not answer for the refused area: {0}")]
     Away(String),
@@ -244,7 +257,9 @@ async fn fence(broker: &dyn Broker, by: By) -> Result<Turn, ReplicaError> {
                 (Some(Ok(stored)), Some(held)) if stored.by == by => {
                     return Ok(Turn::begun(by, stored.value.area, held.revision));
                 }
-                (Some(Ok(stored)), _) if stored.by.epoch > by.epoch => return Err(ReplicaError::NotOurs),
+                (Some(Ok(stored)), _) if stored.by.epoch > by.epoch => {
+                    return Err(ReplicaError::Later(stored.by.epoch));
+                }
                 (Some(Err(Unreadable::OtherVersion)), _) => {
                     let what = "another version of this program has written it".to_owned();
                     return Err(ReplicaError::Away(what));
@@ -276,7 +291,13 @@ async fn next(broker: &dyn Broker, turn: &Turn, from: u64) -> Result<Option<List
             }
             Ok(Some(found)) => {
                 let kept = match decode(&found.bytes) {
-                    Ok((.., kept)) => Ok(kept),
+                    Ok((by, _, kept)) => {
+                        if by == turn.by {
+                            // One whose answer nobody waited for: what comes next stands behind it.
+                            turn.last.fetch_max(found.sequence, Ordering::Relaxed);
+                        }
+                        Ok(kept)
+                    }
                     Err(Unreadable::OtherVersion) => Err("another version of this program has written it"),
                     Err(Unreadable::Damaged) => Err("it does not read"),
                 };
@@ -360,8 +381,7 @@ impl Replica {
         let sequence = self.ask(turn.by, async move {
             let most = shared.broker.message_bytes().saturating_sub(HEADERS_BYTES);
             if message.len() > most {
-                let words = format!("a message of {} bytes, where nats-server takes {most}", message.len());
-                return Err(ReplicaError::Full(words));
+                return Err(ReplicaError::TooLarge { bytes: message.len(), most });
             }
             if let Ok(LogState { bytes, max_bytes: Some(max), .. }) = shared.broker.kept_state().await
                 && bytes + message.len() as u64 + MESSAGE_OVERHEAD + RESERVE > max
@@ -407,9 +427,14 @@ impl Replica {
             }
         };
         let done = self.0.block(limited).unwrap_or(Err(ReplicaError::NotOurs));
-        if matches!(done, Err(ReplicaError::NotOurs)) {
+        match &done {
             // Somebody else's fence stands there: the lanes are theirs as well.
-            over.cancel();
+            Err(ReplicaError::NotOurs) => over.cancel(),
+            Err(ReplicaError::Later(epoch)) => {
+                self.0.later.fetch_max(*epoch, Ordering::Relaxed);
+                over.cancel();
+            }
+            _ => {}
         }
         done
     }

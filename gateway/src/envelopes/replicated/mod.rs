@@ -187,6 +187,8 @@ struct Shared {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// The other gateways of the site.
     seen: Mutex<roster::Seen>,
+    /// The latest epoch that was found in the refused area.
+    later: AtomicU64,
 }
 
 #[derive(Default)]
@@ -428,6 +430,7 @@ impl Replicated {
             ended,
             thread: Mutex::new(Some(thread)),
             seen: Mutex::default(),
+            later: AtomicU64::new(0),
         });
         handle.spawn(owning::run(shared.clone()));
         Ok(Self(shared.clone(), Arc::new(Closer(shared))))

@@ -8,6 +8,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -182,6 +183,11 @@ async fn own(shared: &Arc<Shared>, mut claim: Claim) -> Lost {
     shared.end_term();
     // With what was found out meanwhile: whoever follows this sees that it is over, however short the next standing by is.
     shared.standing.send_replace(Standing::StandingBy { owner: None, trouble: None });
+    let later = shared.later.load(Ordering::Relaxed);
+    let lost = match lost {
+        Lost::Fenced(_) if later > by.epoch => Lost::Later(later),
+        lost => lost,
+    };
     if matches!(lost, Lost::Closed) {
         release(shared, &claim).await;
     } else if shared.closing.is_cancelled() {

@@ -656,9 +656,34 @@ impl World {
             let somewhere = [&self.delivered, &self.carried_away, &waits, &aside];
             assert!(somewhere.iter().any(|place| place.contains(seq)), "{seq} is nowhere, seed {seed}");
         }
+        // And all of it can be let go: then it is nowhere, neither here nor there.
+        for seq in listed {
+            last.let_go(seq).await;
+        }
+        assert_eq!((last.listed(), kept(&self.model)), Default::default(), "seed {seed}");
         last.log.close();
         self.met
     }
+}
+
+#[tokio::test]
+async fn an_area_of_a_later_term_than_the_owners_record_is_taken_over_all_the_same() {
+    let (model, broker) = model();
+    let by = By { epoch: 57, writer: 5 };
+    broker.keep(OWNER, 0, cell::encode(by, Fence { area: 7 })).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(&broker, "edge-1", folder.path());
+    // One term finds out, and the next one is later than what it found.
+    let in_line = async {
+        while machine.at_work(|area| area.bring_in_line()).await.is_err() {
+            owns(&machine.log).await;
+        }
+    };
+    tokio::time::timeout(LONG, in_line).await.expect("it is taken over");
+    assert_eq!(*machine.log.standing().borrow(), Standing::Ours { epoch: 58 });
+    machine.keep(1).await.unwrap();
+    assert_eq!(kept(&model), [1].into());
+    machine.log.close();
 }
 
 const NAMES: [&str; 2] = ["edge-1", "edge-2"];
