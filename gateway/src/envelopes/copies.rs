@@ -23,7 +23,8 @@
 //! from then on no former owner can append ([`super::replicated`]). This rests on comparing, as everything there does, and not on time: an
 //! owner that does not know yet that it is a former one removes nothing that matters either, since what it has appended it knows, what
 //! others append names copies of later terms, and those it leaves alone. (That is why an envelope that comes back from the refused area is
-//! put anew.) Where records do not read, their copies cannot be told from orphans: then nothing of earlier terms is removed.
+//! put anew.) Where records do not read, their copies cannot be told from orphans: then nothing of earlier terms is removed, and before such
+//! records are stepped over it is said in the store beside each copy that it is kept for a person ([`records_lost`](Copies::records_lost)).
 //!
 //! What the refused area mentions is wanted too. Its entries are replicated ([`super::refused`]), and an owner looks for orphans when its own
 //! folder is in line with them: so the copy outlives the machine that set the envelope aside, and is fetched for sending it again.
@@ -94,7 +95,7 @@ pub enum CopyError {
     #[error("what was fetched is not on the disk: {0}")]
     Disk(#[source] io::Error),
     /// No store is configured, and the envelope is in one.
-    #[error("the envelope lies in a store that [spool.jetstream.large] does not name here")]
+    #[error("large envelopes of lanes that are shared need a store: [spool.jetstream.large] names none here")]
     NotConfigured,
     /// Another gateway is the owner of the lanes, or nobody is.
     #[error("this gateway takes the envelopes no more")]
@@ -172,6 +173,8 @@ struct Term {
     over: CancellationToken,
     /// Whether all records that waited at its beginning could be read.
     complete: bool,
+    /// Records were lost, and it is not said in the store yet which copies they may have named.
+    unmarked: bool,
     wanted: HashMap<String, Wanted>,
 }
 
@@ -281,7 +284,7 @@ impl Copies {
             Some((name, Wanted { identity, header_sha256, hops, copy, stage: Stage::Recorded }))
         };
         let wanted = heads.into_iter().filter_map(recorded).collect();
-        let term = Term { epoch, over: CancellationToken::new(), complete, wanted };
+        let term = Term { epoch, over: CancellationToken::new(), complete, unmarked: !complete, wanted };
         if let Some(before) = self.lock().term.replace(term) {
             before.over.cancel();
         }
@@ -298,6 +301,10 @@ impl Copies {
             term.over.cancel();
         }
         drop(state);
+        // What was being fetched has room on the disk that nobody else sees.
+        if let Ok(mut bringing) = self.0.bringing.try_lock() {
+            *bringing = None;
+        }
         self.show();
     }
 

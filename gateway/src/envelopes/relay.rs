@@ -575,7 +575,7 @@ impl Relay {
 
     async fn read(&self, feeds: &mut Feeds, lane: Lane) -> Result<(), ReadError> {
         let corrupt = feeds.read(lane).await?;
-        self.report_damage(&corrupt);
+        self.report_damage(&corrupt).await;
         Ok(())
     }
 

@@ -123,13 +123,24 @@ impl Retry {
         };
         let Some(head) = copies.head_of(identity) else { return Ok(()) };
         let Some(copy) = head.copy.clone() else { return Ok(()) };
-        Ok(copies.bring(&head, &copy).await?)
+        let brought = copies.bring(&head, &copy).await;
+        if matches!(brought, Err(CopyError::Lost(_))) {
+            // Nothing more will come of it: what there is of it is for a person, here and there.
+            copies.keep_damaged(&copy).await;
+            let (uploads, lost) = (self.uploads.clone(), identity.clone());
+            let aside = tokio::task::spawn_blocking(move || uploads.set_aside(&lost)).await;
+            aside.map_err(|_| RetryError::Stopping)?.map_err(RetryError::Unreadable)?;
+        }
+        Ok(brought?)
     }
 
     /// A copy of this term, before the record that names it: one of an earlier term may be taken for an orphan by who owned the lanes then.
     async fn copy_anew(&self, head: &mut Head, file: SealedFile) -> Result<(), RetryError> {
-        if let Some(copies) = &self.copies {
-            head.copy = Some(copies.put(file, &head.identity, head.sha256).await?);
+        match &self.copies {
+            Some(copies) => head.copy = Some(copies.put(file, &head.identity, head.sha256).await?),
+            // The next owner would not find it.
+            None if self.spool.is_replicated() => return Err(CopyError::NotConfigured.into()),
+            None => {}
         }
         Ok(())
     }

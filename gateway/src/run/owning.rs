@@ -228,10 +228,6 @@ impl Owning {
                 return false;
             }
         };
-        if let Some(copies) = &self.copies {
-            // Before anything is taken: what is put from now on is known from its first byte.
-            copies.begin(epoch, waiting);
-        }
         if !self.spool.serve(epoch) {
             tracing::warn!(
                 event = "gateway.not_taken_over",
@@ -239,6 +235,10 @@ impl Owning {
                 error = "the term was over before all was read"
             );
             return false;
+        }
+        if let Some(copies) = &self.copies {
+            // The term has lasted until all was read. Nothing is put before this.
+            copies.begin(epoch, waiting);
         }
         self.metrics.owner(true);
         let words = format!("listening on {}; takes the site's envelopes, term {epoch}", self.address);

@@ -30,10 +30,17 @@ impl Copies {
                 tracing::info!(event = "large.fetched", %identity, name = copy.name, bytes = copy.total);
             }
             Err(error @ CopyError::Lost(_)) => {
+                self.lock().doubtful.remove(&copy.name);
                 tracing::error!(event = "large.copy_lost", %identity, name = copy.name, %error);
                 self.count(CopyEvent::Lost);
             }
-            Err(error) => tracing::warn!(event = "large.not_fetched", %identity, name = copy.name, %error),
+            Err(error) => {
+                if error.is_the_stores() {
+                    // What it said of the copy before counts no more.
+                    self.lock().doubtful.remove(&copy.name);
+                }
+                tracing::warn!(event = "large.not_fetched", %identity, name = copy.name, %error);
+            }
         }
         brought
     }
@@ -73,7 +80,14 @@ impl Copies {
                     is_the_store().await?;
                     return Err(self.doubt(copy, "it is gone".to_owned()));
                 }
-                Err(error) => return Err(error.into()),
+                // Nothing stands there: an object that is cut at the end of a part has no such range.
+                Err(error) => match store.size(&copy.name).await {
+                    Ok(size) if size < end => {
+                        *slot = None;
+                        return Err(self.doubt(copy, format!("it ends at {size} of {total} bytes")));
+                    }
+                    _ => return Err(error.into()),
+                },
             };
             let Some((name, mut bringing)) = slot.take() else { return Err(CopyError::Over) };
             let putting = tokio::task::spawn_blocking(move || bringing.put(&bytes).map(|()| bringing));

@@ -274,11 +274,11 @@ async fn a_store_that_is_away_is_not_damage_and_a_copy_that_is_gone_or_changed_i
     }
     std::fs::rename(&aside, &store).unwrap();
 
-    // Gone; cut short; changed. Not at the first look, and for good after a while.
+    // Gone; empty, as a file server that crashed leaves it; cut short; changed. Not at the first look, and for good after a while.
     let cut = &envelope[..envelope.len() - 1];
     let mut changed = envelope.to_vec();
     changed[300_000] ^= 4;
-    for bytes in [None, Some(cut), Some(&changed[..])] {
+    for bytes in [None, Some(&[][..]), Some(cut), Some(&changed[..])] {
         std::fs::remove_file(&object).unwrap();
         if let Some(bytes) = bytes {
             std::fs::write(&object, bytes).unwrap();
@@ -325,6 +325,30 @@ async fn what_is_lost_there_frees_its_number_and_what_was_changed_is_kept_for_a_
     until("the good one is there", || cloud.far_end.seqs() == [2, 1]).await;
     until("nothing else is left", || site.objects().len() == 2).await;
     relaying.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_record_that_is_lost_may_have_named_is_kept_for_a_person_through_all_later_terms() {
+    let (site, disk, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
+    let mut owner = Owner::on(&site, "edge-1", disk.path()).await;
+    let mut truck = Truck::new();
+    owner.door.upload(&large(&mut truck, 1)).await;
+    owner.door.take(truck.seal(2, b"behind")).await;
+    let object = site.object();
+    // The first message is the owner's fence.
+    site.broker.set(USUAL, 2, Some(Bytes::from_static(b"damaged")));
+    let relaying = owner.relay(&cloud);
+    until("what is behind it is delivered", || cloud.far_end.seqs() == [2]).await;
+    until("that is written down", || owner.door.spool.saved_cursor(USUAL) > Position(1)).await;
+    relaying.stop().await;
+    assert_eq!(site.objects().len(), 2, "it is said beside it");
+    for _ in 0..2 {
+        owner.door.spool.step_down(owner.epoch);
+        owner.copies().end();
+        owner.begin().await;
+        assert_eq!(owner.tidy().await, 0);
+        assert!(object.is_file());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

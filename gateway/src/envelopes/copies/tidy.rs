@@ -1,5 +1,6 @@
 //! What nobody wants goes. Why that is safe is said in the module above.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,12 @@ impl Copies {
                 let _ = self.look().await;
             }
             self.remove_unwanted().await;
+            if self.is_unmarked()
+                && self.trouble().is_none()
+                && let Err(error) = self.mark().await
+            {
+                tracing::warn!(event = "large.not_tidied", %error);
+            }
             if let Ok((epoch, _)) = self.term()
                 && tidied.is_none_or(|(of, at)| of != epoch || at.elapsed() >= TIDY)
                 && self.trouble().is_none()
@@ -57,6 +64,10 @@ impl Copies {
             let Some(name) = self.lock().unwanted.pop_front() else { return };
             let removed = async {
                 let store = self.store().await?;
+                if let Ok(name) = CopyName::parse(&name) {
+                    // It was kept for a person, and was not lost after all.
+                    store.remove(&name.damaged()).await?;
+                }
                 store.remove(&name).await?;
                 store.remove_unfinished(&name).await?;
                 Ok::<(), CopyError>(())
@@ -79,6 +90,53 @@ impl Copies {
         name.epoch <= epoch && !may_be_recorded && !term.wanted.contains_key(text)
     }
 
+    /// Records do not read, and are about to be stepped over: whichever copies they named are kept for a person, since no later term will
+    /// find that anything is missing. Of those that are known by a record that reads the mark goes with the copy. What the store does not
+    /// take now it is asked for again, for as long as the term lasts.
+    pub async fn records_lost(&self) {
+        if let Some(term) = &mut self.lock().term {
+            (term.complete, term.unmarked) = (false, true);
+        }
+        if let Err(error) = self.mark().await {
+            tracing::warn!(event = "large.not_tidied", %error);
+        }
+    }
+
+    /// Marks what a record that does not read may have named.
+    async fn mark(&self) -> Result<(), CopyError> {
+        let (epoch, _) = self.term()?;
+        let store = self.store().await?;
+        if self.marker(&store, false).await?.is_some() {
+            let listed = store.list(&CopyName::folder(&self.0.set), LISTED_MAX).await?;
+            let marked = marked(&listed);
+            for (text, _) in listed.iter().filter(|(text, _)| !marked.contains(text.as_str())) {
+                let Ok(name) = CopyName::parse(text) else { continue };
+                let is_new = {
+                    let state = self.lock();
+                    let stage =
+                        state.term.as_ref().and_then(|term| term.wanted.get(text)).map(|one| one.stage);
+                    matches!(stage, Some(Stage::UnderWay | Stage::Placed))
+                };
+                if name.epoch <= epoch && !is_new {
+                    store.create(&name.damaged(), [Bytes::from_static(UNNAMED.as_bytes())]).await?;
+                    tracing::warn!(
+                        event = "large.kept",
+                        name = text,
+                        "a record that does not read may have named it"
+                    );
+                }
+            }
+        }
+        if let Some(term) = self.lock().term.as_mut().filter(|term| term.epoch == epoch) {
+            term.unmarked = false;
+        }
+        Ok(())
+    }
+
+    fn is_unmarked(&self) -> bool {
+        self.lock().term.as_ref().is_some_and(|term| term.unmarked)
+    }
+
     /// Looks the store through, and removes what nobody names. Gives how many those were.
     pub(super) async fn tidy(&self, refused: &Arc<Refused>) -> Result<u64, CopyError> {
         let (epoch, _) = self.term()?;
@@ -95,8 +153,7 @@ impl Copies {
         }
         let folder = CopyName::folder(&self.0.set);
         let listed = store.list(&folder, LISTED_MAX).await?;
-        let kept: std::collections::HashSet<&str> =
-            listed.iter().filter_map(|(name, _)| name.strip_suffix(".damaged")).collect();
+        let kept = marked(&listed);
         let mut removed = 0;
         for (text, bytes) in &listed {
             let Ok(name) = CopyName::parse(text) else { continue };
@@ -144,14 +201,25 @@ impl Copies {
             if store.size(&copy.name).await.is_err_and(|error| error.fault == Fault::NotFound) {
                 return Ok(());
             }
-            let words = "The object of this name has other bytes than were put. It is kept for a person to look at; remove both.\n";
-            store.create(&name.damaged(), [Bytes::from_static(words.as_bytes())]).await?;
+            store.create(&name.damaged(), [Bytes::from_static(CHANGED.as_bytes())]).await?;
             Ok::<(), CopyError>(())
         };
         if let Err(error) = said.await {
             tracing::warn!(event = "large.not_kept", name = copy.name, %error);
         }
     }
+}
+
+/// Beside a copy, why it is kept.
+const CHANGED: &str =
+    "The object of this name is not what was put. It is kept for a person to look at; remove both.\n";
+/// The same.
+const UNNAMED: &str = "A record that does not read any more may have named this object: it may be an envelope that was acknowledged and never \
+                       delivered. It is kept for a person to look at (`pithead-decryptor open` opens it); remove both.\n";
+
+/// Names beside which it is said that they are kept.
+fn marked(listed: &[(String, u64)]) -> HashSet<&str> {
+    listed.iter().filter_map(|(name, _)| name.strip_suffix(".damaged")).collect()
 }
 
 /// Whether anything in the refused area is of the envelope; also where that cannot be seen.

@@ -45,6 +45,9 @@ impl Relay {
             LargeEnded::Failed(LargeError::Upload(UploadError::Source(error)))
                 if progress.is_unreadable(line) =>
             {
+                if self.is_elsewhere(large, line) {
+                    return self.fetch_anew(large, line, SealedFileError::Disk(error), progress).await;
+                }
                 return self.lose_large(large, line, SealedFileError::Disk(error), progress).await;
             }
             LargeEnded::Failed(error) => {
@@ -63,7 +66,7 @@ impl Relay {
                 }
             }
             LargeEnded::Damaged(error) => {
-                if self.is_elsewhere(large, line) && !progress.is_unreadable(line) {
+                if self.is_elsewhere(large, line) {
                     return self.fetch_anew(large, line, error, progress).await;
                 }
                 return self.lose_large(large, line, error, progress).await;
@@ -107,7 +110,8 @@ impl Relay {
         self.copies.is_some() && large.first(line).is_some_and(|sent| sent.head.copy.is_some())
     }
 
-    /// This disk has changed it, and the store has it as well: what is here goes, and it is fetched.
+    /// This disk has changed it or does not give it, and the store has it as well: what is here goes, and it is fetched. However often:
+    /// an envelope of which there is a good copy is not lost to one machine's disk.
     async fn fetch_anew(
         &self,
         large: &mut Large,
@@ -117,8 +121,7 @@ impl Relay {
     ) -> Result<(), Ended> {
         let Some(identity) = large.first(line).map(|sent| sent.head.identity.clone()) else { return Ok(()) };
         tracing::error!(event = "upload.damaged", %identity, %error, "it is fetched from the store of large envelopes");
-        // A disk that does that again and again is not one to go on with.
-        progress.unreadable(line);
+        progress.readable_again(line);
         let (uploads, wanted) = (self.uploads.clone(), identity.clone());
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || uploads.send_away(&wanted)).await {
             tracing::error!(event = "upload.not_removed", %identity, %error);
@@ -295,7 +298,12 @@ impl Relay {
         Ok(())
     }
 
-    pub(super) fn report_damage(&self, corrupt: &[pithead_spool::CorruptRange]) {
+    pub(super) async fn report_damage(&self, corrupt: &[pithead_spool::CorruptRange]) {
+        if let Some(copies) = &self.copies
+            && corrupt.iter().any(|range| range.records() > range.heads.len() as u64)
+        {
+            copies.records_lost().await;
+        }
         for range in corrupt {
             let (from, to, records) = (range.from.0, range.to.0, range.records());
             tracing::error!(event = "spool.corrupt", lane = lanes::name(range.lane), from, to, records);

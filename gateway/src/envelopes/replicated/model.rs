@@ -254,7 +254,7 @@ impl Model {
     }
 
     /// Another's message, or a changed one.
-    pub(super) fn set(&self, lane: Lane, sequence: u64, message: Option<Bytes>) {
+    pub(in crate::envelopes) fn set(&self, lane: Lane, sequence: u64, message: Option<Bytes>) {
         let mut state = self.lock();
         let log = &mut state.logs[lane.index()];
         log.last = log.last.max(sequence);
