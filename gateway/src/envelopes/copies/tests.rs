@@ -1,4 +1,5 @@
 //! Gateways of a site over one broker in memory and one folder for copies, each with a disk of its own, which may be lost.
+#![expect(clippy::disallowed_methods, reason = "as a mount that falls off, and comes back")]
 
 use std::path::{Path, PathBuf};
 
@@ -391,7 +392,7 @@ async fn what_nobody_names_goes_and_what_waits_is_put_or_was_refused_stays() {
 
     assert_eq!(owner.tidy().await, 1);
     let exists = |paths: &[PathBuf]| paths.iter().all(|path| path.is_file());
-    assert!(exists(&named) && exists(&later) && exists(&[unfinished.clone()]));
+    assert!(exists(&named) && exists(&later) && exists(std::slice::from_ref(&unfinished)));
     assert!(earlier.iter().all(|path| !path.exists()));
     drop(under_way);
     owner.tidy().await;
