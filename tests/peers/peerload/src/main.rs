@@ -469,12 +469,13 @@ async fn redis_open(c: &Cfg) -> io::Result<(Rd, W)> {
 }
 
 // ---------- drivers ----------
-async fn producer(c: Arc<Cfg>, id: u64, n: u64, acked: Arc<AtomicU64>) -> io::Result<Vec<u32>> {
+/// Connected, and ready to publish.
+async fn producer_open(c: &Cfg, id: u64) -> io::Result<(Rd, W)> {
     let (mut r, mut w) = match c.peer.as_str() {
-        "nats" => nats_open(&c).await?,
-        "mqtt" => mqtt_open(&c, &format!("p{id}"), true).await?,
-        "amqp" => amqp_open(&c).await?,
-        "redis" => redis_open(&c).await?,
+        "nats" => nats_open(c).await?,
+        "mqtt" => mqtt_open(c, &format!("p{id}"), true).await?,
+        "amqp" => amqp_open(c).await?,
+        "redis" => redis_open(c).await?,
         _ => panic!("peer"),
     };
     if c.peer == "nats" {
@@ -488,6 +489,20 @@ async fn producer(c: Arc<Cfg>, id: u64, n: u64, acked: Arc<AtomicU64>) -> io::Re
         w.flush().await?;
         amqp_expect(&mut r, 85, 11).await?;
     }
+    Ok((r, w))
+}
+/// Publishes when all of them are ready: handshakes are measured elsewhere.
+async fn producer(
+    c: Arc<Cfg>,
+    id: u64,
+    n: u64,
+    acked: Arc<AtomicU64>,
+    (all_open, begin): (Arc<tokio::sync::Barrier>, Arc<tokio::sync::Barrier>),
+) -> io::Result<Vec<u32>> {
+    let opened = producer_open(&c, id).await;
+    all_open.wait().await;
+    begin.wait().await;
+    let (mut r, mut w) = opened?;
     let sem = Arc::new(Semaphore::new(c.window));
     let sent: Arc<Vec<AtomicU64>> = Arc::new((0..n).map(|_| AtomicU64::new(0)).collect());
     let t0 = Instant::now();
@@ -970,12 +985,19 @@ async fn run(c: Cfg) -> io::Result<()> {
         None
     };
     let acked = Arc::new(AtomicU64::new(0));
+    let (opened, begin) = (
+        Arc::new(tokio::sync::Barrier::new(c.clients + 1)),
+        Arc::new(tokio::sync::Barrier::new(c.clients + 1)),
+    );
+    let hs: Vec<_> = (0..c.clients as u64)
+        .map(|i| tokio::spawn(producer(c.clone(), i, per, acked.clone(), (opened.clone(), begin.clone()))))
+        .collect();
+    opened.wait().await;
     let (s0, me0, w0, f0, b0, la0) =
         (cpu_of(&c.pids), self_cpu(), io_of(&c.pids, "write_bytes"), disk_flushes(), busy(), loadavg());
     let st0 = steal();
     let t0 = Instant::now();
-    let hs: Vec<_> =
-        (0..c.clients as u64).map(|i| tokio::spawn(producer(c.clone(), i, per, acked.clone()))).collect();
+    begin.wait().await;
     let mut lat = vec![];
     let mut errs = vec![];
     for h in hs {

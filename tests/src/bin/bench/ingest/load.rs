@@ -121,20 +121,43 @@ pub(crate) async fn send(
     window: usize,
     pace: Option<Duration>,
 ) -> anyhow::Result<Sent> {
-    let ready = Arc::new(Barrier::new(clients.len() + 1));
+    send_over(open(to, clients).await?, window, pace).await
+}
+
+/// A call, and what goes over it.
+pub(crate) type Open = (Call, Vec<Bytes>);
+
+/// Opens the calls, all at once: handshakes are measured elsewhere.
+pub(crate) async fn open(to: SocketAddr, clients: Vec<Client>) -> anyhow::Result<Vec<Open>> {
+    let opening = clients
+        .into_iter()
+        .map(|client| tokio::spawn(async move { Ok((Call::open(to, client.tls).await?, client.envelopes)) }));
+    let mut calls = Vec::new();
+    for call in opening.collect::<Vec<_>>() {
+        calls.push(call.await??);
+    }
+    anyhow::Ok(calls)
+}
+
+/// As [`send`], over calls that are open.
+pub(crate) async fn send_over(
+    calls: Vec<Open>,
+    window: usize,
+    pace: Option<Duration>,
+) -> anyhow::Result<Sent> {
+    let ready = Arc::new(Barrier::new(calls.len() + 1));
     let mut sending = tokio::task::JoinSet::new();
-    let count = clients.len() as u32;
-    for (number, client) in (0..).zip(clients) {
+    let count = calls.len() as u32;
+    for (number, (call, envelopes)) in (0..).zip(calls) {
         let ready = ready.clone();
         sending.spawn(async move {
-            let call = Call::open(to, client.tls).await;
             ready.wait().await;
             let begin = Instant::now() + pace.map_or(Duration::ZERO, |pace| pace * number / count);
-            send_one(call?, client.envelopes, window, pace.map(|pace| (begin, pace))).await
+            send_one(call, envelopes, window, pace.map(|pace| (begin, pace))).await
         });
     }
-    ready.wait().await;
     let began = Instant::now();
+    ready.wait().await;
     let mut sent = Sent::default();
     while let Some(one) = sending.join_next().await {
         let latencies = one??;

@@ -175,8 +175,9 @@ async fn gateway(shape: Shape) -> anyhow::Result<Run> {
 async fn loaded(site: &mut Site, shape: Shape, clients: Vec<load::Client>) -> anyhow::Result<Run> {
     let pid = site.gateway()?.pid().unwrap_or_default();
     let own = std::process::id();
+    let calls = load::open(site.gateway_address(), clients).await?;
     let (before, own_before) = (process::cpu_seconds(pid)?, process::cpu_seconds(own)?);
-    let sent = load::send(site.gateway_address(), clients, shape.window, None).await?;
+    let sent = load::send_over(calls, shape.window, None).await?;
     let (server, client) = (process::cpu_seconds(pid)? - before, process::cpu_seconds(own)? - own_before);
     anyhow::ensure!(sent.acknowledged == shape.total() as u64, "{} were answered", sent.acknowledged);
     let each = |seconds: f64| rounded(seconds * 1e6 / sent.acknowledged as f64);
