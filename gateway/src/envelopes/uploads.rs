@@ -9,6 +9,7 @@ use std::time::Duration;
 use pithead_hop::ingest::{SealedFileError, UploadStore};
 use pithead_sealing::Identity;
 use sha2::{Digest as _, Sha256};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::numbers::Numbers;
@@ -119,8 +120,13 @@ pub async fn sweep(
     stop: CancellationToken,
 ) {
     let numbers = retry.numbers.clone();
+    let mut entering: Option<JoinHandle<()>> = None;
     loop {
-        enter_owed(&uploads, &retry).await;
+        // Beside the rest: one whose bytes lie elsewhere may take hours to fetch.
+        if entering.as_ref().is_none_or(JoinHandle::is_finished) {
+            let (uploads, retry) = (uploads.clone(), retry.clone());
+            entering = Some(tokio::spawn(async move { enter_owed(&uploads, &retry).await }));
+        }
         let (store, area, numbers) = (uploads.clone(), refused.clone(), numbers.clone());
         let looked = tokio::task::spawn_blocking(move || {
             store.expire(since_boot());
@@ -142,7 +148,11 @@ pub async fn sweep(
         }
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
         }
+    }
+    if let Some(entering) = entering {
+        // It has said why, if it fell over.
+        let _ = entering.await;
     }
 }
