@@ -41,7 +41,8 @@ const ENTRIES_MOST: u64 = 16_384;
 /// Hours by which a gateway's clock may go back and its lane still be in order, without anything decided that shows it.
 const CLOCK_HOURS: usize = 2;
 
-const DAY_US: u64 = 86_400_000_000;
+const HOUR_US: u64 = 3_600_000_000;
+const DAY_US: u64 = 24 * HOUR_US;
 
 /// One lane of one gateway's spool. Its bundles are applied in order; between lanes there is none.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,8 +71,10 @@ impl fmt::Display for LaneId {
 
 #[derive(Debug, Clone)]
 struct LaneState {
-    /// The first place of each bundle that is decided, and on which day since 1970.
-    firsts: BTreeMap<u64, u32>,
+    /// The first place and the hour of each bundle that is decided, and on which day since 1970 it was. The hour is in it because a place
+    /// may come again with something else, where a gateway was set back to an older image of its disk; and because whoever may write into
+    /// the bucket could else have a name of another hour refused, and with it the bundle that is to come.
+    firsts: BTreeMap<(u64, Hour), u32>,
     places: IntervalSet,
     newest: BundleName,
     /// No bundle with a place in a gap is in a folder before this hour.
@@ -168,7 +171,8 @@ impl Books {
             gateway: id.gateway.as_str().to_owned(),
             spool: Bytes::copy_from_slice(id.spool.bytes()),
             lane: id.lane.index() as u32,
-            firsts: state.firsts.keys().copied().collect(),
+            firsts: state.firsts.keys().map(|(first, _)| *first).collect(),
+            hours: state.firsts.keys().map(|(_, hour)| number_of(*hour)).collect(),
             days: state.firsts.values().copied().collect(),
             places: places_of(&state.places),
             newest: state.newest.to_string(),
@@ -267,7 +271,7 @@ impl Books {
         });
         let earlier = name.hour.min(state.newest.hour);
         let day = u32::try_from(decided_us / DAY_US).unwrap_or(u32::MAX);
-        state.firsts.insert(first, day);
+        state.firsts.insert((first, name.hour), day);
         if day > u32::try_from(state.decided_us / DAY_US).unwrap_or(u32::MAX) {
             state.firsts.retain(|_, decided| day.saturating_sub(*decided) <= REMEMBERED_DAYS);
         }
@@ -304,7 +308,8 @@ impl Books {
     /// Whether this bundle is decided.
     #[must_use]
     pub fn is_decided(&self, name: &BundleName) -> bool {
-        self.lanes.get(&LaneId::of(name)).is_some_and(|state| state.firsts.contains_key(&name.first.0))
+        let decided = (name.first.0, name.hour);
+        self.lanes.get(&LaneId::of(name)).is_some_and(|state| state.firsts.contains_key(&decided))
     }
 
     /// Where there may be undecided bundles of its lane that come before it.
@@ -409,6 +414,11 @@ fn later(hour: Hour) -> Hour {
     later.last().unwrap_or(hour)
 }
 
+/// Counted from 1970: no hour that has a name is beyond 32 bits.
+fn number_of(hour: Hour) -> u32 {
+    u32::try_from(hour.begin_us() / HOUR_US).unwrap_or(u32::MAX)
+}
+
 fn lane_of(lane: &LaneBooks) -> Option<(LaneId, LaneState)> {
     let id = LaneId {
         gateway: GatewayName::new(&lane.gateway).ok()?,
@@ -421,7 +431,8 @@ fn lane_of(lane: &LaneBooks) -> Option<(LaneId, LaneState)> {
     }
     let gap_since = if lane.gap_since.is_empty() { None } else { Some(Hour::parse(&lane.gap_since).ok()?) };
     let newest = BundleName::parse(&lane.newest).ok()?;
-    let firsts = lane.firsts.iter().copied().zip(lane.days.iter().copied()).collect();
+    let hours = lane.hours.iter().map(|hour| Hour::of_us(u64::from(*hour) * HOUR_US));
+    let firsts = lane.firsts.iter().copied().zip(hours).zip(lane.days.iter().copied()).collect();
     Some((id, LaneState { firsts, places, newest, gap_since, decided_us: lane.decided_us }))
 }
 
@@ -466,6 +477,21 @@ mod tests {
         assert_eq!(books.may_be_before(&name(1_169, 13)), Before::Nothing);
         // What comes after all is decided none the less.
         assert!(!books.is_decided(&name(1_000, 5)) && books.is_decided(&name(1_001, 6)));
+    }
+
+    #[test]
+    fn a_place_that_comes_again_in_another_hour_is_another_bundle_also_after_a_checkpoint() {
+        let mut books = Books::new(Site::new("pit-7").unwrap());
+        let bundle = Named { key: name(1_000, 5).to_string(), ..Named::default() };
+        let decision = Decision { number: 1, bundle: Some(bundle), decided_us: 1, ..Decision::default() };
+        books.apply(&Link { decision: Arc::new(decision), digest: [1; 32] }).unwrap();
+        let mut again = Books::new(Site::new("pit-7").unwrap());
+        again.restore(books.checkpoint().unwrap()).unwrap();
+        for books in [books, again] {
+            assert!(books.is_decided(&name(1_000, 5)));
+            // As from an image of the disk that was restored, or from somebody who is to be heard in its place.
+            assert!(!books.is_decided(&name(1_001, 5)) && !books.is_decided(&name(999, 5)));
+        }
     }
 
     #[test]

@@ -210,6 +210,9 @@ pub struct LaneBooks {
     /// On which day since 1970 each of them was.
     #[prost(uint32, repeated, tag = "9")]
     pub days: Vec<u32>,
+    /// The hour since 1970 that stands in the name of each.
+    #[prost(uint32, repeated, tag = "10")]
+    pub hours: Vec<u32>,
 }
 
 /// Whether anything has to be written for an entry, besides the entry.
