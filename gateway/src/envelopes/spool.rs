@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::Either;
+use pithead_hop::bundle::SpoolId;
 use pithead_hop::ingest::intake::Durability;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
@@ -291,6 +292,14 @@ impl EnvelopeSpool {
         match &self.0.log {
             Engine::Embedded(_) => None,
             Engine::Replicated(log) => Some(log.replica()),
+        }
+    }
+
+    /// What names the positions of lanes that gateways share, while this one owns them. With the embedded engine their folder has it.
+    pub(super) fn shared_id(&self) -> Option<SpoolId> {
+        match &self.0.log {
+            Engine::Embedded(_) => None,
+            Engine::Replicated(log) => log.spool_id(),
         }
     }
 

@@ -369,12 +369,16 @@ impl Serving {
                 let target = watch::Sender::new(store_target(store)?);
                 let targets = target.subscribe();
                 relay_store = Some(target);
+                let own = match spool.is_replicated() {
+                    true => None,
+                    false => Some(spool_id(&data.spool()).map_err(|error| {
+                        ProgramError::new(ErrorReason::DiskFailed, format!("DATA/spool/id: {error}"))
+                    })?),
+                };
                 let sender = Sender {
                     site: config.gateway.site.clone(),
                     gateway: material.name.clone(),
-                    spool: spool_id(&data.spool()).map_err(|error| {
-                        ProgramError::new(ErrorReason::DiskFailed, format!("DATA/spool/id: {error}"))
-                    })?,
+                    spool: own,
                     journals: data.relay_parts(),
                 };
                 Some((all_that_it_needs(), Way::IntoStore(sender, targets)))

@@ -1,6 +1,7 @@
 //! What bundles and large envelopes are called in a store, below the prefix that somebody configured. One spelling each.
 
 use std::fmt;
+use std::io;
 
 use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
 use pithead_spool::{Lane, Position};
@@ -16,8 +17,9 @@ const LAST_SECOND: i64 = 253_402_300_799;
 #[error("not the name of a bundle or of a large envelope")]
 pub struct NotAName;
 
-/// 16 random bytes, drawn once with a spool and kept beside it. A spool that is begun anew has others, so that its places, which
-/// begin again at 0, are not taken for those of the old one. Displays as 32 lower-case hex digits.
+/// 16 random bytes, drawn once with a spool and kept with it: with the disk's folder, or with the lanes that several gateways share. A
+/// spool that is begun anew has others, so that its places, which begin again at 0, are not taken for those of the old one. Displays as
+/// 32 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpoolId([u8; 16]);
 
@@ -26,6 +28,16 @@ impl SpoolId {
     #[must_use]
     pub const fn new(bytes: [u8; 16]) -> Self {
         Self(bytes)
+    }
+
+    /// Another one.
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes: a guess might be the name of another spool.
+    pub fn draw() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+        Ok(Self(bytes))
     }
 
     /// Its bytes.
@@ -135,7 +147,7 @@ pub struct BundleName {
     pub site: Site,
     /// When its first entry was taken in.
     pub hour: Hour,
-    /// Who has packed it.
+    /// Whose spool it is: the gateway that packs it, or the site's name where its gateways share one, since each of them may go on with it.
     pub gateway: GatewayName,
     /// The spool that it comes from.
     pub spool: SpoolId,

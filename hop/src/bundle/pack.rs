@@ -25,9 +25,9 @@ const HEAD_BYTES: usize = 256;
 pub struct Origin {
     /// The site that every envelope is of.
     pub site: Site,
-    /// The gateway.
+    /// Whose spool it is: see [`BundleName::gateway`].
     pub gateway: GatewayName,
-    /// Its spool.
+    /// That spool.
     pub spool: SpoolId,
     /// The lane that is packed.
     pub lane: Lane,

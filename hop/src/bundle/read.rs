@@ -171,7 +171,7 @@ impl Entry {
 pub struct Index {
     /// The site that every envelope is of.
     pub site: Site,
-    /// Who has packed it.
+    /// Whose spool it is: see [`BundleName::gateway`].
     pub gateway: GatewayName,
     /// From which spool.
     pub spool: SpoolId,

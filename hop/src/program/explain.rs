@@ -344,7 +344,8 @@ fn todo(reason: ErrorReason) -> &'static str {
         R::StoreUnsuitable => "Use a store that supports conditional writes (PUT with If-None-Match).",
         R::BundleForeign => {
             "Alarm: look who else writes there. If this spool was copied or restored from an older image, delete DATA/spool/id while the \
-             gateway stands: it draws another one, and sends again what the cloud may have."
+             gateway stands: it draws another one, and sends again what the cloud may have. Where gateways share their lanes, it lies with \
+             these: see docs/how-to/replicate-a-site.md."
         }
         R::SinkFailed => "See the sink's disk or bucket. Nothing is lost: it is tried again.",
         R::ConfigInvalid | R::ConfigUnreadable => "Mend the file at the place that is shown.",

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! owner         {"v":1,"epoch":7,"writer":"00c0ffee00c0ffee","beat":12,"name":"edge-1","address":"10.1.0.5:7443","released":false}
-//! cursors       {"v":1,"epoch":7,"writer":"...","number":3,"lanes":[{"position":9,"sequence":4},...]}
+//! cursors       {"v":1,"epoch":7,"writer":"...","number":3,"lanes":[{"position":9,"sequence":4},...],"spool":"0123..."}
 //! lines         {"v":1,"epoch":7,"writer":"...","number":2,"data":{"epoch":7,"number":2,"pieces":3,"bytes":1200000}}
 //! lines.7.2.0   a piece of the lines' checkpoint; lines.7.2.1 ...
 //! ```
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pithead_hop::backoff::{Backoff, Policy, random};
+use pithead_hop::bundle::SpoolId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +86,10 @@ pub(super) struct Cursor {
 pub(super) struct Cursors {
     pub(super) number: u64,
     pub(super) lanes: [Cursor; 3],
+    /// What names the positions in an object store. It lies beside the cursors because it goes when they go: whoever begins to count
+    /// anew draws another one.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "spool_id")]
+    pub(super) spool: Option<SpoolId>,
 }
 
 /// Where the lines' checkpoint is, if there is one.
@@ -125,6 +130,23 @@ pub(super) mod hexadecimal {
     pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
         let text = String::deserialize(from)?;
         u64::from_str_radix(&text, 16).map_err(D::Error::custom)
+    }
+}
+
+mod spool_id {
+    use pithead_hop::bundle::SpoolId;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(id: &Option<SpoolId>, to: S) -> Result<S::Ok, S::Error> {
+        match id {
+            Some(id) => to.collect_str(id),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SpoolId>, D::Error> {
+        let text = String::deserialize(from)?;
+        SpoolId::from_hex(&text).map(Some).map_err(D::Error::custom)
     }
 }
 
@@ -291,6 +313,7 @@ mod tests {
             released: false,
         };
         let lanes = [Cursor { position: 9, sequence: 4 }, Cursor::default(), Cursor::default()];
+        let named = Cursors { number: 3, lanes, spool: Some(SpoolId::new(*b"0123456789abcdef")) };
         let pieces = Pieces { epoch: 7, number: 2, pieces: 3, bytes: 1_200_000 };
         let data = Some(pieces);
         for (bytes, expected) in [
@@ -299,8 +322,12 @@ mod tests {
                 r#"{"v":1,"epoch":7,"writer":"0000000000c0ffee","beat":12,"name":"edge-1","address":"10.1.0.5:7443","released":false}"#,
             ),
             (
-                encode(BY, Cursors { number: 3, lanes }),
+                encode(BY, Cursors { number: 3, lanes, spool: None }),
                 r#"{"v":1,"epoch":7,"writer":"0000000000c0ffee","number":3,"lanes":[{"position":9,"sequence":4},{"position":0,"sequence":0},{"position":0,"sequence":0}]}"#,
+            ),
+            (
+                encode(BY, named),
+                r#"{"v":1,"epoch":7,"writer":"0000000000c0ffee","number":3,"lanes":[{"position":9,"sequence":4},{"position":0,"sequence":0},{"position":0,"sequence":0}],"spool":"30313233343536373839616263646566"}"#,
             ),
             (
                 encode(BY, LinesHead { number: 2, data }),
@@ -311,6 +338,9 @@ mod tests {
         }
         let read = decode::<OwnerRecord>(&encode(BY, owner.clone())).unwrap();
         assert_eq!((read.by, read.value), (BY, owner));
+        for cursors in [named, Cursors { spool: None, ..named }] {
+            assert_eq!(decode::<Cursors>(&encode(BY, cursors)).unwrap().value, cursors);
+        }
         assert!(
             decode::<OwnerRecord>(
                 br#"{"v":2,"epoch":7,"writer":"0","beat":1,"name":"","address":null,"released":false}"#

@@ -52,7 +52,7 @@ pub(super) async fn save(shared: &Shared, by: By) -> Result<bool, Fenced> {
     });
     let moved = wanted.iter().zip(&cursors.lanes).any(|(wanted, saved)| wanted.position > saved.position);
     let result = if moved {
-        cursors = Cursors { number: cursors.number + 1, lanes: wanted };
+        cursors = Cursors { number: cursors.number + 1, lanes: wanted, ..cursors };
         cell.replace(&*shared.broker, cursors).await
     } else {
         Ok(())

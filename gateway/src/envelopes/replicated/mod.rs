@@ -21,7 +21,7 @@
 //! stream PREFIX-first, PREFIX-second, PREFIX-third    a lane each: groups, one to a message; subject PREFIX.lane.first ...
 //! stream PREFIX-state                                 one message to a subject, replaced by comparing:
 //!        PREFIX.state.owner                           who owns the lanes, in which epoch; renewed every second
-//!        PREFIX.state.cursors                         how far delivery is
+//!        PREFIX.state.cursors                         how far delivery is, and what names the positions in an object store
 //!        PREFIX.state.lines, .lines.E.N.P             the checkpoint of the lines: where it is, and its pieces
 //!        PREFIX.state.gateways                        how each gateway of the site is, for people ([`roster`])
 //! stream PREFIX-refused                               the refused area, an entry to a subject ([`area`])
@@ -52,6 +52,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use pithead_hop::bundle::SpoolId;
 use pithead_hop::program::ProgramError;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
@@ -205,6 +206,8 @@ struct State {
 /// The time in which this gateway is the owner.
 struct Term {
     by: By,
+    /// What names the positions, of all terms that count on.
+    spool: SpoolId,
     /// Everything is loaded, and envelopes are taken.
     serving: bool,
     renewed: Instant,
@@ -462,6 +465,11 @@ impl Replicated {
     pub(crate) fn is_owner(&self) -> bool {
         let state = self.0.lock();
         state.term.as_ref().is_some_and(|term| term.serves(&self.0.bounds))
+    }
+
+    /// What names the positions of the lanes in an object store, whichever gateway of the site owns them; while this one does.
+    pub(crate) fn spool_id(&self) -> Option<SpoolId> {
+        self.0.lock().term.as_ref().map(|term| term.spool)
     }
 
     /// What this gateway is called.

@@ -25,6 +25,7 @@ use super::commit::{self, Published};
 use super::group::{self, Group, Message, Stamp};
 use super::{Index, LANES, LaneState, Place, Shared, Term, keeping, roster};
 use crate::envelopes::lanes;
+use pithead_hop::bundle::SpoolId;
 use pithead_spool::Lane;
 
 /// How often somebody who stands by looks at the owner's record, of the time between two renewals: a few times.
@@ -138,6 +139,7 @@ impl From<NotTaken> for Lost {
 }
 
 const NEWER_EPOCH: &str = "the state is of a later epoch than the owner's record, which was lost";
+const NO_RANDOM: &str = "the kernel gives no random bytes";
 const OTHER_VERSION: &str =
     "another version of this program has written what lies here: run that version on every gateway";
 
@@ -332,13 +334,19 @@ async fn release(shared: &Shared, claim: &Claim) {
 /// Everything that a start needs: the state's keys are ours, each lane is fenced, and where they end is known.
 async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<(), Lost> {
     let broker = &*shared.broker;
-    let (cursors, mut saved) = Cell::take::<Cursors>(broker, CURSORS, by).await?;
+    let (mut cursors, mut saved) = Cell::take::<Cursors>(broker, CURSORS, by).await?;
     let (lines, head) = Cell::take::<LinesHead>(broker, LINES, by).await?;
     let mut lanes: [LaneState; LANES] = Default::default();
     for lane in Lane::ALL {
         let here = &mut lanes[lane.index()];
         let cursor = &mut saved.lanes[lane.index()];
-        *here = fence(shared, lane, by, cursor).await?;
+        let (fenced, is_younger) = fence(shared, lane, by, cursor).await?;
+        *here = fenced;
+        if is_younger {
+            // Positions come again: what they meant is not what they mean.
+            saved.spool = None;
+        }
+        let cursor = saved.lanes[lane.index()];
         let place = Place { sequence: cursor.sequence, at_ms: None };
         here.index.note(cursor.position, place);
         (here.cursor, here.saved) = (cursor.position, cursor.position);
@@ -349,11 +357,25 @@ async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<
             position = here.cursor,
         );
     }
+    let spool = match saved.spool {
+        Some(spool) => spool,
+        None => {
+            let spool = SpoolId::draw().map_err(|_| Lost::Fenced(NO_RANDOM))?;
+            // Before anything goes by this name: the next owner goes on under it.
+            saved = Cursors { number: saved.number + 1, spool: Some(spool), ..saved };
+            let Ok(()) = cursors.replace(broker, saved).await else {
+                return Err(Lost::Fenced("somebody else has written the cursors"));
+            };
+            tracing::info!(event = "spool.named", %spool);
+            spool
+        }
+    };
     let mut state = shared.lock();
     state.lanes = lanes;
     state.full = false;
     state.term = Some(Term {
         by,
+        spool,
         serving: false,
         renewed: Instant::now(),
         over: over.clone(),
@@ -364,8 +386,13 @@ async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<
 }
 
 /// Appends a group without records behind whatever stands in a lane: whoever was the owner can append no more. The cursor is moved to
-/// the oldest record that is there, should it point before it.
-async fn fence(shared: &Shared, lane: Lane, by: By, cursor: &mut Cursor) -> Result<LaneState, NotTaken> {
+/// the oldest record that is there, should it point before it. Also says whether the log is younger than its cursor.
+async fn fence(
+    shared: &Shared,
+    lane: Lane,
+    by: By,
+    cursor: &mut Cursor,
+) -> Result<(LaneState, bool), NotTaken> {
     let broker = &*shared.broker;
     let mut pause = Pause::default();
     loop {
@@ -399,7 +426,7 @@ async fn fence(shared: &Shared, lane: Lane, by: By, cursor: &mut Cursor) -> Resu
                 let last = state.last + 1;
                 let mut index = Index::default();
                 index.note(first, Place { sequence: last, at_ms: None });
-                return Ok(LaneState {
+                let lane = LaneState {
                     last,
                     end: first,
                     number: 1,
@@ -407,7 +434,8 @@ async fn fence(shared: &Shared, lane: Lane, by: By, cursor: &mut Cursor) -> Resu
                     bytes: state.bytes,
                     max_bytes: state.max_bytes,
                     ..LaneState::default()
-                });
+                };
+                return Ok((lane, first > end));
             }
         }
         // The former owner was quicker, or the broker is away, or full. Whoever renews finds out if it is for good.

@@ -6,11 +6,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use pithead_hop::bundle::{Content, Large as StoredLarge, LargeName, Origin, PackError, Packed, Packer};
+use pithead_hop::bundle::{
+    Content, Large as StoredLarge, LargeName, Origin, PackError, Packed, Packer, SpoolId,
+};
 use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::Hop;
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::Line;
+use pithead_sealing::{Line, Site};
 use pithead_spool::{Lane, Position, Record};
 use tokio::time::Instant;
 
@@ -19,7 +21,7 @@ use super::super::large::{Large, LargeSent};
 use super::super::progress::Progress;
 use super::super::turns::Turns;
 use super::super::{Ended, Relay, Sent};
-use super::{Call, Sender};
+use super::Call;
 use crate::envelopes::lanes::LANES;
 use crate::envelopes::record::Head;
 
@@ -124,8 +126,7 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    pub(super) fn new(sender: &Sender, size: u64) -> Self {
-        let Sender { site, gateway, spool, journals: _ } = sender.clone();
+    pub(super) fn new(site: Site, (gateway, spool): (GatewayName, SpoolId), size: u64) -> Self {
         let origin = Origin { site, gateway, spool, lane: Lane::First };
         Self { origin, size, lanes: Default::default(), turns: Turns::default() }
     }

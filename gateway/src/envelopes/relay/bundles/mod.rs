@@ -10,6 +10,7 @@
 //! 2. A bundle's name is that of its first record's place. After a lost answer or a kill the relay packs from the first record
 //!    that it knows no answer for and comes to the same name; it is taken, and what is there says how far it goes ([`found`]). So
 //!    nothing is put twice but what lies behind a large envelope when the gateway is killed, and that in whole records.
+//!    Gateways that share their lanes come to the same names too: a take-over is to the store what a restart is.
 //! 3. Another bundle under the name, or something that is none, is an alarm: the relay stands still until somebody has looked.
 //! 4. A large envelope goes up in parts ([`parts`]), and is looked at by nobody before the bundle that names it. What is behind
 //!    it on its own line goes in a bundle behind that one; everything else goes on.
@@ -57,6 +58,7 @@ use super::progress::Progress;
 use super::settle::Together;
 use super::{Calling, Ended, Lent, Relay, is_moved, is_paused, reached};
 use crate::envelopes::lanes;
+use crate::envelopes::spool::EnvelopeSpool;
 use crate::metrics::Outcome as Counted;
 
 /// Into which store, and how.
@@ -77,10 +79,23 @@ pub struct Sender {
     pub site: Site,
     /// The name in its certificate.
     pub gateway: GatewayName,
-    /// What names its spool.
-    pub spool: SpoolId,
+    /// What names its spool; none where gateways share one, which is named with it.
+    pub spool: Option<SpoolId>,
     /// Where it is written down how far large envelopes are.
     pub journals: PathBuf,
+}
+
+impl Sender {
+    /// Whose lanes these are, and what names them. Gateways that share them have the site's name for that: whoever owns them next comes
+    /// to the same names, as it would after a restart, finds what was put, and goes on behind it. None if they are shared and somebody
+    /// else's.
+    fn origin(&self, spool: &EnvelopeSpool) -> Option<(GatewayName, SpoolId)> {
+        match self.spool {
+            Some(own) => Some((self.gateway.clone(), own)),
+            // A site's name is good for a gateway's: shorter, and of fewer characters.
+            None => Some((GatewayName::new(self.site.as_str()).ok()?, spool.shared_id()?)),
+        }
+    }
 }
 
 /// What names a spool in a store: drawn once, and kept in its folder, so that it goes when the spool goes. What does not read is
@@ -101,11 +116,7 @@ pub fn spool_id(spool: &Path) -> io::Result<SpoolId> {
         }
         Err(error) => return Err(error),
     }
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    let id = SpoolId::new(bytes);
-    // A gateway of a replicated site has no other use for that folder.
-    disk::create_folder(spool)?;
+    let id = SpoolId::draw()?;
     disk::replace(&path, format!("{id}\n").as_bytes())?;
     Ok(id)
 }
@@ -183,6 +194,8 @@ impl Relay {
         lent: Lent<'_, StoreTarget>,
     ) -> Ended {
         let Lent { targets, progress, alarm, stop, tolerant, trace: _ } = lent;
+        // Its term is over: there is nothing to read.
+        let Some(origin) = sender.origin(&self.spool) else { return Ended::Stopped };
         let mut orders = self.control.subscribe();
         let opening = async {
             let store = Store::open(&target.settings).await?;
@@ -211,7 +224,7 @@ impl Relay {
             tolerant,
             feeds: Feeds::new(&self.spool, |lane| progress.begin(lane), tolerant),
             large: Large::new(Arc::new(way)),
-            gathered: Gathered::new(sender, target.bundle_bytes),
+            gathered: Gathered::new(sender.site.clone(), origin, target.bundle_bytes),
             toll: self.control.pace().toll(),
             under_way: None,
         };

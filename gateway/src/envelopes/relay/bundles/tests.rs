@@ -19,8 +19,10 @@ use super::super::control::Control;
 use super::super::{Relay, RelayReport};
 use super::*;
 use crate::config;
+use crate::envelopes::lanes::Lanes;
 use crate::envelopes::record::Head;
 use crate::envelopes::refused::Refused;
+use crate::envelopes::replicated::{Replicated, Standing, model::Model};
 use crate::envelopes::testing::{Door, LONG, Truck, until};
 use crate::health::{Health, Level};
 use crate::metrics::Metrics;
@@ -91,15 +93,19 @@ fn start_with(
         control: control.clone(),
         followed: door.followed.clone(),
     };
-    let sender = Sender {
-        site: crate::keys::testing::site(),
-        gateway: GatewayName::new("edge-1").unwrap(),
-        spool: spool_id(&folder.join("spool")).unwrap(),
-        journals: folder.join("relay-parts"),
-    };
+    let sender = sender(folder, door);
     let stop = CancellationToken::new();
     let task = tokio::spawn(relay.run_into_store(sender, targets, stop.clone()));
     Running { stop, task, health, report, control, metrics }
+}
+
+fn sender(folder: &Path, door: &Door) -> Sender {
+    Sender {
+        site: crate::keys::testing::site(),
+        gateway: GatewayName::new("edge-1").unwrap(),
+        spool: (!door.spool.is_replicated()).then(|| spool_id(&folder.join("spool")).unwrap()),
+        journals: folder.join("relay-parts"),
+    }
 }
 
 impl Running {
@@ -131,7 +137,7 @@ fn entries(s3: &TestS3, names: impl IntoIterator<Item = String>) -> Vec<(String,
         let bundle = Bundle::read(objects[&key].bytes.clone()).unwrap();
         bundle.index().is_of(&BundleName::parse(name).unwrap()).unwrap();
         for (entry, part) in bundle.parts() {
-            assert_eq!(entry.hops().last().unwrap().gateway, "edge-1");
+            assert!(entry.hops().last().unwrap().gateway.starts_with("edge-"));
             let identity = match part {
                 Part::Envelope(envelope) => {
                     let header = Header::parse(&envelope).unwrap();
@@ -305,6 +311,83 @@ async fn killed_at_every_step_nothing_is_missing_and_nothing_comes_out_of_order(
     running.stop().await;
 }
 
+/// One of several gateways of a site, as the owner of their lanes.
+async fn owner(broker: &Model, name: &str, folder: &Path) -> (Door, Replicated) {
+    let log = Replicated::over_model(broker, name, "127.0.0.1:1".to_owned());
+    let spool = EnvelopeSpool::over_replicated(log.clone(), Lanes::default());
+    let shares = crate::envelopes::testing::shares();
+    let door = Door::over(folder, folder, spool, name, 1 << 20, shares, Arc::default());
+    let mut standing = door.spool.standing().unwrap();
+    let ours = standing.wait_for(|now| matches!(now, Standing::Ours { .. })).await.unwrap().clone();
+    let Standing::Ours { epoch } = ours else { unreachable!() };
+    tokio::task::block_in_place(|| door.begin(epoch));
+    assert!(door.spool.serve(epoch));
+    (door, log)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_takes_shared_lanes_over_goes_on_under_the_same_names_and_puts_nothing_twice() {
+    let (broker, s3, mut truck) = (Model::default(), TestS3::start().await.unwrap(), Truck::new());
+    let mut spools = BTreeSet::new();
+    let mut seq = 0;
+    for (round, name) in ["edge-1", "edge-2", "edge-1"].into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let (door, log) = owner(&broker, name, folder.path()).await;
+        spools.insert(door.spool.shared_id().unwrap());
+        for _ in 0..4 {
+            seq += 1;
+            assert_eq!(door.take(truck.seal(seq, b"record")).await, Outcome::Stored);
+        }
+        if round < 2 {
+            // Put, and neither answered nor written down when the machine is lost.
+            s3.fail_next(Fault::DropAnswer, 1_000, Method::PUT, "bundles/");
+        }
+        let (before, running) = (bundles(&s3), start(folder.path(), &door, target(&s3)));
+        if round < 2 {
+            until("it is there", || bundles(&s3) > before).await;
+            running.kill().await;
+            log.kill();
+            s3.heal();
+        } else {
+            gone(&door).await;
+            running.stop().await;
+        }
+    }
+    assert_eq!(numbers(&s3), (1..=seq).collect::<Vec<_>>(), "each once, and in the order of the names");
+    assert_eq!(numbers(&s3), by_coming(&s3).into_iter().map(|(.., seq)| seq).collect::<Vec<_>>());
+    let name = |key: &String| BundleName::parse(key.strip_prefix("sealed/")?).ok();
+    let objects = s3.objects(BUCKET);
+    let lanes: BTreeSet<_> = objects.keys().filter_map(name).map(|name| (name.gateway, name.spool)).collect();
+    let site = GatewayName::new("pit-7").unwrap();
+    assert_eq!(
+        lanes,
+        spools.into_iter().map(|spool| (site.clone(), spool)).collect(),
+        "one lane to whoever reads"
+    );
+    assert_eq!(lanes.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_term_that_ends_while_a_taken_name_is_looked_at_is_no_alarm() {
+    let (broker, s3, folder) =
+        (Model::default(), TestS3::start().await.unwrap(), tempfile::tempdir().unwrap());
+    let (door, log) = owner(&broker, "edge-1", folder.path()).await;
+    door.take(Truck::new().seal(1, b"record")).await;
+    s3.fail_next(Fault::DropAnswer, 1, Method::PUT, "bundles/");
+    let running = start(folder.path(), &door, target(&s3));
+    until("it is there", || bundles(&s3) == 1).await;
+    running.kill().await;
+    let (store, spool) = (Store::open(&settings(&s3)).await.unwrap(), door.spool.clone());
+    let objects = s3.objects(BUCKET);
+    let key = objects.keys().find_map(|key| BundleName::parse(key.strip_prefix("sealed/")?).ok()).unwrap();
+    assert!(
+        matches!(found::look(&store, &spool, &key, false).await, Ok(Found::Same(there)) if there.len() == 1)
+    );
+    log.kill();
+    let ended = found::look(&store, &spool, &key, false).await;
+    assert!(matches!(ended, Err(Ended::Stopped)), "nobody can say what it is compared with");
+}
+
 /// Alarms first, raw frames last.
 fn alarms_first() -> config::Lanes {
     let stream = |name| vec![StreamName::new(name).unwrap()];
@@ -345,11 +428,12 @@ fn take_next_name(
 ) -> String {
     let waiting = door.spool.waiting().next().unwrap();
     let head = Head::decode(&waiting.head).unwrap();
+    let (gateway, spool) = sender(folder, door).origin(&door.spool).unwrap();
     let name = BundleName {
         site: crate::keys::testing::site(),
         hour: Hour::of_us(head.hops[0].received_us),
-        gateway: GatewayName::new("edge-1").unwrap(),
-        spool: spool_id(&folder.join("spool")).unwrap(),
+        gateway,
+        spool,
         lane: Lane::Second,
         first: waiting.position,
     };
