@@ -6,6 +6,7 @@
 
 mod cut;
 mod large;
+mod looking;
 mod passing;
 mod refused;
 
