@@ -9,6 +9,7 @@ mod large;
 mod looking;
 mod passing;
 mod refused;
+mod truths;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
