@@ -269,6 +269,9 @@ pub enum ConfigCommand {
 #[derive(Debug, Subcommand)]
 pub enum SpoolCommand {
     /// How full it is and what waits. Asks the running gateway, or else reads the directory.
+    ///
+    /// Where the lanes are in JetStream, the gateway that takes the envelopes knows what waits. One that stands by leaves that out, and
+    /// without one that runs the command ends with 69.
     Stat {
         #[command(flatten)]
         data: DataArg,
@@ -276,6 +279,8 @@ pub enum SpoolCommand {
         output: OutputArg,
     },
     /// Checks every byte of what waits, and names what is lost. Exits 0 if all is sound, 1 if something is lost.
+    ///
+    /// Where the lanes are in JetStream, that is what the embedded engine has left on this disk. Exits 2 if that is nothing.
     Verify {
         /// A data directory, instead of the configuration's.
         dir: Option<PathBuf>,
@@ -287,7 +292,8 @@ pub enum SpoolCommand {
     /// Copies what waits, and what was refused, into a folder of sealed envelopes with an index. Nothing leaves the spool.
     ///
     /// The gateway may be running, stopped or dead. Interrupted, it goes on where it was. Exits 1 if something of it could
-    /// not be read any more.
+    /// not be read any more. Where the lanes are in JetStream, what waits is what the embedded engine has left on this disk; exits 2 if
+    /// that is nothing.
     Export {
         /// The folder; it is made if its parent exists.
         #[arg(long, value_name = "DIR")]
@@ -295,6 +301,9 @@ pub enum SpoolCommand {
         /// Also what was delivered and is still there.
         #[arg(long)]
         all: bool,
+        /// What was refused, and nothing of what waits: also where the lanes are in JetStream.
+        #[arg(long, conflicts_with = "all")]
+        only_refused: bool,
         #[command(flatten)]
         data: DataArg,
         #[command(flatten)]
@@ -474,8 +483,13 @@ fn spool(command: SpoolCommand, out: &mut dyn Write) -> Result<ExitCode, Program
         SpoolCommand::Verify { dir, data, output } => {
             spool::verify::run(dir.as_deref(), &data, output.output, out)
         }
-        SpoolCommand::Export { to, all, data, output } => {
-            spool::export::run(&to, all, &data, output.output, out)
+        SpoolCommand::Export { to, all, only_refused, data, output } => {
+            let what = match (all, only_refused) {
+                (true, _) => spool::export::What::All,
+                (false, true) => spool::export::What::Refused,
+                (false, false) => spool::export::What::Waiting,
+            };
+            spool::export::run(&to, what, &data, output.output, out)
         }
         SpoolCommand::Import(args) => spool::import::run(&args, out),
     }

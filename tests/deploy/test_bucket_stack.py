@@ -21,8 +21,9 @@ PART = {"s3:ObjectCreationOperation": "false"}
 BUNDLE, LARGE = f"bundles/{SITE}/2026/11/27/05/gw-1-00-0-0000000000000000.bundle", f"large/{SITE}/truck-1/can/1/1-00.envelope"
 ENTRY, CHECKPOINT, ASIDE = f"ledger/{SITE}/00000000000000000001", f"checkpoints/{SITE}/00000000000000000256", f"aside/refused/{SITE}/-/00.PH-2009.envelope"
 RECORD, OPENED = f"out/{SITE}/2026/11/27/00000000000000000001.jsonl.zst", f"out/{SITE}/2026/11/27/00000000000000000001/00003.large"
-PROBE = "probe/create-once"
-EVERYTHING = (BUNDLE, LARGE, ENTRY, CHECKPOINT, ASIDE, RECORD, OPENED, PROBE)
+# By which a gateway, and a decryptor, see at a start that the store writes over nothing.
+PROBE, BOOKS_PROBE = "probe/create-once", "ledger/create-once"
+EVERYTHING = (BUNDLE, LARGE, ENTRY, CHECKPOINT, ASIDE, RECORD, OPENED, PROBE, BOOKS_PROBE)
 ANYTHING = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
 
 
@@ -117,7 +118,8 @@ def test_the_decryptor_reads_what_is_sealed_and_writes_books_and_records(cloud):
         assert not cloud.may_s3("decryptor", "PutObject", key), "it cannot put words into a device's mouth"
     for key in (ENTRY, CHECKPOINT, ASIDE, RECORD, OPENED):
         assert cloud.may_s3("decryptor", "GetObject", key) and cloud.may_s3("decryptor", "PutObject", key)
-    assert cloud.may_s3("decryptor", "ListBucket") and cloud.may_s3("decryptor", "PutObject", PROBE)
+    assert cloud.may_s3("decryptor", "ListBucket")
+    assert cloud.may_s3("decryptor", "PutObject", BOOKS_PROBE) and not cloud.may_s3("decryptor", "PutObject", PROBE), "it tries where its books are"
     for key in EVERYTHING:
         for action in ("DeleteObject", "DeleteObjectVersion", "PutObjectAcl"):
             assert not cloud.may_s3("decryptor", action, key), (action, key)

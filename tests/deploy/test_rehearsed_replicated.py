@@ -1,6 +1,7 @@
 """The runbooks of a replicated site, done with the real programs: two gateways on three NATS servers, which are those of
 deploy/k3s-replicated. Skipped where the gateway knows no JetStream."""
 
+import re
 import shutil
 import subprocess
 
@@ -162,6 +163,21 @@ def test_move_to_jetstream(tmp_path, cluster):
         site.until_delivered("truck-1", 12)
         send(site, "truck-1", 3)
         site.until_delivered("truck-1", 15)
+        verified(site)
+        # Back again. No command takes out what waits there, and none says that it has.
+        assert "JetStream" in ask(site, "spool", "export", "--to", tmp_path / "another-stick", code=2)
+        site.gateways["gateway-2"].stop()
+        assert site.owner() == "gateway"
+        owner = site.gateways["gateway"]
+        owner.until("has drained", lambda: owner.metric("pithead_spool_owner") == 1 and owner.metric("pithead_spool_records") == 0)
+        stat = ask(site, "spool", "stat")
+        assert re.search(r"^owner_here +true$", stat, re.MULTILINE) and re.search(r"^records +0$", stat, re.MULTILINE), stat
+        owner.stop()
+        (data / "spool").rename(tmp_path / "spool-of-jetstream")
+        (tmp_path / "old-spool").rename(data / "spool")
+        LoopbackSite.start_gateway(site)
+        site.send("truck-1", 3)
+        site.until_delivered("truck-1", 18)
         verified(site)
     finally:
         site.__exit__()

@@ -15,7 +15,7 @@ import kustomize
 from nats_cluster import CONF, FOLDER, NAMES, Cluster, localised, make_keys
 from programs import program, run, succeed
 from test_kubernetes import assert_files_of_the_pod, by_kind
-from tools import ask, content, needs
+from tools import DEPLOY, ask, content, needs
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_the_server_takes_the_configuration(keys, tmp_path):
 def test_a_stream_of_three_replicas_takes_a_whole_group_and_outlives_a_server(cluster):
     async def stream():
         connection = await cluster.connect(cluster.keys / "pithead-gateway-0.creds")
-        # An envelope as large as [ingest.envelopes] inline may be set to, with its heads.
-        assert connection.max_payload >= (4 << 20) + (64 << 10)
+        # The largest group, which the largest envelope fits into.
+        assert connection.max_payload >= constant("mod", "GROUP_BYTES") + constant("mod", "HEADERS_BYTES")
         group = b"\x5a" * (connection.max_payload - 1024)
         manager = connection.jetstream(timeout=10)
         await until_made(manager, StreamConfig(
@@ -185,23 +185,40 @@ def test_what_differs_between_the_pods_is_said_by_their_environment_and_taken(ob
     assert len(told) == 4
 
 
-def gigabytes(text):
-    number, unit = re.fullmatch(r"(\d+)(GB|GiB|Gi)", text).groups()
-    return int(number) * {"GB": 10**9, "GiB": 2**30, "Gi": 2**30}[unit]
+def gibibytes(text):
+    """What a size is. NATS counts in powers of two as well, and writes them without the i."""
+    return int(re.fullmatch(r"(\d+)(?:GB|GiB|Gi)", text)[1]) << 30
+
+
+def constant(module, name):
+    """A constant of the engine, out of its source."""
+    source = (DEPLOY.parent / "gateway/src/envelopes/replicated" / f"{module}.rs").read_text()
+    number, shift = re.search(rf"^const {name}: \w+ = ([\d_]+)(?: << (\d+))?;", source, re.MULTILINE).groups()
+    return int(number) << int(shift or 0)
+
+
+def refused_size(config):
+    """Of [relay], or its default."""
+    source = (DEPLOY.parent / "gateway/src/config/relay.rs").read_text()
+    default = int(re.search(r"fn refused_size\(\) -> ByteSize \{\s*ByteSize::mib\((\d+)\)", source)[1]) << 20
+    given = config["relay"].get("refused_size")
+    return gibibytes(given) if given else default
 
 
 def test_there_is_room_for_what_is_promised(objects):
     """Nobody enforces the size of a local volume, so each bound lies below the next."""
     config = tomllib.loads((FOLDER / "gateway.toml").read_text())
-    store = gigabytes(re.search(r"max_file_store: (\w+)", CONF)[1])
+    store = gibibytes(re.search(r"max_file_store: (\w+)", CONF)[1])
     (claim,) = by_kind(objects, "StatefulSet", "pithead-nats")["spec"]["volumeClaimTemplates"]
     in_use = 1 + sum(bool(config["spool"].get("lanes", {}).get(lane)) for lane in ("first", "third"))
-    # As the gateway makes the streams: a lane in use may take all of it, another a sixteenth; and the state.
-    reserved = gigabytes(config["spool"]["max_size"]) * (in_use + (3 - in_use) / 16) + 2**28
-    assert reserved < store < gigabytes(claim["spec"]["resources"]["requests"]["storage"])
+    # As the gateway makes the streams: a lane in use may take all of it, and another a part; the state; the refused area and a part more.
+    lanes = gibibytes(config["spool"]["max_size"]) * (in_use + (3 - in_use) / constant("settings", "UNUSED_LANE_PART"))
+    refused = refused_size(config) * (1 + 1 / constant("settings", "REFUSED_PART")) + constant("settings", "REFUSED_LEAST")
+    reserved = lanes + constant("settings", "STATE_BYTES") + refused
+    assert reserved < store < gibibytes(claim["spec"]["resources"]["requests"]["storage"])
     # What is left on a gateway's own volume.
     (claim,) = by_kind(objects, "StatefulSet", "pithead-gateway")["spec"]["volumeClaimTemplates"]
-    assert gigabytes(config["relay"].get("refused_size", "1GiB")) < gigabytes(claim["spec"]["resources"]["requests"]["storage"])
+    assert refused_size(config) < gibibytes(claim["spec"]["resources"]["requests"]["storage"])
 
 
 def test_no_two_of_a_kind_are_on_one_machine_or_away_together(objects):

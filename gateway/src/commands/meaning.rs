@@ -41,16 +41,23 @@ pub(super) fn of(status: &Value, numbers: &Numbers) -> Meaning {
     let spool = &status["spool"];
     let corrupt = spool["corrupt_records"].as_u64().unwrap_or(0);
     if corrupt > 0 {
-        attention.push(format!(
-            "{} lost to damage on the disk: `spool verify` names what it was; replace the disk",
-            human::some(corrupt, "record was", "records were")
-        ));
+        let lost = human::some(corrupt, "record was", "records were");
+        attention.push(if is_in_jetstream(status) {
+            format!("{lost} lost in JetStream: `spool.corrupt` in the log says which; see the NATS servers and their disks")
+        } else {
+            format!("{lost} lost to damage on the disk: `spool verify` names what it was; replace the disk")
+        });
     }
     if spool["failed_syncs"].as_u64().unwrap_or(0) > 0 {
         attention
             .push("the disk has failed to sync: look at it and at the system's log, then restart".to_owned());
     }
     Meaning { sentence: sentence(status, &attention), attention }
+}
+
+/// Whether what it takes lies in JetStream, and not on its disk.
+fn is_in_jetstream(status: &Value) -> bool {
+    status["spool"]["engine"] == "jetstream"
 }
 
 fn sentence(status: &Value, attention: &[String]) -> String {
@@ -66,6 +73,11 @@ fn sentence(status: &Value, attention: &[String]) -> String {
             .map(|(name, lamp)| format!("{name}: {}", text(&lamp["words"])))
             .collect::<Vec<_>>();
         return format!("Devices are not served, and keep what they have: {}.", why.join("; "));
+    }
+    // Nothing that follows is known here then.
+    if spool["owner_here"] == false {
+        let owner = text(&spool["standing_by"]);
+        return format!("It stands by: {owner}. How much waits is known where envelopes are taken.");
     }
     let (relay, lamp) = (&status["relay"], &status["dimensions"]["relay"]);
     // What is full takes nothing more, and that is the first thing to know, whatever the relay does.
@@ -88,9 +100,8 @@ fn sentence(status: &Value, attention: &[String]) -> String {
         );
     }
     if attention.is_empty() {
-        format!(
-            "All is well: what devices send is safe on this disk before they are told so; {waiting} here."
-        )
+        let place = if is_in_jetstream(status) { "in JetStream" } else { "on this disk" };
+        format!("All is well: what devices send is safe {place} before they are told so; {waiting} here.")
     } else {
         format!("Devices are served, {waiting} here, and something has to be looked at.")
     }
@@ -130,6 +141,29 @@ mod tests {
         );
         assert!(meaning.attention.is_empty());
         assert!(of(&status("ok", 0), &Numbers::default()).sentence.starts_with("All is well"));
+    }
+
+    #[test]
+    fn a_gateway_on_jetstream_speaks_of_no_disk_and_one_that_stands_by_of_nothing_that_waits() {
+        let mut owner = status("ok", 0);
+        owner["spool"]["engine"] = json!("jetstream");
+        owner["spool"]["owner_here"] = json!(true);
+        let said = of(&owner, &Numbers::default()).sentence;
+        assert!(said.contains("safe in JetStream") && said.contains("12 records wait here"), "{said}");
+        owner["spool"]["corrupt_records"] = json!(1);
+        let attention = of(&owner, &Numbers::default()).attention;
+        assert!(
+            !attention[0].contains("spool verify") && attention[0].contains("JetStream"),
+            "{attention:?}"
+        );
+        let mut other = owner;
+        other["spool"]["owner_here"] = json!(false);
+        other["spool"]["standing_by"] = json!("edge-2 takes the envelopes");
+        let said = of(&other, &Numbers::default()).sentence;
+        assert!(
+            said.starts_with("It stands by: edge-2 takes the envelopes.") && !said.contains("wait here"),
+            "{said}"
+        );
     }
 
     #[test]

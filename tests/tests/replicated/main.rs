@@ -6,8 +6,10 @@
 
 mod cut;
 mod large;
+mod looking;
 mod passing;
 mod refused;
+mod truths;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -108,6 +110,17 @@ impl World {
 
     fn signal(&mut self, at: usize, what: Signal) {
         signal(self.program(at), what).unwrap();
+    }
+
+    /// Runs a command of one of the two gateways to its end.
+    async fn command(&self, at: usize, arguments: &[&str]) -> command::Finished {
+        let config = match at {
+            0 => self.site.gateway_config(),
+            _ => self.second.config().to_owned(),
+        };
+        let config = config.display().to_string();
+        let arguments = arguments.iter().copied().chain(["-c", &config]);
+        command::run(&self.site.programs().gateway(), arguments, &[]).await.unwrap()
     }
 
     /// Until the owner has passed everything on.

@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 
-use pithead_tests::command::Finished;
 use serde_json::Value;
 
 use super::*;
@@ -11,16 +10,6 @@ use super::*;
 const EMBEDDED: &str = "engine = \"embedded\"";
 
 impl World {
-    async fn command(&self, at: usize, arguments: &[&str]) -> Finished {
-        let config = match at {
-            0 => self.site.gateway_config(),
-            _ => self.second.config().to_owned(),
-        };
-        let config = config.display().to_string();
-        let arguments = arguments.iter().copied().chain(["-c", &config]);
-        command::run(&self.site.programs().gateway(), arguments, &[]).await.unwrap()
-    }
-
     /// Names of what a gateway has in its folder, by its own list.
     async fn list(&self, at: usize) -> Vec<String> {
         let list: Vec<Value> = self.command(at, &["refused", "list", "-o", "json"]).await.json().unwrap();

@@ -14,7 +14,7 @@ use pithead_proto::errors::v1::ErrorReason;
 use pithead_spool::{CorruptRange, Lane, Position, Record, Survey, Walk};
 use serde_json::json;
 
-use super::{Unread, bytes_bar, data_dir, internal, lost_as_json, lost_as_text, lost_of, survey};
+use super::{Place, Unread, bytes_bar, first_of, internal, lanes_of, lost_as_json, lost_as_text, lost_of};
 use crate::cli::{DataArg, Output};
 use crate::envelopes::carried::{Filling, Item};
 use crate::envelopes::record::{Body, Head, KIND_CONFLICT, KIND_ENVELOPE};
@@ -25,6 +25,17 @@ use crate::run::directory::{refused_below, uploads_below};
 const READ_BYTES: usize = 4 << 20;
 /// Ranges of lost records that are named.
 const LOST_NAMED: usize = 1024;
+
+/// What is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// What waits, and what was refused.
+    Waiting,
+    /// Also what was delivered and is still there.
+    All,
+    /// What was refused, which lies in a folder whatever the lanes are in.
+    Refused,
+}
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -48,22 +59,28 @@ struct Tally {
 /// Fills `to`. Ends with 1 if something could not be read any more.
 ///
 /// # Errors
-/// When there is nothing to read, or `to` does not take it.
+/// When there is nothing to read, or what there is says nothing of what waits, or `to` does not take it.
 pub fn run(
     to: &Path,
-    all: bool,
+    what: What,
     data: &DataArg,
     output: Output,
     out: &mut dyn Write,
 ) -> Result<ExitCode, ProgramError> {
-    let folder = data_dir(data)?;
-    let survey = survey(&folder)?;
-    let uploads = uploads_below(&folder);
-    let area = refused_below(&folder);
+    let place = Place::of(data)?;
+    let survey = match what {
+        What::Waiting | What::All => {
+            let survey = place.survey(what == What::All)?;
+            Some(survey.ok_or_else(|| place.nothing_to_see())?)
+        }
+        What::Refused => None,
+    };
+    let uploads = uploads_below(&place.data);
+    let area = refused_below(&place.data);
     let refused = refused::list(&area).map_err(|error| cannot_read(&area, &error))?;
     let cannot_write = |error: io::Error| cannot_write(to, &error);
     let mut filling = Filling::begin(to).map_err(cannot_write)?;
-    let mut walks = walks(&survey, all);
+    let mut walks = survey.as_ref().map_or_else(Vec::new, |survey| walks(survey, what == What::All));
     let waiting: u64 = walks.iter().map(|(_, walk)| walk.total()).sum();
     let bar = bytes_bar(waiting + refused.entries.iter().map(|(_, entry)| entry.bytes).sum::<u64>());
     let mut tally = Tally::default();
@@ -100,17 +117,16 @@ pub fn run(
     }
     filling.finish().map_err(cannot_write)?;
     bar.finish_and_clear();
-    let (lost, left) = lost_of(&folder, std::mem::take(&mut tally.unread));
+    let (lost, left) = lost_of(&place.data, std::mem::take(&mut tally.unread));
     tally.left = left;
     tally.left_out.extend(lost.iter().map(ToString::to_string));
     let whole = tally.lost_records == 0 && tally.left_out.is_empty();
-    crate::commands::write(out, &told(&tally, to, output))?;
+    crate::commands::write(out, &told(&tally, to, place.beside(), output))?;
     Ok(if whole { ExitCode::OK } else { ExitCode::FAILED })
 }
 
 fn walks(survey: &Survey, all: bool) -> Vec<(Lane, Walk)> {
-    let from = |lane: Lane| -> Position { if all { survey.start(lane) } else { survey.cursor(lane) } };
-    Lane::ALL.into_iter().take(survey.lanes()).map(|lane| (lane, survey.walk(lane, from(lane)))).collect()
+    lanes_of(survey).map(|lane| (lane, survey.walk(lane, first_of(survey, lane, all)))).collect()
 }
 
 fn export_record(
@@ -209,7 +225,7 @@ fn put(filling: &mut Filling, tally: &mut Tally, item: &Item, bytes: &mut dyn io
     Ok(())
 }
 
-fn told(tally: &Tally, to: &Path, output: Output) -> String {
+fn told(tally: &Tally, to: &Path, beside: Option<&str>, output: Output) -> String {
     match output {
         Output::Json => crate::commands::json(&json!({
             "to": to.display().to_string(),
@@ -221,6 +237,7 @@ fn told(tally: &Tally, to: &Path, output: Output) -> String {
             "lost_records": tally.lost_records,
             "lost": lost_as_json(&tally.lost),
             "left_out": tally.left_out,
+            "beside": beside,
         })),
         Output::Table => {
             let mut text = format!(
@@ -244,6 +261,9 @@ fn told(tally: &Tally, to: &Path, output: Output) -> String {
             text += &lost_as_text(&tally.lost);
             for what in &tally.left_out {
                 text += &format!("left out   {what}: its bytes cannot be read, or are not those that came\n");
+            }
+            if let Some(beside) = beside {
+                text += &format!("beside     {beside}\n");
             }
             text
         }

@@ -9,7 +9,7 @@ use pithead_sealing::Identity;
 use pithead_spool::Record;
 use serde_json::json;
 
-use super::{Unread, bytes_bar, data_dir, internal, lost_as_json, lost_as_text, lost_of, survey};
+use super::{Place, Unread, bytes_bar, internal, lost_as_json, lost_as_text, lost_of};
 use crate::cli::{DataArg, Output};
 use crate::envelopes::record::{Body, Head};
 use crate::run::directory::uploads_below;
@@ -17,15 +17,18 @@ use crate::run::directory::uploads_below;
 /// Reads it all. Ends with 1 if something is lost.
 ///
 /// # Errors
-/// When there is nothing to read.
+/// When there is nothing to read, or what there is says nothing of what waits.
 pub fn run(
     folder: Option<&Path>,
     data: &DataArg,
     output: Output,
     out: &mut dyn Write,
 ) -> Result<ExitCode, ProgramError> {
-    let folder = folder.map_or_else(|| data_dir(data), |folder| Ok(folder.to_owned()))?;
-    let survey = survey(&folder)?;
+    let place = match folder {
+        Some(folder) => Place { data: folder.to_owned(), config: None },
+        None => Place::of(data)?,
+    };
+    let survey = place.survey(false)?.ok_or_else(|| place.nothing_to_see())?;
     let bytes = survey.bytes();
     let bar = bytes_bar(bytes);
     let mut large = Vec::new();
@@ -36,10 +39,10 @@ pub fn run(
     };
     let found = survey.verify_each(|bytes| bar.set_position(bytes), note).map_err(internal)?;
     bar.finish_and_clear();
-    let uploads = uploads_below(&folder);
+    let uploads = uploads_below(&place.data);
     let large_found = large.len();
     large.retain(|envelope| !is_whole(&uploads, &envelope.identity));
-    let (large_lost, left) = lost_of(&folder, large);
+    let (large_lost, left) = lost_of(&place.data, large);
     let large_lost: Vec<String> = large_lost.iter().map(ToString::to_string).collect();
     let lost = found.corrupt_records + large_lost.len() as u64;
     let text = match output {
@@ -54,6 +57,7 @@ pub fn run(
             "damaged_segments": found.damaged_segments,
             "torn_bytes": found.truncated_bytes,
             "torn_records": found.truncated_records,
+            "beside": place.beside(),
         })),
         Output::Table => {
             let mut text =
@@ -92,6 +96,9 @@ pub fn run(
             } else {
                 format!("{}\n", human::some(lost, "record is lost", "records are lost"))
             };
+            if let Some(beside) = place.beside() {
+                text += &format!("beside     {beside}\n");
+            }
             text
         }
     };
