@@ -480,7 +480,8 @@ impl Inner {
         tracing::info!(event = "lines.rebuilt", lines = state.lines.len(), recalled);
         let (state, writing) = (Mutex::new(state), Mutex::new(()));
         checkpoint.set_aside_room(0);
-        // What does not read is left out above, and so is what a newer version may have written.
+        // What does not read is left out above, and so is what a newer version may have written. Positions that a take-over has left out
+        // behind messages that nobody could read count as waiting, so they show here as well.
         let complete = recalled == spool.stats().lanes.iter().map(LaneStats::records).sum::<u64>();
         let inner = Self { state, checkpoint, conflict_bytes_per_device, shares, idle, writing };
         Ok((inner, Waiting { heads: large, complete }))

@@ -16,7 +16,8 @@ use super::super::record::Body;
 use super::super::refused::Refused;
 use super::super::relay::control::Control;
 use super::super::relay::{Relay, RelayReport};
-use super::super::replicated::{Replicated, Standing, model::Model};
+use super::super::replicated::model::{At, Model};
+use super::super::replicated::{Replicated, Standing};
 use super::super::retry::Retry;
 use super::super::spool::EnvelopeSpool;
 use super::super::testing::{Cloud, Door, Truck, shares, until};
@@ -349,6 +350,66 @@ async fn what_a_record_that_is_lost_may_have_named_is_kept_for_a_person_through_
         owner.begin().await;
         assert_eq!(owner.tidy().await, 0);
         assert!(object.is_file());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_newest_record_names_is_fetched_by_the_next_owner_though_the_leader_cannot_read_that_record()
+{
+    let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
+    let (one, two) = (disks.path().join("one"), disks.path().join("two"));
+    for disk in [&one, &two] {
+        std::fs::create_dir(disk).unwrap();
+    }
+    let first = Owner::on(&site, "edge-1", &one).await;
+    let envelope = large(&mut Truck::new(), 1);
+    first.door.upload(&envelope).await;
+    first.lose();
+    // The first message is the owner's fence.
+    site.broker.answer_for(USUAL, 2, [At::CannotRead, At::CannotRead, At::Reads]);
+    let second = Owner::on(&site, "edge-2", &two).await;
+    assert_eq!(second.tidy().await, 0);
+    let identity = second.head().identity;
+    let relaying = second.relay(&cloud);
+    until("it arrives", || cloud.far_end.seqs() == [1]).await;
+    assert_eq!(got(&cloud, &identity), envelope);
+    relaying.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_newest_record_may_have_named_is_kept_for_a_person_when_nobody_can_read_that_record() {
+    let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
+    let (one, two) = (disks.path().join("one"), disks.path().join("two"));
+    for disk in [&one, &two] {
+        std::fs::create_dir(disk).unwrap();
+    }
+    let first = Owner::on(&site, "edge-1", &one).await;
+    let mut truck = Truck::new();
+    let envelope = large(&mut truck, 1);
+    first.door.upload(&envelope).await;
+    let object = site.object();
+    first.lose();
+    site.broker.answer_for(USUAL, 2, [At::CannotRead; 3]);
+
+    let mut second = Owner::on(&site, "edge-2", &two).await;
+    assert_eq!(second.tidy().await, 0);
+    assert!(object.is_file());
+    // What comes now is told from what stood there, and arrives.
+    second.door.take(truck.seal(2, b"behind")).await;
+    let relaying = second.relay(&cloud);
+    until("what is behind it is delivered", || cloud.far_end.seqs() == [2]).await;
+    let stats = second.door.spool.stats();
+    assert!(stats.corrupt_records > 0, "it is named");
+    let end = stats.lanes[USUAL.index()].end;
+    until("that is written down", || second.door.spool.saved_cursor(USUAL) == end).await;
+    relaying.stop().await;
+    assert_eq!(site.objects().len(), 2, "it is said beside it");
+    for _ in 0..2 {
+        second.door.spool.step_down(second.epoch);
+        second.copies().end();
+        second.begin().await;
+        assert_eq!(second.tidy().await, 0);
+        assert!(std::fs::read(&object).unwrap() == envelope);
     }
 }
 

@@ -68,8 +68,12 @@ pub(super) trait Broker: fmt::Debug + Send + Sync + 'static {
     /// The message at `sequence`, from whichever replica answers. None says nothing: that replica may be behind.
     fn read(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>>;
 
-    /// The message at `sequence`, from a leader that has come that far. None says that this leader has it no more; a leader that is
-    /// itself behind does not answer.
+    /// The message at `sequence`, from one of the replicas, drawn anew each time, the leader among them. None says that this one has not
+    /// got it, cannot read it, or is behind. One that does not answer is a fault: nobody else answers in its place.
+    fn read_at_replica(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>>;
+
+    /// The message at `sequence`, from a leader that has come that far. None says that this leader has it no more, or cannot read it; a
+    /// leader that is itself behind does not answer.
     fn read_at_leader(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>>;
 
     /// How a lane's log stands.

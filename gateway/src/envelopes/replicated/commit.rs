@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::broker::{Broker, Fault};
 use super::cell::{By, Pause};
 use super::group::{self, Group, HEAD_BYTES, Stamp};
-use super::{MESSAGE_OVERHEAD, Place, Shared};
+use super::{GROUP_RECORDS, MESSAGE_OVERHEAD, Place, Shared};
 use crate::envelopes::lanes;
 
 /// How often a log that is shorter than what was acknowledged in it is looked at again: whoever answers may lag.
@@ -131,7 +131,7 @@ impl Shared {
         let here = &mut state.lanes[lane.index()];
         let (mut count, mut bytes) = (0, 0);
         while let Some(next) = here.queue.get(count) {
-            if HEAD_BYTES + bytes + next.bytes > self.bounds.group_bytes {
+            if count == GROUP_RECORDS || HEAD_BYTES + bytes + next.bytes > self.bounds.group_bytes {
                 break;
             }
             bytes += next.bytes;

@@ -14,6 +14,8 @@
 //! 5. A broker that does not compare is found out: each group names the message that it was written behind ([`group`]).
 //! 6. Memory does not grow with the backlog: the queue is bounded, a reader holds some groups, and of what lies in the streams only a
 //!    bounded index is known.
+//! 7. What one replica can read is not lost, and what none can read is named. No position is given to two records, whatever cannot be
+//!    read when the lanes are taken over.
 //!
 //! # What stands where
 //!
@@ -32,8 +34,8 @@
 //! **Append** queues. One publish is under way for each lane; whatever has come meanwhile goes out in the next, as one message. There
 //! is no timer.
 //!
-//! **Positions** are dense, as the embedded engine's are: each group says the position of its first record, and the
-//! index says in which message a position is found, or from which one to walk.
+//! **Positions** are dense, as the embedded engine's are, but for what is left out behind an end that did not read (see below): each group
+//! says the position of its first record, and the index says in which message a position is found, or from which one to walk.
 //!
 //! **Acknowledge** moves the cursor in memory. It is written down a quarter of a second later, and then messages before it are purged,
 //! but for the newest one: a log that was emptied would have nothing left to be appended behind.
@@ -41,6 +43,17 @@
 //! **Taking over**: the owner's record is replaced by one of the next epoch (of several who try, one succeeds); cursors and checkpoint are
 //! taken over in the same way; in each lane a group without records is appended behind whatever stands there, and tried again if the
 //! former owner was quicker. Then everything that is not acknowledged is read by its heads, as at a start.
+//!
+//! **What does not read.** A server says in the same words that it has no such message and that its disk does not give it, so a leader
+//! with a bad disk denies what the others hold. A message counts as gone when the leader has said so again and again and so has everybody
+//! else ([`owning`]): the leader since a replica that is behind denies what it has not got yet, the others since a message never changes
+//! and whoever has it is right. Reading then steps over it, and the next whole group shows which positions it held: they are named as lost.
+//! At the end of a lane no such group follows. Whoever takes the lanes over cannot tell how many records the unreadable messages held, and
+//! begins behind the most that can have been there ([`GROUP_RECORDS`] in each): were their positions given out again, and should one of the
+//! messages read after all, its records and the new ones would stand at one place, and whichever came second would be passed over as
+//! delivered. What was left out is named as lost like any other range, more positions than there were records, and counts as waiting until then,
+//! so nothing is removed as if all records had been read. Where everything before such a leap reads after all, nothing is missing, and
+//! nothing is named. (Lanes that were continued differently by an earlier version: see [`walk`].)
 //!
 //! **Losing it**: an owner that has not renewed its record for as long as the others wait stops by itself: what is queued is given
 //! up, what is under way is not known, and its devices are told to go elsewhere. It stands by, and may take over again.
@@ -105,6 +118,9 @@ const INDEX_MAX: usize = 32_768;
 const MESSAGE_OVERHEAD: u64 = 256;
 /// The largest group: what waits is packed into messages of this size at most.
 const GROUP_BYTES: usize = 4 << 20;
+/// Records of a group, at most: there were never more, since no more may wait. Whoever takes over behind messages that nobody can read
+/// leaves room for so many in each, so before it is raised every gateway has to leave more.
+const GROUP_RECORDS: usize = 65_536;
 /// Of the largest message: what its own headers take.
 const HEADERS_BYTES: usize = 1_024;
 
@@ -137,7 +153,7 @@ impl Bounds {
             capacity,
             group_bytes: GROUP_BYTES,
             queue_bytes: 32 << 20,
-            queue_records: 65_536,
+            queue_records: GROUP_RECORDS,
             beat: Duration::from_secs(1),
             lease: Duration::from_secs(5),
             roster: Duration::from_secs(5),
@@ -242,6 +258,8 @@ struct LaneState {
     number: u32,
     /// Messages by the position of their first record.
     index: Index,
+    /// Messages that begin at a position which one before them holds as well, by their sequence: see [`walk`].
+    again: BTreeMap<u64, u64>,
     /// What the broker holds of it, and may.
     bytes: u64,
     max_bytes: Option<u64>,

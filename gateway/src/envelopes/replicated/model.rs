@@ -1,4 +1,5 @@
-//! A broker in memory, for tests: it keeps what it is told to, compares, and loses requests and replies.
+//! A broker in memory, for tests: it keeps what it is told to, compares, and loses requests and replies. Of three replicas some may be
+//! unable to read a message.
 //!
 //! Whatever is asked for and lost is done at once, later, or never: later means after anybody else's requests, as a message that was
 //! held up in a network is.
@@ -51,9 +52,34 @@ struct Log {
     messages: BTreeMap<u64, Bytes>,
 }
 
+/// How many have each message.
+const REPLICAS: usize = 3;
+
+/// How a replica answers for a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::envelopes) enum At {
+    /// With the message.
+    Reads,
+    /// That there is none: its disk does not give it.
+    CannotRead,
+    /// Not at all.
+    Silent,
+}
+
+/// A message that not all replicas read.
+#[derive(Debug)]
+struct Ill {
+    /// The first is the leader's.
+    at: [At; REPLICAS],
+    /// They are asked in turn, the leader first.
+    asked: usize,
+}
+
 #[derive(Debug, Default)]
 struct State {
     logs: [Log; 3],
+    /// By lane and sequence.
+    ill: BTreeMap<(usize, u64), Ill>,
     area: Area,
     keys: HashMap<String, Value>,
     revision: u64,
@@ -105,6 +131,25 @@ impl State {
         log.last += 1;
         log.messages.insert(log.last, message.clone());
         Ok(log.last)
+    }
+
+    /// What the replica says that is drawn next.
+    fn at_replica(&mut self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {
+        let at = self.ill.get_mut(&(lane.index(), sequence)).map_or(At::Reads, |ill| {
+            ill.asked += 1;
+            ill.at[(ill.asked - 1) % REPLICAS]
+        });
+        let (log, behind) = (&self.logs[lane.index()], self.behind);
+        answered(at, log.messages.get(&sequence).filter(|_| sequence + behind <= log.last))
+    }
+
+    fn at_leader(&self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {
+        let log = &self.logs[lane.index()];
+        if self.stale_leader && sequence + self.behind > log.last {
+            return Err(Fault::Unknown("the leader is behind".to_owned()));
+        }
+        let at = self.ill.get(&(lane.index(), sequence)).map_or(At::Reads, |ill| ill.at[0]);
+        answered(at, log.messages.get(&sequence))
     }
 
     fn put(&mut self, key: &str, revision: u64, bytes: &Bytes) -> Result<u64, Fault> {
@@ -174,6 +219,14 @@ impl State {
         }
         let answer = act(self);
         if self.below(100) < self.loses.1 { lost() } else { answer }
+    }
+}
+
+fn answered(at: At, message: Option<&Bytes>) -> Result<Option<Bytes>, Fault> {
+    match at {
+        At::Reads => Ok(message.cloned()),
+        At::CannotRead => Ok(None),
+        At::Silent => Err(Fault::Unknown("a replica does not answer".to_owned())),
     }
 }
 
@@ -248,6 +301,11 @@ impl Model {
         (state.behind, state.stale_leader) = (messages, leader);
     }
 
+    /// How each replica answers for a message from now on, the leader first.
+    pub(in crate::envelopes) fn answer_for(&self, lane: Lane, sequence: u64, at: [At; REPLICAS]) {
+        self.lock().ill.insert((lane.index(), sequence), Ill { at, asked: 0 });
+    }
+
     /// What stands in a log.
     pub(super) fn messages(&self, lane: Lane) -> Vec<(u64, Bytes)> {
         self.lock().logs[lane.index()].messages.clone().into_iter().collect()
@@ -312,19 +370,17 @@ impl Broker for Model {
 
     fn read(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
         self.answer(None, move |state| {
-            let log = &state.logs[lane.index()];
-            Ok(log.messages.get(&sequence).filter(|_| sequence + state.behind <= log.last).cloned())
+            let answer = state.at_replica(lane, sequence);
+            if answer.is_err() { state.at_leader(lane, sequence) } else { answer }
         })
     }
 
+    fn read_at_replica(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
+        self.answer(None, move |state| state.at_replica(lane, sequence))
+    }
+
     fn read_at_leader(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
-        self.answer(None, move |state| {
-            let log = &state.logs[lane.index()];
-            if state.stale_leader && sequence + state.behind > log.last {
-                return Err(Fault::Unknown("the leader is behind".to_owned()));
-            }
-            Ok(log.messages.get(&sequence).cloned())
-        })
+        self.answer(None, move |state| state.at_leader(lane, sequence))
     }
 
     fn state(&self, lane: Lane) -> Asked<'_, LogState> {

@@ -1,7 +1,8 @@
 //! JetStream as the engine's broker. This file alone talks to async-nats.
 //!
-//! Reads of single messages go to whichever replica answers: a message never changes, and whoever is behind has not got it yet. That one
-//! is missing is believed of the leader alone.
+//! Reads of single messages go to whichever replica answers: a message never changes, and whoever is behind has not got it yet. A server
+//! says in the same words that it has no such message and that its disk does not give it: that one is missing is believed when the
+//! leader says so and everybody else does ([`super::owning`]).
 //! Everything else goes to the stream's leader. A leader that has been cut off and does not know it yet can answer a read with the
 //! past; it can append nothing, and nothing here is decided by a read alone.
 
@@ -239,6 +240,22 @@ impl JetStream {
         self.note(answer).await
     }
 
+    /// From one of the replicas, which the servers draw.
+    async fn of_replica(&self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {
+        match self.lanes[lane.index()].direct_get(sequence).await {
+            Ok(message) => {
+                self.answered();
+                Ok(Some(message.payload))
+            }
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
+                self.answered();
+                Ok(None)
+            }
+            // It says nothing of the server in hand: that has passed the question on.
+            Err(error) => Err(Fault::Unknown(with_cause(&error))),
+        }
+    }
+
     async fn state_of(&self, stream: &Stream<()>) -> Result<LogState, Fault> {
         let answer = match stream.get_info().await {
             Ok(info) => Ok(LogState {
@@ -354,17 +371,24 @@ impl Broker for JetStream {
             {
                 return self.of_leader(lane, sequence).await;
             }
-            let answer = match self.lanes[lane.index()].direct_get(sequence).await {
-                Ok(message) => Ok(Some(message.payload)),
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                Err(_) => {
-                    // It says nothing of the server in hand: that has passed the question on.
-                    let until = self.since_began_ms() + LEADER_ALONE.as_millis() as u64;
-                    self.leader_until_ms.store(until, Ordering::Relaxed);
-                    return self.of_leader(lane, sequence).await;
-                }
-            };
-            self.note(answer).await
+            let answer = self.of_replica(lane, sequence).await;
+            if answer.is_err() {
+                let until = self.since_began_ms() + LEADER_ALONE.as_millis() as u64;
+                self.leader_until_ms.store(until, Ordering::Relaxed);
+                return self.of_leader(lane, sequence).await;
+            }
+            answer
+        }
+        .boxed()
+    }
+
+    fn read_at_replica(&self, lane: Lane, sequence: u64) -> Asked<'_, Option<Bytes>> {
+        async move {
+            match self.direct[lane.index()] {
+                true => self.of_replica(lane, sequence).await,
+                // Nobody else answers, as the stream is set.
+                false => self.of_leader(lane, sequence).await,
+            }
         }
         .boxed()
     }

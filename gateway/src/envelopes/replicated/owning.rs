@@ -5,6 +5,8 @@
 //!      ^                                                              └ load: cursors, checkpoint, a fence in each lane
 //!      └── not renewed for a lease, fenced, or told to step down <── owner: renewed every second
 //! ```
+//!
+//! Here it is decided as well that a message is gone ([`Shared::settle`]), and where a lane goes on whose end does not read ([`End`]).
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use super::cell::{
 };
 use super::commit::{self, Published};
 use super::group::{self, Group, Message, Stamp};
-use super::{Index, LANES, LaneState, Place, Shared, Term, keeping, roster};
+use super::{GROUP_RECORDS, Index, LANES, LaneState, Place, Shared, Term, keeping, roster};
 use crate::envelopes::lanes;
 use pithead_hop::bundle::SpoolId;
 use pithead_spool::Lane;
@@ -32,12 +34,15 @@ use pithead_spool::Lane;
 const LOOKS: u32 = 4;
 /// How long the end waits for what is queued, and for the hand-over. Whoever stops the program has a limit of his own.
 const CLOSING: Duration = Duration::from_secs(15);
-/// How many void messages at the end of a lane are stepped over when it is taken over.
+/// How many messages at the end of a lane that say nothing are stepped over when it is taken over.
 const VOID_MAX: u64 = 10_000;
 /// How long somebody who cannot read what lies here leaves it to others, in leases.
 const BARRED: u32 = 12;
 /// How often, over a second or two, a leader has to say that it does not have what was written, before it counts as gone.
 pub(super) const GONE_LOOKS: u32 = 8;
+/// How often any replica has to say so after each time that the leader has. One of three is drawn each time, so that one of them is asked
+/// none of all 64 times is less likely than one in sixty thousand million: 3 x (2/3)^64.
+const REPLICA_LOOKS: u32 = 8;
 
 /// Who takes envelopes for the site.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -397,7 +402,7 @@ async fn fence(
     let mut pause = Pause::default();
     loop {
         if let Ok(state) = broker.state(lane).await
-            && let Some(end) = end_of(shared, lane, state.first, state.last).await?
+            && let Some(end) = end_of(shared, lane, &state, cursor).await?
             && let Some(oldest) = oldest_of(shared, lane, &state, cursor).await
         {
             if oldest > cursor.position {
@@ -411,12 +416,22 @@ async fn fence(
                 *cursor = Cursor { position: oldest, sequence: state.first };
             }
             // A log that is younger than its cursor was begun anew: what comes now must not count as delivered.
-            let first = end.max(cursor.position);
-            if first > end {
+            let known = end.known.max(cursor.position);
+            let first = end.behind(known);
+            if end.unread > 0 {
+                tracing::error!(
+                    event = "spool.end_unreadable",
+                    lane = lanes::name(lane),
+                    messages = end.unread,
+                    from = known,
+                    to = first,
+                    "nobody can read the newest messages: the positions that they may hold are not given out again"
+                );
+            } else if known > end.known {
                 tracing::error!(
                     event = "spool.log_younger",
                     lane = lanes::name(lane),
-                    end,
+                    end = end.known,
                     cursor = cursor.position
                 );
             }
@@ -443,19 +458,49 @@ async fn fence(
     }
 }
 
-/// The position after the newest record of a lane: what its newest group says. None if the broker does not say.
-async fn end_of(shared: &Shared, lane: Lane, first: u64, last: u64) -> Result<Option<u64>, NotTaken> {
-    let mut sequence = last;
-    while sequence >= first.max(1) && last - sequence < VOID_MAX {
+/// Where a lane ends, as far as its messages say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct End {
+    /// The position after the newest record of a group that reads.
+    known: u64,
+    /// How many messages behind that may hold records, and do not read.
+    unread: u64,
+}
+
+impl End {
+    /// A position that none of the messages that do not read can have reached, if the first of them began at `known` or before.
+    fn behind(&self, known: u64) -> u64 {
+        known.saturating_add(self.unread.saturating_mul(GROUP_RECORDS as u64))
+    }
+}
+
+/// Where a lane ends. None if the broker does not say.
+async fn end_of(
+    shared: &Shared,
+    lane: Lane,
+    log: &LogState,
+    cursor: &Cursor,
+) -> Result<Option<End>, NotTaken> {
+    let oldest = log.first.max(1);
+    let (mut sequence, mut unread) = (log.last, 0);
+    while sequence >= oldest && log.last - sequence < VOID_MAX {
         let Ok(message) = shared.look_for(lane, sequence).await else { return Ok(None) };
         match message.map(Message::decode) {
-            Some(Message::Group(group)) if group.fits(lane, sequence) => return Ok(Some(group.end())),
+            Some(Message::Group(group)) if group.fits(lane, sequence) => {
+                return Ok(Some(End { known: group.end(), unread }));
+            }
             Some(Message::OtherVersion(_)) => return Err(NotTaken::OtherVersion),
-            // It is void, damaged or gone: whoever reads it says so.
-            Some(Message::Group(_) | Message::Damaged) | None => sequence -= 1,
+            // Void: nobody was ever told that it is durable.
+            Some(Message::Group(_)) => {}
+            // Damaged or gone: whoever reads it says so.
+            Some(Message::Damaged) | None => unread += 1,
         }
+        sequence -= 1;
     }
-    Ok(Some(0))
+    // None says. All that are there count, and where the cursor's message is older than those, all since then: its position lies in that one
+    // or in a later one. (A cursor that was lost points to the first that there ever was.)
+    let from = oldest.min(cursor.sequence.max(1));
+    Ok(Some(End { known: 0, unread: (log.last + 1).saturating_sub(from) }))
 }
 
 /// The position of the oldest record that is there, if the cursor points to a message that is not; else that of the cursor. None if the
@@ -478,15 +523,24 @@ impl Shared {
         }
     }
 
-    /// A message that a replica did not have, or that it is gone. What was acknowledged is stepped over and named as lost on the
-    /// strength of this, so it takes the leader's word, and that several times: leaders change.
+    /// A message that a replica did not give, or that it is gone. What was acknowledged is stepped over, named as lost and then removed on
+    /// every replica on the strength of this, so it takes everybody's word. The leader's, and that several times, as leaders change: a
+    /// replica that is behind denies what it has not got yet. And the replicas': a leader whose disk does not give a message denies it too,
+    /// while the others have it. Whoever has it is right, since a message never changes. Who does not answer has not denied anything.
     pub(super) async fn settle(&self, lane: Lane, sequence: u64) -> Result<Option<Bytes>, Fault> {
         let mut pause = Pause::default();
         for _ in 0..GONE_LOOKS {
             pause.wait().await;
-            if let Some(message) = self.broker.read_at_leader(lane, sequence).await? {
+            let of_leader = self.broker.read_at_leader(lane, sequence).await;
+            if let Ok(Some(message)) = of_leader {
                 return Ok(Some(message));
             }
+            for _ in 0..REPLICA_LOOKS {
+                if let Some(message) = self.broker.read_at_replica(lane, sequence).await? {
+                    return Ok(Some(message));
+                }
+            }
+            of_leader?;
         }
         Ok(None)
     }

@@ -8,8 +8,8 @@ use pithead_spool::{AppendError, Lane, NotDurable, Position, Record, Ticket};
 
 use super::broker::Broker;
 use super::group::{self, Stamp};
-use super::model::Model;
-use super::{Bounds, Me, Presence, Replicated, Standing};
+use super::model::{At, Model};
+use super::{Bounds, GROUP_RECORDS, Me, Presence, Replicated, Standing};
 
 pub(super) const LONG: Duration = Duration::from_secs(30);
 
@@ -293,6 +293,206 @@ async fn what_is_damaged_or_gone_is_named_and_the_rest_is_served() {
     assert_eq!((texts(&found), lost), (vec!["record 0", "record 2", "record 4"], 2));
     assert_eq!(one.stats().corrupt_records, 2);
     one.close();
+}
+
+/// Of three replicas the leader cannot read a message, and then one more.
+const SOME_READ: [[At; 3]; 2] =
+    [[At::CannotRead, At::Reads, At::Reads], [At::CannotRead, At::CannotRead, At::Reads]];
+const NOBODY_READS: [At; 3] = [At::CannotRead; 3];
+const ROOM: u64 = GROUP_RECORDS as u64;
+
+/// The owner's first records of a lane, each in a message of its own, and the sequences of those.
+async fn five(model: &Model, owner: &Replicated, lane: Lane) -> Vec<u64> {
+    let mut sequences = Vec::new();
+    for at in 0..5 {
+        stored(owner, lane, &format!("record {at}")).await;
+        sequences.push(model.messages(lane).last().unwrap().0);
+    }
+    sequences
+}
+
+/// Positions of the heads of what waits, as whoever takes over goes over them before anything is read.
+async fn heads(owner: &Replicated, lane: Lane) -> Vec<u64> {
+    let heads = owner.heads(lane, owner.cursor(lane));
+    tokio::task::spawn_blocking(move || heads.map(|head| head.position.0).collect()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_leader_cannot_read_and_any_replica_can_is_not_lost() {
+    for at in SOME_READ {
+        let (model, broker) = model();
+        let one = gateway(&broker, "edge-1");
+        owns(&one).await;
+        let sequences = five(&model, &one, Lane::Second).await;
+        model.answer_for(Lane::Second, sequences[2], at);
+        // It is the first that is asked for, so that the leader's answer comes before the others'.
+        let (found, lost) = read_all(&one, Lane::Second, Position(2)).await;
+        assert_eq!((texts(&found), lost), (vec!["record 2", "record 3", "record 4"], 0), "{at:?}");
+        assert_eq!(one.stats().corrupt_records, 0);
+        one.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_silent_replica_may_have_is_not_given_up() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    let sequences = five(&model, &one, Lane::Second).await;
+    model.answer_for(Lane::Second, sequences[2], [At::CannotRead, At::CannotRead, At::Silent]);
+    let mut reader = one.reader(Lane::Second, Position(2));
+    let (reader, read) = tokio::task::spawn_blocking(move || {
+        let read = reader.next_batch(1 << 10);
+        (reader, read)
+    })
+    .await
+    .unwrap();
+    assert!(read.unwrap_err().to_string().contains("does not answer"));
+    assert_eq!((reader.position(), one.stats().corrupt_records), (Position(2), 0));
+    model.answer_for(Lane::Second, sequences[2], [At::CannotRead, At::CannotRead, At::Reads]);
+    let (found, lost) = read_all(&one, Lane::Second, reader.position()).await;
+    assert_eq!((texts(&found), lost), (vec!["record 2", "record 3", "record 4"], 0));
+    one.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_the_leader_cannot_read_and_any_replica_can_is_taken_over_whole() {
+    for at in SOME_READ {
+        let (model, broker) = model();
+        let one = gateway(&broker, "edge-1");
+        owns(&one).await;
+        let sequences = five(&model, &one, Lane::Second).await;
+        one.kill();
+        model.answer_for(Lane::Second, sequences[4], at);
+        let two = gateway(&broker, "edge-2");
+        owns(&two).await;
+        assert_eq!(heads(&two, Lane::Second).await, (0..5).collect::<Vec<_>>(), "{at:?}");
+        assert_eq!(stored(&two, Lane::Second, "after").await, Position(5), "right behind what is there");
+        let (found, lost) = read_all(&two, Lane::Second, Position(0)).await;
+        let positions: Vec<u64> = found.iter().map(|(position, _)| *position).collect();
+        assert_eq!((positions, lost), ((0..6).collect::<Vec<_>>(), 0));
+        assert_eq!(found[4..], [(4, "record 4".to_owned()), (5, "after".to_owned())]);
+        two.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_nobody_can_read_is_named_as_lost_and_its_positions_are_not_given_out_again() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    let sequences = five(&model, &one, Lane::Second).await;
+    one.kill();
+    for sequence in &sequences[3..] {
+        model.answer_for(Lane::Second, *sequence, NOBODY_READS);
+    }
+    let two = gateway(&broker, "edge-2");
+    owns(&two).await;
+    assert_eq!(heads(&two, Lane::Second).await, [0, 1, 2]);
+    let next = 3 + 2 * ROOM;
+    assert_eq!(two.stats().records, next, "what is not known counts as waiting");
+    for (at, text) in (next..).zip(["after", "and after that"]) {
+        assert_eq!(stored(&two, Lane::Second, text).await, Position(at));
+    }
+    let (found, lost) = read_all(&two, Lane::Second, Position(0)).await;
+    assert_eq!(texts(&found), ["record 0", "record 1", "record 2", "after", "and after that"]);
+    assert_eq!((found[3].0, lost, two.stats().corrupt_records), (next, next - 3, next - 3));
+    // It is passed, and whoever comes next begins behind it.
+    two.acknowledge(Lane::Second, Position(next)).unwrap();
+    two.close();
+    let three = gateway(&broker, "edge-3");
+    owns(&three).await;
+    let (found, lost) = read_all(&three, Lane::Second, three.cursor(Lane::Second)).await;
+    assert_eq!((found, lost), (vec![(next + 1, "and after that".to_owned())], 0));
+    three.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_reads_after_all_is_delivered_before_what_came_later_and_nothing_is_called_lost() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    let sequences = five(&model, &one, Lane::Second).await;
+    one.kill();
+    model.answer_for(Lane::Second, sequences[4], NOBODY_READS);
+    let two = gateway(&broker, "edge-2");
+    owns(&two).await;
+    stored(&two, Lane::Second, "after").await;
+    // A server that had it is back.
+    model.answer_for(Lane::Second, sequences[4], SOME_READ[1]);
+    let (found, lost) = read_all(&two, Lane::Second, Position(0)).await;
+    assert_eq!(found[4..], [(4, "record 4".to_owned()), (4 + ROOM, "after".to_owned())]);
+    assert_eq!((found.len(), lost, two.stats().corrupt_records), (6, 0, 0));
+    two.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_of_which_nothing_reads_goes_on_behind_whatever_its_cursor_leaves_room_for() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    five(&model, &one, Lane::Second).await;
+    one.acknowledge(Lane::Second, Position(4)).unwrap();
+    one.close();
+    // Everything was delivered, and the newest message is kept. What it held is not known any more.
+    let [(last, _)] = model.messages(Lane::Second)[..] else { panic!("one message") };
+    model.answer_for(Lane::Second, last, NOBODY_READS);
+    let two = gateway(&broker, "edge-2");
+    owns(&two).await;
+    assert_eq!(stored(&two, Lane::Second, "after").await, Position(5 + ROOM));
+    two.kill();
+    // And without a cursor.
+    let messages = model.messages(Lane::Second);
+    for (sequence, _) in &messages {
+        model.answer_for(Lane::Second, *sequence, NOBODY_READS);
+    }
+    model.lose_state();
+    let three = gateway(&broker, "edge-3");
+    owns(&three).await;
+    let after = stored(&three, Lane::Second, "after").await;
+    assert!(after > Position(5 + ROOM), "{after:?}");
+    three.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_two_groups_hold_a_position_the_later_one_is_delivered_and_the_earlier_one_is_named() {
+    let (model, broker) = model();
+    let one = gateway(&broker, "edge-1");
+    owns(&one).await;
+    let sequences = five(&model, &one, Lane::Second).await;
+    one.kill();
+    // As a version did that believed the leader alone: it took over behind record 2, and gave positions 3 and 4 out again.
+    let mut stamp =
+        Stamp { lane: Lane::Second, epoch: 2, writer: 9, number: 0, expected: sequences[4], first: 3 };
+    let groups: [&[&str]; 3] = [&[], &["later 3"], &["later 4"]];
+    for group in groups {
+        let records: Vec<Record> = group.iter().map(|text| record(text)).collect();
+        let message = group::encode(&stamp, &records);
+        model.set(Lane::Second, stamp.expected + 1, Some(message));
+        stamp.number += 1;
+        stamp.expected += 1;
+        stamp.first += records.len() as u64;
+    }
+    let two = gateway(&broker, "edge-2");
+    owns(&two).await;
+    assert_eq!(heads(&two, Lane::Second).await, [0, 1, 2, 3, 4, 3, 4]);
+    assert_eq!(stored(&two, Lane::Second, "after").await, Position(5));
+    let expected = ["record 0", "record 1", "record 2", "later 3", "later 4", "after"];
+    // Whoever reads again finds the same, and from wherever.
+    for from in [0, 0, 2, 3, 4] {
+        let (found, lost) = read_all(&two, Lane::Second, Position(from)).await;
+        assert_eq!(texts(&found), expected[from as usize..], "from {from}");
+        assert!(found.iter().map(|(position, _)| *position).eq(from..6));
+        assert!(lost <= 2 && (from > 2 || lost == 2), "{lost} from {from}");
+    }
+    let mut reader = two.reader(Lane::Second, Position(0));
+    let named = tokio::task::spawn_blocking(move || {
+        let batch = reader.next_batch(1 << 20).unwrap();
+        let heads = batch.corrupt.into_iter().flat_map(|range| range.heads);
+        heads.map(|head| String::from_utf8(head.head.to_vec()).unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(named.await.unwrap(), ["head of record 3", "head of record 4"]);
+    two.close();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,15 @@
 //! Reading a lane in order, message by message, from whatever thread.
 //!
 //! What does not lie where its writer meant it to is void; what is damaged or gone is stepped over, and the positions that are missing
-//! then show in the next group that is whole: they are named as lost.
+//! then show in the next group that is whole: they are named as lost. Where a group begins further on and nothing before it was stepped
+//! over, nothing is missing: whoever took over there could not read the end of the lane and has left room, and now it reads.
+//!
+//! **A group that begins at a position which one before it holds as well** is none that this version writes. An earlier one, when it took
+//! a lane over whose end its leader could not read, gave the positions out again. Both records are somebody's who was told that they are
+//! durable, and there is one place, one answer and one cursor for them: the one that was appended later is given out there, and the
+//! earlier one is named as lost, with its head, so that a good copy of it can still come. To know that before the earlier one is given out
+//! takes no more than what every term begins with: its owner goes over the heads of all that waits ([`Heads`]), and whoever walks notes such
+//! groups for the term.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -33,9 +41,19 @@ const NAMED_MAX: usize = pithead_spool::MAX_NAMED_HEADS;
 
 /// What was found at a place.
 enum Step {
-    Group(u64, Group),
+    Group(Met),
     /// Nothing more is known to stand here.
     End,
+}
+
+/// A group that was come to.
+struct Met {
+    sequence: u64,
+    group: Group,
+    /// Something between it and the group before it was stepped over, or it is the first of the walk.
+    after_missing: bool,
+    /// From this position on what it holds is superseded by a later group's.
+    until: u64,
 }
 
 /// Goes over the groups of a lane.
@@ -47,20 +65,24 @@ struct Walk {
     /// The next message.
     sequence: Option<u64>,
     ahead: VecDeque<(u64, Bytes)>,
+    /// Something was stepped over since the last group, or none was come to yet.
+    missing: bool,
+    /// Where the last group ended.
+    end: Option<u64>,
 }
 
 impl Walk {
     fn new(shared: Arc<Shared>, lane: Lane) -> Self {
         let by = shared.lock().term.as_ref().map(|term| term.by);
-        Self { shared, lane, by, sequence: None, ahead: VecDeque::new() }
+        Self { shared, lane, by, sequence: None, ahead: VecDeque::new(), missing: true, end: None }
     }
 
     /// What the term knows of the lane, if it is not over.
-    fn lane<T>(&self, look: impl FnOnce(&LaneState) -> T) -> Result<T, Fault> {
-        let state = self.shared.lock();
+    fn lane<T>(&self, look: impl FnOnce(&mut LaneState) -> T) -> Result<T, Fault> {
+        let mut state = self.shared.lock();
         let is_ours = self.by.is_some() && state.term.as_ref().map(|term| term.by) == self.by;
         match is_ours {
-            true => Ok(look(&state.lanes[self.lane.index()])),
+            true => Ok(look(&mut state.lanes[self.lane.index()])),
             false => Err(Fault::Unknown("another term has begun, or none".to_owned())),
         }
     }
@@ -73,6 +95,7 @@ impl Walk {
     fn forget(&mut self) {
         self.sequence = None;
         self.ahead.clear();
+        (self.missing, self.end) = (true, None);
     }
 
     /// The next group. Blocks.
@@ -104,7 +127,7 @@ impl Walk {
             self.sequence = Some(sequence + 1);
             match read {
                 Message::Group(group) if group.fits(self.lane, sequence) => {
-                    return Ok(Step::Group(sequence, group));
+                    return self.met(sequence, group).map(Step::Group);
                 }
                 Message::Group(group) => {
                     tracing::error!(
@@ -116,14 +139,41 @@ impl Walk {
                         "a message lies where its writer did not mean it to: the broker has appended without comparing"
                     );
                 }
-                Message::Damaged | Message::OtherVersion(_) => tracing::error!(
-                    event = "spool.group_damaged",
-                    lane = lanes::name(self.lane),
-                    sequence,
-                    bytes,
-                ),
+                Message::Damaged | Message::OtherVersion(_) => {
+                    self.missing = true;
+                    tracing::error!(
+                        event = "spool.group_damaged",
+                        lane = lanes::name(self.lane),
+                        sequence,
+                        bytes,
+                    );
+                }
             }
         }
+    }
+
+    /// Takes note of a group that was come to.
+    fn met(&mut self, sequence: u64, group: Group) -> Result<Met, Fault> {
+        let first = group.stamp.first;
+        let before = self.end.filter(|end| first < *end);
+        let (is_new, until) = self.lane(|here| {
+            let is_new = before.is_some() && here.again.insert(sequence, first).is_none();
+            let later = here.again.range(sequence + 1..).map(|(_, first)| *first).min();
+            (is_new, later.unwrap_or(u64::MAX))
+        })?;
+        if let Some(to) = before.filter(|_| is_new) {
+            tracing::error!(
+                event = "spool.positions_again",
+                lane = lanes::name(self.lane),
+                sequence,
+                from = first,
+                to,
+                "a message begins where one before it is: what was appended later is delivered"
+            );
+        }
+        self.end = Some(group.end());
+        let after_missing = std::mem::replace(&mut self.missing, false);
+        Ok(Met { sequence, group, after_missing, until })
     }
 
     /// Asks for the next messages, some times if the broker does not give them. What is gone is stepped over.
@@ -183,6 +233,8 @@ impl Walk {
         });
         let (at, messages) =
             asked.unwrap_or_else(|| Err(Fault::Unknown("the engine has ended".to_owned())))?;
+        // Gone, or given back by somebody.
+        self.missing |= messages.is_empty();
         (self.sequence, self.ahead) = (Some(at), messages);
         Ok(())
     }
@@ -262,21 +314,8 @@ impl Reader {
             return Ok(false);
         }
         match self.walk.step(self.next) {
-            Ok(Step::Group(sequence, group)) => {
-                let (first, group_end) = (group.stamp.first, group.end());
-                self.walk.shared.found(
-                    self.lane,
-                    (first, group_end),
-                    Place { sequence, at_ms: group.at_ms() },
-                );
-                if first > self.next {
-                    // Nothing in between was whole.
-                    self.lose(batch, self.next, first.min(end), None);
-                    self.next = first.min(end);
-                }
-                if group_end > self.next {
-                    self.loaded.extend(group.records(self.next));
-                }
+            Ok(Step::Group(met)) => {
+                self.take(met, end, batch);
                 Ok(true)
             }
             // Past the newest message, and something is missing: it is lost.
@@ -294,7 +333,32 @@ impl Reader {
         }
     }
 
-    fn lose(&self, batch: &mut Batch, from: u64, to: u64, head: Option<RecordHead>) {
+    /// Takes up what a group holds from here on, and names what is missing before it.
+    fn take(&mut self, met: Met, end: u64, batch: &mut Batch) {
+        let Met { sequence, group, after_missing, until } = met;
+        let (first, group_end) = (group.stamp.first, group.end());
+        let place = Place { sequence, at_ms: group.at_ms() };
+        self.walk.shared.found(self.lane, (first, group_end), place);
+        let reach = first.min(end).min(until);
+        if reach > self.next {
+            if after_missing {
+                // Nothing in between was whole.
+                self.lose(batch, self.next, reach, None);
+            } else {
+                let (lane, from, to) = (lanes::name(self.lane), self.next, reach);
+                tracing::info!(event = "spool.positions_unused", lane, from, to);
+            }
+            self.next = reach;
+        }
+        let from = first.max(self.next);
+        let here = usize::try_from(until.saturating_sub(from)).unwrap_or(usize::MAX);
+        self.loaded.extend(group.records(self.next).take(here));
+        // These have no turn: what is given out at their positions is the later group's.
+        let superseded = from.max(until);
+        self.lose(batch, superseded, group_end, group.heads(superseded).take(NAMED_MAX));
+    }
+
+    fn lose(&self, batch: &mut Batch, from: u64, to: u64, heads: impl IntoIterator<Item = RecordHead>) {
         if from >= to {
             return;
         }
@@ -303,12 +367,12 @@ impl Reader {
         match last {
             Some(last) => {
                 last.to = Position(to);
-                last.heads.extend(head);
+                last.heads.extend(heads);
             }
             None => {
                 let mut range = CorruptRange::default();
                 (range.lane, range.from, range.to) = (self.lane, Position(from), Position(to));
-                range.heads.extend(head);
+                range.heads.extend(heads);
                 batch.corrupt.push(range);
             }
         }
@@ -325,31 +389,47 @@ impl fmt::Debug for Reader {
 pub struct Heads {
     walk: Walk,
     lane: Lane,
+    /// What lies before is not asked for.
+    from: u64,
     next: u64,
-    /// Where the term had the lane end when this began.
-    end: u64,
+    /// The newest message when this began, until it was come to. Not the newest position: a later group may begin before it.
+    last: Option<u64>,
     loaded: VecDeque<RecordHead>,
 }
 
 impl Heads {
     pub(super) fn new(shared: Arc<Shared>, lane: Lane, from: Position) -> Self {
-        let end = shared.lock().lanes[lane.index()].end;
-        Self { walk: Walk::new(shared, lane), lane, next: from.0, end, loaded: VecDeque::new() }
+        let (from, last) = {
+            let state = shared.lock();
+            let here = &state.lanes[lane.index()];
+            (from.0, (from.0 < here.end).then_some(here.last))
+        };
+        Self { walk: Walk::new(shared, lane), lane, from, next: from, last, loaded: VecDeque::new() }
     }
 
     fn load(&mut self) -> bool {
-        while self.next < self.end {
+        while let Some(last) = self.last {
             match self.walk.step(self.next) {
-                Ok(Step::Group(sequence, group)) => {
+                Ok(Step::Group(Met { sequence, group, .. })) => {
+                    if sequence >= last {
+                        self.last = None;
+                    }
+                    if sequence > last {
+                        return false;
+                    }
                     let place = Place { sequence, at_ms: group.at_ms() };
                     self.walk.shared.found(self.lane, (group.stamp.first, group.end()), place);
-                    self.loaded.extend(group.heads(self.next));
+                    // What is superseded is among them: it is known until it is named as lost.
+                    self.loaded.extend(group.heads(self.from));
                     self.next = self.next.max(group.end());
                     if !self.loaded.is_empty() {
                         return true;
                     }
                 }
-                Ok(Step::End) => return false,
+                Ok(Step::End) => {
+                    self.last = None;
+                    return false;
+                }
                 // Without these nobody may take envelopes: what is here would be taken again as new. It ends with the term.
                 Err(fault) => {
                     if self.walk.is_over() {
