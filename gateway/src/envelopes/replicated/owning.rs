@@ -366,7 +366,7 @@ async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<
         Some(spool) => spool,
         None => {
             let spool = SpoolId::draw().map_err(|_| Lost::Fenced(NO_RANDOM))?;
-            // Before anything goes by this name: the next owner goes on under it.
+            // With the cursors as they are now, and before anything goes by this name: the next owner goes on under it.
             saved = Cursors { number: saved.number + 1, spool: Some(spool), ..saved };
             let Ok(()) = cursors.replace(broker, saved).await else {
                 return Err(Lost::Fenced("somebody else has written the cursors"));
@@ -418,6 +418,7 @@ async fn fence(
             // A log that is younger than its cursor was begun anew: what comes now must not count as delivered.
             let known = end.known.max(cursor.position);
             let first = end.behind(known);
+            let is_younger = end.unread == 0 && known > end.known;
             if end.unread > 0 {
                 tracing::error!(
                     event = "spool.end_unreadable",
@@ -427,7 +428,7 @@ async fn fence(
                     to = first,
                     "nobody can read the newest messages: the positions that they may hold are not given out again"
                 );
-            } else if known > end.known {
+            } else if is_younger {
                 tracing::error!(
                     event = "spool.log_younger",
                     lane = lanes::name(lane),
@@ -439,6 +440,10 @@ async fn fence(
                 Stamp { lane, epoch: by.epoch, writer: by.writer, number: 0, expected: state.last, first };
             if commit::publish(broker, &stamp, group::encode(&stamp, &[])).await == Published::Appended {
                 let last = state.last + 1;
+                if is_younger {
+                    // Of the former log: whoever walks would begin there.
+                    cursor.sequence = last;
+                }
                 let mut index = Index::default();
                 index.note(first, Place { sequence: last, at_ms: None });
                 let lane = LaneState {
@@ -450,7 +455,7 @@ async fn fence(
                     max_bytes: state.max_bytes,
                     ..LaneState::default()
                 };
-                return Ok((lane, first > end));
+                return Ok((lane, is_younger));
             }
         }
         // The former owner was quicker, or the broker is away, or full. Whoever renews finds out if it is for good.
