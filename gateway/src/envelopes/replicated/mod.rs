@@ -82,6 +82,8 @@ pub(crate) mod settings;
 #[cfg(test)]
 pub(super) mod model;
 #[cfg(test)]
+pub(super) mod stepped;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use area::{Gone, Replica, Turn};
