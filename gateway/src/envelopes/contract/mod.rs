@@ -1,7 +1,7 @@
 //! Random lives of the whole contract in one process: a device, the real gateway between its two wires, a far end.
 //!
 //! ```text
-//! outbox ─ Sender ══wire══ IngestServer ─ SpoolIntake ─ Numbers ─ Spool on a disk that crashes
+//! outbox ─ Sender ══wire══ IngestServer ─ SpoolIntake ─ Numbers ─ Spool on a disk that crashes, or over a broker behind a bad network
 //!                                                                   └ Relay ─ Sender ══wire══ IngestServer ─ far end's lines
 //! ```
 //!
@@ -9,6 +9,10 @@
 //! gRPC messages without TLS or sockets, lose them in either direction, break, and leave the other side in the dark. The clock
 //! stands still unless the life moves it, and the disk works when the life says so: a life is its seed and its steps, so one
 //! that goes wrong can be lived again, and proptest shortens it. Each one that was found stands below under its own name.
+//!
+//! The same lives are lived over the replicated engine, with `PITHEAD_TEST_ENGINE=replicated`: what happens to a disk happens there to
+//! what is published ([`under`]), and a gateway also loses its lanes and takes them over again. (The lengths of that engine's pauses are
+//! drawn afresh, so a life there is its seed and its steps but for them.)
 //!
 //! What holds at every step, and in the end, when all is well again and everything has drained:
 //!
@@ -20,10 +24,11 @@
 //! 5. What the gateway acknowledged once it recognises for good.
 //! 6. What is missing, at the far end and here, is what the device never sent, to the number.
 //!
-//! Short by default; `PITHEAD_LONG=1` lives 100,000 lives.
+//! Short by default; `PITHEAD_LONG=1` lives 100,000 lives, and 10,000 over the replicated engine.
 
 mod far;
 mod letters;
+mod under;
 mod wire;
 mod world;
 
@@ -31,6 +36,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, TestRunner};
 
+use super::testing::replicated;
 use world::{Tally, World};
 
 /// What can happen.
@@ -144,7 +150,7 @@ fn live(seed: u64, steps: &[(Step, Pause)]) -> Tally {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut world = World::begin(seed);
+        let mut world = World::begin(seed).await;
         for (step, pause) in steps {
             world.take(step).await;
             match pause {
@@ -163,7 +169,13 @@ fn live(seed: u64, steps: &[(Step, Pause)]) -> Tally {
 }
 
 fn cases() -> u32 {
-    if std::env::var_os("PITHEAD_LONG").is_some_and(|value| value == "1") { 100_000 } else { 1_500 }
+    let long = std::env::var_os("PITHEAD_LONG").is_some_and(|value| value == "1");
+    match (replicated(), long) {
+        (false, false) => 1_500,
+        (false, true) => 100_000,
+        (true, false) => 400,
+        (true, true) => 10_000,
+    }
 }
 
 fn lives() -> impl Strategy<Value = (u64, Vec<(Step, Pause)>)> {
@@ -191,6 +203,9 @@ fn lives_meet_what_they_are_about() {
     assert!(met.applied > 2_000 && met.conflicts > 10 && met.holes > 150 && met.restarts > 1_200, "{met:?}");
     for why in ["the wire broke", "SPOOL_FULL", "NOT_DURABLE"] {
         assert!(met.ended.contains_key(why), "{met:?}");
+    }
+    if replicated() {
+        assert!(met.terms > 5 && met.ended.contains_key("STANDING_BY"), "{met:?}");
     }
 }
 
@@ -226,4 +241,30 @@ fn a_far_end_that_holds_something_back_applies_nothing_that_came_behind_it() {
             Step::Record(0),
         ]),
     );
+}
+
+/// Over the embedded engine it is a sync that fails.
+#[test]
+fn a_gateway_that_loses_its_lanes_with_something_under_way_and_takes_them_over_again_knows_what_it_has() {
+    let record = || Step::Record(0);
+    let mut steps = Vec::from(settled([
+        Step::Relay,
+        Step::Connect,
+        record(),
+        Step::Commit,
+        record(),
+        record(),
+        Step::FailSyncAfter(0),
+        Step::Commit,
+        Step::Connect,
+    ]));
+    // A lane at a time is taken over.
+    for _ in 0..6 {
+        steps.extend(settled([Step::Wait, Step::Commit]));
+    }
+    steps.extend(settled([Step::Connect, Step::Commit, Step::Relay, record(), Step::Commit]));
+    for seed in 0..12 {
+        let met = live(seed, &steps);
+        assert_eq!((met.applied, met.terms), (4, u64::from(replicated())), "seed {seed}: {met:?}");
+    }
 }

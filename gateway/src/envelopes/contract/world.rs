@@ -1,7 +1,8 @@
-//! Everybody in one place: the device, the gateway on its disk, the far end, the wires between, and what must be true of them.
+//! Everybody in one place: the device, the gateway and what lies under it, the far end, the wires between, and what must be true of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -16,27 +17,28 @@ use pithead_proto::ingest::v1::Gap;
 use pithead_proto::ingest::v1::ingest_service_server::IngestServiceServer;
 use pithead_sealing::Seq;
 use pithead_sealing::trust::KeyStatus;
-use pithead_spool::Options;
-use pithead_spool::stepped::{CrashDisk, Steps};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use pithead_spool::RecordHead;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::budgets::Budgets;
 use super::super::idle::Idle;
 use super::super::intake::{Parts, SpoolIntake};
-use super::super::lanes::{LANES, Lanes};
 use super::super::numbers::Numbers;
 use super::super::record::{Head, KIND_CONFLICT};
 use super::super::refused::Refused;
 use super::super::relay::by_hand::ByHand;
 use super::super::relay::control::Control;
 use super::super::relay::{Relay, RelayReport};
+use super::super::replicated::Standing;
 use super::super::spool::EnvelopeSpool;
 use super::super::testing::{shares, truck};
 use super::Step;
 use super::far::Far;
 use super::letters::{self, Letter, NUMBERS};
+use super::under::{Steps, Under};
 use super::wire::{Wire, Wired};
 use crate::health::Health;
 use crate::keys::book::Book as KeyBook;
@@ -50,19 +52,6 @@ const OUTGOING_MAX: usize = 1_024;
 const ROUNDS_MAX: usize = 400;
 /// More than the relay waits between two checkpoints.
 const A_WHILE: Duration = Duration::from_millis(300);
-
-/// Small, so that lanes roll, fill up and give segments back within a life.
-fn options() -> Options {
-    let mut options = Options::default();
-    options.segment_bytes = 24 * 1024;
-    options.max_group_bytes = 12 * 1024;
-    options.lanes = LANES;
-    options.max_bytes = 5 * 24 * 1024;
-    options.queue_bytes = 24 * 1024;
-    options.queue_records = 16;
-    options.salt = 7;
-    options
-}
 
 /// A window of some envelopes, so that it fills up.
 const WINDOW: Window = Window { bytes: 16 << 10, envelopes: 12, envelope_bytes: 8 << 10 };
@@ -103,6 +92,8 @@ pub(super) struct Tally {
     pub(super) conflicts: usize,
     pub(super) holes: usize,
     pub(super) restarts: u64,
+    /// How often a gateway has lost the lanes and taken them over again, without a restart.
+    pub(super) terms: u64,
     pub(super) ended: BTreeMap<&'static str, u64>,
 }
 
@@ -112,6 +103,7 @@ impl Tally {
         self.conflicts += other.conflicts;
         self.holes += other.holes;
         self.restarts += other.restarts;
+        self.terms += other.terms;
         for (why, count) in other.ended {
             *self.ended.entry(why).or_default() += count;
         }
@@ -322,18 +314,55 @@ struct Gateway {
     numbers: Numbers,
     steps: Steps,
     service: IngestServiceServer<IngestServer<SpoolIntake>>,
-    /// At rest between two calls.
-    relay: Option<ByHand>,
-    relaying: Option<(Wire, JoinHandle<ByHand>)>,
+    /// In which term envelopes are taken, if they are.
+    term: watch::Receiver<Option<u64>>,
+    _following: AbortOnDropHandle<()>,
+    relays: Relay,
+    /// At rest between two calls, and of which term.
+    relay: Option<(ByHand, u64)>,
+    relaying: Option<(Wire, JoinHandle<Option<(ByHand, u64)>>)>,
     relay_unnoticed: Vec<Wire>,
 }
 
+/// What begins and ends with a term, as `run::owning` has it, and how many there were. The embedded engine has one, which lasts.
+async fn follow(
+    spool: EnvelopeSpool,
+    numbers: Numbers,
+    term: watch::Sender<Option<u64>>,
+    terms: Arc<AtomicU64>,
+) {
+    let Some(mut standing) = spool.standing() else {
+        terms.fetch_add(1, Ordering::Relaxed);
+        term.send_replace(Some(1));
+        return term.closed().await;
+    };
+    loop {
+        let now = standing.borrow_and_update().clone();
+        let numbers = numbers.clone();
+        match now {
+            Standing::Ours { epoch } => {
+                let begun = spawn_blocking(move || numbers.begin()).await.unwrap();
+                if begun.is_ok() && spool.serve(epoch) {
+                    terms.fetch_add(1, Ordering::Relaxed);
+                    term.send_replace(Some(epoch));
+                } else {
+                    spool.step_down(epoch);
+                }
+            }
+            Standing::StandingBy { .. } => {
+                term.send_replace(None);
+                spawn_blocking(move || numbers.forget()).await.unwrap().unwrap();
+            }
+        }
+        if standing.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 impl Gateway {
-    fn start(disk: &CrashDisk, folder: &Path) -> Self {
-        let (spool, steps, recovery) = disk.open(options()).expect("no state of the disk makes a start fail");
-        assert_eq!(recovery.corrupt_records, 0, "a torn tail was taken for corruption");
-        // One line of three goes first.
-        let spool = EnvelopeSpool::over(spool, Lanes::new(&[letters::line(1).stream], &[]));
+    async fn start(under: &Under, folder: &Path, terms: &Arc<AtomicU64>) -> Self {
+        let (spool, steps) = under.open().await;
         let idle = Idle::open(&folder.join("idle")).unwrap();
         let uploads =
             UploadStore::open(&folder.join("uploads"), UploadLimits::default(), Duration::ZERO).unwrap();
@@ -357,7 +386,7 @@ impl Gateway {
         let stop = CancellationToken::new();
         let service = IngestServer::new(Arc::new(intake), IngestLimits::default(), stop).into_service();
         let refused = Refused::open(&folder.join("refused"), 1 << 20, metrics.clone(), shares()).unwrap();
-        let relay = Relay {
+        let relays = Relay {
             spool: spool.clone(),
             numbers: numbers.clone(),
             uploads,
@@ -369,12 +398,19 @@ impl Gateway {
             control: Control::open(folder.join("relay"), None).unwrap(),
             followed: Default::default(),
         };
+        let (begins, mut term) = watch::channel(None);
+        let following = follow(spool.clone(), numbers.clone(), begins, terms.clone());
+        let following = AbortOnDropHandle::new(tokio::spawn(following));
+        assert!(term.wait_for(Option::is_some).await.is_ok(), "it does not begin");
         Self {
             spool,
             numbers,
             steps,
             service,
-            relay: Some(ByHand::new(relay)),
+            term,
+            _following: following,
+            relays,
+            relay: None,
             relaying: None,
             relay_unnoticed: Vec::new(),
         }
@@ -383,18 +419,31 @@ impl Gateway {
     fn relay(&mut self, far: &Arc<Far>) {
         if let Some((wire, task)) = &mut self.relaying {
             let Some(ended) = task.now_or_never() else { return };
-            self.relay = Some(ended.expect("the relay does not fall over"));
+            self.relay = ended.expect("the relay does not fall over");
             wire.tell_client();
             self.relay_unnoticed.push(wire.clone());
             self.relaying = None;
         }
-        let Some(relay) = self.relay.take() else { return };
+        // Who stands by does not relay, and a new term begins at its cursors.
+        let Some(now) = *self.term.borrow() else { return };
+        let relay = match self.relay.take() {
+            Some((relay, of)) if of == now => relay,
+            _ => ByHand::new(self.relays.clone()),
+        };
         let wire = Wire::default();
         let server = IngestServer::new(far.clone(), IngestLimits::default(), CancellationToken::new());
         let role = Role::Gateway(GatewayName::new("edge-1").unwrap());
         let peer = Peer { id: PeerId { site: site(), role }, ..truck() };
         let service = Wired { server: server.into_service(), peer, wire: wire.clone() };
-        self.relaying = Some((wire, tokio::spawn(relay.call(service, WINDOW))));
+        let mut term = self.term.clone();
+        let calling = async move {
+            tokio::select! {
+                relay = relay.call(service, WINDOW) => Some((relay, now)),
+                // Dropped, it waits for no answers that count no more.
+                _ = term.wait_for(|term| *term != Some(now)) => None,
+            }
+        };
+        self.relaying = Some((wire, tokio::spawn(calling)));
     }
 
     fn relay_wire(&self) -> Option<&Wire> {
@@ -413,19 +462,21 @@ impl Gateway {
 }
 
 pub(super) struct World {
-    disk: CrashDisk,
+    under: Under,
     folder: tempfile::TempDir,
     device: Device,
     gateway: Option<Gateway>,
     far: Arc<Far>,
     restarts: u64,
+    /// Of all gateways: each has one at its start.
+    terms: Arc<AtomicU64>,
 }
 
 impl World {
-    pub(super) fn begin(seed: u64) -> Self {
-        let (disk, folder) = (CrashDisk::new(seed), folder());
-        let gateway = Some(Gateway::start(&disk, folder.path()));
-        Self { disk, folder, device: Device::new(), gateway, far: Far::new(), restarts: 0 }
+    pub(super) async fn begin(seed: u64) -> Self {
+        let (under, folder, terms) = (Under::new(seed), folder(), Arc::default());
+        let gateway = Some(Gateway::start(&under, folder.path(), &terms).await);
+        Self { under, folder, device: Device::new(), gateway, far: Far::new(), restarts: 0, terms }
     }
 
     fn path(&self) -> PathBuf {
@@ -479,13 +530,13 @@ impl World {
                 self.gateway().steps.commit();
             }
             Step::Prepare => self.gateway().steps.prepare(),
-            Step::SaveCursors => self.gateway().steps.save_cursors(),
+            Step::SaveCursors => self.gateway().steps.save_cursors().await,
             Step::RetryFull => self.gateway().steps.retry_full(),
-            Step::CutPowerAfter(operations) => self.disk.cut_power_after(u64::from(*operations)),
-            Step::FailSyncAfter(syncs) => self.disk.fail_sync_after(u64::from(*syncs)),
-            Step::LimitSpace(bytes) => self.disk.limit(Some(u64::from(*bytes))),
+            Step::CutPowerAfter(operations) => self.under.cut_after(u64::from(*operations)),
+            Step::FailSyncAfter(syncs) => self.under.fail_after(*syncs),
+            Step::LimitSpace(bytes) => self.under.limit(Some(u64::from(*bytes))),
             Step::FreeSpace => {
-                self.disk.limit(None);
+                self.under.limit(None);
                 self.gateway().steps.retry_full();
             }
             Step::Crash => self.restart(End::PowerCut).await,
@@ -526,32 +577,37 @@ impl World {
             }
             let _ = task.await;
         }
-        let end = if self.disk.is_dead() { End::PowerCut } else { end };
+        let end = if self.under.is_dead() { End::PowerCut } else { end };
         match end {
-            End::PowerCut => self.disk.crash(),
-            End::Kill => self.disk.kill(),
+            End::PowerCut => self.under.crash(),
+            End::Kill => self.under.kill(),
             End::Orderly => {
-                gateway.steps.close();
-                self.disk.kill();
-                self.disk.limit(None);
+                gateway.steps.close().await;
+                self.under.kill();
+                self.under.limit(None);
                 self.settle().await;
-                self.gateway = Some(Gateway::start(&self.disk, &self.path()));
-                return self.recovered();
+                self.gateway = Some(Gateway::start(&self.under, &self.path(), &self.terms).await);
+                return self.recovered().await;
             }
         }
         // What the old process still has under way meets a disk that is no longer its own.
         drop(gateway);
         self.settle().await;
-        self.disk.limit(None);
-        self.gateway = Some(Gateway::start(&self.disk, &self.path()));
-        self.recovered();
+        self.under.limit(None);
+        if end == End::PowerCut && self.under.is_shared() {
+            // Another machine takes the lanes over.
+            self.folder = folder();
+        }
+        self.gateway = Some(Gateway::start(&self.under, &self.path(), &self.terms).await);
+        self.recovered().await;
     }
 
     /// What was acknowledged is in the spool or at the far end, and so is what was kept beside.
-    fn recovered(&self) {
-        let gateway = self.gateway.as_ref().unwrap();
+    async fn recovered(&self) {
+        let spool = self.gateway.as_ref().unwrap().spool.clone();
+        let records: Vec<RecordHead> = spawn_blocking(move || spool.waiting().collect()).await.unwrap();
         let mut waits = BTreeSet::new();
-        for record in gateway.spool.waiting() {
+        for record in records {
             let head = Head::decode(&record.head).unwrap();
             let letter = Letter::find(&head.identity, &head.sha256).expect("bytes that the device sealed");
             waits.insert((letter, record.kind == KIND_CONFLICT));
@@ -581,6 +637,10 @@ impl World {
                 applied.iter().filter(|letter| letter.line == line).map(|letter| letter.seq).collect();
             assert!(seqs.is_sorted(), "line {line} was sent in order and arrived as {seqs:?}");
         }
+        if let Some(gateway) = self.gateway.as_ref().filter(|_| self.under.is_shared()) {
+            // What is on a disk can be damaged; of what a broker has answered for nothing may be called lost.
+            assert_eq!(gateway.spool.stats().corrupt_records, 0, "something was taken for lost");
+        }
     }
 
     /// All is well again, everything drains, and the books are closed.
@@ -596,7 +656,7 @@ impl World {
             while self.gateway().steps.commit() {
                 self.settle().await;
             }
-            self.gateway().steps.save_cursors();
+            self.gateway().steps.save_cursors().await;
             self.gateway().steps.retry_full();
             tokio::time::sleep(A_WHILE).await;
             self.check();
@@ -619,6 +679,7 @@ impl World {
             conflicts: book.conflicts.len(),
             holes: self.device.skipped.iter().map(BTreeSet::len).sum(),
             restarts: self.restarts,
+            terms: self.terms.load(Ordering::Relaxed) - (self.restarts + 1),
             ended: book.ended.clone(),
         }
     }

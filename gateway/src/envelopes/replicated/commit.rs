@@ -1,10 +1,10 @@
 //! From a lane's queue into its stream: one message at a time, until it is certain what became of it.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use pithead_spool::{Lane, NotDurable, Position, Promise, Record};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::broker::{Broker, Fault};

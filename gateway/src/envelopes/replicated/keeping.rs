@@ -1,9 +1,10 @@
 //! Writes down how far delivery is, gives back what lies before, and looks how full the logs are.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pithead_spool::Lane;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cell::{By, Cursor, Cursors, Fenced};

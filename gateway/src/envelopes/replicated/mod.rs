@@ -63,7 +63,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pithead_hop::bundle::SpoolId;
 use pithead_hop::program::ProgramError;
@@ -75,6 +75,7 @@ use pithead_spool::{
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 mod broker;
@@ -94,6 +95,8 @@ pub(crate) mod settings;
 
 #[cfg(test)]
 pub(super) mod model;
+#[cfg(test)]
+pub(super) mod stepped;
 #[cfg(test)]
 mod tests;
 
@@ -407,7 +410,7 @@ impl Replicated {
     /// Begins to stand by, with a thread of its own. `broker` is made there, and what it needs to live goes on there.
     fn start<F>(
         me: Me,
-        mut bounds: Bounds,
+        bounds: Bounds,
         broker: impl FnOnce() -> F + Send + 'static,
     ) -> Result<Self, ProgramError>
     where
@@ -436,10 +439,24 @@ impl Replicated {
         let broker = is_made.recv().unwrap_or_else(|_| {
             Err(ProgramError::new(ErrorReason::Internal, "the engine's thread has ended"))
         })?;
+        let this = Self::made(me, bounds, broker, handle.clone(), ended, Some(thread));
+        handle.spawn(owning::run(this.0.clone()));
+        Ok(this)
+    }
+
+    /// Over a broker, and on a runtime that somebody else has. Nothing runs there yet.
+    fn made(
+        me: Me,
+        mut bounds: Bounds,
+        broker: Arc<dyn Broker>,
+        runtime: Handle,
+        ended: CancellationToken,
+        thread: Option<std::thread::JoinHandle<()>>,
+    ) -> Self {
         bounds.group_bytes = bounds.group_bytes.min(broker.message_bytes().saturating_sub(HEADERS_BYTES));
         let shared = Arc::new(Shared {
             broker,
-            runtime: handle.clone(),
+            runtime,
             me,
             bounds,
             state: Mutex::default(),
@@ -449,12 +466,11 @@ impl Replicated {
             standing: watch::Sender::new(Standing::StandingBy { owner: None, trouble: None }),
             closing: CancellationToken::new(),
             ended,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(thread),
             seen: Mutex::default(),
             later: AtomicU64::new(0),
         });
-        handle.spawn(owning::run(shared.clone()));
-        Ok(Self(shared.clone(), Arc::new(Closer(shared))))
+        Self(shared.clone(), Arc::new(Closer(shared)))
     }
 
     /// Follows who owns the lanes.

@@ -242,6 +242,21 @@ impl Model {
         (state.loses, state.random) = ((requests, replies), seed);
     }
 
+    /// A number below this one, as the seed has it.
+    pub(super) fn below(&self, bound: u64) -> u64 {
+        self.lock().below(bound)
+    }
+
+    /// A message arrives, and nobody waits to hear what became of it.
+    pub(super) fn arrive(&self, lane: Lane, expected: u64, message: &Bytes) {
+        drop(self.lock().append(lane, expected, message));
+    }
+
+    /// A message is held up: it arrives after somebody else's request, or never.
+    pub(super) fn hold_up(&self, lane: Lane, expected: u64, message: Bytes) {
+        self.lock().held.push(Held::Append(lane, expected, message));
+    }
+
     /// Whether anybody is answered.
     pub(in crate::envelopes) fn away(&self, away: bool) {
         self.lock().away = away;

@@ -11,11 +11,13 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::books::Written;
 use super::broker::{Fault, LogState, Value};
@@ -85,7 +87,7 @@ struct Claim {
 /// Until the engine is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut reins = Reins::default();
-    let roster = tokio::spawn(roster::run(shared.clone()));
+    let roster = AbortOnDropHandle::new(tokio::spawn(roster::run(shared.clone())));
     loop {
         let claim = tokio::select! {
             claim = stand_by(&shared, &mut reins) => claim,
