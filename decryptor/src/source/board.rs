@@ -6,7 +6,7 @@
 
 use super::books::LaneId;
 use super::notice::Receipt;
-use pithead_hop::bundle::BundleName;
+use pithead_hop::bundle::{BundleName, Hour};
 use pithead_sealing::Site;
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,7 +26,8 @@ struct Pending {
 /// One lane, and whether somebody is at it.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    pending: BTreeMap<u64, (BundleName, Pending)>,
+    /// By first place and hour, which name a bundle of a lane.
+    pending: BTreeMap<(u64, Hour), (BundleName, Pending)>,
     pub(super) running: bool,
     /// Its first bundle cannot be decided now.
     waits: bool,
@@ -79,16 +80,16 @@ impl Board {
     ) -> bool {
         let of_site = self.sites.entry(name.site.clone()).or_default();
         let lane = self.lanes.entry((name.site.clone(), LaneId::of(&name))).or_default();
-        let first = name.first.0;
+        let key = (name.first.0, name.hour);
         let full = lane.pending.len() >= LANE_MAX || of_site.names >= SITE_MAX;
-        if full && !lane.pending.contains_key(&first) {
+        if full && !lane.pending.contains_key(&key) {
             lane.more = true;
             match lane.pending.last_entry() {
-                Some(highest) if *highest.key() > first => of_site.forget(&highest.remove().1),
+                Some(highest) if *highest.key() > key => of_site.forget(&highest.remove().1),
                 _ => return false,
             }
         }
-        let (_, pending) = lane.pending.entry(first).or_insert_with(|| {
+        let (_, pending) = lane.pending.entry(key).or_insert_with(|| {
             of_site.names += 1;
             (name, Pending::default())
         });
@@ -107,7 +108,7 @@ impl Board {
         let Some(lane) = self.lanes.get_mut(&(name.site.clone(), LaneId::of(name))) else {
             return Vec::new();
         };
-        let Some((_, pending)) = lane.pending.remove(&name.first.0) else { return Vec::new() };
+        let Some((_, pending)) = lane.pending.remove(&(name.first.0, name.hour)) else { return Vec::new() };
         if let Some(of_site) = self.sites.get_mut(&name.site) {
             of_site.forget(&pending);
         }
@@ -215,6 +216,19 @@ mod tests {
         });
         assert_eq!(asked.count(), 1);
         assert_eq!((board.names(), board.oldest(&site)), (2, None));
+    }
+
+    #[test]
+    fn two_bundles_of_one_place_and_different_hours_have_each_its_own_messages() {
+        let (mut board, places) = (Board::default(), Arc::new(Semaphore::new(8)));
+        let one = name("pit-7", 1, 5);
+        let other = BundleName { hour: one.hour.behind().unwrap(), ..one.clone() };
+        for name in [&one, &other, &other] {
+            assert!(board.add(name.clone(), receipt(&places), None));
+        }
+        let next = board.next_of(&one.site, &LaneId::of(&one), usize::MAX);
+        assert_eq!(next, [one.clone(), other.clone()]);
+        assert_eq!((board.take(&one).len(), board.take(&other).len()), (1, 2));
     }
 
     #[test]

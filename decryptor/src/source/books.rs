@@ -431,6 +431,9 @@ fn lane_of(lane: &LaneBooks) -> Option<(LaneId, LaneState)> {
     }
     let gap_since = if lane.gap_since.is_empty() { None } else { Some(Hour::parse(&lane.gap_since).ok()?) };
     let newest = BundleName::parse(&lane.newest).ok()?;
+    if lane.firsts.len() != lane.days.len() || lane.firsts.len() != lane.hours.len() {
+        return None;
+    }
     let hours = lane.hours.iter().map(|hour| Hour::of_us(u64::from(*hour) * HOUR_US));
     let firsts = lane.firsts.iter().copied().zip(hours).zip(lane.days.iter().copied()).collect();
     Some((id, LaneState { firsts, places, newest, gap_since, decided_us: lane.decided_us }))

@@ -238,14 +238,14 @@ pub enum Fetched {
 /// Bundles that were found, by lane: of each the lowest places.
 #[derive(Debug, Default)]
 struct Found {
-    lanes: BTreeMap<LaneId, BTreeMap<u64, (BundleName, u64)>>,
+    lanes: BTreeMap<LaneId, BTreeMap<(u64, Hour), (BundleName, u64)>>,
     names: usize,
 }
 
 impl Found {
     fn add(&mut self, (name, created_us): (BundleName, u64)) {
         let lane = self.lanes.entry(LaneId::of(&name)).or_default();
-        self.names += usize::from(lane.insert(name.first.0, (name, created_us)).is_none());
+        self.names += usize::from(lane.insert((name.first.0, name.hour), (name, created_us)).is_none());
         if lane.len() > FOUND_OF_LANE {
             lane.pop_last();
             self.names -= 1;
@@ -398,7 +398,8 @@ impl SiteReplica {
         let lane = &LaneId::of(name);
         let listed = futures_util::stream::iter(listings).map(|(folder, from)| async move {
             let earlier = self.listing(&folder, from).try_filter(|(found, _)| {
-                std::future::ready(LaneId::of(found) == *lane && found.first < name.first)
+                let is_earlier = (found.first, found.hour) < (name.first, name.hour);
+                std::future::ready(is_earlier && LaneId::of(found) == *lane)
             });
             let mut pages = std::pin::pin!(earlier.try_chunks(PAGE));
             let mut undecided = Found::default();
@@ -413,7 +414,7 @@ impl SiteReplica {
         });
         let found: Vec<Found> = listed.buffered(LISTED_AT_ONCE).try_collect().await?;
         let mut before: Vec<_> = found.into_iter().flat_map(Found::in_order).map(|(name, _)| name).collect();
-        before.sort_by_key(|name| name.first);
+        before.sort_by_key(|name| (name.first, name.hour));
         Ok(before)
     }
 

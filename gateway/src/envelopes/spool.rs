@@ -92,6 +92,15 @@ impl Reader {
         }
     }
 
+    /// Whether there is nothing more to be had, since the lanes are no longer this gateway's: what it returns then is no end of a lane.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Embedded(_) => false,
+            Self::Replicated(reader) => reader.is_over(),
+        }
+    }
+
     /// Resolves when there is something to return.
     pub fn changed(&self) -> impl Future<Output = Result<(), Closed>> + Send + use<> {
         match self {

@@ -193,12 +193,6 @@ impl Packer {
         }
     }
 
-    /// Who packs.
-    #[must_use]
-    pub const fn gateway(&self) -> &GatewayName {
-        &self.origin.gateway
-    }
-
     /// True if nothing is in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! owner         {"v":1,"epoch":7,"writer":"00c0ffee00c0ffee","beat":12,"name":"edge-1","address":"10.1.0.5:7443","released":false}
-//! cursors       {"v":1,"epoch":7,"writer":"...","number":3,"lanes":[{"position":9,"sequence":4},...],"spool":"0123..."}
+//! cursors       {"v":1,"epoch":7,"writer":"...","number":3,"lanes":[{"position":9,"sequence":4,"end":12},...],"spool":"0123..."}
 //! lines         {"v":1,"epoch":7,"writer":"...","number":2,"data":{"epoch":7,"number":2,"pieces":3,"bytes":1200000}}
 //! lines.7.2.0   a piece of the lines' checkpoint; lines.7.2.1 ...
 //! ```
@@ -79,6 +79,9 @@ pub(super) struct Cursor {
     pub(super) position: u64,
     /// A message at or before the one that holds it.
     pub(super) sequence: u64,
+    /// Where the lane ended when this was written: positions before it were given out.
+    #[serde(default)]
+    pub(super) end: u64,
 }
 
 /// How far delivery is.
@@ -312,7 +315,7 @@ mod tests {
             address: Some("10.1.0.5:7443".into()),
             released: false,
         };
-        let lanes = [Cursor { position: 9, sequence: 4 }, Cursor::default(), Cursor::default()];
+        let lanes = [Cursor { position: 9, sequence: 4, end: 12 }, Cursor::default(), Cursor::default()];
         let named = Cursors { number: 3, lanes, spool: Some(SpoolId::new(*b"0123456789abcdef")) };
         let pieces = Pieces { epoch: 7, number: 2, pieces: 3, bytes: 1_200_000 };
         let data = Some(pieces);
@@ -323,11 +326,11 @@ mod tests {
             ),
             (
                 encode(BY, Cursors { number: 3, lanes, spool: None }),
-                r#"{"v":1,"epoch":7,"writer":"0000000000c0ffee","number":3,"lanes":[{"position":9,"sequence":4},{"position":0,"sequence":0},{"position":0,"sequence":0}]}"#,
+                r#"{"v":1,"epoch":7,"writer":"0000000000c0ffee","number":3,"lanes":[{"position":9,"sequence":4,"end":12},{"position":0,"sequence":0,"end":0},{"position":0,"sequence":0,"end":0}]}"#,
             ),
             (
                 encode(BY, named),
-                r#"{"v":1,"epoch":7,"writer":"0000000000c0ffee","number":3,"lanes":[{"position":9,"sequence":4},{"position":0,"sequence":0},{"position":0,"sequence":0}],"spool":"30313233343536373839616263646566"}"#,
+                r#"{"v":1,"epoch":7,"writer":"0000000000c0ffee","number":3,"lanes":[{"position":9,"sequence":4,"end":12},{"position":0,"sequence":0,"end":0},{"position":0,"sequence":0,"end":0}],"spool":"30313233343536373839616263646566"}"#,
             ),
             (
                 encode(BY, LinesHead { number: 2, data }),
@@ -341,6 +344,9 @@ mod tests {
         for cursors in [named, Cursors { spool: None, ..named }] {
             assert_eq!(decode::<Cursors>(&encode(BY, cursors)).unwrap().value, cursors);
         }
+        let before = br#"{"v":1,"epoch":7,"writer":"0","number":3,"lanes":[{"position":9,"sequence":4},{"position":0,"sequence":0},{"position":0,"sequence":0}]}"#;
+        let read = decode::<Cursors>(before).unwrap().value;
+        assert_eq!((read.lanes[0].position, read.lanes[0].end, read.spool), (9, 0, None));
         assert!(
             decode::<OwnerRecord>(
                 br#"{"v":2,"epoch":7,"writer":"0","beat":1,"name":"","address":null,"released":false}"#

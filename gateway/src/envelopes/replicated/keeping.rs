@@ -49,7 +49,7 @@ pub(super) async fn save(shared: &Shared, by: By) -> Result<bool, Fenced> {
     let wanted = shared.lock().lanes.each_ref().map(|lane| {
         // The newest message stays, whatever it holds.
         let sequence = lane.index.floor(lane.cursor).map_or(0, |place| place.sequence).min(lane.last);
-        Cursor { position: lane.cursor, sequence }
+        Cursor { position: lane.cursor, sequence, end: lane.end }
     });
     let moved = wanted.iter().zip(&cursors.lanes).any(|(wanted, saved)| wanted.position > saved.position);
     let result = if moved {

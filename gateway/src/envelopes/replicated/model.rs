@@ -302,6 +302,11 @@ impl Model {
         self.lock().keys.clear();
     }
 
+    /// Somebody has made a log anew.
+    pub(super) fn begin_anew(&self, lane: Lane) {
+        self.lock().logs[lane.index()] = Default::default();
+    }
+
     /// What somebody wrote under a key without asking.
     pub(super) fn set_value(&self, key: &str, bytes: &'static [u8]) {
         let mut state = self.lock();

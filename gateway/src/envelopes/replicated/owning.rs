@@ -341,19 +341,13 @@ async fn release(shared: &Shared, claim: &Claim) {
 /// Everything that a start needs: the state's keys are ours, each lane is fenced, and where they end is known.
 async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<(), Lost> {
     let broker = &*shared.broker;
-    let (mut cursors, mut saved) = Cell::take::<Cursors>(broker, CURSORS, by).await?;
+    let mut cursors = Cell::take::<Cursors>(broker, CURSORS, by).await?;
     let (lines, head) = Cell::take::<LinesHead>(broker, LINES, by).await?;
     let mut lanes: [LaneState; LANES] = Default::default();
     for lane in Lane::ALL {
         let here = &mut lanes[lane.index()];
-        let cursor = &mut saved.lanes[lane.index()];
-        let (fenced, is_younger) = fence(shared, lane, by, cursor).await?;
-        *here = fenced;
-        if is_younger {
-            // Positions come again: what they meant is not what they mean.
-            saved.spool = None;
-        }
-        let cursor = saved.lanes[lane.index()];
+        *here = fence(shared, lane, by, &mut cursors).await?;
+        let cursor = cursors.1.lanes[lane.index()];
         let place = Place { sequence: cursor.sequence, at_ms: None };
         here.index.note(cursor.position, place);
         (here.cursor, here.saved) = (cursor.position, cursor.position);
@@ -364,15 +358,17 @@ async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<
             position = here.cursor,
         );
     }
-    let spool = match saved.spool {
+    let spool = match cursors.1.spool {
         Some(spool) => spool,
         None => {
             let spool = SpoolId::draw().map_err(|_| Lost::Fenced(NO_RANDOM))?;
-            // With the cursors as they are now, and before anything goes by this name: the next owner goes on under it.
-            saved = Cursors { number: saved.number + 1, spool: Some(spool), ..saved };
-            let Ok(()) = cursors.replace(broker, saved).await else {
-                return Err(Lost::Fenced("somebody else has written the cursors"));
-            };
+            // Before anything goes by this name: the next owner goes on under it.
+            let ends = lanes.each_ref().map(|lane| lane.end);
+            write(shared, &mut cursors, |cursors| {
+                cursors.spool = Some(spool);
+                cursors.lanes.iter_mut().zip(ends).for_each(|(cursor, end)| cursor.end = end);
+            })
+            .await?;
             tracing::info!(event = "spool.named", %spool);
             spool
         }
@@ -386,23 +382,36 @@ async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<
         serving: false,
         renewed: Instant::now(),
         over: over.clone(),
-        cursors: Some((cursors, saved)),
+        cursors: Some(cursors),
         lines: Arc::new(tokio::sync::Mutex::new(Some(Written::new(lines, head)))),
     });
     Ok(())
 }
 
+/// Changes the cursors, and writes them down.
+async fn write(
+    shared: &Shared,
+    (cell, held): &mut (Cell, Cursors),
+    change: impl FnOnce(&mut Cursors),
+) -> Result<(), Lost> {
+    change(held);
+    held.number += 1;
+    let written = cell.replace(&*shared.broker, *held).await;
+    written.map_err(|Fenced| Lost::Fenced("somebody else has written the cursors"))
+}
+
 /// Appends a group without records behind whatever stands in a lane: whoever was the owner can append no more. The cursor is moved to
-/// the oldest record that is there, should it point before it. Also says whether the log is younger than its cursor.
+/// the oldest record that is there, should it point before it.
 async fn fence(
     shared: &Shared,
     lane: Lane,
     by: By,
-    cursor: &mut Cursor,
-) -> Result<(LaneState, bool), NotTaken> {
+    cursors: &mut (Cell, Cursors),
+) -> Result<LaneState, Lost> {
     let broker = &*shared.broker;
     let mut pause = Pause::default();
     loop {
+        let cursor = &mut cursors.1.lanes[lane.index()];
         if let Ok(state) = broker.state(lane).await
             && let Some(end) = end_of(shared, lane, &state, cursor).await?
             && let Some(oldest) = oldest_of(shared, lane, &state, cursor).await
@@ -415,12 +424,14 @@ async fn fence(
                     oldest,
                     cursor = cursor.position
                 );
-                *cursor = Cursor { position: oldest, sequence: state.first };
+                *cursor = Cursor { position: oldest, sequence: state.first, ..*cursor };
             }
-            // A log that is younger than its cursor was begun anew: what comes now must not count as delivered.
-            let known = end.known.max(cursor.position);
+            // A log that ends before what was given out in it was begun anew, or has lost its end: what comes now must not count as
+            // delivered. One that was ever taken over has at least the message of that.
+            let known = end.known.max(cursor.position).max(cursor.end);
             let first = end.behind(known);
-            let is_younger = end.unread == 0 && known > end.known;
+            let was_owned = cursors.1.spool.is_some();
+            let is_younger = end.unread == 0 && (known > end.known || (was_owned && state.last == 0));
             if end.unread > 0 {
                 tracing::error!(
                     event = "spool.end_unreadable",
@@ -437,18 +448,21 @@ async fn fence(
                     end = end.known,
                     cursor = cursor.position
                 );
+                // Positions come again: what they meant is not what they mean. Written down before the log says nothing of it any more. And
+                // whoever walks begins in this log, not at a message of the former one.
+                let begin = Cursor { sequence: cursor.sequence.min(state.last), ..*cursor };
+                write(shared, cursors, |cursors| {
+                    (cursors.spool, cursors.lanes[lane.index()]) = (None, begin);
+                })
+                .await?;
             }
             let stamp =
                 Stamp { lane, epoch: by.epoch, writer: by.writer, number: 0, expected: state.last, first };
             if commit::publish(broker, &stamp, group::encode(&stamp, &[])).await == Published::Appended {
                 let last = state.last + 1;
-                if is_younger {
-                    // Of the former log: whoever walks would begin there.
-                    cursor.sequence = last;
-                }
                 let mut index = Index::default();
                 index.note(first, Place { sequence: last, at_ms: None });
-                let lane = LaneState {
+                return Ok(LaneState {
                     last,
                     end: first,
                     number: 1,
@@ -456,8 +470,7 @@ async fn fence(
                     bytes: state.bytes,
                     max_bytes: state.max_bytes,
                     ..LaneState::default()
-                };
-                return Ok((lane, is_younger));
+                });
             }
         }
         // The former owner was quicker, or the broker is away, or full. Whoever renews finds out if it is for good.

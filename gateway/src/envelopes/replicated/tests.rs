@@ -684,6 +684,41 @@ async fn a_state_that_was_lost_delivers_again_what_is_there_and_calls_nothing_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn positions_have_one_name_through_all_take_overs_and_another_when_they_begin_anew() {
+    let (model, broker) = model();
+    let mut met = Vec::new();
+    for accident in
+        ["none", "none", "a log", "none", "the cursors", "none", "a log of which something is known", "none"]
+    {
+        match accident {
+            "a log" => model.begin_anew(Lane::Second),
+            "a log of which something is known" => {
+                let owner = gateway(&broker, "edge-1");
+                owns(&owner).await;
+                let last = stored(&owner, Lane::Second, "delivered").await;
+                owner.acknowledge(Lane::Second, last).unwrap();
+                owner.close();
+                model.begin_anew(Lane::Second);
+            }
+            "the cursors" => model.forget_key("cursors"),
+            _ => {}
+        }
+        let owner = gateway(&broker, "edge-1");
+        owns(&owner).await;
+        let position = stored(&owner, Lane::Second, "record").await;
+        let (found, lost) = read_all(&owner, Lane::Second, position).await;
+        assert_eq!((texts(&found), lost), (vec!["record"], 0), "{accident}");
+        let name = owner.spool_id().unwrap();
+        // Nothing under one name means two things.
+        assert!(!met.contains(&(name, position)), "{accident}: {met:?}");
+        assert_eq!(met.last().is_none_or(|(last, _)| *last != name), accident != "none" || met.is_empty());
+        met.push((name, position));
+        owner.kill();
+        assert_eq!(owner.spool_id(), None, "nothing goes by it when the term is over");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_a_term_that_is_over_calls_nothing_lost() {
     let (model, broker) = model();
     let one = gateway(&broker, "edge-1");

@@ -249,6 +249,11 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// Whether the term is over in which it was made.
+    pub(crate) fn is_over(&self) -> bool {
+        self.walk.is_over()
+    }
+
     pub(super) fn new(shared: Arc<Shared>, lane: Lane, from: Position) -> Self {
         let walk = Walk::new(shared, lane);
         Self { walk, lane, next: from.0, loaded: VecDeque::new() }

@@ -992,7 +992,9 @@ async fn run(c: Cfg) -> io::Result<()> {
     let hs: Vec<_> = (0..c.clients as u64)
         .map(|i| tokio::spawn(producer(c.clone(), i, per, acked.clone(), (opened.clone(), begin.clone()))))
         .collect();
-    opened.wait().await;
+    tokio::time::timeout(Duration::from_secs(60), opened.wait())
+        .await
+        .map_err(|_| io::Error::other("not all clients have connected"))?;
     let (s0, me0, w0, f0, b0, la0) =
         (cpu_of(&c.pids), self_cpu(), io_of(&c.pids, "write_bytes"), disk_flushes(), busy(), loadavg());
     let st0 = steal();

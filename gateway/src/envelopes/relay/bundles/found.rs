@@ -83,7 +83,7 @@ fn compare(spool: &EnvelopeSpool, index: &Index, tolerant: bool) -> Result<Optio
             // A term that is over reads as the end of a lane; an alarm for that would outlive the next take-over.
             let foreign =
                 || Found::Foreign(format!("it has place {}, and the spool does not", next.position));
-            return Ok(spool.elsewhere().is_none().then(foreign));
+            return Ok((!reader.is_over()).then(foreign));
         };
         let mut records = batch.records.into_iter().peekable();
         while let Some(entry) = entries.next_if(|entry| entry.position <= last) {

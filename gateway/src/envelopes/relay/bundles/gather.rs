@@ -12,7 +12,7 @@ use pithead_hop::bundle::{
 use pithead_hop::identity::GatewayName;
 use pithead_hop::ingest::Hop;
 use pithead_proto::errors::v1::ErrorReason;
-use pithead_sealing::{Line, Site};
+use pithead_sealing::Line;
 use pithead_spool::{Lane, Position, Record};
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ use super::super::large::{Large, LargeSent};
 use super::super::progress::Progress;
 use super::super::turns::Turns;
 use super::super::{Ended, Relay, Sent};
-use super::Call;
+use super::{Call, Sender};
 use crate::envelopes::lanes::LANES;
 use crate::envelopes::record::Head;
 
@@ -47,6 +47,7 @@ impl Outgoing {
 
 /// A bundle that is being filled.
 struct Filling {
+    own: GatewayName,
     packer: Packer,
     members: Vec<Sent>,
     records: Vec<Record>,
@@ -56,8 +57,8 @@ struct Filling {
 }
 
 impl Filling {
-    fn new(packer: Packer) -> Self {
-        Self { packer, members: Vec::new(), records: Vec::new(), since: Instant::now(), closed: false }
+    fn new(own: GatewayName, packer: Packer) -> Self {
+        Self { own, packer, members: Vec::new(), records: Vec::new(), since: Instant::now(), closed: false }
     }
 
     fn is_full(&self) -> bool {
@@ -71,7 +72,7 @@ impl Filling {
     /// Gives back what does not fit.
     #[expect(clippy::result_large_err, reason = "it is what came in, and goes into the next one at once")]
     fn push(&mut self, sent: Sent, record: Record) -> Result<(), (PackError, Sent, Record)> {
-        let hops = custody(&sent.head, self.packer.gateway(), record.at_ms, sent.conflict);
+        let hops = custody(&sent.head, &self.own, record.at_ms, sent.conflict);
         match self.packer.push(sent.position, &hops, Content::Here(sent.envelope.clone())) {
             Ok(()) => {
                 if self.members.is_empty() {
@@ -119,6 +120,8 @@ struct LaneGathered {
 
 /// See the module above.
 pub(super) struct Gathered {
+    /// This gateway, whosever the spool is.
+    own: GatewayName,
     origin: Origin,
     size: u64,
     lanes: [LaneGathered; LANES],
@@ -126,9 +129,10 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    pub(super) fn new(site: Site, (gateway, spool): (GatewayName, SpoolId), size: u64) -> Self {
+    pub(super) fn new(sender: &Sender, (gateway, spool): (GatewayName, SpoolId), size: u64) -> Self {
+        let Sender { site, gateway: own, .. } = sender.clone();
         let origin = Origin { site, gateway, spool, lane: Lane::First };
-        Self { origin, size, lanes: Default::default(), turns: Turns::default() }
+        Self { own, origin, size, lanes: Default::default(), turns: Turns::default() }
     }
 
     fn filling(
@@ -136,8 +140,9 @@ impl Gathered {
         lane: Lane,
         which: impl Fn(&mut LaneGathered) -> &mut Option<Filling>,
     ) -> &mut Filling {
-        let Self { origin, size, lanes, .. } = self;
-        which(&mut lanes[lane.index()]).get_or_insert_with(|| Filling::new(packer(origin, lane, *size)))
+        let Self { own, origin, size, lanes, .. } = self;
+        which(&mut lanes[lane.index()])
+            .get_or_insert_with(|| Filling::new(own.clone(), packer(origin, lane, *size)))
     }
 
     fn usual(&mut self, lane: Lane) -> &mut Filling {
@@ -157,7 +162,7 @@ impl Gathered {
     /// A large envelope is whole in the store: a bundle that names it.
     pub(super) fn add_large(&mut self, line: &Line, sent: LargeSent) -> Result<(), PackError> {
         let mut packer = packer(&self.origin, sent.lane, self.size);
-        let hops = custody(&sent.head, packer.gateway(), sent.at_ms, false);
+        let hops = custody(&sent.head, &self.own, sent.at_ms, false);
         let header_sha256 = sent.head.sha256;
         let name = LargeName::new(sent.head.identity.clone(), &header_sha256);
         let content = Content::Large(StoredLarge { name, total: sent.total, header_sha256 });

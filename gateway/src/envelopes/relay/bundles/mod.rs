@@ -224,7 +224,7 @@ impl Relay {
             tolerant,
             feeds: Feeds::new(&self.spool, |lane| progress.begin(lane), tolerant),
             large: Large::new(Arc::new(way)),
-            gathered: Gathered::new(sender.site.clone(), origin, target.bundle_bytes),
+            gathered: Gathered::new(sender, origin, target.bundle_bytes),
             toll: self.control.pace().toll(),
             under_way: None,
         };

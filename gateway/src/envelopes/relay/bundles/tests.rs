@@ -339,8 +339,9 @@ async fn whoever_takes_shared_lanes_over_goes_on_under_the_same_names_and_puts_n
             assert_eq!(door.take(truck.seal(seq, b"record")).await, Outcome::Stored);
         }
         if round < 2 {
-            // Put, and neither answered nor written down when the machine is lost.
-            s3.fail_next(Fault::DropAnswer, 1_000, Method::PUT, "bundles/");
+            // What is new is put, and neither answered nor written down when the machine is lost.
+            let name = format!("-1-{:016x}.bundle", 4 * round);
+            s3.fail_next(Fault::DropAnswer, 1_000, Method::PUT, &name);
         }
         let (before, running) = (bundles(&s3), start(folder.path(), &door, target(&s3)));
         if round < 2 {
@@ -350,6 +351,7 @@ async fn whoever_takes_shared_lanes_over_goes_on_under_the_same_names_and_puts_n
             s3.heal();
         } else {
             gone(&door).await;
+            assert!(log.is_owner());
             running.stop().await;
         }
     }
@@ -373,10 +375,11 @@ async fn a_term_that_ends_while_a_taken_name_is_looked_at_is_no_alarm() {
         (Model::default(), TestS3::start().await.unwrap(), tempfile::tempdir().unwrap());
     let (door, log) = owner(&broker, "edge-1", folder.path()).await;
     door.take(Truck::new().seal(1, b"record")).await;
-    s3.fail_next(Fault::DropAnswer, 1, Method::PUT, "bundles/");
+    s3.fail_next(Fault::DropAnswer, 1_000, Method::PUT, "bundles/");
     let running = start(folder.path(), &door, target(&s3));
     until("it is there", || bundles(&s3) == 1).await;
     running.kill().await;
+    s3.heal();
     let (store, spool) = (Store::open(&settings(&s3)).await.unwrap(), door.spool.clone());
     let objects = s3.objects(BUCKET);
     let key = objects.keys().find_map(|key| BundleName::parse(key.strip_prefix("sealed/")?).ok()).unwrap();

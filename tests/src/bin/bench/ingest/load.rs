@@ -129,14 +129,14 @@ pub(crate) type Open = (Call, Vec<Bytes>);
 
 /// Opens the calls, all at once: handshakes are measured elsewhere.
 pub(crate) async fn open(to: SocketAddr, clients: Vec<Client>) -> anyhow::Result<Vec<Open>> {
-    let opening = clients
-        .into_iter()
-        .map(|client| tokio::spawn(async move { Ok((Call::open(to, client.tls).await?, client.envelopes)) }));
+    let opening = clients.into_iter().map(|client| {
+        tokio::spawn(async move { anyhow::Ok((Call::open(to, client.tls).await?, client.envelopes)) })
+    });
     let mut calls = Vec::new();
     for call in opening.collect::<Vec<_>>() {
         calls.push(call.await??);
     }
-    anyhow::Ok(calls)
+    Ok(calls)
 }
 
 /// As [`send`], over calls that are open.
