@@ -235,10 +235,13 @@ pub enum Fetched {
     Not(Taken),
 }
 
+/// By first place and hour.
+type OfLane = BTreeMap<(u64, Hour), (BundleName, u64)>;
+
 /// Bundles that were found, by lane: of each the lowest places.
 #[derive(Debug, Default)]
 struct Found {
-    lanes: BTreeMap<LaneId, BTreeMap<(u64, Hour), (BundleName, u64)>>,
+    lanes: BTreeMap<LaneId, OfLane>,
     names: usize,
 }
 

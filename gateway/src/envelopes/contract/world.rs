@@ -309,6 +309,9 @@ impl Device {
     }
 }
 
+/// A relay, and of which term.
+type OfTerm = (ByHand, u64);
+
 struct Gateway {
     spool: EnvelopeSpool,
     numbers: Numbers,
@@ -318,9 +321,9 @@ struct Gateway {
     term: watch::Receiver<Option<u64>>,
     _following: AbortOnDropHandle<()>,
     relays: Relay,
-    /// At rest between two calls, and of which term.
-    relay: Option<(ByHand, u64)>,
-    relaying: Option<(Wire, JoinHandle<Option<(ByHand, u64)>>)>,
+    /// At rest between two calls.
+    relay: Option<OfTerm>,
+    relaying: Option<(Wire, JoinHandle<Option<OfTerm>>)>,
     relay_unnoticed: Vec<Wire>,
 }
 

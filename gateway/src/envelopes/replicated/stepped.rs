@@ -37,19 +37,19 @@ const BEAT: Duration = Duration::from_millis(20);
 /// Shorter than a life of the contract waits for a checkpoint: whoever waits there meets the end of a term.
 const LEASE: Duration = Duration::from_millis(200);
 
-/// What goes wrong with a publish.
+/// What is lost of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::envelopes) enum Trouble {
     /// The gateway loses the lanes while it is under way, and takes them over again when its lease has run out.
-    LanesLost,
+    Lanes,
     /// It arrives, and the answer does not.
-    AnswerLost,
+    Answer,
     /// It does not arrive, or only when somebody else's has.
-    PublishLost,
+    Publish,
 }
 
 impl Trouble {
-    pub(in crate::envelopes) const ALL: [Self; 3] = [Self::LanesLost, Self::AnswerLost, Self::PublishLost];
+    pub(in crate::envelopes) const ALL: [Self; 3] = [Self::Lanes, Self::Answer, Self::Publish];
 }
 
 /// What becomes of a publish.
@@ -185,9 +185,9 @@ impl Steps {
                 true => Fate::PublishLost,
                 false => match way.next_trouble() {
                     None => Fate::Arrives,
-                    Some(Trouble::AnswerLost) => Fate::AnswerLost,
-                    Some(Trouble::PublishLost) => Fate::PublishLost,
-                    Some(Trouble::LanesLost) => {
+                    Some(Trouble::Answer) => Fate::AnswerLost,
+                    Some(Trouble::Publish) => Fate::PublishLost,
+                    Some(Trouble::Lanes) => {
                         // Whoever publishes lets go of it.
                         way.under_way.push(one);
                         if let Standing::Ours { epoch } = *self.log.0.standing.borrow() {
