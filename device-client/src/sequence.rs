@@ -36,7 +36,7 @@ use pithead_sealing::{
 
 use crate::{
     batch::LineMark,
-    state::{StateError, StateStore},
+    state::{MemoryStore, StateError, StateStore},
 };
 
 const VERSION: u8 = 1;
@@ -240,6 +240,14 @@ impl Sequence {
         Ok(())
     }
 
+    /// The same, and lets go of the storage, whoever still knows this one: a read of the disk that hangs at the end does, and the next
+    /// opening must not wait for that. Nothing is written any more.
+    pub(crate) fn close(&mut self) -> Result<(), SequenceError> {
+        self.save()?;
+        self.store = Box::new(MemoryStore::default());
+        Ok(())
+    }
+
     fn encode(&self) -> Vec<u8> {
         let lines: Vec<_> = self
             .streams
@@ -290,7 +298,7 @@ fn decode(bytes: &[u8]) -> Option<(u32, Known)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{FileStore, MemoryStore};
+    use crate::state::FileStore;
     use pithead_sealing::{envelope::KernelEntropy, names::DeviceId};
 
     fn stream(name: &str) -> StreamName {
@@ -366,6 +374,17 @@ mod tests {
         assert_ne!(old, new);
         assert_eq!(sequence.previous(&stream("can")).map(|mark| (mark.run, mark.last_seq)), Some((old, 1)));
         assert_eq!(take(&mut sequence, "can"), (new, 1));
+    }
+
+    #[test]
+    fn what_is_closed_can_be_opened_again_while_somebody_still_knows_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sequence = reopen(&folder);
+        let (run, _) = take(&mut sequence, "can");
+        sequence.close().unwrap();
+        let again = reopen(&folder);
+        assert_eq!(again.previous(&stream("can")).unwrap().run, run);
+        drop(sequence);
     }
 
     #[test]

@@ -335,6 +335,7 @@ impl Feed {
             metrics: Arc::clone(&metrics),
             held: Arc::clone(&held),
             calls: TaskTracker::new(),
+            extending: TaskTracker::new(),
         };
         let minding = tokio::spawn(minder.run(told_off, end));
         let receiving = async {
@@ -397,7 +398,9 @@ struct Minder {
     queue: Queue,
     metrics: Arc<Metrics>,
     held: Arc<Holding>,
+    /// Deletions, and what is let go of.
     calls: TaskTracker,
+    extending: TaskTracker,
 }
 
 impl Minder {
@@ -414,17 +417,20 @@ impl Minder {
                 },
                 () = end.cancelled() => break,
                 _ = extend.tick() => for handle in self.worked_on() {
-                    self.hide(handle, visibility);
+                    self.extending.spawn(self.hide(handle, visibility));
                 },
             }
         }
         while let Ok(handle) = told_off.try_recv() {
             self.delete(handle);
         }
+        // One that arrives behind the letting go would keep a message from everybody for as long as it says.
+        self.extending.close();
+        self.extending.wait().await;
         // Whoever had a part in these is gone.
         let left: Vec<String> = self.held.lock().drain().map(|(handle, _)| handle).collect();
         for handle in left {
-            self.hide(handle, Duration::ZERO);
+            self.calls.spawn(self.hide(handle, Duration::ZERO));
         }
         self.calls.close();
         self.calls.wait().await;
@@ -455,9 +461,9 @@ impl Minder {
         });
     }
 
-    fn hide(&self, handle: String, hidden: Duration) {
+    fn hide(&self, handle: String, hidden: Duration) -> impl Future<Output = ()> + Send + use<> {
         let (queue, metrics, held) = (self.queue.clone(), Arc::clone(&self.metrics), Arc::clone(&self.held));
-        self.calls.spawn(async move {
+        async move {
             match queue.hide(&handle, hidden).await {
                 Ok(()) => metrics.bucket.message(if hidden.is_zero() { "let_go" } else { "extended" }),
                 Err(error) => {
@@ -469,7 +475,7 @@ impl Minder {
                     }
                 }
             }
-        });
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use pithead_sealing::names::{Identity, Run, Seq, StreamName};
 use super::GiveUpError;
 use crate::{
     batch::{GAPS_PER_BATCH, Gap, GapReason},
-    state::{StateError, StateStore},
+    state::{MemoryStore, StateError, StateStore},
 };
 
 const VERSION: u8 = 1;
@@ -99,6 +99,13 @@ impl Gaps {
             self.store.save(&self.encode())?;
             self.changed = false;
         }
+        Ok(())
+    }
+
+    /// The same, and lets go of the storage: see [`Sequence::close`](crate::sequence::Sequence::close).
+    pub(crate) fn close(&mut self) -> Result<(), StateError> {
+        self.save()?;
+        self.store = Box::new(MemoryStore::default());
         Ok(())
     }
 
@@ -197,7 +204,7 @@ fn decode(bytes: &[u8]) -> Option<Vec<Gap>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{FileStore, MAX_STATE_BYTES, MemoryStore};
+    use crate::state::{FileStore, MAX_STATE_BYTES};
     use pithead_sealing::names::{DeviceId, Site};
 
     fn gap(run: u64, from: u64, to: u64) -> Gap {

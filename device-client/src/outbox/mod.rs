@@ -274,7 +274,13 @@ impl Outbox {
 
     /// Writes everything down and lets go of the folders.
     pub(crate) fn close(&self) -> Result<(), CloseError> {
-        let saved = self.save().map_err(CloseError::from);
+        let mut saved = self.save().map_err(CloseError::from);
+        for closed in [
+            lock(&self.sequence).close().map_err(OutboxError::from),
+            lock(&self.gaps).close().map_err(OutboxError::Gaps),
+        ] {
+            saved = saved.and(closed.map_err(CloseError::from));
+        }
         let closed: Vec<_> = self.logs().map(|log| log.close()).collect();
         saved?;
         Ok(closed.into_iter().collect::<Result<(), _>>()?)

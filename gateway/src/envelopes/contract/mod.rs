@@ -171,9 +171,8 @@ fn live(seed: u64, steps: &[(Step, Pause)]) -> Tally {
 fn cases() -> u32 {
     let long = std::env::var_os("PITHEAD_LONG").is_some_and(|value| value == "1");
     match (replicated(), long) {
-        (false, false) => 1_500,
+        (_, false) => 1_500,
         (false, true) => 100_000,
-        (true, false) => 400,
         (true, true) => 10_000,
     }
 }
@@ -205,7 +204,7 @@ fn lives_meet_what_they_are_about() {
         assert!(met.ended.contains_key(why), "{met:?}");
     }
     if replicated() {
-        assert!(met.terms > 5 && met.ended.contains_key("STANDING_BY"), "{met:?}");
+        assert!(met.terms > 5, "{met:?}");
     }
 }
 
