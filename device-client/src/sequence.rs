@@ -36,7 +36,7 @@ use pithead_sealing::{
 
 use crate::{
     batch::LineMark,
-    state::{MemoryStore, StateError, StateStore},
+    state::{ClosedStore, StateError, StateStore},
 };
 
 const VERSION: u8 = 1;
@@ -243,9 +243,9 @@ impl Sequence {
     /// The same, and lets go of the storage, whoever still knows this one: a read of the disk that hangs at the end does, and the next
     /// opening must not wait for that. Nothing is written any more.
     pub(crate) fn close(&mut self) -> Result<(), SequenceError> {
-        self.save()?;
-        self.store = Box::new(MemoryStore::default());
-        Ok(())
+        let saved = self.save();
+        self.store = Box::new(ClosedStore);
+        saved
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -298,7 +298,7 @@ fn decode(bytes: &[u8]) -> Option<(u32, Known)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::FileStore;
+    use crate::state::{FileStore, MemoryStore};
     use pithead_sealing::{envelope::KernelEntropy, names::DeviceId};
 
     fn stream(name: &str) -> StreamName {

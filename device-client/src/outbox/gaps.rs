@@ -13,7 +13,7 @@ use pithead_sealing::names::{Identity, Run, Seq, StreamName};
 use super::GiveUpError;
 use crate::{
     batch::{GAPS_PER_BATCH, Gap, GapReason},
-    state::{MemoryStore, StateError, StateStore},
+    state::{ClosedStore, StateError, StateStore},
 };
 
 const VERSION: u8 = 1;
@@ -104,9 +104,9 @@ impl Gaps {
 
     /// The same, and lets go of the storage: see [`Sequence::close`](crate::sequence::Sequence::close).
     pub(crate) fn close(&mut self) -> Result<(), StateError> {
-        self.save()?;
-        self.store = Box::new(MemoryStore::default());
-        Ok(())
+        let saved = self.save();
+        self.store = Box::new(ClosedStore);
+        saved
     }
 
     /// What the next envelope should declare.
@@ -204,7 +204,7 @@ fn decode(bytes: &[u8]) -> Option<Vec<Gap>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{FileStore, MAX_STATE_BYTES};
+    use crate::state::{FileStore, MAX_STATE_BYTES, MemoryStore};
     use pithead_sealing::names::{DeviceId, Site};
 
     fn gap(run: u64, from: u64, to: u64) -> Gap {

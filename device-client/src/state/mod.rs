@@ -84,6 +84,25 @@ impl StateStore for MemoryStore {
     }
 }
 
+/// Of a state that was closed: whoever opens it next owns it, and who still knows it is told that nothing is kept.
+#[derive(Debug)]
+pub(crate) struct ClosedStore;
+
+impl StateStore for ClosedStore {
+    fn load(&mut self) -> Result<Option<Vec<u8>>, StateError> {
+        Err(closed())
+    }
+
+    fn save(&mut self, _: &[u8]) -> Result<(), StateError> {
+        Err(closed())
+    }
+}
+
+fn closed() -> StateError {
+    let source = io::Error::new(io::ErrorKind::NotConnected, "it was closed");
+    StateError::Io { path: PathBuf::from("state"), source }
+}
+
 /// A lock whose holder panicked is taken all the same: what it guards is valid after every statement.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

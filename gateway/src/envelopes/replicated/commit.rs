@@ -13,7 +13,8 @@ use super::group::{self, Group, HEAD_BYTES, Stamp};
 use super::{GROUP_RECORDS, MESSAGE_OVERHEAD, Place, Shared};
 use crate::envelopes::lanes;
 
-/// How often a log that is shorter than what was acknowledged in it is looked at again: whoever answers may lag.
+/// How often a log that is shorter than what was acknowledged in it, or denies what stands in it, is looked at again: whoever answers may
+/// lag.
 const SHORTER_TRIES: u32 = 20;
 
 /// What became of a message.
@@ -72,7 +73,7 @@ pub(super) async fn publish(broker: &dyn Broker, stamp: &Stamp, message: Bytes) 
     let mut pause = Pause::default();
     // An earlier attempt may still be done.
     let mut doubtful = false;
-    let mut shorter = 0;
+    let (mut shorter, mut denied) = (0, 0);
     loop {
         match broker.append(lane, expected, message.clone()).await {
             Ok(sequence) if sequence == expected + 1 => return Published::Appended,
@@ -92,11 +93,17 @@ pub(super) async fn publish(broker: &dyn Broker, stamp: &Stamp, message: Bytes) 
                     return if ours { Published::Appended } else { Published::Fenced };
                 }
                 Ok(None) => {
-                    // On its way, or whoever was asked is behind; or the log has lost what it had.
+                    // On its way, or whoever was asked is behind; or the log has lost what it had, or does not give it.
                     match broker.state(lane).await {
-                        Ok(state) if state.last < expected => shorter += 1,
-                        Ok(_) => shorter = 0,
+                        Ok(state) if state.last < expected => (shorter, denied) = (shorter + 1, 0),
+                        Ok(state) if state.last > expected => (shorter, denied) = (0, denied + 1),
+                        Ok(_) => (shorter, denied) = (0, 0),
                         Err(_) => {}
+                    }
+                    if denied >= SHORTER_TRIES {
+                        // Whatever stands there, and be it ours: whoever takes the lane over leaves room for it.
+                        tracing::error!(event = "spool.group_gone", lane = name, sequence = expected + 1);
+                        return Published::Fenced;
                     }
                     if shorter >= SHORTER_TRIES {
                         tracing::error!(
@@ -147,6 +154,7 @@ impl Shared {
             number: here.number,
             expected: here.last,
             first: here.end,
+            room: false,
         };
         here.number += 1;
         here.busy_since = Some(Instant::now());

@@ -10,6 +10,7 @@
 //!         4  CRC32C of 8..64         24  writer                      52  length u32, of the whole group
 //!         8  version u16 = 1         32  expected                    56  CRC32C of all entries
 //!        10  lane u8                 40  first position              60  number u32
+//!        11  room u8
 //!
 //! entry   0  kind u16, 0 u16          8  at_ms                       24  CRC32C of the head
 //!         4  length of the head      16  length of the body          28  CRC32C of the body
@@ -19,7 +20,8 @@
 //! told to compare. Where a group does not lie right behind that one, the broker has not compared: the group is void, and whoever
 //! meets it says so ([`Group::fits`]). *Writer* is drawn afresh whenever a gateway becomes the owner, *number* counts its groups of this
 //! lane: together they tell one's own group from somebody else's, when the answer to a publish was lost. A group without records is
-//! what a new owner begins with, to fence whoever was the owner before.
+//! what a new owner begins with, to fence whoever was the owner before. *Room* is 1 in one of those, if the newest messages before it did not
+//! read: its first position is then further on than they can have reached, and what lies between may hold nothing.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use pithead_spool::{Lane, Position, Record, RecordHead};
@@ -43,6 +45,8 @@ pub(super) struct Stamp {
     pub(super) expected: u64,
     /// The position of its first record, or of the next one if it has none.
     pub(super) first: u64,
+    /// Whether positions before it were left out, since it is not known what messages there hold.
+    pub(super) room: bool,
 }
 
 /// A group that was read, of which head and entries are whole.
@@ -87,7 +91,8 @@ pub(super) fn encode(stamp: &Stamp, records: &[Record]) -> Bytes {
     out.put_u32_le(0);
     out.put_u16_le(VERSION);
     out.put_u8(stamp.lane.index() as u8);
-    out.put_bytes(0, 5);
+    out.put_u8(stamp.room.into());
+    out.put_bytes(0, 4);
     out.put_u64_le(stamp.epoch);
     out.put_u64_le(stamp.writer);
     out.put_u64_le(stamp.expected);
@@ -171,6 +176,7 @@ impl Group {
             expected: u64_at(head, 32)?,
             first: u64_at(head, 40)?,
             number: u32_at(head, 60)?,
+            room: head[11] == 1,
         };
         let count = u32_at(head, 48)? as usize;
         let mut from = HEAD_BYTES + count.checked_mul(ENTRY_BYTES)?;
@@ -264,6 +270,7 @@ mod tests {
         number: 5,
         expected: 41,
         first: 1_000,
+        room: false,
     };
 
     fn two() -> [Record; 2] {
@@ -286,6 +293,8 @@ mod tests {
             group.fits(Lane::Second, 42) && !group.fits(Lane::Second, 43) && !group.fits(Lane::First, 42)
         );
         assert!(group.is(&STAMP) && !group.is(&Stamp { number: 6, ..STAMP }));
+        let leap = Stamp { room: true, ..STAMP };
+        assert_eq!(Group::decode(encode(&leap, &[])).unwrap().stamp, leap);
     }
 
     #[test]

@@ -51,7 +51,9 @@ pub(super) async fn save(shared: &Shared, by: By) -> Result<bool, Fenced> {
         let sequence = lane.index.floor(lane.cursor).map_or(0, |place| place.sequence).min(lane.last);
         Cursor { position: lane.cursor, sequence, end: lane.end }
     });
-    let moved = wanted.iter().zip(&cursors.lanes).any(|(wanted, saved)| wanted.position > saved.position);
+    let moves =
+        |(wanted, saved): (&Cursor, &Cursor)| wanted.position > saved.position || wanted.end > saved.end;
+    let moved = wanted.iter().zip(&cursors.lanes).any(moves);
     let result = if moved {
         cursors = Cursors { number: cursors.number + 1, lanes: wanted, ..cursors };
         cell.replace(&*shared.broker, cursors).await
@@ -75,7 +77,12 @@ pub(super) async fn save(shared: &Shared, by: By) -> Result<bool, Fenced> {
 async fn give_back(shared: &Shared, written: Cursors) -> Result<bool, Fenced> {
     let mut given_back = false;
     for (lane, cursor) in Lane::ALL.into_iter().zip(written.lanes) {
-        if cursor.sequence <= shared.lock().lanes[lane.index()].purged {
+        let (purged, last) = {
+            let here = &shared.lock().lanes[lane.index()];
+            (here.purged, here.last)
+        };
+        // Never the newest message: it would take with it what the next one is compared with.
+        if cursor.sequence <= purged || cursor.sequence > last {
             continue;
         }
         let purged = shared.broker.purge(lane, cursor.sequence).await;

@@ -53,7 +53,8 @@
 //! messages read after all, its records and the new ones would stand at one place, and whichever came second would be passed over as
 //! delivered. What was left out is named as lost like any other range, more positions than there were records, and counts as waiting until then,
 //! so nothing is removed as if all records had been read. Where everything before such a leap reads after all, nothing is missing, and
-//! nothing is named. (Lanes that were continued differently by an earlier version: see [`walk`].)
+//! nothing is named: the group behind it says that it is one. Any other leap is a loss, as where a log has lost its end and the cursors know
+//! better.
 //!
 //! **Losing it**: an owner that has not renewed its record for as long as the others wait stops by itself: what is queued is given
 //! up, what is under way is not known, and its devices are told to go elsewhere. It stands by, and may take over again.
@@ -261,8 +262,6 @@ struct LaneState {
     number: u32,
     /// Messages by the position of their first record.
     index: Index,
-    /// Messages that begin at a position which one before them holds as well, by their sequence: see [`walk`].
-    again: BTreeMap<u64, u64>,
     /// What the broker holds of it, and may.
     bytes: u64,
     max_bytes: Option<u64>,

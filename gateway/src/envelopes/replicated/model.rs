@@ -307,6 +307,14 @@ impl Model {
         self.lock().logs[lane.index()] = Default::default();
     }
 
+    /// A log has lost everything behind this message.
+    pub(super) fn cut_to(&self, lane: Lane, last: u64) {
+        let mut state = self.lock();
+        let log = &mut state.logs[lane.index()];
+        log.messages.retain(|sequence, _| *sequence <= last);
+        log.last = last;
+    }
+
     /// What somebody wrote under a key without asking.
     pub(super) fn set_value(&self, key: &str, bytes: &'static [u8]) {
         let mut state = self.lock();

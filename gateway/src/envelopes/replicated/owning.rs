@@ -358,21 +358,21 @@ async fn load(shared: &Arc<Shared>, by: By, over: &CancellationToken) -> Result<
             position = here.cursor,
         );
     }
+    let is_new = cursors.1.spool.is_none();
     let spool = match cursors.1.spool {
         Some(spool) => spool,
-        None => {
-            let spool = SpoolId::draw().map_err(|_| Lost::Fenced(NO_RANDOM))?;
-            // Before anything goes by this name: the next owner goes on under it.
-            let ends = lanes.each_ref().map(|lane| lane.end);
-            write(shared, &mut cursors, |cursors| {
-                cursors.spool = Some(spool);
-                cursors.lanes.iter_mut().zip(ends).for_each(|(cursor, end)| cursor.end = end);
-            })
-            .await?;
-            tracing::info!(event = "spool.named", %spool);
-            spool
-        }
+        None => SpoolId::draw().map_err(|_| Lost::Fenced(NO_RANDOM))?,
     };
+    // Before anything goes by this name: the next owner goes on under it.
+    let ends = lanes.each_ref().map(|lane| lane.end);
+    write(shared, &mut cursors, |cursors| {
+        cursors.spool = Some(spool);
+        cursors.lanes.iter_mut().zip(ends).for_each(|(cursor, end)| cursor.end = end);
+    })
+    .await?;
+    if is_new {
+        tracing::info!(event = "spool.named", %spool);
+    }
     let mut state = shared.lock();
     state.lanes = lanes;
     state.full = false;
@@ -429,7 +429,9 @@ async fn fence(
             // A log that ends before what was given out in it was begun anew, or has lost its end: what comes now must not count as
             // delivered. One that was ever taken over has at least the message of that.
             let known = end.known.max(cursor.position).max(cursor.end);
-            let first = end.behind(known);
+            let (first, room) = (end.behind(known), end.unread > 0);
+            // Whoever walks begins in this log, and not at a message of a former one.
+            cursor.sequence = cursor.sequence.min(state.last);
             let was_owned = cursors.1.spool.is_some();
             let is_younger = end.unread == 0 && (known > end.known || (was_owned && state.last == 0));
             if end.unread > 0 {
@@ -448,16 +450,18 @@ async fn fence(
                     end = end.known,
                     cursor = cursor.position
                 );
-                // Positions come again: what they meant is not what they mean. Written down before the log says nothing of it any more. And
-                // whoever walks begins in this log, not at a message of the former one.
-                let begin = Cursor { sequence: cursor.sequence.min(state.last), ..*cursor };
-                write(shared, cursors, |cursors| {
-                    (cursors.spool, cursors.lanes[lane.index()]) = (None, begin);
-                })
-                .await?;
+                // Positions come again: what they meant is not what they mean. Written down before the log says nothing of it any more.
+                write(shared, cursors, |cursors| cursors.spool = None).await?;
             }
-            let stamp =
-                Stamp { lane, epoch: by.epoch, writer: by.writer, number: 0, expected: state.last, first };
+            let stamp = Stamp {
+                lane,
+                epoch: by.epoch,
+                writer: by.writer,
+                number: 0,
+                expected: state.last,
+                first,
+                room,
+            };
             if commit::publish(broker, &stamp, group::encode(&stamp, &[])).await == Published::Appended {
                 let last = state.last + 1;
                 let mut index = Index::default();

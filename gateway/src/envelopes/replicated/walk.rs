@@ -1,15 +1,9 @@
 //! Reading a lane in order, message by message, from whatever thread.
 //!
 //! What does not lie where its writer meant it to is void; what is damaged or gone is stepped over, and the positions that are missing
-//! then show in the next group that is whole: they are named as lost. Where a group begins further on and nothing before it was stepped
-//! over, nothing is missing: whoever took over there could not read the end of the lane and has left room, and now it reads.
-//!
-//! **A group that begins at a position which one before it holds as well** is none that this version writes. An earlier one, when it took
-//! a lane over whose end its leader could not read, gave the positions out again. Both records are somebody's who was told that they are
-//! durable, and there is one place, one answer and one cursor for them: the one that was appended later is given out there, and the
-//! earlier one is named as lost, with its head, so that a good copy of it can still come. To know that before the earlier one is given out
-//! takes no more than what every term begins with: its owner goes over the heads of all that waits ([`Heads`]), and whoever walks notes such
-//! groups for the term.
+//! then show in the next group that is whole: they are named as lost. One leap is none: whoever took over and could not read the end of the
+//! lane has left room, and says so in its group ([`Stamp::room`](super::group::Stamp)); where everything before that reads after all,
+//! nothing is missing.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -52,8 +46,6 @@ struct Met {
     group: Group,
     /// Something between it and the group before it was stepped over, or it is the first of the walk.
     after_missing: bool,
-    /// From this position on what it holds is superseded by a later group's.
-    until: u64,
 }
 
 /// Goes over the groups of a lane.
@@ -67,22 +59,20 @@ struct Walk {
     ahead: VecDeque<(u64, Bytes)>,
     /// Something was stepped over since the last group, or none was come to yet.
     missing: bool,
-    /// Where the last group ended.
-    end: Option<u64>,
 }
 
 impl Walk {
     fn new(shared: Arc<Shared>, lane: Lane) -> Self {
         let by = shared.lock().term.as_ref().map(|term| term.by);
-        Self { shared, lane, by, sequence: None, ahead: VecDeque::new(), missing: true, end: None }
+        Self { shared, lane, by, sequence: None, ahead: VecDeque::new(), missing: true }
     }
 
     /// What the term knows of the lane, if it is not over.
-    fn lane<T>(&self, look: impl FnOnce(&mut LaneState) -> T) -> Result<T, Fault> {
-        let mut state = self.shared.lock();
+    fn lane<T>(&self, look: impl FnOnce(&LaneState) -> T) -> Result<T, Fault> {
+        let state = self.shared.lock();
         let is_ours = self.by.is_some() && state.term.as_ref().map(|term| term.by) == self.by;
         match is_ours {
-            true => Ok(look(&mut state.lanes[self.lane.index()])),
+            true => Ok(look(&state.lanes[self.lane.index()])),
             false => Err(Fault::Unknown("another term has begun, or none".to_owned())),
         }
     }
@@ -95,7 +85,7 @@ impl Walk {
     fn forget(&mut self) {
         self.sequence = None;
         self.ahead.clear();
-        (self.missing, self.end) = (true, None);
+        self.missing = true;
     }
 
     /// The next group. Blocks.
@@ -127,7 +117,8 @@ impl Walk {
             self.sequence = Some(sequence + 1);
             match read {
                 Message::Group(group) if group.fits(self.lane, sequence) => {
-                    return self.met(sequence, group).map(Step::Group);
+                    let after_missing = std::mem::replace(&mut self.missing, false);
+                    return Ok(Step::Group(Met { sequence, group, after_missing }));
                 }
                 Message::Group(group) => {
                     tracing::error!(
@@ -150,30 +141,6 @@ impl Walk {
                 }
             }
         }
-    }
-
-    /// Takes note of a group that was come to.
-    fn met(&mut self, sequence: u64, group: Group) -> Result<Met, Fault> {
-        let first = group.stamp.first;
-        let before = self.end.filter(|end| first < *end);
-        let (is_new, until) = self.lane(|here| {
-            let is_new = before.is_some() && here.again.insert(sequence, first).is_none();
-            let later = here.again.range(sequence + 1..).map(|(_, first)| *first).min();
-            (is_new, later.unwrap_or(u64::MAX))
-        })?;
-        if let Some(to) = before.filter(|_| is_new) {
-            tracing::error!(
-                event = "spool.positions_again",
-                lane = lanes::name(self.lane),
-                sequence,
-                from = first,
-                to,
-                "a message begins where one before it is: what was appended later is delivered"
-            );
-        }
-        self.end = Some(group.end());
-        let after_missing = std::mem::replace(&mut self.missing, false);
-        Ok(Met { sequence, group, after_missing, until })
     }
 
     /// Asks for the next messages, some times if the broker does not give them. What is gone is stepped over.
@@ -340,30 +307,27 @@ impl Reader {
 
     /// Takes up what a group holds from here on, and names what is missing before it.
     fn take(&mut self, met: Met, end: u64, batch: &mut Batch) {
-        let Met { sequence, group, after_missing, until } = met;
+        let Met { sequence, group, after_missing } = met;
         let (first, group_end) = (group.stamp.first, group.end());
         let place = Place { sequence, at_ms: group.at_ms() };
         self.walk.shared.found(self.lane, (first, group_end), place);
-        let reach = first.min(end).min(until);
+        let reach = first.min(end);
         if reach > self.next {
-            if after_missing {
-                // Nothing in between was whole.
-                self.lose(batch, self.next, reach, None);
-            } else {
+            if group.stamp.room && !after_missing {
                 let (lane, from, to) = (lanes::name(self.lane), self.next, reach);
                 tracing::info!(event = "spool.positions_unused", lane, from, to);
+            } else {
+                // Nothing in between was whole, or the log has lost it.
+                self.lose(batch, self.next, reach, None);
             }
             self.next = reach;
         }
-        let from = first.max(self.next);
-        let here = usize::try_from(until.saturating_sub(from)).unwrap_or(usize::MAX);
-        self.loaded.extend(group.records(self.next).take(here));
-        // These have no turn: what is given out at their positions is the later group's.
-        let superseded = from.max(until);
-        self.lose(batch, superseded, group_end, group.heads(superseded).take(NAMED_MAX));
+        if group_end > self.next {
+            self.loaded.extend(group.records(self.next));
+        }
     }
 
-    fn lose(&self, batch: &mut Batch, from: u64, to: u64, heads: impl IntoIterator<Item = RecordHead>) {
+    fn lose(&self, batch: &mut Batch, from: u64, to: u64, head: Option<RecordHead>) {
         if from >= to {
             return;
         }
@@ -372,12 +336,12 @@ impl Reader {
         match last {
             Some(last) => {
                 last.to = Position(to);
-                last.heads.extend(heads);
+                last.heads.extend(head);
             }
             None => {
                 let mut range = CorruptRange::default();
                 (range.lane, range.from, range.to) = (self.lane, Position(from), Position(to));
-                range.heads.extend(heads);
+                range.heads.extend(head);
                 batch.corrupt.push(range);
             }
         }
@@ -394,47 +358,31 @@ impl fmt::Debug for Reader {
 pub struct Heads {
     walk: Walk,
     lane: Lane,
-    /// What lies before is not asked for.
-    from: u64,
     next: u64,
-    /// The newest message when this began, until it was come to. Not the newest position: a later group may begin before it.
-    last: Option<u64>,
+    /// Where the term had the lane end when this began.
+    end: u64,
     loaded: VecDeque<RecordHead>,
 }
 
 impl Heads {
     pub(super) fn new(shared: Arc<Shared>, lane: Lane, from: Position) -> Self {
-        let (from, last) = {
-            let state = shared.lock();
-            let here = &state.lanes[lane.index()];
-            (from.0, (from.0 < here.end).then_some(here.last))
-        };
-        Self { walk: Walk::new(shared, lane), lane, from, next: from, last, loaded: VecDeque::new() }
+        let end = shared.lock().lanes[lane.index()].end;
+        Self { walk: Walk::new(shared, lane), lane, next: from.0, end, loaded: VecDeque::new() }
     }
 
     fn load(&mut self) -> bool {
-        while let Some(last) = self.last {
+        while self.next < self.end {
             match self.walk.step(self.next) {
                 Ok(Step::Group(Met { sequence, group, .. })) => {
-                    if sequence >= last {
-                        self.last = None;
-                    }
-                    if sequence > last {
-                        return false;
-                    }
                     let place = Place { sequence, at_ms: group.at_ms() };
                     self.walk.shared.found(self.lane, (group.stamp.first, group.end()), place);
-                    // What is superseded is among them: it is known until it is named as lost.
-                    self.loaded.extend(group.heads(self.from));
+                    self.loaded.extend(group.heads(self.next));
                     self.next = self.next.max(group.end());
                     if !self.loaded.is_empty() {
                         return true;
                     }
                 }
-                Ok(Step::End) => {
-                    self.last = None;
-                    return false;
-                }
+                Ok(Step::End) => return false,
                 // Without these nobody may take envelopes: what is here would be taken again as new. It ends with the term.
                 Err(fault) => {
                     if self.walk.is_over() {
