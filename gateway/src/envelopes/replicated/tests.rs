@@ -463,7 +463,7 @@ async fn an_end_that_a_log_has_lost_is_named_although_everything_that_is_left_re
     five(&model, &one, Lane::Second).await;
     let name = one.spool_id();
     let is_written = async {
-        let says = |value: Bytes| String::from_utf8(value.to_vec()).unwrap().contains(r#""end":5"#);
+        let says = |value: bytes::Bytes| String::from_utf8(value.to_vec()).unwrap().contains(r#""end":5"#);
         while !model.value("cursors").is_some_and(says) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -492,7 +492,7 @@ async fn a_log_that_was_made_anew_keeps_what_it_gets_though_its_first_message_is
     one.acknowledge(Lane::Second, Position(4)).unwrap();
     one.close();
     model.begin_anew(Lane::Second);
-    model.set(Lane::Second, 1, Some(Bytes::from_static(b"of somebody else")));
+    model.set(Lane::Second, 1, Some(bytes::Bytes::from_static(b"of somebody else")));
     for (at, name) in ["edge-2", "edge-3"].into_iter().enumerate() {
         let next = gateway(&broker, name);
         owns(&next).await;
