@@ -51,7 +51,7 @@ class Cluster:
         text = localised(self.keys, self.folder / name)
         text = re.sub(r'"0\.0\.0\.0:(\d+)"', lambda found: f'"127.0.0.1:{self.ports[name][found[1]]}"', text)
         text = re.sub(r"tls://([\w-]+)\.pithead-nats:6222", lambda found: f"tls://127.0.0.1:{self.ports[found[1]]['6222']}", text)
-        return text.replace("max_file_store: 200GB", "max_file_store: 2GB")
+        return text.replace("max_file_store: 200GB", "max_file_store: 20GB")
 
     def healthy(self):
         for server in self.servers.values():
