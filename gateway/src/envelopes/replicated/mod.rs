@@ -14,8 +14,8 @@
 //! 5. A broker that does not compare is found out: each group names the message that it was written behind ([`group`]).
 //! 6. Memory does not grow with the backlog: the queue is bounded, a reader holds some groups, and of what lies in the streams only a
 //!    bounded index is known.
-//! 7. What one replica can read is not lost, and what none can read is named. No position is given to two records, whatever cannot be
-//!    read when the lanes are taken over.
+//! 7. What one replica that runs can read is not lost, and what none can read is named. (One that is down is not asked.) No position is
+//!    given to two records, whatever cannot be read when the lanes are taken over.
 //!
 //! # What stands where
 //!
