@@ -36,7 +36,7 @@ use pithead_sealing::{
 
 use crate::{
     batch::LineMark,
-    state::{ClosedStore, StateError, StateStore},
+    state::{StateError, StateStore},
 };
 
 const VERSION: u8 = 1;
@@ -242,9 +242,10 @@ impl Sequence {
 
     /// The same, and lets go of the storage, whoever still knows this one: a read of the disk that hangs at the end does, and the next
     /// opening must not wait for that. Nothing is written any more.
+    #[cfg(feature = "client")]
     pub(crate) fn close(&mut self) -> Result<(), SequenceError> {
         let saved = self.save();
-        self.store = Box::new(ClosedStore);
+        self.store = Box::new(crate::state::ClosedStore);
         saved
     }
 
@@ -376,6 +377,7 @@ mod tests {
         assert_eq!(take(&mut sequence, "can"), (new, 1));
     }
 
+    #[cfg(feature = "client")]
     #[test]
     fn what_is_closed_can_be_opened_again_while_somebody_still_knows_it() {
         let folder = tempfile::tempdir().unwrap();

@@ -6,6 +6,8 @@
 //! [`FileStore`] is for a file system, [`MemoryStore`] for tests and for devices that are enrolled anew at each
 //! start; an embedder with a storage of its own (EEPROM, a settings service) implements the trait.
 
+#[cfg(feature = "client")]
+mod closed;
 mod file;
 
 use std::{
@@ -14,6 +16,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+#[cfg(feature = "client")]
+pub(crate) use closed::ClosedStore;
 pub use file::FileStore;
 
 /// Atomic storage for one small value, at most [`MAX_STATE_BYTES`].
@@ -82,25 +86,6 @@ impl StateStore for MemoryStore {
         self.0 = Some(state.to_vec());
         Ok(())
     }
-}
-
-/// Of a state that was closed: whoever opens it next owns it, and who still knows it is told that nothing is kept.
-#[derive(Debug)]
-pub(crate) struct ClosedStore;
-
-impl StateStore for ClosedStore {
-    fn load(&mut self) -> Result<Option<Vec<u8>>, StateError> {
-        Err(closed())
-    }
-
-    fn save(&mut self, _: &[u8]) -> Result<(), StateError> {
-        Err(closed())
-    }
-}
-
-fn closed() -> StateError {
-    let source = io::Error::new(io::ErrorKind::NotConnected, "it was closed");
-    StateError::Io { path: PathBuf::from("state"), source }
 }
 
 /// A lock whose holder panicked is taken all the same: what it guards is valid after every statement.
