@@ -4,7 +4,8 @@
 //! gateway that is shown and tested here is therefore built by an invocation of its own (`cargo build -p
 //! pithead-gateway`), and a test asks the binary itself whether the opener is in it.
 //!
-//! Set `PITHEAD_BIN_DIR` to a folder with the three programs to use those and build nothing.
+//! Set `PITHEAD_BIN_DIR` to a folder with the three programs to use those and build nothing; `PITHEAD_TRACED_BIN_DIR` for those
+//! that export spans.
 
 use std::{
     env, fs, io,
@@ -25,14 +26,35 @@ impl Binaries {
     /// Builds them if needed, once per process. Concurrent processes wait for each other on cargo's own lock.
     pub fn get() -> anyhow::Result<&'static Self> {
         static BUILT: OnceLock<Binaries> = OnceLock::new();
-        if let Some(built) = BUILT.get() {
+        // One build per package set: the gateway's must not see the decryptor's features.
+        let shipped: &[&[&str]] =
+            &[&["-p", "pithead-gateway"], &["-p", "pithead-decryptor", "-p", "pithead-device-client"]];
+        Self::once(&BUILT, "PITHEAD_BIN_DIR", "shipped", shipped)
+    }
+
+    /// The same, built with the feature `otlp`. In one build, so the gateway of it has the opener: nothing but a test of spans runs it.
+    pub fn exporting_spans() -> anyhow::Result<&'static Self> {
+        static BUILT: OnceLock<Binaries> = OnceLock::new();
+        let all = ["-p", "pithead-gateway", "-p", "pithead-decryptor", "-p", "pithead-device-client"];
+        let traced =
+            [all.as_slice(), &["--features", "pithead-gateway/otlp,pithead-decryptor/otlp"]].concat();
+        Self::once(&BUILT, "PITHEAD_TRACED_BIN_DIR", "traced", &[&traced])
+    }
+
+    fn once(
+        built: &'static OnceLock<Self>,
+        variable: &str,
+        name: &str,
+        builds: &[&[&str]],
+    ) -> anyhow::Result<&'static Self> {
+        if let Some(built) = built.get() {
             return Ok(built);
         }
-        let folder = match env::var_os("PITHEAD_BIN_DIR") {
+        let folder = match env::var_os(variable) {
             Some(folder) => PathBuf::from(folder),
-            None => build()?,
+            None => build(name, builds)?,
         };
-        Ok(BUILT.get_or_init(|| Self { folder }))
+        Ok(built.get_or_init(|| Self { folder }))
     }
 
     /// `pithead-gateway`
@@ -68,7 +90,8 @@ pub fn cargo() -> Command {
     cargo
 }
 
-fn build() -> anyhow::Result<PathBuf> {
+/// Runs each of `builds`, and puts what they made into the folder `name` beside what cargo builds.
+fn build(name: &str, builds: &[&[&str]]) -> anyhow::Result<PathBuf> {
     let current = env::current_exe().context("path of this program")?;
     // target/PROFILE/demo, or target/PROFILE/deps/some_test-HASH.
     let profile_folder = current
@@ -78,26 +101,22 @@ fn build() -> anyhow::Result<PathBuf> {
         .context("this program does not lie in a target folder")?;
     let release = profile_folder.ends_with("release");
     let target_folder = profile_folder.parent().context("this program does not lie in a target folder")?;
-    let shipped = profile_folder.join("shipped");
-    fs::create_dir_all(&shipped)?;
-    // One build per package set: the gateway's must not see the decryptor's features.
-    for packages in [["pithead-gateway"].as_slice(), &["pithead-decryptor", "pithead-device-client"]] {
+    let folder = profile_folder.join(name);
+    fs::create_dir_all(&folder)?;
+    for chosen in builds {
         let mut cargo = cargo();
-        cargo.args(["build", "--quiet", "--bins", "--target-dir"]).arg(target_folder);
-        for package in packages {
-            cargo.args(["-p", package]);
-        }
+        cargo.args(["build", "--quiet", "--bins", "--target-dir"]).arg(target_folder).args(*chosen);
         if release {
             cargo.arg("--release");
         }
         if !cargo.stdin(Stdio::null()).status().context("cargo build")?.success() {
-            bail!("cargo could not build {packages:?}; its own messages stand above");
+            bail!("cargo could not build {chosen:?}; its own messages stand above");
         }
     }
     for name in ["pithead-gateway", "pithead-decryptor", "pithead-device"] {
-        install(&profile_folder.join(name), &shipped.join(name))?;
+        install(&profile_folder.join(name), &folder.join(name))?;
     }
-    Ok(shipped)
+    Ok(folder)
 }
 
 /// Links the program under its shipped place, so that a later workspace build with other features, which writes to

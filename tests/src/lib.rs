@@ -11,7 +11,6 @@ pub mod authority;
 pub mod binaries;
 pub mod certificates;
 pub mod client;
-#[cfg(feature = "otlp")]
 pub mod collector;
 pub mod command;
 pub mod device;

@@ -95,6 +95,8 @@ pub struct SiteOptions {
     pub authority_age: Duration,
     /// The folder, which then stays; otherwise one that goes with the site.
     pub folder: Option<PathBuf>,
+    /// The programs are those that can export spans.
+    pub exporting_spans: bool,
     /// More lines for the gateway's file, each with its section: `("ingest.limits", "connections_per_ip = 3")`.
     pub gateway_lines: Vec<(&'static str, String)>,
 }
@@ -111,6 +113,7 @@ impl Default for SiteOptions {
             hold_down: "3d",
             authority_age: Duration::ZERO,
             folder: None,
+            exporting_spans: false,
             gateway_lines: Vec::new(),
         }
     }
@@ -212,7 +215,7 @@ struct Ports {
 impl Site {
     /// Makes the folder with everything in it. Nothing runs yet.
     pub async fn create(options: SiteOptions) -> anyhow::Result<Self> {
-        let programs = Binaries::get()?;
+        let programs = if options.exporting_spans { Binaries::exporting_spans()? } else { Binaries::get()? };
         let (folder, temporary) = match &options.folder {
             Some(folder) => (folder.clone(), None),
             None => {

@@ -1,5 +1,4 @@
 //! The authority's acts on a site that works: keys and roots change, and nobody touches the truck.
-#![allow(clippy::unwrap_used)]
 
 use pithead_tests::{
     command::{Finished, run},

@@ -1,7 +1,6 @@
 //! A WAN that is down for so long that a great many envelopes wait, and a gateway that is killed with all of them.
 //!
 //! Short by default (20,000); `PITHEAD_LONG=1` lets 1,000,000 wait.
-#![allow(clippy::unwrap_used)]
 
 use pithead_tests::{
     fleet::Stub,

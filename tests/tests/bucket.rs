@@ -2,7 +2,6 @@
 //!
 //! The gateway is killed at random moments under load, the way to the store is cut, a budget is set. `PITHEAD_LONG=1` kills for
 //! long, `PITHEAD_SEED` chooses the moments.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

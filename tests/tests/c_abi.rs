@@ -2,7 +2,7 @@
 //!
 //! What is tested is the library as a C program has it: the header, the symbols, the threads of a foreign process. Needs `cc`,
 //! which building the library needs as well; says so and does nothing where it is missing.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 use std::{
     env, fs,

@@ -1,5 +1,4 @@
 //! A spool that is looked at, carried away and brought in again, with the real programs.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::BTreeSet,

@@ -2,7 +2,6 @@
 //! and replicas of the real decryptor that are killed.
 //!
 //! `PITHEAD_LONG=1` kills for long, `PITHEAD_SEED` chooses what happens.
-#![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 

@@ -1,6 +1,5 @@
 //! Who signs statements, and what happens when nobody does: key files, KMS, the daily re-issue, and a gateway that keeps statements
 //! back. Nobody touches the truck.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! The device's commands beside a real gateway: what they say, what they end with, and that they lose nothing.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::print_stdout)]
 
 use std::{
     fs,

@@ -1,5 +1,4 @@
 //! The main job: from records on a device to plaintext in the cloud, with the identity under which it came.
-#![allow(clippy::unwrap_used)]
 
 use pithead_tests::{
     device::Summary,

@@ -1,5 +1,4 @@
 //! No room: the gateway's disk is full, or its spool is, because the far end has been away for too long.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     io::Write as _,

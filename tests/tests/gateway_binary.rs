@@ -1,5 +1,4 @@
 //! What the gateway is not able to do, asked of the program that is shipped.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::BTreeSet,
@@ -21,6 +20,22 @@ async fn the_opener_is_not_compiled_in() {
     assert_eq!(version["opener"], false, "build the gateway by itself: cargo build -p pithead-gateway");
     let spoken = command::run(&gateway, ["version"], &[]).await.unwrap().ok().unwrap().stdout;
     assert!(spoken.contains("opener: not compiled in"), "{spoken}");
+}
+
+/// A workspace build has the exporter, and with it no unit test of the refusal.
+#[tokio::test]
+async fn spans_are_not_exported_and_whoever_asks_for_them_is_told_so() {
+    let gateway = Binaries::get().unwrap().gateway();
+    let folder = tempfile::tempdir().unwrap();
+    let template = command::run(&gateway, ["config", "template"], &[]).await.unwrap().ok().unwrap().stdout;
+    let file = folder.path().join("gateway.toml");
+    let asked = template.replace("#[traces]\n#endpoint", "[traces]\nendpoint");
+    assert_ne!(asked, template, "the template has the section");
+    fs::write(&file, asked).unwrap();
+    let arguments = ["config", "check", "-c", file.to_str().unwrap()];
+    let said = command::run(&gateway, arguments, &[]).await.unwrap();
+    assert_eq!(said.code, Some(78), "{said:?}");
+    assert!(said.stderr.contains("built with the feature `otlp`"), "{}", said.stderr);
 }
 
 fn cargo(arguments: &[&str]) -> (bool, String, String) {

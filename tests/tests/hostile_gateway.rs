@@ -1,6 +1,5 @@
 //! A hostile gateway over real TLS: it holds the real one's certificate, and answers whatever serves the thief. Whatever it
 //! says, a device seals to the key that its authority named, or not at all.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::BTreeSet,

@@ -1,5 +1,4 @@
 //! kill -9 of each program while records flow: the books balance afterwards.
-#![allow(clippy::unwrap_used)]
 
 use pithead_tests::{
     device::{Device, Summary},

@@ -5,7 +5,6 @@
 //! The books are kept here: what was given to each device, in order. What a device had not read or sealed when it was killed is
 //! nobody's loss; what it had sealed is in its outbox and goes out later; so of what was given to one process, the sink has a
 //! beginning without a gap, and all of it if that process was not killed.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

@@ -1,13 +1,10 @@
 //! A file far larger than memory is allowed to be: sealed and opened by the real programs, in constant memory.
 //!
 //! 256 MiB; 2 GiB with `PITHEAD_LONG=1`.
-#![allow(clippy::unwrap_used)]
-
-mod large;
 
 use std::{fs::File, path::Path};
 
-use large::{hash_of_file, peak_memory_of, write_file};
+use crate::large::{hash_of_file, peak_memory_of, write_file};
 use pithead_tests::{
     command,
     site::{Site, SiteOptions},

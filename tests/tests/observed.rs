@@ -1,6 +1,5 @@
 //! What running programs say of themselves: their metrics are those that are declared, their pages have the documented shape, and
 //! the supervisor hears what it is promised.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

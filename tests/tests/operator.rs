@@ -1,5 +1,4 @@
 //! What the people who run a site type: check, status, top, drain, with the real programs.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 

@@ -1,5 +1,4 @@
 //! Pages of docs/reference that are made out of the programs and their sources. Made anew with `UPDATE_REFERENCE=1`.
-#![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, fs};
 
@@ -10,7 +9,7 @@ use pithead_tests::{binaries::workspace, events};
 fn the_page_of_metrics_is_what_the_programs_declare() {
     let page = format!(
         "# Metrics\n\n\
-         Made out of the programs by `UPDATE_REFERENCE=1 cargo nextest run -p pithead-tests --test reference`; a test compares it.\n\n\
+         Made out of the programs by `UPDATE_REFERENCE=1 cargo nextest run --workspace -E 'test(reference::)'`; a test compares it.\n\n\
          Both programs serve them at `/metrics` of their admin port, in the OpenMetrics text format. Names are those of a scrape; a\n\
          histogram has `_bucket`, `_sum` and `_count` behind its name. Units are in the names: bytes, seconds, and seconds since 1970 for\n\
          `_timestamp_seconds`. A device is never a label. Every series whose labels are listed is there from the start, at 0; \"from the\n\
@@ -35,7 +34,7 @@ fn the_page_of_events_is_what_the_programs_log() {
     assert!(gone.is_empty(), "no program logs these any more: {gone:?}");
     let mut page = String::from(
         "# Events\n\n\
-         Made out of the sources and `events.toml` by `UPDATE_REFERENCE=1 cargo nextest run -p pithead-tests --test reference`; a test\n\
+         Made out of the sources and `events.toml` by `UPDATE_REFERENCE=1 cargo nextest run --workspace -E 'test(reference::)'`; a test\n\
          compares it.\n\n\
          Every line of a log is an event: the field `event` has one of these names, which stay, and the fields beside it are those listed\n\
          (not every line of an event has all of them). Levels are upper bounds of attention: `error` wants somebody now, `warn` today,\n\

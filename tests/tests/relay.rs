@@ -1,6 +1,5 @@
 //! What an operator says to the relay, and what becomes of envelopes that the far end refuses: through the commands, on the
 //! real programs.
-#![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
 

@@ -1,6 +1,5 @@
 //! Keys and roots change, are lost and stolen, and vehicles sleep; rehearsed with the real programs, months in a moment.
 //! Nobody touches a vehicle.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     path::PathBuf,

@@ -1,5 +1,4 @@
 //! Who sealed: a truck whose sessions the cloud can tell from anybody else's, also from the gateway's own.
-#![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason as R;

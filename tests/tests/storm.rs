@@ -1,5 +1,4 @@
 //! 50,000 envelopes, everything sent twice, shuffled: what a fleet does after an outage in which nobody knew what had arrived.
-#![allow(clippy::unwrap_used)]
 
 use pithead_tests::{
     fleet::{Answers, Stub},

@@ -1,7 +1,5 @@
 //! Spans, by the real programs, as they are built with the feature `otlp`: to a collector that takes them, to one that is not there, and
 //! to one that never answers.
-//!
-//! Compiled with `--features otlp` alone, and `PITHEAD_BIN_DIR` has to name programs that have it: `tests/run` builds them.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -31,7 +29,7 @@ fn parent(text: &str) -> TraceParent {
 
 /// A site whose programs send spans as `section` says.
 async fn site(section: &str) -> Site {
-    let site = Site::create(SiteOptions::default()).await.unwrap();
+    let site = Site::create(SiteOptions { exporting_spans: true, ..SiteOptions::default() }).await.unwrap();
     for file in [site.gateway_config(), site.decryptor_config()] {
         let mut file = OpenOptions::new().append(true).open(file).unwrap();
         file.write_all(section.as_bytes()).unwrap();
@@ -212,7 +210,7 @@ async fn a_collector_that_is_not_there_or_never_answers_holds_up_nobody_and_no_e
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_says_that_it_can_export() {
-    let programs = Binaries::get().unwrap();
+    let programs = Binaries::exporting_spans().unwrap();
     for program in [programs.gateway(), programs.decryptor()] {
         let said = command::run(&program, ["version"], &[]).await.unwrap().ok().unwrap();
         assert!(said.stdout.contains("otlp: compiled in"), "{}", said.stdout);

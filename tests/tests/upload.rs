@@ -1,16 +1,13 @@
 //! A large envelope over the whole way, cut again and again: device, gateway, decryptor, sink.
 //!
 //! 256 MiB; 5 GiB with `PITHEAD_LONG=1`.
-#![allow(clippy::unwrap_used)]
-
-mod large;
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use large::{hash_of_file, peak_memory_of, write_file};
+use crate::large::{hash_of_file, peak_memory_of, write_file};
 use pithead_tests::{
     device::Device,
     link::Link,

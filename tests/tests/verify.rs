@@ -1,5 +1,4 @@
 //! What the decryptor's books say of every stream, asked of the real program.
-#![allow(clippy::unwrap_used)]
 
 use pithead_proto::batch::v1::{Batch, Gap, GapReason, Line, Record};
 use pithead_tests::{

@@ -1,5 +1,4 @@
 //! WAN down is a normal state: for ingest, for keys, for health, and for what waits.
-#![allow(clippy::unwrap_used)]
 
 use pithead_tests::{
     device::Device,

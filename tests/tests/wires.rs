@@ -1,5 +1,4 @@
 //! The real programs over wires that fail: the WAN between gateway and decryptor, and the radio between device and gateway.
-#![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
+use crate::attacks::{
     arena::Arena,
     wire::{
         ACK, APPEND, Attacker, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET_KEYS, GOAWAY, HEADERS, PING,
@@ -166,7 +166,7 @@ async fn oversize_headers_are_refused_and_counted() {
     );
     // Far above it, by names that stand for more than they take: the connection is over.
     let mut bomb = Attacker::connect(arena.site.gateway_address(), tls, &[]).await;
-    let mut block = crate::wire::headers(GET_KEYS, &[]);
+    let mut block = crate::attacks::wire::headers(GET_KEYS, &[]);
     // A literal of 3 kB that is remembered (index 62), and then named two thousand times in two bytes... each counts in full.
     block.push(0x40);
     block.extend(b"\x01b\x7f\xb9\x16");

@@ -15,7 +15,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{
+use crate::attacks::{
     arena::{Arena, idle_site, site},
     wire::{APPEND, Attacker, shake, tls},
 };

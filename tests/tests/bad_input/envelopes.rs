@@ -10,7 +10,7 @@ use pithead_tests::{
     site::{KEY_ARN, NEXT_KEY_ARN, SITE, Site, SiteOptions},
 };
 
-use crate::{as_device, state};
+use crate::bad_input::{as_device, state};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_a_cut_and_a_trailing_byte_are_told_apart_and_leave_no_trace() {

@@ -7,7 +7,7 @@ use pithead_tests::{
     site::{GATEWAY, SITE, Site, SiteOptions},
 };
 
-use crate::{device_is_refused, state};
+use crate::bad_input::{device_is_refused, state};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_refuses_a_gateway_of_another_ca() {

@@ -14,7 +14,7 @@ use pithead_tests::{
     site::{Custody, KEY_ARN, KeySource, NEXT_KEY_ARN, SITE, Site, SiteOptions},
 };
 
-use crate::state;
+use crate::bad_input::state;
 
 /// A gateway's data directory with two statements taken, the gateway itself not running, its clock trusted.
 async fn site_with_two_statements() -> (Site, PathBuf) {

@@ -10,7 +10,7 @@ use pithead_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::{Neighbour, watching};
+use crate::identity::{Neighbour, watching};
 
 fn edit(path: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(path).unwrap();

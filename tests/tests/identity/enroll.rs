@@ -30,7 +30,7 @@ use pithead_tests::{
 use rcgen::{CertificateParams, KeyPair, SanType};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Printed, init, made_by_init, reason};
+use crate::identity::{Printed, init, made_by_init, reason};
 
 fn is_private(path: &Path) -> bool {
     fs::metadata(path).unwrap().permissions().mode() & 0o777 == 0o600

@@ -14,7 +14,7 @@ use pithead_tests::{
     site::{Site, SiteOptions},
 };
 
-use crate::{in_time, keys, reason};
+use crate::identity::{in_time, keys, reason};
 
 async fn start() -> (Site, SocketAddr) {
     let network = free_address().unwrap();

@@ -11,7 +11,7 @@ use pithead_tests::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Neighbour, in_time, watching};
+use crate::identity::{Neighbour, in_time, watching};
 
 /// SIGHUP, and what the gateway says of it.
 async fn reload(site: &mut Site, event: &str) {

@@ -8,7 +8,7 @@ use pithead_hop::{
 };
 use rustls::pki_types::CertificateDer;
 
-use crate::{Printed, made_by_init};
+use crate::identity::{Printed, made_by_init};
 
 fn leaf(path: &std::path::Path) -> CertificateDer<'static> {
     Pem::read(path).unwrap().certificates().unwrap().remove(0)
@@ -119,7 +119,7 @@ async fn a_gateway_renews_its_certificate_and_what_devices_know_it_by_stays_the_
     let (old_ca, old_key) =
         (fs::read(folder.join("site-ca.pem")).unwrap(), fs::read(folder.join("site-ca.key")).unwrap());
     let next = site.folder().join("next");
-    crate::init(&site, &next, enroll).await.ok().unwrap();
+    crate::identity::init(&site, &next, enroll).await.ok().unwrap();
     let both = [fs::read(next.join("site-ca.pem")).unwrap(), old_ca.clone()].concat();
     fs::write(folder.join("site-ca.pem"), both).unwrap();
     fs::copy(next.join("site-ca.key"), folder.join("site-ca.key")).unwrap();

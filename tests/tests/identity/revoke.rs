@@ -6,7 +6,7 @@ use pithead_hop::connect::{CertificateRefused, ConnectError};
 use pithead_tests::{client::Client, program::PATIENCE, site::Site};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Neighbour, Printed, files_of, in_time, made_by_init, watching};
+use crate::identity::{Neighbour, Printed, files_of, in_time, made_by_init, watching};
 
 async fn enrolled(site: &Site, device: &str) {
     Printed::of(site, device).await.run(site).await.ok().unwrap();

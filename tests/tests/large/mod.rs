@@ -1,5 +1,4 @@
 //! Files that are larger than a program's memory may be.
-#![allow(unreachable_pub, clippy::unwrap_used)]
 
 use std::{
     fs::File,

@@ -16,7 +16,7 @@ use pithead_tests::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{
+use crate::losses::{
     row::balance,
     truck::{NAME, Truck, exact},
 };

@@ -13,7 +13,7 @@ use pithead_tests::{
 };
 use serde_json::Value;
 
-use crate::{
+use crate::losses::{
     row::balance,
     truck::{Truck, exact},
 };
@@ -61,7 +61,11 @@ async fn a_clock_at_1970_that_is_set_right_and_set_back_costs_nothing_and_every_
     assert_eq!(times(&site), given);
     let in_order: Vec<u64> = {
         let delivered = site.delivered().unwrap();
-        delivered.records_of(crate::truck::NAME).iter().map(|data| vehicle::number(data).unwrap()).collect()
+        delivered
+            .records_of(crate::losses::truck::NAME)
+            .iter()
+            .map(|data| vehicle::number(data).unwrap())
+            .collect()
     };
     assert!(in_order.is_sorted(), "a stream's order is its own, whatever the clock says");
     assert_eq!(site.delivered().unwrap().disordered(), 0);

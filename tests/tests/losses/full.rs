@@ -17,7 +17,7 @@ use pithead_tests::{
     site::{Site, SiteOptions},
 };
 
-use crate::{
+use crate::losses::{
     row::balance,
     truck::{NAME, Truck, can},
 };

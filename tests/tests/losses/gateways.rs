@@ -11,7 +11,7 @@ use pithead_tests::{
 };
 use serde_json::Value;
 
-use crate::{
+use crate::losses::{
     row::{Expected, balance, balance_with},
     truck::{PER_ENVELOPE, Truck, can, exact},
 };

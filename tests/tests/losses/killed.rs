@@ -17,7 +17,7 @@ use tokio::{
     process::Command,
 };
 
-use crate::{
+use crate::losses::{
     row::{Expected, Row, gather},
     truck::{Truck, can, delivered},
 };
@@ -77,7 +77,7 @@ async fn killed(scenario: &'static str, sync: Sync) -> Row<'static> {
     let lives = if long() { 60 } else { 6 };
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
     let radio = Link::start("127.0.0.1:0".parse().unwrap(), site.gateway_address()).await.unwrap();
-    let device = site.enroll(crate::truck::NAME).await.unwrap();
+    let device = site.enroll(crate::losses::truck::NAME).await.unwrap();
     device.key().await.unwrap();
     let mut all_said = Vec::new();
     for life in 0..lives {

@@ -8,7 +8,7 @@ use pithead_tests::{
     site::{Site, SiteOptions},
 };
 
-use crate::{
+use crate::losses::{
     row::balance,
     truck::{Truck, can, exact},
 };

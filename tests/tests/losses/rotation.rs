@@ -10,7 +10,7 @@ use pithead_tests::{
 };
 use serde_json::Value;
 
-use crate::{
+use crate::losses::{
     row::balance,
     truck::{Truck, exact},
 };

@@ -4,7 +4,7 @@ use pithead_tests::site::Site;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::truck::{Books, NAME, PER_ENVELOPE, delivered};
+use crate::losses::truck::{Books, NAME, PER_ENVELOPE, delivered};
 
 /// What begins a line with a row on standard output.
 const PREFIX: &str = "LOSS";

@@ -4,7 +4,6 @@
 //! Each scenario ends with a row (`row.rs`) that is gathered at three places which know nothing of each other: what the client
 //! counts, which numbers lie in the sink, and what the decryptor's books prove. It is printed behind the word `LOSS`; the
 //! table in docs/device.md is made of these lines.
-#![allow(clippy::unwrap_used)]
 
 mod certificates;
 mod clock;

@@ -2,7 +2,6 @@
 //! among them.
 //!
 //! Short by default; `PITHEAD_LONG=1` goes on for an hour. `PITHEAD_SEED` chooses the moments; a failure prints it.
-#![allow(clippy::unwrap_used)]
 
 mod cut;
 mod fleet;

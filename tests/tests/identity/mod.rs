@@ -1,6 +1,5 @@
 //! Who the devices are, with the real programs: from an empty box to the first envelope, revocation, reload, and devices that
 //! are known by their address alone.
-#![allow(clippy::unwrap_used)]
 
 mod configuration;
 mod enroll;

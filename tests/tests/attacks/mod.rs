@@ -3,7 +3,6 @@
 //! After each attack: the client has lost no call (its p99 is printed beside that of the moments before), memory stays below a
 //! bound, nothing panicked, the log did not grow, and the metric that is named for it has counted. `docs/testing.md` lists what
 //! bounds what. `PITHEAD_LONG=1` attacks for long.
-#![allow(clippy::unwrap_used)]
 
 mod arena;
 mod fleet;

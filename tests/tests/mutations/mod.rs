@@ -3,7 +3,6 @@
 //! It knows nothing of coverage, which the fuzz targets in `fuzz/` have (docs/testing.md); its corpus makes up for some of it:
 //! the committed vectors, and messages, certificates and configurations that are good. `PITHEAD_LONG=1` goes on for minutes,
 //! `PITHEAD_SEED` begins elsewhere.
-#![allow(clippy::unwrap_used)]
 
 mod targets;
 

@@ -1,5 +1,4 @@
 //! Bad input, at the real programs: each kind gets its own code, says what to do, and changes nothing.
-#![allow(clippy::unwrap_used)]
 
 mod envelopes;
 mod identity;
