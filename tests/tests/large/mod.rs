@@ -9,7 +9,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Writes `bytes` bytes that no two places share, and gives their hash.
-pub fn write_file(path: &Path, bytes: u64) -> [u8; 32] {
+pub(crate) fn write_file(path: &Path, bytes: u64) -> [u8; 32] {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).unwrap());
     let mut hash = Sha256::new();
     let mut block = vec![0_u8; 1 << 16];
@@ -25,7 +25,7 @@ pub fn write_file(path: &Path, bytes: u64) -> [u8; 32] {
 }
 
 /// SHA-256 of a file.
-pub fn hash_of_file(path: &Path) -> [u8; 32] {
+pub(crate) fn hash_of_file(path: &Path) -> [u8; 32] {
     let mut file = BufReader::with_capacity(1 << 20, File::open(path).unwrap());
     let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
@@ -38,7 +38,7 @@ pub fn hash_of_file(path: &Path) -> [u8; 32] {
 }
 
 /// The most memory that a process holds until it ends: `VmHWM`, looked at until it is gone.
-pub async fn peak_memory_of(pid: u32) -> u64 {
+pub(crate) async fn peak_memory_of(pid: u32) -> u64 {
     let status = format!("/proc/{pid}/status");
     let mut peak = 0;
     loop {
