@@ -32,7 +32,8 @@
 //! # Operation
 //!
 //! **Append** queues. One publish is under way for each lane; whatever has come meanwhile goes out in the next, as one message. There
-//! is no timer.
+//! is no timer. Two under way would break the fence: the second would expect the sequence of the first, and match the fence of a new
+//! owner that stands there instead.
 //!
 //! **Positions** are dense, as the embedded engine's are, but for what is left out behind an end that did not read (see below): each group
 //! says the position of its first record, and the index says in which message a position is found, or from which one to walk.
