@@ -45,6 +45,13 @@ pub(super) async fn owns(gateway: &Replicated) -> u64 {
     epoch
 }
 
+/// One that has become the owner.
+async fn owner(broker: &Arc<dyn Broker>, name: &str) -> Replicated {
+    let gateway = gateway(broker, name);
+    owns(&gateway).await;
+    gateway
+}
+
 async fn stands_by(gateway: &Replicated) {
     let mut standing = gateway.standing();
     let other = standing.wait_for(|standing| matches!(standing, Standing::StandingBy { .. }));
@@ -105,8 +112,7 @@ pub(super) fn model() -> (Model, Arc<dyn Broker>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_goes_out_together_and_comes_back_in_order_at_its_position() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     let tickets: Vec<Ticket> =
         (0..100).map(|at| append(&one, Lane::Second, &format!("record {at}")).unwrap()).collect();
     for (at, ticket) in (0..).zip(tickets) {
@@ -128,8 +134,7 @@ async fn what_waits_goes_out_together_and_comes_back_in_order_at_its_position() 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_is_given_back_and_the_next_owner_goes_on_there() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     for at in 0..40 {
         stored(&one, Lane::First, &format!("record {at}")).await;
     }
@@ -157,8 +162,7 @@ async fn what_was_acknowledged_is_given_back_and_the_next_owner_goes_on_there() 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_was_replaced_appends_acknowledges_and_checkpoints_nothing_more() {
     let (_, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     stored(&one, Lane::Second, "before").await;
     let books = one.books().unwrap();
     let two = gateway(&broker, "edge-2");
@@ -190,8 +194,7 @@ async fn an_owner_that_was_replaced_appends_acknowledges_and_checkpoints_nothing
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_is_there_as_a_whole_for_whoever_takes_over() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     let books = one.books().unwrap();
     let large: Vec<u8> = (0..1_300_000_u32).map(|at| (at % 251) as u8).collect();
     let (told, first) = (books.clone(), large.clone());
@@ -204,8 +207,7 @@ async fn a_checkpoint_is_there_as_a_whole_for_whoever_takes_over() {
     .unwrap();
     one.kill();
     model.loses(10, 10, 3);
-    let two = gateway(&broker, "edge-2");
-    owns(&two).await;
+    let two = owner(&broker, "edge-2").await;
     let books = two.books().unwrap();
     let loaded = tokio::task::spawn_blocking(move || {
         let loaded = books.load().unwrap();
@@ -221,8 +223,7 @@ async fn a_checkpoint_is_there_as_a_whole_for_whoever_takes_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_broker_refuses_what_it_did_not_take_and_takes_again_when_there_is_room() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     stored(&one, Lane::Second, "one").await;
     let held: usize = model.messages(Lane::Second).iter().map(|(_, message)| message.len()).sum();
     model.bound(Some(held as u64 + 10));
@@ -241,8 +242,7 @@ async fn a_full_broker_refuses_what_it_did_not_take_and_takes_again_when_there_i
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_does_not_compare_is_found_out_and_what_it_let_in_is_void() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     stored(&one, Lane::Second, "good").await;
     let stamp =
         Stamp { lane: Lane::Second, epoch: 1, writer: 1, number: 1, expected: 0, first: 1, room: false };
@@ -278,13 +278,8 @@ async fn owns_again(gateway: &Replicated) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_damaged_or_gone_is_named_and_the_rest_is_served() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
-    let mut sequences = Vec::new();
-    for at in 0..5 {
-        stored(&one, Lane::Third, &format!("record {at}")).await;
-        sequences.push(model.messages(Lane::Third).last().unwrap().0);
-    }
+    let one = owner(&broker, "edge-1").await;
+    let sequences = five(&model, &one, Lane::Third).await;
     model.set(Lane::Third, sequences[1], None);
     let mut bytes =
         model.messages(Lane::Third).into_iter().find(|(at, _)| *at == sequences[3]).unwrap().1.to_vec();
@@ -322,8 +317,7 @@ async fn heads(owner: &Replicated, lane: Lane) -> Vec<u64> {
 async fn what_the_leader_cannot_read_and_any_replica_can_is_not_lost() {
     for at in SOME_READ {
         let (model, broker) = model();
-        let one = gateway(&broker, "edge-1");
-        owns(&one).await;
+        let one = owner(&broker, "edge-1").await;
         let sequences = five(&model, &one, Lane::Second).await;
         model.answer_for(Lane::Second, sequences[2], at);
         // It is the first that is asked for, so that the leader's answer comes before the others'.
@@ -337,8 +331,7 @@ async fn what_the_leader_cannot_read_and_any_replica_can_is_not_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_silent_replica_may_have_is_not_given_up() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     let sequences = five(&model, &one, Lane::Second).await;
     model.answer_for(Lane::Second, sequences[2], [At::CannotRead, At::CannotRead, At::Silent]);
     let mut reader = one.reader(Lane::Second, Position(2));
@@ -360,13 +353,11 @@ async fn what_a_silent_replica_may_have_is_not_given_up() {
 async fn an_end_that_the_leader_cannot_read_and_any_replica_can_is_taken_over_whole() {
     for at in SOME_READ {
         let (model, broker) = model();
-        let one = gateway(&broker, "edge-1");
-        owns(&one).await;
+        let one = owner(&broker, "edge-1").await;
         let sequences = five(&model, &one, Lane::Second).await;
         one.kill();
         model.answer_for(Lane::Second, sequences[4], at);
-        let two = gateway(&broker, "edge-2");
-        owns(&two).await;
+        let two = owner(&broker, "edge-2").await;
         assert_eq!(heads(&two, Lane::Second).await, (0..5).collect::<Vec<_>>(), "{at:?}");
         assert_eq!(stored(&two, Lane::Second, "after").await, Position(5), "right behind what is there");
         let (found, lost) = read_all(&two, Lane::Second, Position(0)).await;
@@ -380,15 +371,13 @@ async fn an_end_that_the_leader_cannot_read_and_any_replica_can_is_taken_over_wh
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_that_nobody_can_read_is_named_as_lost_and_its_positions_are_not_given_out_again() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     let sequences = five(&model, &one, Lane::Second).await;
     one.kill();
     for sequence in &sequences[3..] {
         model.answer_for(Lane::Second, *sequence, NOBODY_READS);
     }
-    let two = gateway(&broker, "edge-2");
-    owns(&two).await;
+    let two = owner(&broker, "edge-2").await;
     assert_eq!(heads(&two, Lane::Second).await, [0, 1, 2]);
     let next = 3 + 2 * ROOM;
     assert_eq!(two.stats().records, next, "what is not known counts as waiting");
@@ -401,8 +390,7 @@ async fn an_end_that_nobody_can_read_is_named_as_lost_and_its_positions_are_not_
     // It is passed, and whoever comes next begins behind it.
     two.acknowledge(Lane::Second, Position(next)).unwrap();
     two.close();
-    let three = gateway(&broker, "edge-3");
-    owns(&three).await;
+    let three = owner(&broker, "edge-3").await;
     let (found, lost) = read_all(&three, Lane::Second, three.cursor(Lane::Second)).await;
     assert_eq!((found, lost), (vec![(next + 1, "and after that".to_owned())], 0));
     three.close();
@@ -411,13 +399,11 @@ async fn an_end_that_nobody_can_read_is_named_as_lost_and_its_positions_are_not_
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_that_reads_after_all_is_delivered_before_what_came_later_and_nothing_is_called_lost() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     let sequences = five(&model, &one, Lane::Second).await;
     one.kill();
     model.answer_for(Lane::Second, sequences[4], NOBODY_READS);
-    let two = gateway(&broker, "edge-2");
-    owns(&two).await;
+    let two = owner(&broker, "edge-2").await;
     stored(&two, Lane::Second, "after").await;
     // A server that had it is back.
     model.answer_for(Lane::Second, sequences[4], SOME_READ[1]);
@@ -430,16 +416,14 @@ async fn an_end_that_reads_after_all_is_delivered_before_what_came_later_and_not
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_of_which_nothing_reads_goes_on_behind_whatever_its_cursor_leaves_room_for() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     five(&model, &one, Lane::Second).await;
     one.acknowledge(Lane::Second, Position(4)).unwrap();
     one.close();
     // Everything was delivered, and the newest message is kept. What it held is not known any more.
     let [(last, _)] = model.messages(Lane::Second)[..] else { panic!("one message") };
     model.answer_for(Lane::Second, last, NOBODY_READS);
-    let two = gateway(&broker, "edge-2");
-    owns(&two).await;
+    let two = owner(&broker, "edge-2").await;
     assert_eq!(stored(&two, Lane::Second, "after").await, Position(5 + ROOM));
     two.kill();
     // And without a cursor.
@@ -448,8 +432,7 @@ async fn a_lane_of_which_nothing_reads_goes_on_behind_whatever_its_cursor_leaves
         model.answer_for(Lane::Second, *sequence, NOBODY_READS);
     }
     model.lose_state();
-    let three = gateway(&broker, "edge-3");
-    owns(&three).await;
+    let three = owner(&broker, "edge-3").await;
     let after = stored(&three, Lane::Second, "after").await;
     assert!(after > Position(5 + ROOM), "{after:?}");
     three.close();
@@ -458,8 +441,7 @@ async fn a_lane_of_which_nothing_reads_goes_on_behind_whatever_its_cursor_leaves
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_that_a_log_has_lost_is_named_although_everything_that_is_left_reads() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     five(&model, &one, Lane::Second).await;
     let name = one.spool_id();
     let is_written = async {
@@ -473,8 +455,7 @@ async fn an_end_that_a_log_has_lost_is_named_although_everything_that_is_left_re
         .expect("where it ends is written down, though nothing is delivered");
     one.kill();
     model.cut_to(Lane::Second, 4);
-    let two = gateway(&broker, "edge-2");
-    owns(&two).await;
+    let two = owner(&broker, "edge-2").await;
     assert_ne!(two.spool_id(), name, "what its positions mean has changed");
     assert_eq!(stored(&two, Lane::Second, "after").await, Position(5));
     let (found, lost) = read_all(&two, Lane::Second, Position(0)).await;
@@ -486,16 +467,14 @@ async fn an_end_that_a_log_has_lost_is_named_although_everything_that_is_left_re
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_was_made_anew_keeps_what_it_gets_though_its_first_message_is_somebody_elses() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     five(&model, &one, Lane::Second).await;
     one.acknowledge(Lane::Second, Position(4)).unwrap();
     one.close();
     model.begin_anew(Lane::Second);
     model.set(Lane::Second, 1, Some(bytes::Bytes::from_static(b"of somebody else")));
     for (at, name) in ["edge-2", "edge-3"].into_iter().enumerate() {
-        let next = gateway(&broker, name);
-        owns(&next).await;
+        let next = owner(&broker, name).await;
         stored(&next, Lane::Second, &format!("record {at}")).await;
         let (found, _) = read_all(&next, Lane::Second, next.cursor(Lane::Second)).await;
         assert_eq!(texts(&found), ["record 0", "record 1"][..=at]);
@@ -548,11 +527,8 @@ async fn the_gateways_of_a_site_know_of_each_other_and_notice_who_falls_silent_o
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_is_behind_makes_nothing_lost() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
-    for at in 0..5 {
-        stored(&one, Lane::First, &format!("record {at}")).await;
-    }
+    let one = owner(&broker, "edge-1").await;
+    five(&model, &one, Lane::First).await;
     model.behind(3, false);
     let (found, lost) = read_all(&one, Lane::First, Position(0)).await;
     assert_eq!((found.len(), lost), (5, 0), "the leader has what the replica lacks");
@@ -587,8 +563,7 @@ async fn a_replica_that_is_behind_makes_nothing_lost() {
     // And whoever takes over appends behind what a replica lacks.
     model.behind(4, false);
     one.kill();
-    let two = gateway(&broker, "edge-2");
-    owns(&two).await;
+    let two = owner(&broker, "edge-2").await;
     assert_eq!(stored(&two, Lane::First, "after").await, Position(5));
     model.behind(0, false);
     two.close();
@@ -599,14 +574,12 @@ async fn a_checkpoint_for_which_there_is_no_room_is_written_when_there_is_and_no
 {
     let (model, broker) = model();
     let checkpoint = |seed: u8| -> Vec<u8> { (0..1_300_000_u32).map(|at| (at % 251) as u8 ^ seed).collect() };
-    let zero = gateway(&broker, "edge-0");
-    owns(&zero).await;
+    let zero = owner(&broker, "edge-0").await;
     let (told, first) = (zero.books().unwrap(), checkpoint(1));
     tokio::task::spawn_blocking(move || told.save(first)).await.unwrap().unwrap();
     zero.kill();
     model.set_value("lines.1.2.0", b"of an attempt that was cut short by the end");
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     let books = one.books().unwrap();
     for attempt in 2..5 {
         model.state_holds(Some(2_000_000));
@@ -622,8 +595,7 @@ async fn a_checkpoint_for_which_there_is_no_room_is_written_when_there_is_and_no
     let pieces: Vec<String> = model.keys().into_iter().filter(|key| key.starts_with("lines.")).collect();
     assert_eq!(pieces.len(), 3, "{pieces:?}");
     one.kill();
-    let two = gateway(&broker, "edge-2");
-    owns(&two).await;
+    let two = owner(&broker, "edge-2").await;
     let books = two.books().unwrap();
     let loaded = tokio::task::spawn_blocking(move || books.load().unwrap());
     assert!(loaded.await.unwrap().unwrap() == last);
@@ -633,8 +605,7 @@ async fn a_checkpoint_for_which_there_is_no_room_is_written_when_there_is_and_no
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_newer_version_wrote_is_neither_replaced_nor_stepped_over() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     stored(&one, Lane::Second, "one").await;
     // A group of another version, whole.
     let (sequence, message) = model.messages(Lane::Second).pop().unwrap();
@@ -665,24 +636,21 @@ async fn what_a_newer_version_wrote_is_neither_replaced_nor_stepped_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_was_lost_delivers_again_what_is_there_and_calls_nothing_lost() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     for at in 0..40 {
         stored(&one, Lane::First, &format!("record {at}")).await;
     }
     one.acknowledge(Lane::First, Position(29)).unwrap();
     one.close();
     model.lose_state();
-    let two = gateway(&broker, "edge-2");
-    owns(&two).await;
+    let two = owner(&broker, "edge-2").await;
     let (found, lost) = read_all(&two, Lane::First, two.cursor(Lane::First)).await;
     assert_eq!((found.last().unwrap().1.as_str(), lost), ("record 39", 0));
     assert!(found[0].0 <= 30, "{}", found[0].0);
     two.kill();
     // The owner's record alone.
     for _ in 0..3 {
-        let next = gateway(&broker, "edge-2");
-        owns(&next).await;
+        let next = owner(&broker, "edge-2").await;
         next.kill();
     }
     model.forget_key("owner");
@@ -701,8 +669,7 @@ async fn positions_have_one_name_through_all_take_overs_and_another_when_they_be
         match accident {
             "a log" => model.begin_anew(Lane::Second),
             "a log of which something is known" => {
-                let owner = gateway(&broker, "edge-1");
-                owns(&owner).await;
+                let owner = owner(&broker, "edge-1").await;
                 let last = stored(&owner, Lane::Second, "delivered").await;
                 owner.acknowledge(Lane::Second, last).unwrap();
                 owner.close();
@@ -711,8 +678,7 @@ async fn positions_have_one_name_through_all_take_overs_and_another_when_they_be
             "the cursors" => model.forget_key("cursors"),
             _ => {}
         }
-        let owner = gateway(&broker, "edge-1");
-        owns(&owner).await;
+        let owner = owner(&broker, "edge-1").await;
         let position = stored(&owner, Lane::Second, "record").await;
         let (found, lost) = read_all(&owner, Lane::Second, position).await;
         assert_eq!((texts(&found), lost), (vec!["record"], 0), "{accident}");
@@ -729,11 +695,8 @@ async fn positions_have_one_name_through_all_take_overs_and_another_when_they_be
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_a_term_that_is_over_calls_nothing_lost() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
-    for at in 0..5 {
-        stored(&one, Lane::Second, &format!("record {at}")).await;
-    }
+    let one = owner(&broker, "edge-1").await;
+    five(&model, &one, Lane::Second).await;
     // Asked while nobody answers, and answered when the term is over.
     model.away(true);
     let mut reader = one.reader(Lane::Second, Position(0));
@@ -750,8 +713,7 @@ async fn a_reader_of_a_term_that_is_over_calls_nothing_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purge_that_was_refused_is_tried_again_though_nothing_moves() {
     let (model, broker) = model();
-    let one = gateway(&broker, "edge-1");
-    owns(&one).await;
+    let one = owner(&broker, "edge-1").await;
     for at in 0..10 {
         stored(&one, Lane::Second, &format!("record {at}")).await;
     }
