@@ -172,6 +172,11 @@ impl Relaying {
     }
 }
 
+/// For two gateways, one of which is lost with its own.
+fn two_disks() -> [tempfile::TempDir; 2] {
+    [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]
+}
+
 /// What the far end has got of it.
 fn got(cloud: &Cloud, identity: &Identity) -> Vec<u8> {
     use std::io::Read as _;
@@ -183,18 +188,14 @@ fn got(cloud: &Cloud, identity: &Identity) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn whose_owner_is_lost_with_its_disk_is_fetched_by_the_next_one_arrives_bit_for_bit_and_its_copy_goes()
 {
-    let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
-    let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    for disk in [&one, &two] {
-        std::fs::create_dir(disk).unwrap();
-    }
-    let first = Owner::on(&site, "edge-1", &one).await;
+    let (site, [one, two], cloud) = (Site::new(), two_disks(), Cloud::start().await);
+    let first = Owner::on(&site, "edge-1", one.path()).await;
     let envelope = large(&mut Truck::new(), 1);
     assert_eq!(first.door.upload(&envelope).await, Answer::Stored);
     assert_eq!(std::fs::read(site.object()).unwrap(), envelope, "the bare envelope");
     first.lose();
 
-    let second = Owner::on(&site, "edge-2", &two).await;
+    let second = Owner::on(&site, "edge-2", two.path()).await;
     let (stats, head) = (second.door.uploads.stats(), second.head());
     assert!(second.door.uploads.is_away(&head.identity) && second.files() == 0);
     assert_eq!((stats.taken, stats.bytes), (1, envelope.len() as u64), "it has its place");
@@ -250,16 +251,12 @@ async fn while_the_store_is_away_nothing_is_acknowledged_and_who_comes_again_nee
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_away_is_not_damage_and_a_copy_that_is_gone_or_changed_is() {
-    let (site, disks) = (Site::new(), tempfile::tempdir().unwrap());
-    let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    for disk in [&one, &two] {
-        std::fs::create_dir(disk).unwrap();
-    }
-    let first = Owner::on(&site, "edge-1", &one).await;
+    let (site, [one, two]) = (Site::new(), two_disks());
+    let first = Owner::on(&site, "edge-1", one.path()).await;
     let envelope = large(&mut Truck::new(), 1);
     first.door.upload(&envelope).await;
     first.lose();
-    let second = Owner::on(&site, "edge-2", &two).await;
+    let second = Owner::on(&site, "edge-2", two.path()).await;
     let (head, object, store) = (second.head(), site.object(), site.store());
     let aside = site.shared.path().join("aside");
 
@@ -300,12 +297,8 @@ async fn a_store_that_is_away_is_not_damage_and_a_copy_that_is_gone_or_changed_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_lost_there_frees_its_number_and_what_was_changed_is_kept_for_a_person() {
-    let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
-    let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    for disk in [&one, &two] {
-        std::fs::create_dir(disk).unwrap();
-    }
-    let first = Owner::on(&site, "edge-1", &one).await;
+    let (site, [one, two], cloud) = (Site::new(), two_disks(), Cloud::start().await);
+    let first = Owner::on(&site, "edge-1", one.path()).await;
     let mut truck = Truck::new();
     let envelope = large(&mut truck, 1);
     first.door.upload(&envelope).await;
@@ -316,7 +309,7 @@ async fn what_is_lost_there_frees_its_number_and_what_was_changed_is_kept_for_a_
     changed[300_000] ^= 4;
     std::fs::write(&object, changed).unwrap();
 
-    let second = Owner::on(&site, "edge-2", &two).await;
+    let second = Owner::on(&site, "edge-2", two.path()).await;
     let relaying = second.relay(&cloud);
     until("what is behind it is delivered", || cloud.far_end.seqs() == [2]).await;
     until("it is kept", || site.objects().len() == 2).await;
@@ -356,18 +349,14 @@ async fn what_a_record_that_is_lost_may_have_named_is_kept_for_a_person_through_
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_newest_record_names_is_fetched_by_the_next_owner_though_the_leader_cannot_read_that_record()
 {
-    let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
-    let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    for disk in [&one, &two] {
-        std::fs::create_dir(disk).unwrap();
-    }
-    let first = Owner::on(&site, "edge-1", &one).await;
+    let (site, [one, two], cloud) = (Site::new(), two_disks(), Cloud::start().await);
+    let first = Owner::on(&site, "edge-1", one.path()).await;
     let envelope = large(&mut Truck::new(), 1);
     first.door.upload(&envelope).await;
     first.lose();
     // The first message is the owner's fence.
     site.broker.answer_for(USUAL, 2, [At::CannotRead, At::CannotRead, At::Reads]);
-    let second = Owner::on(&site, "edge-2", &two).await;
+    let second = Owner::on(&site, "edge-2", two.path()).await;
     assert_eq!(second.tidy().await, 0);
     let identity = second.head().identity;
     let relaying = second.relay(&cloud);
@@ -378,12 +367,8 @@ async fn what_the_newest_record_names_is_fetched_by_the_next_owner_though_the_le
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_newest_record_may_have_named_is_kept_for_a_person_when_nobody_can_read_that_record() {
-    let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
-    let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    for disk in [&one, &two] {
-        std::fs::create_dir(disk).unwrap();
-    }
-    let first = Owner::on(&site, "edge-1", &one).await;
+    let (site, [one, two], cloud) = (Site::new(), two_disks(), Cloud::start().await);
+    let first = Owner::on(&site, "edge-1", one.path()).await;
     let mut truck = Truck::new();
     let envelope = large(&mut truck, 1);
     first.door.upload(&envelope).await;
@@ -391,7 +376,7 @@ async fn what_the_newest_record_may_have_named_is_kept_for_a_person_when_nobody_
     first.lose();
     site.broker.answer_for(USUAL, 2, [At::CannotRead; 3]);
 
-    let mut second = Owner::on(&site, "edge-2", &two).await;
+    let mut second = Owner::on(&site, "edge-2", two.path()).await;
     assert_eq!(second.tidy().await, 0);
     assert!(object.is_file());
     // What comes now is told from what stood there, and arrives.
@@ -571,12 +556,8 @@ async fn after_a_short_loss_of_the_lanes_a_file_is_there_still_and_what_was_pass
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_refused_elsewhere_is_fetched_when_it_is_sent_again_and_put_anew() {
-    let (site, disks, cloud) = (Site::new(), tempfile::tempdir().unwrap(), Cloud::start().await);
-    let (one, two) = (disks.path().join("one"), disks.path().join("two"));
-    for disk in [&one, &two] {
-        std::fs::create_dir(disk).unwrap();
-    }
-    let first = Owner::on(&site, "edge-1", &one).await;
+    let (site, [one, two], cloud) = (Site::new(), two_disks(), Cloud::start().await);
+    let first = Owner::on(&site, "edge-1", one.path()).await;
     let envelope = large(&mut Truck::new(), 1);
     cloud.far_end.poison.lock().unwrap().insert(1);
     first.door.upload(&envelope).await;
@@ -586,16 +567,16 @@ async fn what_was_refused_elsewhere_is_fetched_when_it_is_sent_again_and_put_ane
     until("that is written down", || first.door.spool.saved_cursor(USUAL) > Position(0)).await;
     relaying.stop().await;
     // The area comes along, and the file does not.
-    std::fs::create_dir(two.join("refused")).unwrap();
-    for entry in std::fs::read_dir(one.join("refused")).unwrap() {
+    std::fs::create_dir(two.path().join("refused")).unwrap();
+    for entry in std::fs::read_dir(one.path().join("refused")).unwrap() {
         let path = entry.unwrap().path();
-        std::fs::copy(&path, two.join("refused").join(path.file_name().unwrap())).unwrap();
+        std::fs::copy(&path, two.path().join("refused").join(path.file_name().unwrap())).unwrap();
     }
     first.lose();
 
-    let second = Owner::on(&site, "edge-2", &two).await;
+    let second = Owner::on(&site, "edge-2", two.path()).await;
     assert_eq!(second.tidy().await, 0);
-    let name = super::super::refused::list(&two.join("refused")).unwrap().entries[0].0.clone();
+    let name = super::super::refused::list(&two.path().join("refused")).unwrap().entries[0].0.clone();
     let retry = Retry {
         refused: second.refused.clone(),
         numbers: second.door.numbers.clone(),
