@@ -478,19 +478,12 @@ fn line_of(item: &Item) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pithead_sealing::{DeviceId, Run, Seq, Site, StreamName};
+    use crate::envelopes::testing::identity;
 
     fn item(seq: u64, bytes: &[u8]) -> Item {
-        let identity = Identity {
-            site: Site::new("pit-7").unwrap(),
-            device: DeviceId::new("truck.42").unwrap(),
-            stream: StreamName::new("can").unwrap(),
-            run: Run::new(7).unwrap(),
-            seq: Seq::new(seq).unwrap(),
-        };
         let sha256: [u8; 32] = Sha256::digest(bytes).into();
         let hop = Hop { gateway: "edge-1".into(), received_us: 5_000, assurance: 2, ..Hop::default() };
-        Item::waiting(&identity, &sha256, bytes.len() as u64, 5, false, &[hop])
+        Item::waiting(&identity("truck.42", seq), &sha256, bytes.len() as u64, 5, false, &[hop])
     }
 
     fn names(folder: &Path) -> Vec<String> {

@@ -91,16 +91,10 @@ impl Followed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pithead_sealing::{DeviceId, Run, Seq, Site, StreamName};
+    use crate::envelopes::testing;
 
     fn identity(seq: u64) -> Identity {
-        Identity {
-            site: Site::new("pit-7").unwrap(),
-            device: DeviceId::new("truck-42").unwrap(),
-            stream: StreamName::new("can").unwrap(),
-            run: Run::new(1).unwrap(),
-            seq: Seq::new(seq).unwrap(),
-        }
+        testing::identity("truck-42", seq)
     }
 
     #[test]

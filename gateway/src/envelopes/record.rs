@@ -224,17 +224,11 @@ impl Head {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::envelopes::testing::identity;
 
     fn head() -> Head {
-        let identity = Identity {
-            site: Site::new("pit-7").unwrap(),
-            device: DeviceId::new("truck-42").unwrap(),
-            stream: StreamName::new("can").unwrap(),
-            run: Run::new(7).unwrap(),
-            seq: Seq::new(9).unwrap(),
-        };
         let hop = Hop { gateway: "edge-1".into(), received_us: 5, ..Hop::default() };
-        Head { identity, sha256: [3; 32], hops: vec![hop], copy: None }
+        Head { identity: identity("truck-42", 9), sha256: [3; 32], hops: vec![hop], copy: None }
     }
 
     #[test]

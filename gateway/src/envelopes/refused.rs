@@ -673,17 +673,10 @@ fn write_entry(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelopes::testing::shares;
+    use crate::envelopes::testing::{identity, shares};
 
     fn head(seq: u64) -> Head {
-        let identity = Identity {
-            site: Site::new("pit-7").unwrap(),
-            device: DeviceId::new("truck.42").unwrap(),
-            stream: StreamName::new("can").unwrap(),
-            run: Run::new(7).unwrap(),
-            seq: Seq::new(seq).unwrap(),
-        };
-        Head { identity, sha256: [seq as u8; 32], hops: vec![], copy: None }
+        Head { identity: identity("truck.42", seq), sha256: [seq as u8; 32], hops: vec![], copy: None }
     }
 
     #[test]

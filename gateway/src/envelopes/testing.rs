@@ -82,6 +82,17 @@ pub(crate) fn truck() -> Peer {
     }
 }
 
+/// Of an envelope on the line `can`.
+pub(crate) fn identity(device: &str, seq: u64) -> Identity {
+    Identity {
+        site: site(),
+        device: DeviceId::new(device).unwrap(),
+        stream: StreamName::new("can").unwrap(),
+        run: Run::new(7).unwrap(),
+        seq: Seq::new(seq).unwrap(),
+    }
+}
+
 /// Seals numbers of one line.
 pub(crate) struct Truck(Session);
 

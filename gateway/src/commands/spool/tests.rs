@@ -1,7 +1,6 @@
 //! What the commands say of a folder that is empty because the lanes are elsewhere, and of one that is not.
 
 use bytes::Bytes;
-use pithead_sealing::{DeviceId, Run, Seq, Site, StreamName};
 use pithead_spool::{Options, Spool};
 use sha2::{Digest as _, Sha256};
 
@@ -10,7 +9,7 @@ use super::*;
 use crate::cli::ConfigArg;
 use crate::envelopes::record::Body;
 use crate::envelopes::refused::Refused;
-use crate::envelopes::testing::shares;
+use crate::envelopes::testing::{identity, shares};
 use crate::metrics::Metrics;
 use crate::run::directory::refused_below;
 
@@ -74,16 +73,9 @@ impl Stopped {
 }
 
 fn envelope(seq: u64) -> (Head, Bytes) {
-    let identity = Identity {
-        site: Site::new("pit-7").unwrap(),
-        device: DeviceId::new("truck-42").unwrap(),
-        stream: StreamName::new("can").unwrap(),
-        run: Run::new(7).unwrap(),
-        seq: Seq::new(seq).unwrap(),
-    };
     let body = Bytes::from_static(b"sealed");
     let sha256 = Sha256::digest(&body).into();
-    (Head { identity, sha256, hops: Vec::new(), copy: None }, body)
+    (Head { identity: identity("truck-42", seq), sha256, hops: Vec::new(), copy: None }, body)
 }
 
 /// What a command printed, which ended well.

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pithead_sealing::{DeviceId, Identity, Run, Seq, Site, StreamName};
 use pithead_spool::{Lane, Position};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -15,20 +14,14 @@ use super::super::{Replicated, Standing};
 use super::*;
 use crate::envelopes::record;
 use crate::envelopes::refused::{self, Refused, RefusedError};
-use crate::envelopes::testing::shares;
+use crate::envelopes::testing::{identity, shares};
 use crate::metrics::Metrics;
 
 /// Of an envelope that is a few words.
 fn poison(seq: u64) -> (record::Head, Bytes) {
     let bytes = Bytes::from(format!("poison {seq}"));
-    let identity = Identity {
-        site: Site::new("pit-7").unwrap(),
-        device: DeviceId::new("truck.42").unwrap(),
-        stream: StreamName::new("can").unwrap(),
-        run: Run::new(7).unwrap(),
-        seq: Seq::new(seq).unwrap(),
-    };
-    (record::Head { identity, sha256: Sha256::digest(&bytes).into(), hops: vec![], copy: None }, bytes)
+    let (identity, sha256) = (identity("truck.42", seq), Sha256::digest(&bytes).into());
+    (record::Head { identity, sha256, hops: vec![], copy: None }, bytes)
 }
 
 fn name(seq: u64) -> String {
