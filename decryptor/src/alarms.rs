@@ -154,18 +154,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::authority::testing::{DAY, START, TestAuthority, site};
+    use crate::authority::testing::{DAY, START, TestAuthority};
+    use crate::sink::testing;
     use pithead_sealing::trust::{KeyStatus, Sha256Digest};
-    use pithead_sealing::{Run, Seq, StreamName};
 
     fn identity(device: &str) -> Identity {
-        Identity {
-            site: site("pit-7"),
-            device: DeviceId::new(device).unwrap(),
-            stream: StreamName::new("can").unwrap(),
-            run: Run::new(7).unwrap(),
-            seq: Seq::FIRST,
-        }
+        testing::identity(device, 1)
     }
 
     fn short(digest: &Sha256Digest) -> [u8; 16] {

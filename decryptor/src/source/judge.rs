@@ -470,17 +470,11 @@ fn judge_all<'a>(
 mod tests {
     use super::*;
     use crate::ledger::record::SaidGap;
-    use pithead_sealing::{DeviceId, Run, Seq, Site, StreamName};
+    use crate::sink::testing::identity;
 
     #[test]
     fn what_all_batches_of_a_bundle_say_together_has_one_bound() {
-        let identity = Identity {
-            site: Site::new("pit-7").unwrap(),
-            device: DeviceId::new("truck-1").unwrap(),
-            stream: StreamName::new("can").unwrap(),
-            run: Run::new(1).unwrap(),
-            seq: Seq::new(1).unwrap(),
-        };
+        let identity = identity("truck-1", 1);
         let says = |bytes: usize| {
             let gap = SaidGap { stream: "x".repeat(bytes), ..SaidGap::default() };
             Some(Said { gaps: vec![gap], ..Said::default() })
