@@ -71,6 +71,14 @@ impl TestAuthority {
         TestAuthority { folder, signer: KeyFileSigner::new(key) }
     }
 
+    /// One with a key in force at `pit-7`.
+    pub(crate) async fn with_key() -> (TestAuthority, TestKey, VerifiedKey) {
+        let authority = TestAuthority::new();
+        let key = authority.key(1);
+        let verified = authority.list(&[key.offered(KeyStatus::Active)], START).await.unwrap().in_force;
+        (authority, key, verified)
+    }
+
     pub(crate) fn key(&self, number: u32) -> TestKey {
         TestKey::generate(self.folder.path(), number, KeySize::Rsa2048)
     }

@@ -32,7 +32,7 @@ use pithead_sealing::envelope::LastSession;
 use pithead_sealing::envelope::{
     ContentType, Encoding, KernelEntropy, Session, SessionClock, SessionContext,
 };
-use pithead_sealing::trust::{KeyArn, KeyStatus, VerifiedKey};
+use pithead_sealing::trust::{KeyArn, VerifiedKey};
 use pithead_sealing::{DeviceId, Identity, Run, Site, StreamName};
 use prost::Message as _;
 use std::fs;
@@ -51,9 +51,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let authority = TestAuthority::new();
-    let key = authority.key(1);
-    let verified = authority.list(&[key.offered(KeyStatus::Active)], START).await.unwrap().in_force;
+    let (authority, key, verified) = TestAuthority::with_key().await;
     World { _authority: authority, key, verified, dir: tempfile::tempdir().unwrap() }
 }
 

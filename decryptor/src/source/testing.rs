@@ -24,7 +24,7 @@ use pithead_hop::bundle::{BundleName, Content, Large, LargeName, Origin, Packer,
 use pithead_hop::identity::GatewayName;
 use pithead_proto::ingest::v1 as wire;
 use pithead_sealing::envelope::{ContentType, Header, KernelEntropy, Session, SessionClock, SessionContext};
-use pithead_sealing::trust::{KeyStatus, VerifiedKey};
+use pithead_sealing::trust::VerifiedKey;
 use pithead_sealing::{DeviceId, Identity, Run, Seq, StreamName};
 use pithead_spool::{Lane, Position};
 use prost::Message as _;
@@ -282,9 +282,7 @@ pub(crate) const MIDNIGHT_US: u64 = 1_795_392_000_000_000;
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let authority = TestAuthority::new();
-        let key = authority.key(1);
-        let verified = authority.list(&[key.offered(KeyStatus::Active)], START).await.unwrap().in_force;
+        let (authority, key, verified) = TestAuthority::with_key().await;
         Self { authority, key, verified, dir: tempfile::tempdir().unwrap() }
     }
 

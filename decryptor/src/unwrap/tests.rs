@@ -11,11 +11,11 @@ use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::DeviceId;
 use pithead_sealing::envelope::EdkFault;
 use pithead_sealing::envelope::open::{Chosen, Opening};
-use pithead_sealing::trust::{KeyStatus, VerifiedKey};
+use pithead_sealing::trust::VerifiedKey;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::authority::testing::{START, TestAuthority, TestKey, arn, seal, session, site};
+use crate::authority::testing::{TestAuthority, TestKey, arn, seal, session, site};
 use crate::kms::{KmsError, KmsFault};
 
 struct World {
@@ -25,9 +25,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let authority = TestAuthority::new();
-    let key = authority.key(1);
-    let verified = authority.list(&[key.offered(KeyStatus::Active)], START).await.unwrap().in_force;
+    let (authority, key, verified) = TestAuthority::with_key().await;
     World { authority, key, verified }
 }
 

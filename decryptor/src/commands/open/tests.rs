@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use pithead_sealing::trust::{KeyStatus, VerifiedKey};
+use pithead_sealing::trust::VerifiedKey;
 
 use super::*;
-use crate::authority::testing::{START, TestAuthority, TestKey, seal, session};
+use crate::authority::testing::{TestAuthority, TestKey, seal, session};
 use crate::commands::inspect;
 
 struct World {
@@ -16,9 +16,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let authority = TestAuthority::new();
-    let key = authority.key(1);
-    let verified = authority.list(&[key.offered(KeyStatus::Active)], START).await.unwrap().in_force;
+    let (authority, key, verified) = TestAuthority::with_key().await;
     World { authority, key, verified }
 }
 
