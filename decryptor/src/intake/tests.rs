@@ -13,12 +13,13 @@ use crate::books::Books;
 use crate::commands::authority::Output;
 use crate::commands::verify;
 use crate::devices::{Barred, Devices, Origin, Watch};
-use crate::kms::{KmsError, KmsFault};
+use crate::kms::KmsFault;
 use crate::ledger::record::Checkpoint;
 use crate::ledger::{Entry, Ledger};
 use crate::metrics::{Metrics, Outcome as Counted};
 use crate::sink::{Action, Delivery, FolderSink, JsonLinesSink, Placed, Sink, SinkError};
-use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper, LocalKeys, Unwrapping};
+use crate::unwrap::testing::{Door, WIDE};
+use crate::unwrap::{Budgets, CacheLimits, DataKeys, KeyUnwrapper};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -40,7 +41,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 struct World {
@@ -94,42 +95,6 @@ impl World {
         }
         found.sort();
         found
-    }
-}
-
-/// The real private key behind a door that fails on demand, or holds until it is opened.
-#[derive(Debug)]
-struct Door {
-    real: LocalKeys,
-    open: Semaphore,
-    fault: Mutex<Option<KmsFault>>,
-}
-
-impl Door {
-    fn of(world: &World) -> Arc<Self> {
-        let real = LocalKeys::load([(world.key.arn.clone(), world.key.pem.as_path())]).unwrap();
-        Arc::new(Self { real, open: Semaphore::new(Semaphore::MAX_PERMITS), fault: Mutex::default() })
-    }
-
-    fn fail(&self, fault: Option<KmsFault>) {
-        *self.fault.lock().unwrap() = fault;
-    }
-}
-
-impl KeyUnwrapper for Door {
-    fn unwrap<'a>(&'a self, arn: &'a KeyArn, ciphertext: &'a [u8]) -> Unwrapping<'a> {
-        Box::pin(async move {
-            let _permit = self.open.acquire().await.unwrap();
-            let fault = *self.fault.lock().unwrap();
-            match fault {
-                Some(fault) => Err(KmsError::new(fault, "on demand").into()),
-                None => self.real.unwrap(arn, ciphertext).await,
-            }
-        })
-    }
-
-    fn may_hold(&self, arn: &KeyArn) -> bool {
-        self.real.may_hold(arn)
     }
 }
 
@@ -384,7 +349,7 @@ fn line_keys(path: &Path) -> Vec<(u64, u64)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_envelope_is_plaintext_at_its_identity_and_a_resend_is_a_duplicate_for_ever() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let envelope = seal(&mut world.text("can"), 1, b"telemetry");
     let rig = Rig::start(&world, &door, Kind::Folder);
     assert_eq!(rig.give(&envelope).await.unwrap(), Outcome::Stored);
@@ -403,7 +368,7 @@ async fn killed_at_each_step_every_envelope_is_applied_once() {
     for kind in [Kind::Folder, Kind::Lines] {
         for kill in [Kill::Never, Kill::AfterSink, Kill::AfterLedger] {
             let world = world().await;
-            let door = Door::of(&world);
+            let door = Door::of(&world.key);
             let mut session = world.batches(None);
             let envelopes: Vec<Bytes> =
                 (1..=12).map(|seq| seal(&mut session, seq, &batch(3).encode_to_vec())).collect();
@@ -442,7 +407,7 @@ async fn killed_at_each_step_every_envelope_is_applied_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_is_refused_and_kept_and_its_line_goes_on() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let mut session = world.text("can");
     let (first, second, third) =
         (seal(&mut session, 1, b"a"), seal(&mut session, 2, b"b"), seal(&mut session, 3, b"c"));
@@ -474,7 +439,7 @@ async fn poison_is_refused_and_kept_and_its_line_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_content_that_does_not_keep_its_word_is_poison() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let rig = Rig::start(&world, &door, Kind::Folder);
     let mut plain = world.batches(None);
     let mut packed = world.batches(Some(Encoding::Zstd));
@@ -504,7 +469,7 @@ async fn a_content_that_does_not_keep_its_word_is_poison() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verify_ends_with_0_where_the_device_has_said_what_it_dropped_and_with_1_where_it_has_not() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let mut session = world.batches(None);
     let data = world.dir.path().to_owned();
     let verify = || {
@@ -537,7 +502,7 @@ async fn verify_ends_with_0_where_the_device_has_said_what_it_dropped_and_with_1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_bytes_under_a_used_identity_are_kept_beside_and_overwrite_nothing() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let (first, other) =
         (seal(&mut world.text("can"), 1, b"first"), seal(&mut world.text("can"), 1, b"other"));
     let rig = Rig::start(&world, &door, Kind::Folder);
@@ -555,7 +520,7 @@ async fn other_bytes_under_a_used_identity_are_kept_beside_and_overwrite_nothing
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_kms_is_away_nothing_is_applied_nothing_is_lost_and_order_is_kept() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let mut session = world.text("can");
     let envelopes: Vec<Bytes> = (1..=5).map(|seq| seal(&mut session, seq, b"x")).collect();
     let rig = Rig::start(&world, &door, Kind::Lines);
@@ -592,12 +557,12 @@ async fn while_kms_is_away_nothing_is_applied_nothing_is_lost_and_order_is_kept(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_line_keeps_its_order_whichever_data_key_is_there_first() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let rig = Rig::start(&world, &door, Kind::Lines);
     // The second session's key is warm, the first one's is still being unwrapped.
     let (mut cold, mut warm) = (world.text("can"), world.text("can"));
     assert_eq!(rig.give(&seal(&mut warm, 1, b"x")).await.unwrap(), Outcome::Stored);
-    door.open.forget_permits(Semaphore::MAX_PERMITS);
+    door.open.forget_permits(WIDE as usize);
     let (second, third) = (seal(&mut cold, 2, b"x"), seal(&mut warm, 3, b"x"));
     let waiting = rig.offer(&second).await.unwrap();
     let behind = rig.offer(&third).await.unwrap();
@@ -617,7 +582,7 @@ async fn a_line_keeps_its_order_whichever_data_key_is_there_first() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_call_goes_on_sending_after_a_failure_is_not_applied_before_what_failed() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let rig = Rig::start(&world, &door, Kind::Lines);
     let (mut cold, mut warm) = (world.text("can"), world.text("can"));
     assert_eq!(rig.give(&seal(&mut warm, 1, b"x")).await.unwrap(), Outcome::Stored);
@@ -625,7 +590,7 @@ async fn what_a_call_goes_on_sending_after_a_failure_is_not_applied_before_what_
         (seal(&mut cold, 2, b"x"), seal(&mut warm, 3, b"x"), seal(&mut warm, 4, b"x"));
     let (before, call, resent) = (Call::default(), Call::default(), Call::default());
     door.fail(Some(KmsFault::Unreachable));
-    door.open.forget_permits(Semaphore::MAX_PERMITS);
+    door.open.forget_permits(WIDE as usize);
     let first_copy = rig.offer_on(&before, &second).await.unwrap();
     let behind = rig.offer_on(&call, &third).await.unwrap();
     // A copy of what is under way: what follows it on its call is not taken before its fate is known.
@@ -651,7 +616,7 @@ async fn what_a_call_goes_on_sending_after_a_failure_is_not_applied_before_what_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_batch_says_of_its_lines_survives_a_restart() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let mut session = world.batches(None);
     let mut said = batch(1);
     said.gaps.push(wire::Gap { stream: "can".into(), run: 7, from: 2, to: 4, reason: 1 });
@@ -682,7 +647,7 @@ async fn what_a_batch_says_of_its_lines_survives_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopping_pipeline_takes_nothing_more_and_finishes_what_it_has() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let mut session = world.text("can");
     let rig = Rig::start(&world, &door, Kind::Folder);
     let pending = rig.offer(&seal(&mut session, 1, b"x")).await.unwrap();

@@ -43,4 +43,6 @@ pub trait KeyUnwrapper: Send + Sync + fmt::Debug {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +11,8 @@ use pithead_sealing::DeviceId;
 use pithead_sealing::envelope::EdkFault;
 use pithead_sealing::envelope::open::{Chosen, Opening};
 use pithead_sealing::trust::VerifiedKey;
-use tokio::sync::Semaphore;
 
+use super::testing::{Door, WIDE};
 use super::*;
 use crate::authority::testing::{TestAuthority, TestKey, arn, seal, session, site};
 use crate::kms::{KmsError, KmsFault};
@@ -45,56 +44,6 @@ fn chosen(envelope: &Bytes) -> Chosen {
 
 fn sender(device: &str) -> Sender {
     Sender { site: site("pit-7"), device: DeviceId::new(device).unwrap(), gateway: Some("gate-1".into()) }
-}
-
-/// Nobody gets through the door while somebody holds all of it.
-const WIDE: u32 = 1000;
-
-/// Counts, waits for permits, and fails on demand; then it is the real thing.
-#[derive(Debug)]
-struct Door {
-    real: LocalKeys,
-    open: Semaphore,
-    calls: AtomicU64,
-    fault: std::sync::Mutex<Option<KmsFault>>,
-}
-
-impl Door {
-    fn new(world: &World) -> Arc<Door> {
-        let open = Semaphore::new(WIDE as usize);
-        Arc::new(Door {
-            real: world.local(),
-            open,
-            calls: AtomicU64::new(0),
-            fault: std::sync::Mutex::default(),
-        })
-    }
-
-    fn fail(&self, fault: Option<KmsFault>) {
-        *self.fault.lock().unwrap() = fault;
-    }
-
-    fn calls(&self) -> u64 {
-        self.calls.load(Ordering::SeqCst)
-    }
-}
-
-impl KeyUnwrapper for Door {
-    fn unwrap<'a>(&'a self, arn: &'a KeyArn, ciphertext: &'a [u8]) -> Unwrapping<'a> {
-        Box::pin(async move {
-            self.calls.fetch_add(1, Ordering::SeqCst);
-            let _permit = self.open.acquire().await.unwrap();
-            let fault = *self.fault.lock().unwrap();
-            match fault {
-                Some(fault) => Err(KmsError::new(fault, "on demand").into()),
-                None => self.real.unwrap(arn, ciphertext).await,
-            }
-        })
-    }
-
-    fn may_hold(&self, arn: &KeyArn) -> bool {
-        self.real.may_hold(arn)
-    }
 }
 
 fn keys(door: &Arc<Door>) -> Arc<DataKeys> {
@@ -146,7 +95,7 @@ async fn files_that_are_no_private_key_are_named() {
 #[tokio::test]
 async fn a_session_costs_one_private_operation_however_many_messages_it_has() {
     let world = world().await;
-    let door = Door::new(&world);
+    let door = Door::of(&world.key);
     let keys = keys(&door);
     let mut session = session(&world.verified, "can", None);
     for seq in 1..=20 {
@@ -162,7 +111,7 @@ async fn a_session_costs_one_private_operation_however_many_messages_it_has() {
 #[tokio::test]
 async fn those_who_come_at_once_share_one_flight_and_its_failure_is_forgotten() {
     let world = world().await;
-    let door = Door::new(&world);
+    let door = Door::of(&world.key);
     let keys = keys(&door);
     let envelope = world.envelope("can");
     for (fault, expected_calls) in [(Some(KmsFault::Throttled), 1), (Some(KmsFault::Denied), 2), (None, 3)] {
@@ -195,7 +144,7 @@ async fn those_who_come_at_once_share_one_flight_and_its_failure_is_forgotten() 
 #[tokio::test]
 async fn a_leader_that_is_dropped_leaves_the_flight_to_the_others() {
     let world = world().await;
-    let door = Door::new(&world);
+    let door = Door::of(&world.key);
     let keys = keys(&door);
     let envelope = world.envelope("can");
     let held = door.open.acquire_many(WIDE).await.unwrap();
@@ -220,7 +169,7 @@ async fn a_leader_that_is_dropped_leaves_the_flight_to_the_others() {
 #[tokio::test]
 async fn an_invalid_edk_is_remembered_and_nothing_else_is() {
     let world = world().await;
-    let door = Door::new(&world);
+    let door = Door::of(&world.key);
     let keys = keys(&door);
     let envelope = world.envelope("can");
     let chosen = chosen(&envelope);
@@ -253,7 +202,7 @@ async fn an_invalid_edk_is_remembered_and_nothing_else_is() {
 #[tokio::test]
 async fn a_copied_edk_condemns_the_copy_and_never_the_session() {
     let world = world().await;
-    let door = Door::new(&world);
+    let door = Door::of(&world.key);
     let keys = keys(&door);
     let mut session = session(&world.verified, "can", None);
     let good = seal(&mut session, 1, b"x");
@@ -274,7 +223,7 @@ async fn a_copied_edk_condemns_the_copy_and_never_the_session() {
 #[tokio::test]
 async fn a_device_over_its_budget_waits_and_others_do_not() {
     let world = world().await;
-    let door = Door::new(&world);
+    let door = Door::of(&world.key);
     let budgets = Budgets { device_per_s: 0.001, device_burst: 2, ..Budgets::default() };
     let keys = DataKeys::new(door.clone(), CacheLimits::default(), budgets);
     let envelopes: Vec<Bytes> = (0..4).map(|_| world.envelope("can")).collect();
@@ -294,7 +243,7 @@ async fn a_device_over_its_budget_waits_and_others_do_not() {
 #[tokio::test]
 async fn keys_are_forgotten_on_time_and_the_cache_is_bounded() {
     let world = world().await;
-    let door = Door::new(&world);
+    let door = Door::of(&world.key);
     let limits = CacheLimits { keys: 2, key_age: Duration::from_millis(30), ..CacheLimits::default() };
     let keys = DataKeys::new(door.clone(), limits, Budgets::default());
     for _ in 0..5 {

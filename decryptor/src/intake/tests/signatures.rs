@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::devices::{DeviceName, Policy, add, remove, revoke};
+use crate::unwrap::LocalKeys;
 use pithead_sealing::envelope::dangerous::{FixedEdk, FixedMessage};
 use pithead_sealing::envelope::{DeviceSigningKey, Entropy, EntropyError};
 use pithead_sealing::trust::Kid;
@@ -84,7 +85,7 @@ fn line(seq: u64, assurance: &str, verdict: &str, kid: Option<Kid>) -> (u64, Str
 async fn the_first_signed_envelope_latches_and_no_kill_loosens_it() {
     for kill in [Kill::Never, Kill::AfterSink, Kill::AfterLedger] {
         let world = world().await;
-        let door = Door::of(&world);
+        let door = Door::of(&world.key);
         let (key, public) = key_of(&world, "truck-1");
         add(world.dir.path(), &truck("truck-1"), Some(&public), None).unwrap();
         let rig = Rig::start(&world, &door, Kind::Lines);
@@ -129,8 +130,7 @@ async fn what_a_stranger_makes_of_a_signed_session_is_found_out_and_the_session_
     let other_arn = KeyArn::new("arn:aws:kms:eu-central-1:111122223333:key/other").unwrap();
     let files =
         [(world.key.arn.clone(), world.key.pem.as_path()), (other_arn.clone(), world.key.pem.as_path())];
-    let real = LocalKeys::load(files).unwrap();
-    let door = Arc::new(Door { real, open: Semaphore::new(Semaphore::MAX_PERMITS), fault: Mutex::default() });
+    let door = Door::before(LocalKeys::load(files).unwrap());
     let (key, public) = key_of(&world, "truck-1");
     let (other_key, other_public) = key_of(&world, "truck-2");
     add(world.dir.path(), &truck("truck-1"), Some(&public), None).unwrap();
@@ -203,7 +203,7 @@ async fn what_a_stranger_makes_of_a_signed_session_is_found_out_and_the_session_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_the_registry_counts_for_sessions_that_are_at_hand() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let data = world.dir.path();
     let (old, old_public) = key_of(&world, "old");
     let (new, new_public) = key_of(&world, "new");
@@ -257,7 +257,7 @@ async fn a_change_of_the_registry_counts_for_sessions_that_are_at_hand() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_device_that_must_sign_nothing_else_is_ever_taken() {
     let world = world().await;
-    let door = Door::of(&world);
+    let door = Door::of(&world.key);
     let (key, public) = key_of(&world, "truck-1");
     add(world.dir.path(), &truck("truck-1"), Some(&public), Some(Policy::Required)).unwrap();
     let rig = Rig::start(&world, &door, Kind::Lines);
@@ -279,7 +279,7 @@ async fn of_a_device_that_must_sign_nothing_else_is_ever_taken() {
 async fn what_was_under_way_beside_the_first_signed_envelope_is_not_entered_behind_it() {
     for first_is_entered in [false, true] {
         let world = world().await;
-        let door = Door::of(&world);
+        let door = Door::of(&world.key);
         let (key, public) = key_of(&world, "truck-1");
         add(world.dir.path(), &truck("truck-1"), Some(&public), None).unwrap();
         let rig = Rig::start(&world, &door, Kind::Lines);
