@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::{
     binaries::workspace,
@@ -208,12 +208,12 @@ impl Nats {
 
     /// Stops in its tracks: its sockets stay open, and nothing comes of them. As a machine behind a cable that was cut.
     pub fn freeze(&mut self, at: usize) -> anyhow::Result<()> {
-        signal(self.program(at)?, Signal::STOP)
+        self.program(at)?.signal(Signal::STOP)
     }
 
     /// Goes on.
     pub fn thaw(&mut self, at: usize) -> anyhow::Result<()> {
-        signal(self.program(at)?, Signal::CONT)
+        self.program(at)?.signal(Signal::CONT)
     }
 
     /// Where clients connect.
@@ -266,10 +266,4 @@ impl Nats {
 /// Any two, in either direction.
 fn pairs(count: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).flat_map(move |from| (0..count).filter(move |to| *to != from).map(move |to| (from, to)))
-}
-
-/// Sends a program a signal.
-pub fn signal(program: &Program, signal: Signal) -> anyhow::Result<()> {
-    let pid = program.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-    kill_process(pid.context("it has ended already")?, signal).context("signal")
 }

@@ -134,10 +134,15 @@ impl Program {
         Ok(())
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        kill_process(pid.context("it has ended already")?, signal).context("signal")
+    }
+
     /// SIGTERM, then its own orderly end.
     pub async fn stop(self) -> anyhow::Result<ExitStatus> {
-        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        kill_process(pid.context("it has ended already")?, Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         self.wait().await
     }
 

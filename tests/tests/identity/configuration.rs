@@ -7,10 +7,9 @@ use pithead_tests::{
     program::PATIENCE,
     site::{Site, SiteOptions},
 };
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::identity::{Neighbour, watching};
+use crate::identity::{Neighbour, hang_up, watching};
 
 fn edit(path: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(path).unwrap();
@@ -68,16 +67,7 @@ async fn a_good_file_takes_effect_a_bad_one_changes_nothing_and_no_call_fails() 
     {
         assert!(refused.stdout.contains(said), "{said} in {refused:?}");
     }
-    let before = site.gateway().unwrap().log_text().matches("config.reload_refused").count();
-    let pid = i32::try_from(site.gateway().unwrap().pid().unwrap()).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::HUP).unwrap();
-    let gateway = site.gateway().unwrap();
-    let said = async {
-        while gateway.log_text().matches("config.reload_refused").count() == before {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, said).await.expect("it says that it was refused");
+    hang_up(site.gateway().unwrap(), "config.reload_refused").await;
     let now = status(&mut site).await;
     assert_eq!(now["reload"]["taken"], false);
     assert!(
@@ -163,16 +153,7 @@ async fn a_decryptor_reads_its_file_again_and_says_what_came_of_it() {
     let file = site.decryptor_config();
     let reload = async |site: &mut Site| {
         let decryptor = site.decryptor().unwrap();
-        let said = |text: &str| text.matches("config.reload").count();
-        let before = said(&decryptor.log_text());
-        let pid = i32::try_from(decryptor.pid().unwrap()).unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::HUP).unwrap();
-        let wait = async {
-            while said(&decryptor.log_text()) == before {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, wait).await.expect("it says what came of it");
+        hang_up(decryptor, "config.reload").await;
         decryptor.admin().status().await.unwrap()["reload"].clone()
     };
     edit(&file, "poll = \"1s\"", "poll = \"2s\"");

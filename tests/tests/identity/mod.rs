@@ -30,9 +30,10 @@ use pithead_tests::{
     certificates::Certificate,
     client::Client,
     command::{self, Finished},
-    program::PATIENCE,
+    program::{PATIENCE, Program},
     site::{SITE, Site, SiteOptions},
 };
+use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -157,6 +158,20 @@ fn keys(client: &Client) -> KeyClient {
 /// Within what was promised, or the test fails with a name.
 async fn in_time<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(PROMISED, event).await.unwrap_or_else(|_| panic!("not within 5 s: {what}"))
+}
+
+/// SIGHUP, and waits until the program has said that this came of it.
+async fn hang_up(program: &Program, event: &str) {
+    let said = || program.log_text().matches(event).count();
+    let before = said();
+    program.signal(Signal::HUP).unwrap();
+    let wait = async {
+        while said() == before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let done = tokio::time::timeout(PATIENCE, wait).await;
+    assert!(done.is_ok(), "no {event}; its log ends:\n{}", program.log_tail());
 }
 
 /// A healthy device that asks all the time, on the connection that it has and on new ones. A call that does not go well is a

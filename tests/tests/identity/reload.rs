@@ -6,28 +6,10 @@ use pithead_hop::connect::{CertificateRefused, ConnectError};
 use pithead_tests::{
     certificates::Ca,
     client::Client,
-    program::PATIENCE,
     site::{GATEWAY, SITE, Site, SiteOptions},
 };
-use rustix::process::{Pid, Signal, kill_process};
 
-use crate::identity::{Neighbour, in_time, watching};
-
-/// SIGHUP, and what the gateway says of it.
-async fn reload(site: &mut Site, event: &str) {
-    let gateway = site.gateway().unwrap();
-    let said = |text: &str| text.matches(event).count();
-    let before = said(&gateway.log_text());
-    let pid = i32::try_from(gateway.pid().unwrap()).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::HUP).unwrap();
-    let wait = async {
-        while said(&gateway.log_text()) == before {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let done = tokio::time::timeout(PATIENCE, wait).await;
-    assert!(done.is_ok(), "no {event}; its log ends:\n{}", gateway.log_tail());
-}
+use crate::identity::{Neighbour, hang_up, in_time, watching};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_ca_and_lists_are_replaced_under_load_and_no_call_fails() {
@@ -51,7 +33,7 @@ async fn certificate_ca_and_lists_are_replaced_under_load_and_no_call_fails() {
     // Another certificate and key.
     let name = format!("spiffe://{SITE}/gateway/{GATEWAY}");
     site.ca.server(Some(&name), &site.folder().join("gateway/gateway")).unwrap();
-    reload(&mut site, "tls.reloaded").await;
+    hang_up(site.gateway().unwrap(), "tls.reloaded").await;
     neighbour.goes_on().await;
     assert!(!live.connection().is_ended(), "nobody was revoked");
 
@@ -64,13 +46,13 @@ async fn certificate_ca_and_lists_are_replaced_under_load_and_no_call_fails() {
     assert_eq!(early, ConnectError::CertificateRefused(CertificateRefused::Authority));
     let both = [site.ca.path(), newer.path()].map(|path| fs::read_to_string(path).unwrap()).concat();
     fs::write(site.folder().join("gateway/site-ca.pem"), both).unwrap();
-    reload(&mut site, "tls.reloaded").await;
+    hang_up(site.gateway().unwrap(), "tls.reloaded").await;
     neighbour.goes_on().await;
     let (moved_live, _also_open) = watching(to, &ca, &moved).await;
 
     // A list, long past its nextUpdate: it warns, locks nobody out, and revokes.
     fs::write(&crl, site.ca.crl(&[&stolen]).unwrap()).unwrap();
-    reload(&mut site, "tls.reloaded").await;
+    hang_up(site.gateway().unwrap(), "tls.reloaded").await;
     neighbour.goes_on().await;
     in_time("who is on the list is cut", live.connection().ended()).await;
     let refused = Client::connect(to, &ca, Some(&stolen)).await.unwrap().unwrap_err();
@@ -86,7 +68,7 @@ async fn certificate_ca_and_lists_are_replaced_under_load_and_no_call_fails() {
         let path = site.folder().join(file);
         let good = fs::read(&path).unwrap();
         fs::write(&path, bad).unwrap();
-        reload(&mut site, "tls.reload_refused").await;
+        hang_up(site.gateway().unwrap(), "tls.reload_refused").await;
         neighbour.goes_on().await;
         let refused = Client::connect(to, &ca, Some(&stolen)).await.unwrap().unwrap_err();
         assert_eq!(refused, ConnectError::CertificateRefused(CertificateRefused::Revoked), "{file}");
@@ -96,7 +78,7 @@ async fn certificate_ca_and_lists_are_replaced_under_load_and_no_call_fails() {
 
     // A CA that is taken away takes its devices with it.
     fs::copy(site.ca.path(), site.folder().join("gateway/site-ca.pem")).unwrap();
-    reload(&mut site, "tls.reloaded").await;
+    hang_up(site.gateway().unwrap(), "tls.reloaded").await;
     neighbour.goes_on().await;
     in_time("devices of the CA that has gone are cut", moved_live.connection().ended()).await;
 
@@ -115,7 +97,7 @@ async fn a_list_that_is_past_its_time_locks_out_where_the_operator_says_so() {
     let honest = site.identity_of("honest").unwrap();
     let live = Client::connect(to, &ca, Some(&honest)).await.unwrap().expect("a fresh list lets it in");
     fs::write(&crl, site.ca.crl(&[]).unwrap()).unwrap();
-    reload(&mut site, "tls.reloaded").await;
+    hang_up(site.gateway().unwrap(), "tls.reloaded").await;
     in_time("who would not be let in now is cut", live.connection().ended()).await;
     // The log has one line a second about who was refused: the reason stands there when it is asked for long enough.
     in_time("the log names the reason", async {

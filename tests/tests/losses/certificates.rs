@@ -14,7 +14,7 @@ use pithead_tests::{
     program::Admin,
     site::{SITE, Site, SiteOptions},
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::losses::{
     row::balance,
@@ -95,8 +95,7 @@ async fn a_certificate_that_is_revoked_under_a_live_connection_costs_nothing_but
     let revoked = Certificate { certificate: folder.join("device.pem"), key: folder.join("device.key") };
     fs::write(&crl, site.ca.crl(&[&revoked]).unwrap()).unwrap();
     let gateway = site.gateway().unwrap();
-    let pid = i32::try_from(gateway.pid().unwrap()).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::HUP).unwrap();
+    gateway.signal(Signal::HUP).unwrap();
     let cut = async |admin: Admin| admin.metric("pithead_connections").await.is_ok_and(|open| open == 0.0);
     gateway.until("has cut the truck", cut).await.unwrap();
     locked_out(&mut site, truck, ErrorReason::CertificateRevoked, "certificate revoked").await;

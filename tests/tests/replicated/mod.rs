@@ -23,7 +23,7 @@ use pithead_tests::{
     command,
     device::Device,
     long,
-    nats::{Nats, NatsOptions, binary, signal},
+    nats::{Nats, NatsOptions, binary},
     program::{Admin, PATIENCE, Program},
     random::Random,
     site::{SITE, SecondGateway, SinkKind, Site, SiteOptions},
@@ -109,7 +109,7 @@ impl World {
     }
 
     fn signal(&mut self, at: usize, what: Signal) {
-        signal(self.program(at), what).unwrap();
+        self.program(at).signal(what).unwrap();
     }
 
     /// Runs a command of one of the two gateways to its end.
