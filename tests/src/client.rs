@@ -15,7 +15,7 @@ use pithead_proto::{
 };
 use rustls::pki_types::ServerName;
 
-use crate::certificates::Certificate;
+use crate::{certificates::Certificate, site::Site};
 
 /// One connection to an ingest service.
 #[derive(Clone)]
@@ -47,6 +47,13 @@ impl Client {
         let name = ServerName::try_from(to.ip().to_string()).context("an address is a server's name")?;
         let connection = connect(&Endpoint::from(to), &name, tls.build()?, &ConnectOptions::default()).await;
         Ok(connection.map(Self))
+    }
+
+    /// Connects to a site's gateway under a certificate of this device.
+    pub async fn of(site: &Site, device: &str) -> anyhow::Result<Self> {
+        let identity = site.identity_of(device)?;
+        let client = Self::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await??;
+        Ok(client)
     }
 
     /// The connection, for calls that this client does not know.

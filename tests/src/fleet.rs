@@ -34,8 +34,7 @@ pub struct Stub {
 impl Stub {
     /// A device of that name, connected to the running gateway. The line is the `run`-th.
     pub async fn connect(site: &Site, forge: &Forge, name: &str, run: u64) -> anyhow::Result<Self> {
-        let identity = site.identity_of(name)?;
-        let client = Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await??;
+        let client = Client::of(site, name).await?;
         let line = forge.line(Claim { site: SITE, device: name, run, seq: 1 })?;
         Ok(Self { client, forge: forge.clone(), name: name.to_owned(), run, line })
     }

@@ -269,9 +269,7 @@ async fn what_is_damaged_on_the_stick_or_refused_by_the_gateway_is_named_and_the
 async fn what_the_far_end_had_refused_is_carried_with_its_reason_and_sent_again_on_demand_alone() {
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
     let forge = Forge::new(&site.authority).unwrap();
-    let identity = site.identity_of("truck-1").unwrap();
-    let client =
-        Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await.unwrap().unwrap();
+    let client = Client::of(&site, "truck-1").await.unwrap();
     let poison = forge.poison(Claim::of("truck-1"), b"one").unwrap();
     client.submit(poison.clone()).await.unwrap();
     site.until_relayed().await.unwrap();

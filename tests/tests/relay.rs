@@ -68,9 +68,7 @@ async fn a_pause_by_hand_outlives_a_kill_stops_no_device_and_ends_when_somebody_
 async fn a_refused_envelope_is_listed_sent_again_by_hand_and_back_when_it_is_refused_again() {
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
     let forge = Forge::new(&site.authority).unwrap();
-    let identity = site.identity_of("truck-1").unwrap();
-    let client =
-        Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await.unwrap().unwrap();
+    let client = Client::of(&site, "truck-1").await.unwrap();
     let poison = forge.poison(Claim::of("truck-1"), b"one").unwrap();
     client.submit(poison).await.unwrap();
     let refused = async |admin: Admin| admin.metric("pithead_refused_records").await.unwrap() == 1.0;

@@ -37,14 +37,9 @@ async fn site(section: &str) -> Site {
     site
 }
 
-async fn connected(site: &Site, device: &str) -> Client {
-    let identity = site.identity_of(device).unwrap();
-    Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await.unwrap().unwrap()
-}
-
 /// Has a device bring small envelopes in one `Append` call, which ends when they are answered.
 async fn append(site: &Site, device: &str, trace: Option<&str>, count: u64) {
-    let client = connected(site, device).await;
+    let client = Client::of(site, device).await.unwrap();
     let mut line = Forge::new(&site.authority).unwrap().line(Claim::of(device)).unwrap();
     let service = Traced::new(client.connection(), trace.map(parent));
     let mut sender = Sender::open(service, &SendOptions::new("a test"), Vec::new()).await.unwrap();
@@ -60,7 +55,7 @@ async fn append(site: &Site, device: &str, trace: Option<&str>, count: u64) {
 }
 
 async fn upload(site: &Site, device: &str, trace: &str) {
-    let client = connected(site, device).await;
+    let client = Client::of(site, device).await.unwrap();
     let sealed = Forge::new(&site.authority).unwrap().seal(Claim::of(device), &vec![7; 2 << 20]).unwrap();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&sealed).unwrap();

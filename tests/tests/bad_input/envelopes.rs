@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use pithead_proto::errors::v1::ErrorReason as R;
 use pithead_tests::{
+    client::Client,
     command,
     forge::{Claim, Forge},
     kms::KmsKey,
@@ -10,12 +11,12 @@ use pithead_tests::{
     site::{KEY_ARN, NEXT_KEY_ARN, SITE, Site, SiteOptions},
 };
 
-use crate::bad_input::{as_device, state};
+use crate::bad_input::state;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_a_cut_and_a_trailing_byte_are_told_apart_and_leave_no_trace() {
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
-    let client = as_device(&site, "truck-1").await;
+    let client = Client::of(&site, "truck-1").await.unwrap();
     let good = Forge::new(&site.authority).unwrap().seal(Claim::of("truck-1"), b"in one piece").unwrap();
     let before = state(&mut site).await;
     let changed = |at: usize, to: u8| {
@@ -82,7 +83,7 @@ async fn a_file_that_is_no_envelope_is_refused_by_the_command_line_too() {
 async fn a_device_speaks_for_itself_and_its_site_alone() {
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
     let forge = Forge::new(&site.authority).unwrap();
-    let client = as_device(&site, "truck-1").await;
+    let client = Client::of(&site, "truck-1").await.unwrap();
     let before = state(&mut site).await;
     let other_device = forge.seal(Claim::of("truck-2"), b"not mine").unwrap();
     assert_eq!(client.refusal(other_device).await.unwrap(), R::DeviceMismatch);
@@ -96,7 +97,7 @@ async fn a_device_speaks_for_itself_and_its_site_alone() {
 async fn other_bytes_under_a_used_identity_are_a_conflict_and_the_first_stay() {
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
     let forge = Forge::new(&site.authority).unwrap();
-    let client = as_device(&site, "truck-1").await;
+    let client = Client::of(&site, "truck-1").await.unwrap();
     let first = forge.seal(Claim::of("truck-1"), b"first").unwrap();
     let second = forge.seal(Claim::of("truck-1"), b"second").unwrap();
     assert_eq!(client.submit(first.clone()).await.unwrap().duplicate, None);
@@ -106,7 +107,7 @@ async fn other_bytes_under_a_used_identity_are_a_conflict_and_the_first_stay() {
     // After a restart, and after everything has been passed on, it is still known.
     site.kill_gateway().await.unwrap();
     site.start_gateway().await.unwrap();
-    let client = as_device(&site, "truck-1").await;
+    let client = Client::of(&site, "truck-1").await.unwrap();
     assert_eq!(client.refusal(second).await.unwrap(), R::Conflict);
     site.until_relayed().await.unwrap();
     let delivered = site.delivered().unwrap();
@@ -126,7 +127,7 @@ async fn a_key_that_no_statement_ever_named_is_unknown() {
     let key = KmsKey::generate(&KEY_ARN.replace("1234abcd", "deadbeef"), 2048).unwrap();
     let forge = Forge::with_unknown_key(&site.authority, &key).unwrap();
     let envelope = forge.seal(Claim::of("truck-1"), b"for nobody").unwrap();
-    let client = as_device(&site, "truck-1").await;
+    let client = Client::of(&site, "truck-1").await.unwrap();
     assert_eq!(client.refusal(envelope).await.unwrap(), R::KeyUnknown);
     assert_eq!(state(&mut site).await, before);
 }
@@ -141,7 +142,7 @@ async fn a_key_that_has_been_retired_since_is_accepted_and_flagged() {
     let second = async |admin: Admin| admin.metric("pithead_key_sequence").await.is_ok_and(|at| at == 2.0);
     site.gateway().unwrap().until("has the second statement", second).await.unwrap();
 
-    let client = as_device(&site, "truck-1").await;
+    let client = Client::of(&site, "truck-1").await.unwrap();
     client.submit(late).await.unwrap();
     site.until_relayed().await.unwrap();
     assert_eq!(site.delivered().unwrap().records_of("truck-1"), [b"sealed in time"]);
@@ -159,7 +160,7 @@ async fn a_key_that_has_been_retired_since_is_accepted_and_flagged() {
 async fn an_envelope_above_the_inline_limit_is_refused() {
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
     let forge = Forge::new(&site.authority).unwrap();
-    let client = as_device(&site, "truck-1").await;
+    let client = Client::of(&site, "truck-1").await.unwrap();
     let before = state(&mut site).await;
     let oversize = forge.seal(Claim::of("truck-1"), &vec![7; 1 << 20]).unwrap();
     let refused = client.submit(oversize).await.unwrap_err();
@@ -172,7 +173,7 @@ async fn an_envelope_above_the_inline_limit_is_refused() {
 async fn what_only_the_cloud_can_see_is_poison_and_holds_up_nothing() {
     let mut site = Site::start(SiteOptions::default()).await.unwrap();
     let forge = Forge::new(&site.authority).unwrap();
-    let client = as_device(&site, "truck-1").await;
+    let client = Client::of(&site, "truck-1").await.unwrap();
     let at = |seq| Claim { seq, ..Claim::of("truck-1") };
     client.submit(forge.seal(at(1), b"one").unwrap()).await.unwrap();
     // The gateway has no key: a changed tag of the last frame looks good to it.

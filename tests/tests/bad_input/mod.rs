@@ -5,7 +5,7 @@ mod identity;
 mod local;
 mod statements;
 
-use pithead_tests::{client::Client, device::Device, site::Site};
+use pithead_tests::{device::Device, site::Site};
 
 /// What must be the same before and after something was refused.
 #[derive(Debug, PartialEq)]
@@ -24,12 +24,6 @@ async fn state(site: &mut Site) -> State {
         records: site.delivered().unwrap().records(),
         statement: site.gateway_command(&["key", "show", "-o", "json"]).await.unwrap().stdout,
     }
-}
-
-/// A connection to the gateway under a device's certificate.
-async fn as_device(site: &Site, name: &str) -> Client {
-    let identity = site.identity_of(name).unwrap();
-    Client::connect(site.gateway_address(), site.ca.path(), Some(&identity)).await.unwrap().unwrap()
 }
 
 /// The device is refused by the gateway, or refuses it, with this code, and says what to do.

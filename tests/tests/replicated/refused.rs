@@ -126,10 +126,7 @@ async fn what_a_site_refused_before_it_was_replicated_is_put_into_the_stream_tha
     let gateway_lines = vec![("spool", EMBEDDED.to_owned()), ("spool.jetstream", nats.section())];
     let mut site = Site::start(SiteOptions { gateway_lines, ..SiteOptions::default() }).await.unwrap();
     let forge = pithead_tests::forge::Forge::new(&site.authority).unwrap();
-    let identity = site.identity_of("truck-1").unwrap();
-    let client =
-        pithead_tests::client::Client::connect(site.gateway_address(), site.ca.path(), Some(&identity));
-    let client = client.await.unwrap().unwrap();
+    let client = pithead_tests::client::Client::of(&site, "truck-1").await.unwrap();
     let poison = forge.poison(pithead_tests::forge::Claim::of("truck-1"), b"one").unwrap();
     client.submit(poison).await.unwrap();
     let refused = async |admin: Admin| admin.metric("pithead_refused_records").await.unwrap() == 1.0;
