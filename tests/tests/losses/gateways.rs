@@ -39,23 +39,23 @@ async fn cut_off() -> (Site, Truck) {
     (site, truck)
 }
 
-/// The machine is dead, and another one takes its place, with the same configuration and an empty disk.
-async fn replace_the_gateway(site: &mut Site) {
+/// The machine is dead, and another one takes its place, with the same configuration and an empty disk. The truck goes on meanwhile, and
+/// after that: a hundred more in all.
+async fn replace_the_gateway(site: &mut Site, truck: &mut Truck) {
+    truck.record_all(50);
+    truck.sync().await;
     fs::remove_dir_all(site.gateway_data()).unwrap();
     fs::create_dir(site.gateway_data()).unwrap();
     site.link.heal();
     site.start_gateway().await.unwrap();
+    truck.record_all(50);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_had_passed_everything_on_is_replaced_by_an_empty_one_and_nothing_is_lost() {
     let (mut site, mut truck) = site_with_truck().await;
     site.kill_gateway().await.unwrap();
-    // The truck goes on meanwhile.
-    truck.record_all(50);
-    truck.sync().await;
-    replace_the_gateway(&mut site).await;
-    truck.record_all(50);
+    replace_the_gateway(&mut site, &mut truck).await;
     truck.finish().await;
     balance(&mut site, &truck.books, "gateway replaced after everything was relayed").await;
     site.stop().await.unwrap();
@@ -66,10 +66,7 @@ async fn a_gateway_that_had_passed_everything_on_is_replaced_by_an_empty_one_and
 async fn what_a_gateway_takes_into_its_grave_is_a_hole_that_verify_names_to_the_number() {
     let (mut site, mut truck) = cut_off().await;
     site.kill_gateway().await.unwrap();
-    truck.record_all(50);
-    truck.sync().await;
-    replace_the_gateway(&mut site).await;
-    truck.record_all(50);
+    replace_the_gateway(&mut site, &mut truck).await;
     truck.finish().await;
     let lost = Expected { envelopes_lost_by_gateway: 100 / PER_ENVELOPE };
     let scenario = "gateway and its disk destroyed before it was relayed";
@@ -84,10 +81,7 @@ async fn a_spool_that_is_carried_to_the_new_box_loses_nothing() {
     site.kill_gateway().await.unwrap();
     let stick = site.folder().join("stick").display().to_string();
     site.gateway_command(&["spool", "export", "--to", &stick]).await.unwrap().ok().unwrap();
-    truck.record_all(50);
-    truck.sync().await;
-    replace_the_gateway(&mut site).await;
-    truck.record_all(50);
+    replace_the_gateway(&mut site, &mut truck).await;
     truck.flush().await;
     // The new box is at work already when the stick arrives.
     let imported = site.gateway_command(&["spool", "import", &stick, "-o", "json"]).await.unwrap();
