@@ -72,6 +72,15 @@ impl Large {
         self.world.program(at).until(what, condition).await.unwrap();
     }
 
+    /// Until it has told the truck to come again.
+    async fn until_refused(&mut self, at: usize) {
+        let refused = async |admin: Admin| {
+            let label = "\"NOT_DURABLE\"";
+            admin.metric_where("pithead_ingest_refusals_total", label).await.is_ok_and(|count| count > 0.0)
+        };
+        self.until(at, "has told the truck to come again", refused).await;
+    }
+
     async fn copies(&self, at: usize, event: &str) -> f64 {
         let label = format!("\"{event}\"");
         self.world.admins()[at].metric_where("pithead_large_copy_events_total", &label).await.unwrap()
@@ -182,12 +191,7 @@ async fn while_the_store_is_away_a_large_envelope_is_not_acknowledged_and_small_
     let (store, aside) = (shared.path().join("large"), shared.path().join("aside"));
     fs::rename(&store, &aside).unwrap();
     let uploading = large.begin_upload();
-    large
-        .until(owner, "has told the truck to come again", async |admin| {
-            let label = "\"NOT_DURABLE\"";
-            admin.metric_where("pithead_ingest_refusals_total", label).await.is_ok_and(|count| count > 0.0)
-        })
-        .await;
+    large.until_refused(owner).await;
     let admin = large.world.admins()[owner];
     assert_eq!(admin.metric("pithead_spool_records").await.unwrap(), 0.0);
     assert_eq!(admin.metric("pithead_large_store_up").await.unwrap(), 0.0);
@@ -268,12 +272,7 @@ async fn a_bucket_does_as_well_as_a_folder() {
     large.world.site.link.cut();
     s3.fail(Fault::Deny);
     let uploading = large.begin_upload();
-    large
-        .until(owner, "has told the truck to come again", async |admin| {
-            let label = "\"NOT_DURABLE\"";
-            admin.metric_where("pithead_ingest_refusals_total", label).await.is_ok_and(|count| count > 0.0)
-        })
-        .await;
+    large.until_refused(owner).await;
     s3.heal();
     assert_eq!(outcome(uploading.finish_within(3).await.unwrap()), "stored");
     let copies = || {
