@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from links import ROOT, files
+
 PROGRAMS = ("pithead-gateway", "pithead-device", "pithead-decryptor")
 START = re.compile(r"(?<![\w./-])(pithead-(?:gateway|device|decryptor))(?=[\s`]|$)")
 SKIPPED = {"CHANGELOG.md"}
@@ -110,10 +111,7 @@ def main():
     if sys.argv[1:]:
         pages = [Path(name).resolve() for name in sys.argv[1:]]
     else:
-        names = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.split()
-        pages = [ROOT / name for name in sorted(set(names)) if name not in SKIPPED and (ROOT / name).is_file()]
+        pages = [page for page in files("*.md") if str(page.relative_to(ROOT)) not in SKIPPED]
     wrong, seen = [], 0
     for page in pages:
         for line, code, block in pieces(page):

@@ -24,10 +24,10 @@ NAMED = re.compile(r"(?<![\w./-])docs/[A-Za-z0-9_/-]+\.md\b")
 SECTION = re.compile(r"(docs/)?([A-Za-z0-9_/.-]+\.md)[`)]*,? \(?section (\d+)")
 
 
-def files():
+def files(*patterns):
     """Paths that git has or would add."""
     out = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "-co", "--exclude-standard", *patterns], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     return sorted(ROOT / name for name in set(out.splitlines()) if (ROOT / name).is_file())
 

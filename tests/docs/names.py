@@ -10,22 +10,14 @@
 
 import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from links import ROOT, files
+
 SKIPPED = {"CHANGELOG.md"}
 """The changelog tells what once was."""
 NO_METRIC = {"pithead_device", "pithead_options", "pithead_hop", "pithead_tests", "pithead_gateway"}
 """Packages and functions of C that begin in the same way."""
-
-
-def files(*patterns):
-    out = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", *patterns], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
-    return [ROOT / name for name in sorted(set(out.splitlines())) if (ROOT / name).is_file()]
 
 
 def main():
