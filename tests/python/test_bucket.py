@@ -29,20 +29,8 @@ def test_what_a_gateway_puts_into_a_bucket_is_split_by_hand_and_opened_by_the_st
     )
     bucket = f"pits-{tmp_path.name.replace('_', '-').lower()[-30:].strip('-')}"
     s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/credentials").write_text("[pit]\naws_access_key_id = test\naws_secret_access_key = test\n")
-    relay = f"""[relay]
-        kind = "object_store"
-        [relay.store]
-        url = "s3://{bucket}/sealed"
-        endpoint = "{server.url}"
-        region = "{REGION}"
-        credentials = "credentials"
-        profile = "pit"
-        bundle_delay = "200ms"
-    """
     authority = authority_for(4096)
-    with Site(tmp_path / "site", kms, authority, bundle=authority.bundle, gateway_asks_kms=False, relay=relay) as site:
+    with Site.into_bucket(tmp_path / "site", kms, authority, f"s3://{bucket}/sealed", server.url, REGION) as site:
         site.start_gateway()
         certificate, key = site.device("truck-9")
         more = ("--gateway", site.address, "--ca", site.ca.path, "--cert", certificate, "--key", key)

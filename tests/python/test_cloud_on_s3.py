@@ -92,22 +92,10 @@ listen = "127.0.0.1:{admin}"
 
 def test_what_devices_record_goes_through_a_bucket_and_a_queue_and_over_the_death_of_a_replica(server, kms, authority_for, tmp_path):
     cloud = Cloud(server, tmp_path.name.replace("_", "-").lower()[-30:].strip("-"))
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/credentials").write_text("[pit]\naws_access_key_id = test\naws_secret_access_key = test\n")
-    relay = f"""[relay]
-        kind = "object_store"
-        [relay.store]
-        url = "s3://{cloud.source}/sealed"
-        endpoint = "{cloud.url}"
-        region = "{REGION}"
-        credentials = "credentials"
-        profile = "pit"
-        bundle_delay = "200ms"
-    """
     authority = authority_for(4096)
     replicas = {name: cloud.decryptor(tmp_path, name, authority, kms) for name in ("one", "two")}
     try:
-        with Site(tmp_path / "site", kms, authority, bundle=authority.bundle, gateway_asks_kms=False, relay=relay) as site:
+        with Site.into_bucket(tmp_path / "site", kms, authority, f"s3://{cloud.source}/sealed", cloud.url, REGION) as site:
             site.start_gateway()
             certificate, key = site.device("truck-9")
             more = ("--gateway", site.address, "--ca", site.ca.path, "--cert", certificate, "--key", key)

@@ -116,6 +116,23 @@ class Site(Programs):
         self.elsewhere = relay
         super().__init__(folder)
 
+    @classmethod
+    def into_bucket(cls, folder, kms, authority, url, endpoint, region):
+        """One whose gateway relays into a bucket, under a profile of a file of credentials."""
+        folder.mkdir()
+        (folder / "credentials").write_text("[pit]\naws_access_key_id = test\naws_secret_access_key = test\n")
+        relay = f"""[relay]
+            kind = "object_store"
+            [relay.store]
+            url = "{url}"
+            endpoint = "{endpoint}"
+            region = "{region}"
+            credentials = "credentials"
+            profile = "pit"
+            bundle_delay = "200ms"
+        """
+        return cls(folder, kms, authority, bundle=authority.bundle, gateway_asks_kms=False, relay=relay)
+
     def __enter__(self):
         return self
 
