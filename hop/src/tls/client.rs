@@ -14,13 +14,12 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, Error, OtherError, RootCertStore,
     client::{
         Resumption, WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        danger::{ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
-    crypto::WebPkiSupportedAlgorithms,
     server::ParsedCertificate,
     version::TLS13,
 };
@@ -28,7 +27,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{
-    ALPN_H2, KnownTime, Pem, TimeSource, TlsError, provider,
+    ALPN_H2, KnownTime, Pem, TimeSource, TlsError, holds_its_key, provider,
     server::{pair_error, roots},
     time::Bound,
 };
@@ -73,16 +72,13 @@ impl ClientTls {
             // "dangerous" because one could skip verification here; this one adds a choice of time and nothing else.
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
-        let mut config = match &self.identity {
+        let config = match &self.identity {
             Some((certificate, key)) => builder
                 .with_client_auth_cert(certificate.certificates()?, key.private_key()?)
                 .map_err(|error| pair_error(error, certificate, key))?,
             None => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![ALPN_H2.to_vec()];
-        config.resumption = Resumption::disabled();
-        config.enable_early_data = false;
-        Ok(Arc::new(config))
+        Ok(finish(config))
     }
 }
 
@@ -104,12 +100,8 @@ impl PeerTls {
     /// # Errors
     /// What is wrong with the files.
     pub fn towards(&self, peer: PeerId) -> Result<Arc<ClientConfig>, TlsError> {
-        let verifier = PeerVerifier {
-            roots: roots(&self.ca)?,
-            algorithms: provider().signature_verification_algorithms,
-            peer,
-        };
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let verifier = PeerVerifier { roots: roots(&self.ca)?, peer };
+        let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .expect("the provider has suites of TLS 1.3")
             // "dangerous" because one could skip verification here; this one compares another name than the host's.
@@ -117,17 +109,21 @@ impl PeerTls {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_auth_cert(self.certificate.certificates()?, self.key.private_key()?)
             .map_err(|error| pair_error(error, &self.certificate, &self.key))?;
-        config.alpn_protocols = vec![ALPN_H2.to_vec()];
-        config.resumption = Resumption::disabled();
-        config.enable_early_data = false;
-        Ok(Arc::new(config))
+        Ok(finish(config))
     }
+}
+
+/// HTTP/2, and no session that could be taken up again.
+fn finish(mut config: ClientConfig) -> Arc<ClientConfig> {
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Arc::new(config)
 }
 
 #[derive(Debug)]
 struct PeerVerifier {
     roots: RootCertStore,
-    algorithms: WebPkiSupportedAlgorithms,
     peer: PeerId,
 }
 
@@ -141,7 +137,7 @@ impl ServerCertVerifier for PeerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.algorithms.all;
+        let algorithms = provider().signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
         match PeerId::from_certificate(end_entity) {
             Ok(named) if named == self.peer => Ok(ServerCertVerified::assertion()),
@@ -149,45 +145,21 @@ impl ServerCertVerifier for PeerVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    holds_its_key!();
 }
 
 /// For a server that is known by nothing but its key: the SHA-256 of its SubjectPublicKeyInfo, told by another way. CA,
 /// name and dates say nothing here; that the server holds the key is proven by the handshake. We show no certificate.
 #[must_use]
 pub fn pinned(spki_sha256: [u8; 32]) -> Arc<ClientConfig> {
-    let algorithms = provider().signature_verification_algorithms;
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .expect("the provider has suites of TLS 1.3")
         // "dangerous" because one could skip verification here; this one compares the key itself.
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedKey { spki_sha256, algorithms }))
+        .with_custom_certificate_verifier(Arc::new(PinnedKey { spki_sha256 }))
         .with_no_client_auth();
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
-    config.resumption = Resumption::disabled();
-    config.enable_early_data = false;
-    Arc::new(config)
+    finish(config)
 }
 
 /// The server's key is not the one with the fingerprint that was told.
@@ -198,7 +170,6 @@ pub(crate) struct OtherKey;
 #[derive(Debug)]
 struct PinnedKey {
     spki_sha256: [u8; 32],
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerCertVerifier for PinnedKey {
@@ -217,27 +188,7 @@ impl ServerCertVerifier for PinnedKey {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    holds_its_key!();
 }
 
 #[derive(Debug)]
@@ -274,27 +225,7 @@ impl ServerCertVerifier for BoundVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
-    }
+    holds_its_key!();
 }
 
 /// The newest `notBefore` of the chain as presented. Seconds before 1970 count as 1970.

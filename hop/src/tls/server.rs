@@ -10,9 +10,8 @@ use std::{
 
 use pithead_sealing::Site;
 use rustls::{
-    CertificateError, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    RootCertStore, ServerConfig, SignatureScheme, WantsVerifier,
-    client::danger::HandshakeSignatureValid,
+    CertificateError, ConfigBuilder, DistinguishedName, Error, OtherError, RootCertStore, ServerConfig,
+    WantsVerifier,
     server::{
         NoServerSessionStorage, VerifierBuilderError, WantsServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -24,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
-use super::{ALPN_H2, Pem, TlsError, provider};
+use super::{ALPN_H2, Pem, TlsError, holds_its_key, provider};
 use crate::identity::PeerId;
 
 /// What the listening side is built from.
@@ -248,7 +247,6 @@ struct SiteVerifier {
     sites: BTreeMap<Site, Arc<dyn ClientCertVerifier>>,
     denied: Denied,
     hints: Vec<DistinguishedName>,
-    algorithms: rustls::crypto::WebPkiSupportedAlgorithms,
 }
 
 impl SiteVerifier {
@@ -275,7 +273,7 @@ impl SiteVerifier {
         if sites.is_empty() {
             return Err(TlsError::NoSite);
         }
-        Ok(Self { sites, denied, hints, algorithms: provider().signature_verification_algorithms })
+        Ok(Self { sites, denied, hints })
     }
 }
 
@@ -342,25 +340,5 @@ impl ClientCertVerifier for SiteVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    holds_its_key!();
 }
