@@ -476,9 +476,7 @@ impl Relay {
                 Ok(opened) => opened,
                 Err(ended) => return ended,
             },
-            () = is_paused(&mut orders) => return Ended::Paused,
-            () = is_moved(targets) => return Ended::Moved,
-            () = stop.cancelled() => return Ended::Stopped,
+            ended = called_off(&mut orders, targets, stop) => return ended,
         };
         self.up();
         let mut call = Call {
@@ -496,9 +494,14 @@ impl Relay {
         if call.large.has_advanced() {
             progress.brought_forward();
         }
-        self.metrics.relay_in_flight(0);
-        self.report.change(|report| report.in_flight_bytes = 0);
+        self.show_in_flight(0);
         ended
+    }
+
+    /// So much is under way and not yet answered.
+    fn show_in_flight(&self, bytes: u64) {
+        self.metrics.relay_in_flight(usize::try_from(bytes).unwrap_or(usize::MAX));
+        self.report.change(|report| report.in_flight_bytes = bytes);
     }
 
     fn large_parts(&self) -> LargeParts {
@@ -529,9 +532,7 @@ impl Relay {
             let Call { sender, feeds, large, toll, answer_by, answer_timeout } = &mut *call;
             large.begin(|lane, position| progress.is_first(lane, position));
             let retry_at = large.retry_at();
-            let unanswered = sender.unanswered_bytes();
-            self.metrics.relay_in_flight(usize::try_from(unanswered).unwrap_or(usize::MAX));
-            self.report.change(|report| report.in_flight_bytes = unanswered);
+            self.show_in_flight(sender.unanswered_bytes());
             *answer_by = (sender.unanswered() > 0)
                 .then(|| answer_by.unwrap_or_else(|| Instant::now() + *answer_timeout));
             let answer_by_now = *answer_by;
@@ -566,9 +567,7 @@ impl Relay {
                 () = pay(toll, &filled) => {}
                 () = progress.due() => progress.reclaim_now().await,
                 () = reached(answer_by_now) => return Ended::Unanswered(*answer_timeout),
-                () = is_paused(orders) => return Ended::Paused,
-                () = is_moved(targets) => return Ended::Moved,
-                () = stop.cancelled() => return Ended::Stopped,
+                ended = called_off(orders, targets, stop) => return ended,
             }
         }
     }
@@ -723,6 +722,19 @@ async fn reached(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What ends a call from outside, once it does. Cancel safe.
+async fn called_off<T>(
+    orders: &mut watch::Receiver<Orders>,
+    targets: &mut watch::Receiver<T>,
+    stop: &CancellationToken,
+) -> Ended {
+    tokio::select! {
+        () = is_paused(orders) => Ended::Paused,
+        () = is_moved(targets) => Ended::Moved,
+        () = stop.cancelled() => Ended::Stopped,
     }
 }
 

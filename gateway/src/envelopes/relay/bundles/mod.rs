@@ -56,7 +56,7 @@ use super::large::{Large, LargeEnded};
 use super::pace::Toll;
 use super::progress::Progress;
 use super::settle::Together;
-use super::{Calling, Ended, Lent, Relay, is_moved, is_paused, reached};
+use super::{Calling, Ended, Lent, Relay, called_off, is_paused, reached};
 use crate::envelopes::lanes;
 use crate::envelopes::spool::EnvelopeSpool;
 use crate::metrics::Outcome as Counted;
@@ -210,9 +210,7 @@ impl Relay {
                 Ok(opened) => opened,
                 Err(ended) => return ended,
             },
-            () = is_paused(&mut orders) => return Ended::Paused,
-            () = is_moved(targets) => return Ended::Moved,
-            () = stop.cancelled() => return Ended::Stopped,
+            ended = called_off(&mut orders, targets, stop) => return ended,
         };
         self.up();
         let way =
@@ -241,8 +239,7 @@ impl Relay {
         if call.large.has_advanced() {
             progress.brought_forward();
         }
-        self.metrics.relay_in_flight(0);
-        self.report.change(|report| report.in_flight_bytes = 0);
+        self.show_in_flight(0);
         ended
     }
 
@@ -275,9 +272,7 @@ impl Relay {
             call.feeds.used_up().for_each(|(lane, position)| progress.reached(lane, position));
             call.large.begin(|lane, position| progress.is_first(lane, position));
             let to_pay = self.put_next(call);
-            let in_flight = call.under_way.as_ref().map_or(0, |under_way| under_way.bytes);
-            self.metrics.relay_in_flight(usize::try_from(in_flight).unwrap_or(usize::MAX));
-            self.report.change(|report| report.in_flight_bytes = in_flight);
+            self.show_in_flight(call.under_way.as_ref().map_or(0, |under_way| under_way.bytes));
             let retry_at = call.large.retry_at();
             let old_at = call.under_way.is_none().then(|| call.gathered.old_at(call.delay)).flatten();
             let Call { feeds, large, gathered, toll, under_way, .. } = &mut *call;
@@ -306,9 +301,7 @@ impl Relay {
                 () = reached(old_at) => {}
                 () = pay(toll, to_pay) => {}
                 () = progress.due() => progress.reclaim_now().await,
-                () = is_paused(orders) => return Ended::Paused,
-                () = is_moved(targets) => return Ended::Moved,
-                () = stop.cancelled() => return Ended::Stopped,
+                ended = called_off(orders, targets, stop) => return ended,
             }
         }
     }
