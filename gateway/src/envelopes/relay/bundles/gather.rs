@@ -47,7 +47,6 @@ impl Outgoing {
 
 /// A bundle that is being filled.
 struct Filling {
-    own: GatewayName,
     packer: Packer,
     members: Vec<Sent>,
     records: Vec<Record>,
@@ -57,8 +56,8 @@ struct Filling {
 }
 
 impl Filling {
-    fn new(own: GatewayName, packer: Packer) -> Self {
-        Self { own, packer, members: Vec::new(), records: Vec::new(), since: Instant::now(), closed: false }
+    fn new(packer: Packer) -> Self {
+        Self { packer, members: Vec::new(), records: Vec::new(), since: Instant::now(), closed: false }
     }
 
     fn is_full(&self) -> bool {
@@ -71,8 +70,13 @@ impl Filling {
 
     /// Gives back what does not fit.
     #[expect(clippy::result_large_err, reason = "it is what came in, and goes into the next one at once")]
-    fn push(&mut self, sent: Sent, record: Record) -> Result<(), (PackError, Sent, Record)> {
-        let hops = custody(&sent.head, &self.own, record.at_ms, sent.conflict);
+    fn push(
+        &mut self,
+        own: &GatewayName,
+        sent: Sent,
+        record: Record,
+    ) -> Result<(), (PackError, Sent, Record)> {
+        let hops = custody(&sent.head, own, record.at_ms, sent.conflict);
         match self.packer.push(sent.position, &hops, Content::Here(sent.envelope.clone())) {
             Ok(()) => {
                 if self.members.is_empty() {
@@ -120,8 +124,6 @@ struct LaneGathered {
 
 /// See the module above.
 pub(super) struct Gathered {
-    /// This gateway, whosever the spool is.
-    own: GatewayName,
     origin: Origin,
     size: u64,
     lanes: [LaneGathered; LANES],
@@ -130,9 +132,8 @@ pub(super) struct Gathered {
 
 impl Gathered {
     pub(super) fn new(sender: &Sender, (gateway, spool): (GatewayName, SpoolId), size: u64) -> Self {
-        let Sender { site, gateway: own, .. } = sender.clone();
-        let origin = Origin { site, gateway, spool, lane: Lane::First };
-        Self { own, origin, size, lanes: Default::default(), turns: Turns::default() }
+        let origin = Origin { site: sender.site.clone(), gateway, spool, lane: Lane::First };
+        Self { origin, size, lanes: Default::default(), turns: Turns::default() }
     }
 
     fn filling(
@@ -140,9 +141,8 @@ impl Gathered {
         lane: Lane,
         which: impl Fn(&mut LaneGathered) -> &mut Option<Filling>,
     ) -> &mut Filling {
-        let Self { own, origin, size, lanes, .. } = self;
-        which(&mut lanes[lane.index()])
-            .get_or_insert_with(|| Filling::new(own.clone(), packer(origin, lane, *size)))
+        let Self { origin, size, lanes, .. } = self;
+        which(&mut lanes[lane.index()]).get_or_insert_with(|| Filling::new(packer(origin, lane, *size)))
     }
 
     fn usual(&mut self, lane: Lane) -> &mut Filling {
@@ -160,9 +160,14 @@ impl Gathered {
     }
 
     /// A large envelope is whole in the store: a bundle that names it.
-    pub(super) fn add_large(&mut self, line: &Line, sent: LargeSent) -> Result<(), PackError> {
+    pub(super) fn add_large(
+        &mut self,
+        own: &GatewayName,
+        line: &Line,
+        sent: LargeSent,
+    ) -> Result<(), PackError> {
         let mut packer = packer(&self.origin, sent.lane, self.size);
-        let hops = custody(&sent.head, &self.own, sent.at_ms, false);
+        let hops = custody(&sent.head, own, sent.at_ms, false);
         let header_sha256 = sent.head.sha256;
         let name = LargeName::new(sent.head.identity.clone(), &header_sha256);
         let content = Content::Large(StoredLarge { name, total: sent.total, header_sha256 });
@@ -270,7 +275,7 @@ impl Relay {
                 call.large.put_back((lane, position, record));
                 return Ok(());
             }
-            match filling.push(sent, record) {
+            match filling.push(&call.own, sent, record) {
                 Ok(()) => {}
                 // Another one, behind this one: also where two lines have been released out of the order of their places.
                 Err((PackError::Full | PackError::Order, _, record)) => {
@@ -299,7 +304,7 @@ impl Relay {
             else {
                 continue;
             };
-            match filling.push(sent, record) {
+            match filling.push(&call.own, sent, record) {
                 Ok(()) => progress.sent(lane, position),
                 Err((PackError::Full, _, record)) => {
                     filling.closed = true;

@@ -150,6 +150,8 @@ impl Calling for Calls {
 
 /// While the store is reached.
 struct Call {
+    /// This gateway, whosever the spool is.
+    own: GatewayName,
     store: Store,
     delay: Duration,
     journals: Arc<Journals>,
@@ -216,6 +218,7 @@ impl Relay {
         let way =
             IntoStore { parts: self.large_parts(), store: store.clone(), journals: Arc::clone(&journals) };
         let mut call = Call {
+            own: sender.gateway.clone(),
             store,
             delay: target.bundle_delay,
             journals,
@@ -275,7 +278,7 @@ impl Relay {
             self.show_in_flight(call.under_way.as_ref().map_or(0, |under_way| under_way.bytes));
             let retry_at = call.large.retry_at();
             let old_at = call.under_way.is_none().then(|| call.gathered.old_at(call.delay)).flatten();
-            let Call { feeds, large, gathered, toll, under_way, .. } = &mut *call;
+            let Call { feeds, large, toll, under_way, .. } = &mut *call;
             tokio::select! {
                 (outgoing, put) = ended_put(under_way) => {
                     call.under_way = None;
@@ -293,7 +296,7 @@ impl Relay {
                 },
                 (line, ended) = large.ended() => {
                     to_tidy = true;
-                    if let Err(error) = self.name_or_take(large, gathered, &line, ended, progress, alarm).await {
+                    if let Err(error) = self.name_or_take(call, &line, ended, progress, alarm).await {
                         return error;
                     }
                 },
@@ -309,18 +312,18 @@ impl Relay {
     /// A large envelope that is whole in the store is named by a bundle, which is looked at; anything else is settled.
     async fn name_or_take(
         &self,
-        large: &mut Large,
-        gathered: &mut Gathered,
+        call: &mut Call,
         line: &Line,
         ended: LargeEnded,
         progress: &mut Progress,
         alarm: &mut Alarm,
     ) -> Result<(), Ended> {
+        let Call { own, large, gathered, .. } = call;
         if !matches!(ended, LargeEnded::Answered(_)) {
             return self.take_large(large, line, ended, progress, alarm).await;
         }
         let Some(sent) = large.whole(line) else { return Ok(()) };
-        let Err(error) = gathered.add_large(line, sent) else { return Ok(()) };
+        let Err(error) = gathered.add_large(own, line, sent) else { return Ok(()) };
         let (reason, detail) = (Some(ErrorReason::RequestInvalid), error.to_string());
         let refused = LargeEnded::Answered(Answer::Refused { reason, detail });
         self.take_large(large, line, refused, progress, alarm).await
