@@ -221,8 +221,10 @@ pub struct Facts {
     pub trouble: Option<String>,
 }
 
-impl Inner {
-    fn new(
+impl Copies {
+    /// Of the lanes whose streams begin with `set`. Nothing is asked yet.
+    #[must_use]
+    pub fn new(
         settings: Settings,
         set: String,
         uploads: UploadStore,
@@ -230,7 +232,7 @@ impl Inner {
         stop: CancellationToken,
     ) -> Self {
         metrics.large_store_up(true);
-        Self {
+        Self(Arc::new(Inner {
             settings,
             set,
             uploads,
@@ -242,21 +244,7 @@ impl Inner {
             bringing: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             work: Notify::new(),
-        }
-    }
-}
-
-impl Copies {
-    /// Of the lanes whose streams begin with `set`. Nothing is asked yet.
-    #[must_use]
-    pub fn new(
-        settings: Settings,
-        set: String,
-        uploads: UploadStore,
-        metrics: Metrics,
-        stop: CancellationToken,
-    ) -> Self {
-        Self(Arc::new(Inner::new(settings, set, uploads, metrics, stop)))
+        }))
     }
 
     /// In a folder of its own below this one, for tests; what is gone is believed at the second look.
@@ -266,8 +254,9 @@ impl Copies {
         std::fs::create_dir_all(&store).unwrap();
         let settings = Settings::new(format!("file://{}", store.display()));
         let (set, stop) = ("test".to_owned(), CancellationToken::new());
-        let inner = Inner::new(settings, set, uploads.clone(), metrics.clone(), stop);
-        Self(Arc::new(Inner { gone_for: Duration::from_millis(1), ..inner }))
+        let mut copies = Self::new(settings, set, uploads.clone(), metrics.clone(), stop);
+        Arc::get_mut(&mut copies.0).unwrap().gone_for = Duration::from_millis(1);
+        copies
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
