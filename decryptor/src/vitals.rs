@@ -41,8 +41,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const HOLES_EVERY: u32 = 60;
 /// A sample a second, and one for the second before.
 const SAMPLES: usize = 61;
-/// A wall clock that moved this much more or less than operating time did was set.
-const STEP: Duration = Duration::from_secs(1);
 /// A file system with less than this share left, in percent, is not well.
 const LOW_PERCENT: u64 = 5;
 
@@ -228,7 +226,7 @@ fn look(parts: &Parts, rates: &Rates, seen: &mut Seen) {
             unwraps: parts.data_keys.counters().unwraps(),
         },
     );
-    if seen.at.is_some_and(|(then, wall_then)| has_stepped(at, then, wall, wall_then)) {
+    if seen.at.is_some_and(|(then, wall_then)| clock::has_stepped(at, then, wall, wall_then)) {
         metrics.clock.stepped();
         tracing::warn!(
             event = "clock.stepped",
@@ -407,11 +405,6 @@ pub fn forget_statements(metrics: &Metrics, withdrawn: &[Site]) {
             family.remove(&label);
         }
     }
-}
-
-fn has_stepped(at: Duration, then: Duration, wall: Duration, wall_then: Duration) -> bool {
-    let (passed, shown) = (at.saturating_sub(then), wall.checked_sub(wall_then));
-    shown.is_none_or(|shown| shown.abs_diff(passed) > STEP)
 }
 
 #[cfg(test)]

@@ -19,8 +19,6 @@ use crate::rates::Rates;
 
 /// How often.
 const LOOK: Duration = Duration::from_secs(1);
-/// A wall clock that moved this much more or less than operating time did was set.
-const STEP: Duration = Duration::from_secs(1);
 
 /// See the module. Clones are the same.
 #[derive(Debug, Clone)]
@@ -82,7 +80,7 @@ impl Vitals {
                 let (stats, available) = (spool.stats(), spool.available_bytes());
                 all.0.rates.look(all.0.metrics.totals(&stats, available), at, wall_ms());
             });
-            if before.is_some_and(|(then, wall_then)| has_stepped(at, then, wall, wall_then)) {
+            if before.is_some_and(|(then, wall_then)| clock::has_stepped(at, then, wall, wall_then)) {
                 self.0.steps.fetch_add(1, Ordering::Relaxed);
                 self.0.metrics.clock_stepped();
                 tracing::warn!(
@@ -159,25 +157,9 @@ impl Vitals {
     }
 }
 
-fn has_stepped(at: Duration, then: Duration, wall: Duration, wall_then: Duration) -> bool {
-    let (passed, shown) = (at.saturating_sub(then), wall.checked_sub(wall_then));
-    shown.is_none_or(|shown| shown.abs_diff(passed) > STEP)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_clock_that_is_set_forward_or_back_has_stepped_and_one_that_drifts_has_not() {
-        let s = Duration::from_secs;
-        let ms = Duration::from_millis;
-        assert!(!has_stepped(s(11), s(10), s(1001), s(1000)));
-        assert!(!has_stepped(s(11), s(10), s(1000) + ms(1900), s(1000)));
-        assert!(has_stepped(s(11), s(10), s(1002) + ms(1), s(1000)));
-        assert!(has_stepped(s(11), s(10), s(999), s(1000)), "back");
-        assert!(has_stepped(s(13), s(10), s(1000), s(1000)), "it stands still");
-    }
 
     #[test]
     fn a_reload_that_was_refused_leaves_the_ages_of_what_is_in_force() {
