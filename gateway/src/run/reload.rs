@@ -111,15 +111,7 @@ fn between(in_force: &Config, new: Config) -> Result<Next, ProgramError> {
         return Ok((new, taken.changed, taken.needs_restart));
     }
     let next: Config = taken.in_force.typed()?;
-    next.check().map_err(|wrong| {
-        let waiting: Vec<String> = taken.needs_restart.iter().map(change::Change::title).collect();
-        let what = format!(
-            "{}: the file goes together only with what needs a restart: {}",
-            wrong.message(),
-            waiting.join(", ")
-        );
-        ProgramError::new(ErrorReason::ConfigInvalid, what).todo("restart the gateway, or change these back")
-    })?;
+    next.check().map_err(|wrong| taken.refused(&wrong).todo("restart the gateway, or change these back"))?;
     Ok((next, taken.changed, taken.needs_restart))
 }
 

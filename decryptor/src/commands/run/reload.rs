@@ -65,16 +65,8 @@ impl Reloader {
         let taken = change::take(&Effective::of(&self.in_force)?, &Effective::of(&new)?, LIVE);
         let refused = if taken.needs_restart.is_empty() { None } else { refused_at_start(&new) };
         let next: Config = if taken.needs_restart.is_empty() { new } else { taken.in_force.typed()? };
-        next.check().map_err(|wrong| {
-            let waiting: Vec<String> = taken.needs_restart.iter().map(change::Change::title).collect();
-            let what = format!(
-                "{}: the file goes together only with what needs a restart: {}",
-                wrong.message(),
-                waiting.join(", ")
-            );
-            ProgramError::new(ErrorReason::ConfigInvalid, what)
-                .todo("restart the program, or change these back")
-        })?;
+        next.check()
+            .map_err(|wrong| taken.refused(&wrong).todo("restart the program, or change these back"))?;
         let built = tls(&next).and_then(|tls| {
             Ok((tls.gate(Denied::default())?, tls.warnings(UnixTime::now()), tls.expiries()))
         });

@@ -6,10 +6,12 @@
 
 use std::fmt;
 
+use pithead_proto::errors::v1::ErrorReason;
 use serde::Serialize;
 use toml::Value;
 
-use super::{Effective, effective};
+use super::{Effective, Wrong, effective};
+use crate::program::ProgramError;
 
 /// The keys that change while the program runs: whole names, or all of a section as `stop.*`.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +66,20 @@ pub struct Taken {
     pub changed: Vec<Change>,
     /// What changes at the next start.
     pub needs_restart: Vec<Change>,
+}
+
+impl Taken {
+    /// The file is good, and its live keys without the others are not: that would be `wrong`.
+    #[must_use]
+    pub fn refused(&self, wrong: &Wrong) -> ProgramError {
+        let waiting: Vec<String> = self.needs_restart.iter().map(Change::title).collect();
+        let what = format!(
+            "{}: the file goes together only with what needs a restart: {}",
+            wrong.message(),
+            waiting.join(", ")
+        );
+        ProgramError::new(ErrorReason::ConfigInvalid, what)
+    }
 }
 
 /// Lays the live keys of `new` over what is in force.
