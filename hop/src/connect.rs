@@ -10,7 +10,7 @@
 use std::{
     error::Error as StdError,
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     str::FromStr,
     sync::{Arc, OnceLock},
@@ -27,7 +27,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pithead_proto::errors::v1::ErrorReason;
 use rustls::{AlertDescription, CertificateError, ClientConfig, OtherError};
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, DnsName, ServerName};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -258,6 +258,45 @@ impl Serialize for Endpoint {
 impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// What somebody is connected to by: a host name or an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostName {
+    /// A name.
+    Name(String),
+    /// An address.
+    Address(IpAddr),
+}
+
+/// Why a text is no host.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no host name and no address")]
+pub struct NotAHost(String);
+
+impl HostName {
+    /// Where a port of it is reached.
+    pub fn with_port(&self, port: u16) -> Endpoint {
+        let host = match self {
+            Self::Name(name) => name.clone(),
+            Self::Address(address) => address.to_string(),
+        };
+        Endpoint { host, port }
+    }
+}
+
+impl FromStr for HostName {
+    type Err = NotAHost;
+
+    fn from_str(text: &str) -> Result<Self, NotAHost> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        match DnsName::try_from(text) {
+            Ok(_) => Ok(Self::Name(text.to_owned())),
+            Err(_) => Err(NotAHost(text.to_owned())),
+        }
     }
 }
 
@@ -640,6 +679,16 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<Endpoint>(), Err(NotAnEndpoint), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_address_is_told_in_its_own_brackets() {
+        for (host, told) in
+            [("fd00::1", "[fd00::1]:7443"), ("10.1.2.3", "10.1.2.3:7443"), ("gw.test", "gw.test:7443")]
+        {
+            assert_eq!(host.parse::<HostName>().expect("a host").with_port(7443).to_string(), told);
+        }
+        assert!("no host".parse::<HostName>().is_err());
     }
 
     #[test]

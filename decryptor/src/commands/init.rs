@@ -3,6 +3,7 @@
 //!
 //! Nothing that stands there is written over. Keys are their owner's alone.
 
+use pithead_hop::connect::HostName;
 use pithead_hop::program::admin::AdminAddress;
 use pithead_hop::program::{ProgramError, clock, disk};
 use pithead_hop::tls::Pem;
@@ -16,7 +17,7 @@ use rcgen::{
 use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -63,27 +64,6 @@ pub struct Args {
     /// Where health and metrics are asked for
     #[arg(long, value_name = "IP:PORT|unix:PATH", default_value = "127.0.0.1:7490")]
     admin_listen: AdminAddress,
-}
-
-/// What a decryptor is connected to by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum HostName {
-    Name(String),
-    Address(IpAddr),
-}
-
-impl std::str::FromStr for HostName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
-        }
-        match rustls_pki_types::DnsName::try_from(text) {
-            Ok(_) => Ok(Self::Name(text.to_owned())),
-            Err(_) => Err(format!("{text:?} is no host name and no address")),
-        }
-    }
 }
 
 /// `pit-7=pit-7-ca.pem`
@@ -361,8 +341,7 @@ fn told(args: &Args, ca_sha256: Option<&str>) -> String {
          \x20                pithead-decryptor run -c {config}\n"
     ));
     let host = match args.hosts.first() {
-        Some(HostName::Name(name)) => format!("{name}:{}", args.listen.port()),
-        Some(HostName::Address(address)) => SocketAddr::new(*address, args.listen.port()).to_string(),
+        Some(host) => host.with_port(args.listen.port()).to_string(),
         None => format!("HOST:{}", args.listen.port()),
     };
     let ca = if ca_sha256.is_some() { format!("{dir}/cloud-ca.pem") } else { "the CA's".to_owned() };

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use pithead_hop::connect::HostName;
 use pithead_hop::identity::{PeerId, Role, spki_sha256};
 use pithead_hop::program::ProgramError;
 use pithead_hop::tls::{Pem, TlsError};
@@ -321,29 +322,6 @@ pub struct NewSite {
     pub ca_sha256: Sha,
     /// SHA-256 of the gateway's SubjectPublicKeyInfo.
     pub gateway_spki_sha256: Sha,
-}
-
-/// What a gateway is connected to by: a host name or an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HostName {
-    /// A name.
-    Name(String),
-    /// An address.
-    Address(IpAddr),
-}
-
-impl std::str::FromStr for HostName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
-        }
-        match rustls::pki_types::DnsName::try_from(text) {
-            Ok(_) => Ok(Self::Name(text.to_owned())),
-            Err(_) => Err(format!("{text:?} is no host name and no address")),
-        }
-    }
 }
 
 /// Makes a CA for `site`, and a certificate for its gateway `name`, which is connected to by `hosts`.
