@@ -5,7 +5,8 @@
 
 use pithead_hop::connect::HostName;
 use pithead_hop::program::admin::AdminAddress;
-use pithead_hop::program::{ProgramError, clock, disk};
+use pithead_hop::program::init::{self, Planned};
+use pithead_hop::program::{ProgramError, clock};
 use pithead_hop::tls::Pem;
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::Site;
@@ -16,9 +17,7 @@ use rcgen::{
 };
 use sha2::{Digest as _, Sha256};
 use std::fs;
-use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -98,17 +97,6 @@ impl std::str::FromStr for KeyArg {
     }
 }
 
-/// A file that is to be written, and whether it is its owner's alone.
-struct Planned {
-    name: String,
-    bytes: Zeroizing<Vec<u8>>,
-    private: bool,
-}
-
-fn planned(name: impl Into<String>, bytes: &[u8], private: bool) -> Planned {
-    Planned { name: name.into(), bytes: Zeroizing::new(bytes.to_vec()), private }
-}
-
 /// Makes it, and gives what is to be printed.
 ///
 /// # Errors
@@ -120,61 +108,35 @@ pub fn run(args: &Args) -> Result<String, ProgramError> {
         (Some(certificate), Some(key)) => {
             Pem::read(certificate)?.certificates()?;
             Pem::read(key)?.private_key().map(drop)?;
-            files.push(planned("decryptor.pem", &read(certificate)?, false));
-            files.push(planned("decryptor.key", &read(key)?, true));
+            files.push(Planned::new("decryptor.pem", &read(certificate)?, false));
+            files.push(Planned::new("decryptor.key", &read(key)?, true));
         }
         _ => {
             let made = new_cloud(&args.hosts)?;
-            files.push(planned("cloud-ca.pem", made.ca.as_bytes(), false));
-            files.push(planned("cloud-ca.key", made.ca_key.as_bytes(), true));
-            files.push(planned("decryptor.pem", made.certificate.as_bytes(), false));
-            files.push(planned("decryptor.key", made.key.as_bytes(), true));
+            files.push(Planned::new("cloud-ca.pem", made.ca.as_bytes(), false));
+            files.push(Planned::new("cloud-ca.key", made.ca_key.as_bytes(), true));
+            files.push(Planned::new("decryptor.pem", made.certificate.as_bytes(), false));
+            files.push(Planned::new("decryptor.key", made.key.as_bytes(), true));
             ca_sha256 = Some(made.ca_sha256);
         }
     }
     for site in &args.sites {
         Pem::read(&site.ca)?.certificates()?;
-        files.push(planned(format!("{}-ca.pem", site.name), &read(&site.ca)?, false));
+        files.push(Planned::new(format!("{}-ca.pem", site.name), &read(&site.ca)?, false));
     }
     for (number, path) in (1..).zip(&args.bundles) {
-        files.push(planned(format!("bundle-{number}.pb"), &read(path)?, false));
+        files.push(Planned::new(format!("bundle-{number}.pb"), &read(path)?, false));
     }
     for (number, key) in (1..).zip(&args.local_keys) {
         Pem::read(&key.private_key)?.private_key().map(drop)?;
-        files.push(planned(format!("data-{number}.pem"), &read(&key.private_key)?, true));
+        files.push(Planned::new(format!("data-{number}.pem"), &read(&key.private_key)?, true));
     }
     // Last: what it names is there when it is.
-    files.push(planned("decryptor.toml", configuration(args)?.as_bytes(), false));
+    files.push(Planned::new("decryptor.toml", configuration(args)?.as_bytes(), false));
 
-    let folders = ["data"].iter().chain((args.sink == "folder").then_some(&"out"));
-    let folders: Vec<PathBuf> = folders.map(|name| args.dir.join(name)).collect();
-    let standing = files.iter().map(|file| args.dir.join(&file.name)).chain(folders.iter().cloned());
-    if let Some(path) = standing.into_iter().find(|path| path.symlink_metadata().is_ok()) {
-        return Err(ProgramError::new(ErrorReason::WouldOverwrite, format!("{} exists", path.display()))
-            .affects("nothing was written")
-            .todo("give another folder, or move away what is there"));
-    }
-    let failed = |path: &Path| {
-        let what = path.display().to_string();
-        move |error: io::Error| ProgramError::new(ErrorReason::DataDirUnwritable, format!("{what}: {error}"))
-    };
-    disk::create_folder(&args.dir).map_err(failed(&args.dir))?;
-    for folder in &folders {
-        disk::create_folder(folder).map_err(failed(folder))?;
-    }
-    for file in &files {
-        let path = args.dir.join(&file.name);
-        create(&path, &file.bytes, file.private).map_err(failed(&path))?;
-    }
-    disk::sync_folder(&args.dir).map_err(failed(&args.dir))?;
+    let folders: &[&str] = if args.sink == "folder" { &["data", "out"] } else { &["data"] };
+    init::write(&args.dir, folders, &files)?;
     Ok(told(args, ca_sha256.as_deref()))
-}
-
-fn create(path: &Path, bytes: &[u8], private: bool) -> io::Result<()> {
-    let mode = if private { 0o600 } else { 0o644 };
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, ProgramError> {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use pithead_hop::identity::spki_sha256;
+use pithead_hop::program::init::create;
 use pithead_hop::program::{ExitCode, ProgramError, clock, disk, human, units};
 use pithead_hop::tls::{Pem, pem::certificates_to_text};
 use pithead_proto::errors::v1::ErrorReason;
@@ -16,7 +17,6 @@ use pithead_sealing::DeviceId;
 use serde_json::{Value, json};
 
 use super::admin_client;
-use super::init::create;
 use crate::cli::Output;
 use crate::config::{Config, Enroll};
 use crate::devices::ca::{CaError, Signed};

@@ -1,16 +1,16 @@
 //! `init`: a site in a folder. Its CA, the gateway's certificate, a commented configuration, and what to do next.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use pithead_hop::connect::{Endpoint, HostName};
 use pithead_hop::identity::GatewayName;
 use pithead_hop::keys::KeyFile;
 use pithead_hop::program::admin::AdminAddress;
-use pithead_hop::program::{ExitCode, ProgramError, clock, disk};
+use pithead_hop::program::init::{self, Planned};
+use pithead_hop::program::{ExitCode, ProgramError, clock};
 use pithead_hop::status::reason_of_trust;
 use pithead_hop::tls::Pem;
 use pithead_proto::errors::v1::ErrorReason;
@@ -64,13 +64,6 @@ fn gateway_name(text: &str) -> Result<GatewayName, String> {
     GatewayName::new(text).map_err(|_| "a name is A-Z, a-z, 0-9, '.', '_' and '-'".to_owned())
 }
 
-/// A file that is to be written, and whether it is its owner's alone.
-struct Planned {
-    name: &'static str,
-    bytes: zeroize::Zeroizing<Vec<u8>>,
-    private: bool,
-}
-
 /// Makes the site.
 ///
 /// # Errors
@@ -82,53 +75,27 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, ProgramError> {
             .todo("compare the file and --authority with what the authority published")
     })?;
     let made = new_site(&args.site, args.name.as_str(), &args.hosts, Stamp(clock::wall_s()))?;
-    let file = |name, bytes: &[u8], private| Planned { name, bytes: bytes.to_vec().into(), private };
     let mut files = vec![
-        file("site-ca.pem", made.ca.as_bytes(), false),
-        file("site-ca.key", made.ca_key.as_bytes(), true),
-        file("gateway.pem", made.gateway.as_bytes(), false),
-        file("gateway.key", made.gateway_key.as_bytes(), true),
-        file("root.cose", &root, false),
+        Planned::new("site-ca.pem", made.ca.as_bytes(), false),
+        Planned::new("site-ca.key", made.ca_key.as_bytes(), true),
+        Planned::new("gateway.pem", made.gateway.as_bytes(), false),
+        Planned::new("gateway.key", made.gateway_key.as_bytes(), true),
+        Planned::new("root.cose", &root, false),
     ];
     if let Some(path) = &args.upstream_ca {
         Pem::read(path)?.certificates()?;
-        files.push(file("cloud-ca.pem", &read(path)?, false));
+        files.push(Planned::new("cloud-ca.pem", &read(path)?, false));
     }
     if let Some(path) = &args.bundle {
         let bytes = read(path)?;
         check_bundle(args, path, &bytes)?;
-        files.push(file("bundle.pb", &bytes, false));
+        files.push(Planned::new("bundle.pb", &bytes, false));
     }
     // Last: what it names is there when it is.
-    files.push(file("gateway.toml", configuration(args).as_bytes(), false));
+    files.push(Planned::new("gateway.toml", configuration(args).as_bytes(), false));
 
-    let data = args.dir.join("data");
-    let standing = files.iter().map(|file| args.dir.join(file.name)).chain([data.clone()]);
-    if let Some(path) = standing.into_iter().find(|path| path.symlink_metadata().is_ok()) {
-        return Err(ProgramError::new(ErrorReason::WouldOverwrite, format!("{} exists", path.display()))
-            .affects("nothing was written")
-            .todo("give another folder, or move away what is there"));
-    }
-    let failed = |path: &Path| {
-        let what = path.display().to_string();
-        move |error: io::Error| ProgramError::new(ErrorReason::DataDirUnwritable, format!("{what}: {error}"))
-    };
-    disk::create_folder(&args.dir).map_err(failed(&args.dir))?;
-    for file in &files {
-        let path = args.dir.join(file.name);
-        create(&path, &file.bytes, file.private).map_err(failed(&path))?;
-    }
-    disk::create_folder(&data).map_err(failed(&data))?;
-    disk::sync_folder(&args.dir).map_err(failed(&args.dir))?;
+    init::write(&args.dir, &["data"], &files)?;
     super::done(out, &told(args, &made.ca_sha256, &made.gateway_spki_sha256, &Sha::of(&root)))
-}
-
-/// A new file; one that stands there is an error.
-pub(super) fn create(path: &Path, bytes: &[u8], private: bool) -> io::Result<()> {
-    let mode = if private { 0o600 } else { 0o644 };
-    let mut file: File = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ProgramError> {

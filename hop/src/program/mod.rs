@@ -12,6 +12,8 @@ pub mod files;
 pub mod grpc_health;
 pub mod health;
 pub mod human;
+#[cfg(feature = "cli")]
+pub mod init;
 pub mod log;
 #[cfg(feature = "cli")]
 pub mod manual;
