@@ -5,7 +5,7 @@ use std::{error::Error, ffi::c_char, io, time::Duration};
 use pithead_device_client::{
     OutboxError,
     client::{CloseError, DiskTrouble, FileError, FlushError, OpenError, RecordError},
-    hop::{keys::WireError, status::reason_of_trust, tls::TlsError},
+    hop::{keys::WireError, program::exit::chain, status::reason_of_trust, tls::TlsError},
     keys::KeysError,
     sealer::{self, SealError},
     sealing::{NameError, envelope, trust::TrustError},
@@ -394,19 +394,4 @@ impl From<sealer::CloseError> for Failure {
     fn from(error: sealer::CloseError) -> Self {
         Self::of(ErrorReason::DiskFailed, &error)
     }
-}
-
-/// An error with its causes, in one line, each said once.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }

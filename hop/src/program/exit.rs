@@ -6,7 +6,7 @@
 //!   what to do: stop the other program, or set ingest.listen
 //! ```
 
-use std::{fmt, process};
+use std::{error::Error, fmt, process};
 
 use pithead_proto::errors::v1::ErrorReason;
 
@@ -140,7 +140,7 @@ impl fmt::Display for ProgramError {
     }
 }
 
-impl std::error::Error for ProgramError {}
+impl Error for ProgramError {}
 
 impl From<TlsError> for ProgramError {
     fn from(error: TlsError) -> Self {
@@ -180,6 +180,22 @@ impl From<Remote> for ProgramError {
             None => error,
         }
     }
+}
+
+/// An error with its causes, in one line, each said once.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

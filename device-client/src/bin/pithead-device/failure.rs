@@ -1,7 +1,5 @@
 //! From the library's errors to a person's: code, what happened, what to do.
 
-use std::error::Error;
-
 use pithead_device_client::{
     OutboxError, SurveyError,
     client::{CloseError, FileError, OpenError, RecordError},
@@ -13,7 +11,7 @@ use pithead_device_client::{
     uplink::RefreshError,
 };
 use pithead_hop::{
-    program::{ExitCode, ProgramError, config::ConfigError},
+    program::{ExitCode, ProgramError, config::ConfigError, exit::chain},
     status::reason_of_trust,
     tls::TlsError,
 };
@@ -158,19 +156,4 @@ pub(crate) fn refresh(error: &RefreshError) -> ProgramError {
         RefreshError::Keys(refused) => keys(refused),
         other => ProgramError::new(ErrorReason::StateDamaged, chain(other)),
     }
-}
-
-/// An error with its causes, in one line, each said once.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use pithead_device_client::sealer::{Content, SealError, Sealer};
-use pithead_hop::program::{ExitCode, ProgramError, disk};
+use pithead_hop::program::{ExitCode, ProgramError, disk, exit::chain};
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::envelope::FileName;
 use serde_json::json;
@@ -40,7 +40,7 @@ pub(crate) fn run(file: &Path, arguments: &SealArgs, output: Output) -> Result<E
         }
     };
     disk::publish(&part, &arguments.out).map_err(|error| cannot_write(&arguments.out, &error))?;
-    sealer.close().map_err(|error| ProgramError::new(ErrorReason::DiskFailed, failure::chain(&error)))?;
+    sealer.close().map_err(|error| ProgramError::new(ErrorReason::DiskFailed, chain(&error)))?;
     output.print(&[
         ("identity", json!(identity)),
         ("file", json!(arguments.out.display().to_string())),

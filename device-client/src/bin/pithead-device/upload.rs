@@ -8,7 +8,7 @@ use pithead_hop::{
         Answer,
         send::{PlainFile, PlainFileError, UploadSource as _},
     },
-    program::{ExitCode, ProgramError, stop::Signals},
+    program::{ExitCode, ProgramError, exit::chain, stop::Signals},
 };
 use pithead_proto::errors::v1::ErrorReason;
 use pithead_sealing::envelope::Profile;
@@ -17,7 +17,6 @@ use serde_json::json;
 use crate::{
     cli::UploadArgs,
     config::{Config, no_gateway},
-    failure,
     output::{Output, byte_bar},
 };
 
@@ -78,7 +77,7 @@ pub(crate) async fn run(
         None => return Err(waits(None)),
         Some(Err(error)) => {
             let reason = error.reason().unwrap_or(ErrorReason::PeerUnreachable);
-            return Err(ProgramError::new(reason, failure::chain(&error)));
+            return Err(ProgramError::new(reason, chain(&error)));
         }
     }
     Ok(ExitCode::OK)
