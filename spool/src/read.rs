@@ -343,14 +343,7 @@ impl Scan {
 
     /// The records of the group that holds the next position, from that on.
     fn load(&mut self, segment: &Segment) -> io::Result<VecDeque<Found>> {
-        let extent = Extent {
-            file: &segment.file,
-            salt: segment.salt,
-            limit: segment.end_offset,
-            known: segment.end,
-            until: segment.end,
-            tolerant: self.tolerant,
-        };
+        let extent = Extent::of(segment, self.tolerant);
         let start = Place { number: segment.number, offset: PAGE_BYTES, expect: segment.first };
         let mut place = self
             .place

@@ -401,14 +401,7 @@ fn settle(segment: &Segment) -> std::io::Result<()> {
     // Why: after a sync that failed and a process that was killed over it, the page cache may show a group that the disk never
     // took, on pages that call themselves clean; no sync would write them. Writing the same bytes again makes them dirty.
     // Harmless whenever it is interrupted, since nothing changes.
-    let extent = Extent {
-        file: &segment.file,
-        salt: segment.salt,
-        limit: segment.end_offset,
-        known: segment.end,
-        until: segment.end,
-        tolerant: false,
-    };
+    let extent = Extent::of(segment, false);
     let (mut offset, mut expect) = (PAGE_BYTES, segment.first);
     let mut last = None;
     while let Some(group) = extent.group(offset, expect)? {
@@ -428,14 +421,7 @@ fn settle(segment: &Segment) -> std::io::Result<()> {
 fn verify(segments: &VecDeque<Segment>, lane: Lane, cursor: u64, depth: Verify, report: &mut Recovery) {
     let mut ranges = Vec::new();
     for segment in segments.iter().filter(|segment| segment.end > cursor) {
-        let extent = Extent {
-            file: &segment.file,
-            salt: segment.salt,
-            limit: segment.end_offset,
-            known: segment.end,
-            until: segment.end,
-            tolerant: true,
-        };
+        let extent = Extent::of(segment, true);
         let (mut offset, mut expect) = (PAGE_BYTES, segment.first);
         while let Ok(Some(group)) = extent.group(offset, expect) {
             offset = group.end_offset();

@@ -4,6 +4,7 @@
 use crate::format::{ENTRY_BYTES, Entry, GROUP_HEAD_BYTES, GroupHead, PAGE, PAGE_BYTES, crc, page_up};
 use crate::fs::FileRef;
 use crate::record::{Position, Record, RecordHead};
+use crate::shared::Segment;
 use bytes::Bytes;
 use std::io;
 
@@ -59,7 +60,19 @@ impl Found {
     }
 }
 
-impl Extent<'_> {
+impl<'a> Extent<'a> {
+    /// Of a segment whose ends are known.
+    pub(crate) fn of(segment: &'a Segment, tolerant: bool) -> Self {
+        Self {
+            file: &segment.file,
+            salt: segment.salt,
+            limit: segment.end_offset,
+            known: segment.end,
+            until: segment.end,
+            tolerant,
+        }
+    }
+
     /// Reads `bytes`; what lies behind the end of the file reads as zeroes, and so does what the disk refuses when tolerant.
     pub(crate) fn read(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; bytes];
