@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use maud::{DOCTYPE, Markup, html};
+use pithead_hop::program::human::count;
 use pithead_sealing::trust::{Custody, KeyStatus, Sha256Digest};
 
 use super::activity::Took;
@@ -10,7 +11,7 @@ use super::devices::{ROWS_MAX, Row};
 use super::history::{Outage, RATE_OVER, Reading};
 use super::plot::{Ahead, Line, MIDDLE, NARROW, Plot, Shade, Size, WIDE, strip};
 use super::view::{KeyView, View};
-use super::words::{Urgency, bytes, bytes_per_s, count, rate, short, span};
+use super::words::{Urgency, bytes, bytes_per_s, rate, short, span};
 use super::{SPANS, Span};
 use crate::devices::doors::word;
 use crate::devices::registry::Stamp;

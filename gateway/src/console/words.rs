@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use pithead_hop::program::human::count;
+
 use crate::health::Level;
 
 /// Below this a disk that fills is something to look at.
@@ -418,20 +420,6 @@ fn scaled(bytes: f64) -> String {
         value /= 1024.0;
     }
     format!("{value:.1} TiB")
-}
-
-/// A number with its thousands apart: `12,345`.
-#[must_use]
-pub fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Envelopes a second.
