@@ -1,5 +1,4 @@
 //! Bundles: what is packed is read, byte for byte and for ever; what is anything else is refused, and nothing panics.
-#![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 use pithead_hop::bundle::{

@@ -1,6 +1,5 @@
 //! The sending state machine against a model of a receiver, over a link that loses requests, replies and itself, and
 //! that delivers what an abandoned connection still carried.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

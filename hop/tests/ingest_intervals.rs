@@ -1,5 +1,4 @@
 //! `IntervalSet` against a set that holds every number by itself.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 

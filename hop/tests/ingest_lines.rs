@@ -1,5 +1,4 @@
 //! Lines against a model that remembers everything, restarts included; and each bound.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,13 +1,10 @@
 //! The receiving half as a client meets it, over real HTTP/2, well behaved and not.
-#![allow(clippy::unwrap_used)]
-
-mod ingest_support;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ingest_support::*;
 use bytes::Bytes;
-use ingest_support::*;
 use pithead_hop::identity::Peer;
 use pithead_hop::ingest::send::LineToSend;
 use pithead_hop::ingest::{Answer, IngestLimits, NotTaken, SendError, SendOptions, Sender, Standing};

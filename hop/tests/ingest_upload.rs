@@ -1,7 +1,4 @@
 //! Large envelopes over real HTTP/2 into real files: cut, resumed, fenced, refused, damaged.
-#![allow(clippy::unwrap_used)]
-
-mod ingest_support;
 
 use std::fs;
 use std::io;
@@ -9,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ingest_support::*;
 use bytes::Bytes;
-use ingest_support::*;
 use pithead_hop::identity::Peer;
 use pithead_hop::ingest::send::{Pace, UploadError, UploadSource, send_upload};
 use pithead_hop::ingest::upload::BLOCK_BYTES;

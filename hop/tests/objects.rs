@@ -1,6 +1,4 @@
 //! A store in a folder: what a store promises, where there is no server between.
-#![cfg(feature = "objects")]
-#![allow(clippy::unwrap_used)]
 #![expect(clippy::disallowed_methods, reason = "as a mount that falls off, and comes back")]
 
 use bytes::Bytes;

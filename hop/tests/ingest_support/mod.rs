@@ -1,5 +1,5 @@
 //! Real envelopes, a receiver whose disk the test commands, and a loopback between.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(unreachable_pub)]
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;

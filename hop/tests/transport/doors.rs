@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::world::{AUTHORITY, Ca, LONG, Leaf, Server, World, site, uri};
+use crate::transport::world::{AUTHORITY, Ca, LONG, Leaf, Server, World, site, uri};
 
 async fn answer(connection: &Connection) -> Option<ErrorReason> {
     let mut client = KeyClient::new(connection.clone(), AUTHORITY, site("pit-7"));

@@ -12,7 +12,7 @@ use pithead_sealing::trust::{
 };
 use tokio::time::timeout;
 
-use crate::world::{AUTHORITY, LONG, Server, World, site};
+use crate::transport::world::{AUTHORITY, LONG, Server, World, site};
 
 const NOW: UnixTime = UnixTime(1_800_000_000);
 
@@ -226,7 +226,9 @@ async fn a_caller_is_told_of_its_own_site_and_authority_alone() {
     ] {
         assert_eq!(reason(asking.fetch(&Held::default(), LONG).await).0, expected);
     }
-    let leaf = crate::world::Leaf::named(vec![crate::world::uri("spiffe://pit-8/device/truck-1")]);
+    let leaf = crate::transport::world::Leaf::named(vec![crate::transport::world::uri(
+        "spiffe://pit-8/device/truck-1",
+    )]);
     let connection = server.connect(&world.client_tls(Some(world.pit_8.issue(leaf)))).await.unwrap();
     let mut asking = KeyClient::new(connection, AUTHORITY, site("pit-8"));
     assert_eq!(reason(asking.fetch(&Held::default(), LONG).await).0, ErrorReason::SiteUnknown);

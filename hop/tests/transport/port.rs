@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::{
+use crate::transport::{
     keys::{Authority, keys_of},
     world::{AUTHORITY, LONG, Server, World, site},
 };

@@ -15,7 +15,7 @@ use rustls_pki_types::ServerName;
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::world::{At, Ca, LONG, Leaf, Server, World, new_year, uri};
+use crate::transport::world::{At, Ca, LONG, Leaf, Server, World, new_year, uri};
 
 #[tokio::test]
 async fn a_device_is_known_by_its_certificate() {

@@ -1,5 +1,4 @@
 //! The transport for real: certificates made on the spot, TLS over loopback, free ports.
-#![allow(clippy::unwrap_used)]
 
 mod doors;
 mod keys;
