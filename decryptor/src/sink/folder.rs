@@ -23,6 +23,7 @@
 
 use super::staged::empty_folder;
 use super::{Action, Delivery, Placed, Sink, SinkError, Staged};
+use pithead_hop::program::disk::create_folder;
 use pithead_sealing::{DeviceId, Identity};
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use std::collections::{BTreeSet, HashSet};
@@ -56,11 +57,8 @@ impl FolderSink {
     /// half written.
     pub fn open(root: &Path) -> Result<Self, SinkError> {
         let temporary = root.join(".tmp");
-        match fs::create_dir(root) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(SinkError::at(Action::CreateFolder, root)(error)),
-        }
+        // Its own name is synced here: what lies in it is nothing without that.
+        create_folder(root).map_err(SinkError::at(Action::CreateFolder, root))?;
         empty_folder(&temporary)?;
         let probe = temporary.join("Case");
         File::create(&probe).map_err(SinkError::at(Action::Write, &probe))?;
