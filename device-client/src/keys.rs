@@ -93,7 +93,7 @@ impl Keys {
         root: &[u8],
         clock: DeviceClock,
     ) -> Result<Self, KeysError> {
-        fs::create_dir_all(folder).map_err(|source| KeysError::Folder { path: folder.to_owned(), source })?;
+        make_folders(folder).map_err(|source| KeysError::Folder { path: folder.to_owned(), source })?;
         Self::enroll(authority, site, root, Box::new(FileStore::new(folder, STORE)), clock)
     }
 
@@ -181,6 +181,20 @@ impl Keys {
         self.saved_uptime_s = now.uptime_s;
         Ok(())
     }
+}
+
+/// Makes a folder and those above it that are missing, and their names durable.
+fn make_folders(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_folders(above)?;
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+        made => made?,
+    }
+    fs::File::open(above)?.sync_all()
 }
 
 /// Trust out of the conformance cases.

@@ -436,7 +436,6 @@ def test_a_device_that_was_enrolled_is(enrolled):
     assert "made/device.toml" in lost(enrolled.without("made"), enrolled.end)
 
 
-@pytest.mark.xfail(strict=True, reason="enroll makes its folder, and does not sync the one above")
 def test_a_folder_that_an_enrolment_has_made_is_there(alone):
     life = enrol(alone, "new")
     assert lost(life.disk, life.end) == {}
@@ -444,7 +443,6 @@ def test_a_folder_that_an_enrolment_has_made_is_there(alone):
 
 # The authority.
 
-@pytest.mark.xfail(strict=True, reason="the authority makes its folders, and does not sync those above")
 def test_an_authority_that_was_made_is_there(tmp_path):
     life = Life(tmp_path, "authority")
     succeed(*life.watched(), program("pithead-decryptor"), "authority", "init", "--dir", tmp_path / "authority", "--authority", AUTHORITY)

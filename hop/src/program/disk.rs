@@ -96,6 +96,18 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
     }
 }
 
+/// As [`create_folder`], with the folders above it that are missing.
+///
+/// # Errors
+/// What the operating system says.
+pub fn create_folders(path: &Path) -> io::Result<()> {
+    let above = folder_of(path);
+    if !above.is_dir() {
+        create_folders(above)?;
+    }
+    create_folder(path)
+}
+
 /// The files of a folder that are complete, in the order of their names. What a crash left half written is removed.
 ///
 /// # Errors

@@ -25,7 +25,7 @@ use pithead_hop::{
     connect::{ConnectOptions, Endpoint, connect},
     identity::{PeerId, Role, end_and_serial, spki_sha256},
     keys::{KeyFile, MESSAGE_MAX},
-    program::{ExitCode, ProgramError},
+    program::{ExitCode, ProgramError, disk},
     status::Remote,
     tls::{self, Pem, pem::certificates_to_text},
 };
@@ -124,7 +124,7 @@ pub(super) async fn run(
         output.print(&standing.facts(dir));
         return Ok(ExitCode::OK);
     }
-    fs::create_dir_all(dir).map_err(|error| cannot_write(dir, &error))?;
+    disk::create_folders(dir).map_err(|error| cannot_write(dir, &error))?;
     let pair = drawn(dir)?;
     let answer =
         ask(gateway, fingerprint.0, token, &pair).await.map_err(|error| match Enrolled::in_folder(dir) {
