@@ -185,16 +185,23 @@ impl Keys {
 
 /// Makes a folder and those above it that are missing, and their names durable.
 fn make_folders(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
+    // The root of all folders, or an empty path, which is where the process works.
+    let Some(above) = folder.parent() else { return Ok(()) };
+    let is_named = !above.as_os_str().is_empty();
+    let is_new = match fs::create_dir(folder) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_named => {
+            make_folders(above)?;
+            fs::create_dir(folder).map(|()| true)?
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => false,
+        Err(error) => return Err(error),
+    };
+    match fs::File::open(if is_named { above } else { Path::new(".") }).and_then(|above| above.sync_all()) {
+        // What lies above a folder that was given to us may not be ours to read.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_new => Ok(()),
+        synced => synced,
     }
-    let above = folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    make_folders(above)?;
-    match fs::create_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
-        made => made?,
-    }
-    fs::File::open(above)?.sync_all()
 }
 
 /// Trust out of the conformance cases.
@@ -224,5 +231,27 @@ pub(crate) mod testing {
             spkis: list(&step["spki"]),
         };
         (keys, case["steps"].as_array().unwrap().iter().map(bundle).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_above_are_made_and_what_stands_in_the_way_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for _ in 0..2 {
+            make_folders(&at("a/b/c")).unwrap();
+        }
+        assert!(at("a/b/c").is_dir());
+        for always in ["", ".", "/"] {
+            make_folders(Path::new(always)).unwrap();
+        }
+        fs::write(at("file"), b"").unwrap();
+        for bad in ["file", "file/below"] {
+            assert!(make_folders(&at(bad)).is_err(), "{bad}");
+        }
     }
 }

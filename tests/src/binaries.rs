@@ -103,6 +103,9 @@ fn build(name: &str, builds: &[&[&str]]) -> anyhow::Result<PathBuf> {
     let target_folder = profile_folder.parent().context("this program does not lie in a target folder")?;
     let folder = profile_folder.join(name);
     fs::create_dir_all(&folder)?;
+    // All builds put their programs into one place: from the first of them to the last copy it is ours.
+    let turn = fs::File::create(profile_folder.join("programs.lock"))?;
+    turn.lock().context("waiting for a turn to build")?;
     for chosen in builds {
         let mut cargo = cargo();
         cargo.args(["build", "--quiet", "--bins", "--target-dir"]).arg(target_folder).args(*chosen);

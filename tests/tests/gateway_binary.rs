@@ -22,7 +22,7 @@ async fn the_opener_is_not_compiled_in() {
     assert!(spoken.contains("opener: not compiled in"), "{spoken}");
 }
 
-/// A workspace build has the exporter, and with it no unit test of the refusal.
+/// A workspace build has the exporter, and so no unit test meets the refusal.
 #[tokio::test]
 async fn spans_are_not_exported_and_whoever_asks_for_them_is_told_so() {
     let gateway = Binaries::get().unwrap().gateway();
@@ -36,6 +36,7 @@ async fn spans_are_not_exported_and_whoever_asks_for_them_is_told_so() {
     let said = command::run(&gateway, arguments, &[]).await.unwrap();
     assert_eq!(said.code, Some(78), "{said:?}");
     assert!(said.stderr.contains("built with the feature `otlp`"), "{}", said.stderr);
+    assert!(said.stderr.contains('^'), "it shows where: {}", said.stderr);
 }
 
 fn cargo(arguments: &[&str]) -> (bool, String, String) {

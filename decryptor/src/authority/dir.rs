@@ -244,20 +244,9 @@ fn names_in(folder: &Path) -> Result<Vec<String>, AuthorityError> {
     Ok(names)
 }
 
-/// Makes a folder and those above it that are missing, and their names durable: what is signed into one must not be signed again
-/// because the folder is gone.
+/// Makes a folder and those above it that are missing: what is signed into one must not be signed again because the folder is gone.
 fn make_folder(path: &Path, mode: u32) -> Result<(), AuthorityError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    if path.is_dir() {
-        return Ok(());
-    }
-    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    make_folder(above, mode)?;
-    let made = match fs::DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made,
-    };
-    made.and_then(|()| disk::sync_folder(above)).map_err(AuthorityError::file("create", path))
+    disk::create_folders(path, mode).map_err(AuthorityError::file("create", path))
 }
 
 /// A file that must not be there yet.

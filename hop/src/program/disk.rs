@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 /// How large a file system is, and what of it this program may still take.
@@ -29,6 +30,9 @@ impl Room {
 
 /// Ends the names of files that are being written. What carries it after a crash is rubbish.
 pub const UNFINISHED: &str = "part";
+
+/// What a folder may be used for by whom, before the umask: the usual.
+pub const FOLDER: u32 = 0o777;
 
 /// Replaces `path` by a file of these bytes, or leaves it as it was.
 ///
@@ -84,28 +88,40 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Creates a folder below an existing one and makes its name durable. That it exists already is no error.
+/// Creates a folder below an existing one and makes its name durable. That it exists already is no error, and no reason not to: whoever
+/// made it may have been killed before that.
 ///
 /// # Errors
 /// What the operating system says.
 pub fn create_folder(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Ok(()) => sync_folder(folder_of(path)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
+    create_one(path, FOLDER)
 }
 
-/// As [`create_folder`], with the folders above it that are missing.
+/// As [`create_folder`], with the folders above it that are missing; whoever makes one may have `mode` of it.
 ///
 /// # Errors
 /// What the operating system says.
-pub fn create_folders(path: &Path) -> io::Result<()> {
-    let above = folder_of(path);
-    if !above.is_dir() {
-        create_folders(above)?;
+pub fn create_folders(path: &Path, mode: u32) -> io::Result<()> {
+    match (create_one(path, mode), path.parent()) {
+        (Err(error), Some(above)) if error.kind() == io::ErrorKind::NotFound && above.parent().is_some() => {
+            create_folders(above, mode)?;
+            create_one(path, mode)
+        }
+        (done, _) => done,
     }
-    create_folder(path)
+}
+
+fn create_one(path: &Path, mode: u32) -> io::Result<()> {
+    let is_new = match fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => false,
+        Err(error) => return Err(error),
+    };
+    match sync_folder(folder_of(path)) {
+        // What lies above a folder that was given to us may not be ours to read.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_new => Ok(()),
+        synced => synced,
+    }
 }
 
 /// The files of a folder that are complete, in the order of their names. What a crash left half written is removed.
@@ -179,6 +195,28 @@ mod tests {
         fs::write(folder.path().join("other.part"), b"half").unwrap();
         assert_eq!(complete_files(folder.path()).unwrap(), vec![path]);
         assert!(!folder.path().join("other.part").exists());
+    }
+
+    #[test]
+    fn folders_above_are_made_and_what_stands_in_the_way_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for _ in 0..2 {
+            create_folders(&at("a/b/c"), 0o700).unwrap();
+        }
+        for made in ["a", "a/b", "a/b/c"] {
+            let mode =
+                std::os::unix::fs::PermissionsExt::mode(&fs::metadata(at(made)).unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o700, "{made}");
+        }
+        for always in [".", "/", "./"] {
+            create_folders(Path::new(always), FOLDER).unwrap();
+        }
+        fs::write(at("file"), b"").unwrap();
+        std::os::unix::fs::symlink("nowhere", at("loose")).unwrap();
+        for bad in ["file", "file/below", "loose", "loose/below"] {
+            assert!(create_folders(&at(bad), FOLDER).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -160,13 +160,6 @@ mod tests {
         traces.check().err().map_or_else(String::new, |wrong| wrong.message().to_owned())
     }
 
-    #[cfg(not(feature = "otlp"))]
-    #[test]
-    fn a_program_that_cannot_export_says_so_instead_of_exporting_nothing() {
-        let said = wrong("http://127.0.0.1:4317", 1.0);
-        assert!(said.contains("built with the feature `otlp`"), "{said}");
-    }
-
     #[test]
     fn an_endpoint_that_says_a_password_is_refused_and_not_said_again() {
         for endpoint in

@@ -124,7 +124,7 @@ pub(super) async fn run(
         output.print(&standing.facts(dir));
         return Ok(ExitCode::OK);
     }
-    disk::create_folders(dir).map_err(|error| cannot_write(dir, &error))?;
+    disk::create_folders(dir, disk::FOLDER).map_err(|error| cannot_write(dir, &error))?;
     let pair = drawn(dir)?;
     let answer =
         ask(gateway, fingerprint.0, token, &pair).await.map_err(|error| match Enrolled::in_folder(dir) {
