@@ -6,7 +6,9 @@ The disk is the worst one that POSIX allows:
 - bytes of a file are durable by an fsync or fdatasync of that file that began when the write had ended, and has ended itself;
 - a name (of a file that was made, renamed, linked or removed) is durable by an fsync of its folder that began after that. The sync of a
   file says nothing of its name, and that of a folder nothing of what is in its files;
-- a sync that failed, or that strace has only pretended, makes nothing durable, and what it was asked for no later one brings back.
+- a sync that failed, or that strace has only pretended, makes nothing durable, and what one that failed was asked for, of a file or of a
+  folder, no later one brings back;
+- syncfs says something of what is below its folder, and of nothing else: a trace does not tell where another file system begins.
 
 What a folder held before the program began is durable. A file is known by what it is, not by its name, and keeps what it lacks when it
 is renamed. What cannot be judged by a trace is never taken for durable (a file that is mapped for writing), or ends the reading: a second
@@ -45,7 +47,7 @@ NEVER = float("inf")
 def watched(out, slow_ms=0):
     """The command before a program whose trace goes to `out`. With `slow_ms` each sync takes that much longer: whoever answers without
     waiting for it has then long answered."""
-    slow = ["-e", f"inject={','.join(SYNCS)}:delay_enter={slow_ms * 1000}"] if slow_ms else []
+    slow = ["-e", f"inject={','.join((*SYNCS, *SYNCS_OF_ALL))}:delay_enter={slow_ms * 1000}"] if slow_ms else []
     return ["strace", "-f", "-y", "-ttt", "-T", "-s", "0", "-qq", "--seccomp-bpf", "-e", "trace=" + ",".join(f"?{call}" for call in CALLS), *slow,
             "-o", str(out)]
 
@@ -80,6 +82,10 @@ class Call:
     @property
     def done(self):
         return self.result is not None and self.result >= 0
+
+    @property
+    def failed(self):
+        return self.result is not None and self.result < 0
 
 
 class Trace:
@@ -168,7 +174,16 @@ class Disk:
 
     def without(self, dropped):
         """The same of a program that does not make some of these calls."""
-        return Disk(Trace([call for call in self.all if not dropped(call)], self.trace.lines), self.root, self.before, self.cwd)
+        return self._of([call for call in self.all if not dropped(call)])
+
+    def sooner(self, moved, than):
+        """The same of a program that makes this call before that one: the order in which it would be wrong."""
+        at = than.begin - 0.5
+        calls = [dataclasses.replace(call, begin=at, end=at) if call is moved else call for call in self.all]
+        return self._of(sorted(calls, key=lambda call: call.begin))
+
+    def _of(self, calls):
+        return Disk(Trace(calls, self.trace.lines), self.root, self.before, self.cwd)
 
     # What is asked.
 
@@ -195,8 +210,8 @@ class Disk:
     def is_durable(self, call, at):
         """Whether what a call has done would be there still: a write its bytes, a rename or a removal its names."""
         if call.folders:
-            return all(call.end < self._synced_up_to(folder, at) for folder in call.folders)
-        return call.node is not None and call.end < at and call not in self._missing(call.node, at)
+            return all(self._is_covered(call, self._spans(folder, at)) for folder in call.folders)
+        return call.done and call.node is not None and call.end < at and call not in self._missing(call.node, at)
 
     def back(self, at, below=""):
         """Names that were removed or renamed and would be there again."""
@@ -208,10 +223,15 @@ class Disk:
         return [path for path, node in self._walk(at, kept=False) if not node.is_folder and self._is_below(path, below)]
 
     def calls(self, names, pattern, after=-1):
-        """Those about files of this name, from a moment on, in the order of their beginning."""
+        """Those about files of this name, from a moment on, in the order of their beginning. Not those that failed: but a write that did may
+        have written something."""
         names = [names] if isinstance(names, str) else names
-        return [call for call in self.all
-                if call.name in names and call.begin > after and call.path and fnmatch.fnmatchcase(call.path, pattern)]
+        return [call for call in self.all if call.name in names and call.begin > after and (call.name in WRITES or not call.failed)
+                and call.path and fnmatch.fnmatchcase(call.path, pattern)]
+
+    def ended(self, names, pattern, before, after=-1):
+        """Those that were done and over before a moment."""
+        return [call for call in self.calls(names, pattern, after) if call.done and call.end < before]
 
     # What there is at a moment.
 
@@ -222,9 +242,9 @@ class Disk:
         yield from self._walk_folder(self.top, "", at, kept)
 
     def _walk_folder(self, folder, prefix, at, kept):
-        names, until = dict(folder.before), self._synced_up_to(folder, at) if kept else at
+        names, spans = dict(folder.before), self._spans(folder, at) if kept else [(-1, at)]
         for call, name, node in folder.names:
-            if call.end < until:
+            if self._is_covered(call, spans):
                 names[name] = node
         for name, node in sorted(names.items(), key=lambda one: one[0]):
             if node is not None:
@@ -232,9 +252,20 @@ class Disk:
                 if node.is_folder:
                     yield from self._walk_folder(node, prefix + name + "/", at, kept)
 
-    def _synced_up_to(self, node, at):
-        """What had ended before this is durable."""
-        return max((sync.begin for sync in [*node.syncs, *self.syncs_of_all] if sync.done and sync.end < at), default=-1)
+    def _spans(self, node, at):
+        """What lies within one of these is durable: from the last sync that failed to the beginning of one that did not."""
+        spans, since = {}, -1
+        for sync in sorted([*node.syncs, *self.syncs_of_all], key=lambda sync: sync.end):
+            if sync.end >= at:
+                break
+            if sync.done:
+                spans[since] = max(sync.begin, spans.get(since, since))
+            else:
+                since = sync.end
+        return list(spans.items())
+
+    def _is_covered(self, call, spans):
+        return any(since < call.begin and call.end < until for since, until in spans)
 
     def _unsynced(self, node, at):
         """What of a file is not durable, in words."""
@@ -245,20 +276,9 @@ class Disk:
 
     def _missing(self, node, at):
         """Writes that no sync has covered."""
-        spans, since = {}, -1
-        for sync in sorted([*node.syncs, *self.syncs_of_all], key=lambda sync: sync.end):
-            if sync.end >= at:
-                break
-            if sync.done:
-                # All since the last one that failed: one span, mostly.
-                spans[since] = max(sync.begin, spans.get(since, since))
-            else:
-                since = sync.end
-
-        def is_covered(call):
-            return any(since < call.begin and call.end < until for since, until in spans.items())
-
-        return [call for call, by_itself in node.writes if call.begin < at and not (by_itself and call.end < at) and not is_covered(call)]
+        spans = self._spans(node, at)
+        return [call for call, by_itself in node.writes
+                if call.begin < at and not (by_itself and call.end < at) and not self._is_covered(call, spans)]
 
     # Names.
 
@@ -292,6 +312,11 @@ class Disk:
             return self.top
         place = self._place(path)
         return place and place[0].now.get(place[1])
+
+    def _below(self, node):
+        yield node
+        for one in node.now.values():
+            yield from self._below(one)
 
     def _called(self, node):
         parts = []
@@ -355,7 +380,13 @@ class Disk:
             elif not node.is_folder:
                 # Also one that fails may have written something.
                 node.writes.append((call, by_itself))
+        elif call.name == "syncfs" and call.done:
+            if handle := self._handle(call):
+                call.path, call.node = self._called(handle[0]), handle[0]
+                for node in self._below(handle[0]):
+                    node.syncs.append(call)
         elif call.name in SYNCS_OF_ALL:
+            # Also a syncfs that failed: nobody knows of what.
             self.syncs_of_all.append(call)
         elif call.name in (*RENAMES, *LINKS, *REMOVES, *MAKES):
             paths = self._paths(call)

@@ -1,8 +1,9 @@
 """The power goes: what the real programs have promised is on the disk. Each runs under strace, and power.py says what a cut would
-take at the moment of the promise.
+take at the moment of the promise. What has not been written yet nothing takes: wherever an order is promised, what comes first is looked
+for too.
 
 While a program is watched its syncs are slow, so an answer that did not wait for one comes before its end. And each finding is made once
-more without some of the syncs: there the same question has to name what is lost.
+more without some of the syncs, or in the wrong order: there the same question has to name what is lost.
 """
 
 import concurrent.futures
@@ -14,7 +15,7 @@ import time
 import pytest
 
 from parties import AUTHORITY, SITE
-from power import SYNCS, WRITES, Disk, Trace, listing, watched
+from power import SYNCS, SYNCS_OF_ALL, WRITES, Disk, Trace, listing, watched
 from programs import Server, program, run, succeed
 from site_on_loopback import LoopbackSite
 
@@ -50,7 +51,8 @@ class Life:
 
     def without(self, *patterns):
         """The same life without the syncs of these files."""
-        return self.disk.without(lambda call: call.name in SYNCS and any(fnmatch.fnmatchcase(call.path or "", pattern) for pattern in patterns))
+        return self.disk.without(lambda call: call.name in (*SYNCS, *SYNCS_OF_ALL)
+                                 and any(fnmatch.fnmatchcase(call.path or "", pattern) for pattern in patterns))
 
 
 class Watched(LoopbackSite):
@@ -205,7 +207,7 @@ def test_without_one_of_its_syncs_it_would_not_be(gateway, syncs, named, why):
 
 def test_small_envelopes_are_there_when_they_were_acknowledged(gateway):
     at = gateway.at("small")
-    written = [call for call in gateway.disk.calls(WRITES, SEGMENT) if call.end < at]
+    written = gateway.disk.ended(WRITES, SEGMENT, at)
     assert written and lost(gateway.disk, at) == {}
     missing = lost(gateway.without("gateway-data/spool/*/seg-*"), at)
     assert set(missing) == {call.path for call in written}, missing
@@ -236,19 +238,21 @@ def test_what_was_refused_is_in_its_area_when_it_has_left_the_lane(gateway):
 
 
 def let_go(disk):
-    """What was removed or given to be written over, with the last that was written of it."""
+    """What was removed or given to be written over, with the last that was written of it, and its lane."""
     for call in disk.calls(("rename", "unlink"), SEGMENT):
-        yield call, max(one.end for one in disk.calls(WRITES, call.path) if one.end < call.begin)
+        yield call, max(one.end for one in disk.ended(WRITES, call.path, call.begin)), os.path.dirname(call.path)
     for call in disk.calls("unlink", UPLOAD):
-        yield call, max(one.end for one in disk.calls("rename", "gateway-data/uploads/*.part") if one.to == call.path)
+        named = max(one.end for one in disk.calls("rename", "gateway-data/uploads/*.part") if one.to == call.path)
+        # Its record is the next that is written.
+        yield call, named, os.path.dirname(disk.calls(WRITES, SEGMENT, after=named)[0].path)
 
 
 def let_go_too_early(disk):
-    """What was let go without a checkpoint that was durable before a cursor was written that was durable before that. The cursor is in
-    its file, and in the head of each group that follows."""
+    """What was let go without a checkpoint that was durable before a cursor was written that was durable before that. The cursor of its lane
+    is in a file, and in the head of each group that follows."""
     early = []
-    for gone, written in let_go(disk):
-        cursors = [call for call in disk.calls(WRITES, "gateway-data/spool/lane-?/*")
+    for gone, written, lane in let_go(disk):
+        cursors = [call for call in disk.calls(WRITES, f"{lane}/*")
                    if written < call.begin and disk.is_durable(call, gone.begin) and call.path != gone.path and "spare" not in call.path]
         checkpoints = [call for call in disk.calls(WRITES, "gateway-data/lines.part") if written < call.begin]
         if not any(disk.is_durable(checkpoint, cursor.begin) and disk.is_durable(name, cursor.begin)
@@ -259,7 +263,7 @@ def let_go_too_early(disk):
 
 
 def test_nothing_leaves_the_gateway_before_the_checkpoint_that_remembers_it_and_the_cursor_are_durable(gateway):
-    gone = [call.path for call, _ in let_go(gateway.disk)]
+    gone = [call.path for call, *_ in let_go(gateway.disk)]
     assert len(some(gone, SEGMENT)) >= 2 and len(some(gone, UPLOAD)) == 1, gone
     assert let_go_too_early(gateway.disk) == []
     for syncs in (["gateway-data/lines.part"], ["gateway-data"], ["gateway-data/spool/*/seg-*", "*/cursor*"]):
@@ -297,10 +301,14 @@ APPLIED = {
 }
 
 
+def output_of(life, what):
+    return APPLIED.get((life.sink, what), f"decryptor-data/refused/{SITE}/truck-2/*.envelope")
+
+
 @pytest.mark.parametrize("what", ["small", "large", "refused"])
 def test_what_the_gateway_was_told_is_applied_is_in_the_output_and_in_the_books(decryptor, what):
     at = decryptor.at(what)
-    output = APPLIED.get((decryptor.sink, what), f"decryptor-data/refused/{SITE}/truck-2/*.envelope")
+    output = output_of(decryptor, what)
     assert some(decryptor.disk.files(at), output)
     assert lost(decryptor.disk, at) == {}
     # The same without the syncs of the output, of its folder, of the books.
@@ -321,6 +329,36 @@ def entered_too_early(disk):
     return early
 
 
+def entry_of(life, disk, what):
+    """The first entry of the ledger that was written for what was promised, and the moment of the promise before it."""
+    whats = [None, "small", "large", "refused"]
+    before = whats[whats.index(what) - 1]
+    since = life.at(before) if before else -1
+    return disk.ended(WRITES, LEDGER, life.at(what), after=since)[0], since
+
+
+def entered_before_its_output(life, disk, what):
+    """Of the output of what was promised, what was written after the ledger had it."""
+    entry, since = entry_of(life, disk, what)
+    output = output_of(life, what)
+    late = [output] if not some(disk.files(entry.begin), output) else []
+    if life.sink == "jsonl" and what != "refused" and not disk.ended(WRITES, "records.jsonl", entry.begin, after=since):
+        late.append("records.jsonl")
+    return late
+
+
+@pytest.mark.parametrize("what", ["small", "large", "refused"])
+def test_an_entry_of_the_books_is_written_after_what_it_speaks_of(decryptor, what):
+    disk = decryptor.disk
+    assert entered_before_its_output(decryptor, disk, what) == []
+    # The last call that it must not precede: a line of the records, or the name of a file.
+    entry, since = entry_of(decryptor, disk, what)
+    lines = decryptor.sink == "jsonl" and what != "refused"
+    names = [call for call in disk.calls(("rename", "renameat2"), "*", after=since) if fnmatch.fnmatchcase(call.to, output_of(decryptor, what))]
+    last = disk.ended(WRITES, "records.jsonl", entry.begin, after=since)[0] if lines else names[0]
+    assert entered_before_its_output(decryptor, disk.sooner(entry, last), what)
+
+
 def test_an_entry_of_the_books_speaks_of_nothing_that_is_not_there(decryptor):
     assert len(decryptor.disk.calls(WRITES, LEDGER)) >= 3
     assert entered_too_early(decryptor.disk) == {}
@@ -329,7 +367,8 @@ def test_an_entry_of_the_books_speaks_of_nothing_that_is_not_there(decryptor):
 
 
 def test_a_large_envelope_is_kept_by_the_decryptor_until_it_is_applied_and_in_the_books(decryptor):
-    (gone,) = [call for call in decryptor.disk.calls("unlink", "decryptor-data/uploads/*.envelope") if call.done]
+    (gone,) = decryptor.disk.calls("unlink", "decryptor-data/uploads/*.envelope")
+    assert decryptor.disk.ended(WRITES, LEDGER, gone.begin, after=decryptor.at("small")), "it has an entry"
     assert some(decryptor.disk.files(gone.begin), APPLIED[decryptor.sink, "large"])
     assert lost(decryptor.disk, gone.begin) == {}
     assert some(lost(decryptor.without(LEDGER), gone.begin), LEDGER)
@@ -347,8 +386,7 @@ def test_a_folder_for_the_output_that_a_start_has_made_is_there(alone):
     finally:
         alone.__exit__()
     life.over()
-    assert life.disk.calls("mkdir", "records")
-    assert lost(life.disk, life.end) == {}
+    made_folders_are_there(life, "records")
 
 
 # The device.
@@ -374,50 +412,81 @@ def test_records_that_wait_in_the_outbox_are_there(records):
 
 
 def numbered_too_early(disk):
+    # The head of a segment is written before it is called so.
     first = disk.calls(WRITES, f"{DEVICE}/outbox/can/lane-0/seg-*")[0]
-    return list(disk.lost(first.begin, f"{DEVICE}/sequence.a")) + list(disk.lost(first.begin, f"{DEVICE}/sequence.b"))
+    numbered = disk.ended(WRITES, f"{DEVICE}/sequence.[ab]", first.begin)
+    missing = some(disk.lost(first.begin), f"{DEVICE}/sequence.[ab]")
+    return missing if numbered else [*missing, first.path]
 
 
 def test_the_number_of_the_start_is_there_before_an_envelope_bears_it(records):
-    assert records.disk.calls(WRITES, f"{DEVICE}/sequence.[ab]")
-    assert numbered_too_early(records.disk) == []
+    disk = records.disk
+    assert numbered_too_early(disk) == []
     assert numbered_too_early(records.without(f"{DEVICE}/sequence.[ab]"))
+    log = disk.calls(WRITES, f"{DEVICE}/outbox/can/lane-0/seg-*")[0]
+    assert numbered_too_early(disk.sooner(log, disk.calls(WRITES, f"{DEVICE}/sequence.[ab]")[0])) == [f"{DEVICE}/sequence.a", log.path]
+
+
+FILES = {"small": 1000, "large": LARGE}
 
 
 @pytest.fixture(scope="module")
 def files(alone):
-    """A folder whose files go into the outbox, and are deleted then."""
+    """A folder whose files go into the outbox, and are deleted then: one after the other, so each has its own record."""
     folder = alone.folder / "drop"
     folder.mkdir()
     life = Life(alone.folder, "files")
     config = alone.device("truck-1") / "device.toml"
-    for name, size in (("small", 1000), ("large", LARGE)):
-        (folder / name).write_bytes(os.urandom(size))
     command = [*life.watched(), program("pithead-device"), "-c", config, "watch", folder, "--after", "delete", "--settle", "10ms"]
     server = Server(command, alone.folder / "files.log")
     try:
-        server.until("has taken both", lambda: not list(folder.iterdir()))
+        for name, size in FILES.items():
+            whole = alone.folder / name
+            whole.write_bytes(os.urandom(size))
+            whole.rename(folder / name)
+            server.until("has taken it", lambda: not list(folder.iterdir()))
     finally:
         alone._end(server)
     return life.over()
 
 
+OUTBOX_LOG, OUTBOX_FILE = f"{DEVICE}/outbox/files/lane-0/seg-*", f"{DEVICE}/outbox/files/files/*.envelope"
+
+
 def deleted_too_early(disk):
-    return [path for gone in disk.calls("unlink", "drop/*") for path in disk.lost(gone.begin, f"{DEVICE}/outbox/files")]
+    """What of the outbox would be lost when a file is deleted, and the files that are not in it by then."""
+    early, since = [], -1
+    for gone in disk.calls("unlink", "drop/*"):
+        early += disk.lost(gone.begin, f"{DEVICE}/outbox/files")
+        # The head of a segment is written before it is called so.
+        if not disk.ended(WRITES, OUTBOX_LOG, gone.begin, after=since):
+            early.append(gone.path)
+        # A large one is a file of its own.
+        if gone.path == "drop/large" and not some(disk.files(gone.begin), OUTBOX_FILE):
+            early.append(gone.path)
+        since = gone.end
+    return early
 
 
 def test_a_file_is_deleted_when_its_envelope_in_the_outbox_is_there(files):
-    assert sorted(call.path for call in files.disk.calls("unlink", "drop/*")) == ["drop/large", "drop/small"]
-    assert some(files.disk.files(files.end), f"{DEVICE}/outbox/files/files/*.envelope"), "a large one is a file of its own"
-    assert deleted_too_early(files.disk) == []
-    envelope, log = f"{DEVICE}/outbox/files/files/*", f"{DEVICE}/outbox/files/lane-0/seg-*"
-    for syncs, named in (([f"{envelope}.part"], envelope), ([f"{DEVICE}/outbox/files/files"], envelope), ([log], log)):
+    disk = files.disk
+    small, large = disk.calls("unlink", "drop/*")
+    assert [small.path, large.path] == ["drop/small", "drop/large"]
+    assert deleted_too_early(disk) == []
+    envelope = f"{DEVICE}/outbox/files/files/*"
+    for syncs, named in (([f"{envelope}.part"], envelope), ([f"{DEVICE}/outbox/files/files"], envelope), ([OUTBOX_LOG], OUTBOX_LOG)):
         assert some(deleted_too_early(files.without(*syncs)), named), syncs
+    # In the wrong order: before the record of each, and before the large one's file has its name.
+    first, second = disk.calls(WRITES, OUTBOX_LOG)[:2]
+    (named,) = disk.calls("rename", f"{envelope}.part")
+    assert small.path in deleted_too_early(disk.sooner(small, first))
+    assert deleted_too_early(disk.sooner(large, second)) == [large.path]
+    assert deleted_too_early(disk.sooner(large, named)).count(large.path) == 2
 
 
 def enrol(site, folder):
     """The life of a device's enrolment into a folder."""
-    life = Life(site.folder, f"enrolled-{folder}")
+    life = Life(site.folder, f"enrolled-{folder.replace('/', '-')}")
     succeed(*life.watched(), program("pithead-device"), "enroll", "--dir", site.folder / folder, "--site", SITE, "--device", "truck-2",
             "--authority", AUTHORITY, "--root", site.authority.root, "--bundle", site.authority.bundle)
     return life.over()
@@ -436,19 +505,24 @@ def test_a_device_that_was_enrolled_is(enrolled):
     assert "made/device.toml" in lost(enrolled.without("made"), enrolled.end)
 
 
-def test_a_folder_that_an_enrolment_has_made_is_there(alone):
-    life = enrol(alone, "new")
+def made_folders_are_there(life, *folders):
+    """Each by a sync of the one above it."""
     assert lost(life.disk, life.end) == {}
+    for folder in folders:
+        assert life.disk.calls("mkdir", folder)
+        assert folder in lost(life.without(os.path.dirname(folder) or "."), life.end), folder
+
+
+def test_the_folders_that_an_enrolment_has_made_are_there(alone):
+    made_folders_are_there(enrol(alone, "new/in/it"), "new", "new/in", "new/in/it")
 
 
 # The authority.
 
 def test_an_authority_that_was_made_is_there(tmp_path):
     life = Life(tmp_path, "authority")
-    succeed(*life.watched(), program("pithead-decryptor"), "authority", "init", "--dir", tmp_path / "authority", "--authority", AUTHORITY)
-    life.over()
-    assert life.disk.calls("mkdir", "authority")
-    assert lost(life.disk, life.end) == {}
+    succeed(*life.watched(), program("pithead-decryptor"), "authority", "init", "--dir", tmp_path / "deep/authority", "--authority", AUTHORITY)
+    made_folders_are_there(life.over(), "deep", "deep/authority", "deep/authority/keys")
 
 
 # All of them.

@@ -103,6 +103,59 @@ def test_what_has_failed_or_was_pretended_makes_nothing_durable():
     assert "lacks" in lost(RIGHT.replace("fdatasync(3</d/a.part>)", "sync_file_range(3</d/a.part>, 0, 0, SYNC_FILE_RANGE_WRITE)"))["a"]
 
 
+def test_a_name_whose_sync_failed_no_later_one_brings_back():
+    failed = RIGHT.replace("fsync(3</d>) = 0", "fsync(3</d>) = -1 EIO (Input/output error)\nfsync(3</d>) = 0")
+    assert lost(failed) == {"a": "is not there"}
+    made = disk(failed)
+    assert not made.is_durable(made.calls("rename", "a.part")[0], made.trace.over)
+    # But one that is given after that.
+    assert lost(failed + """
+rename("/d/a", "/d/b") = 0
+openat(AT_FDCWD, "/d", O_RDONLY) = 4</d>
+fsync(4</d>) = 0""") == {}
+
+
+@pytest.mark.parametrize(("synced", "missing"), [
+    ("syncfs(4</d/in>) = 0", ["out"]),
+    ("syncfs(3</d>) = 0", []),
+    ("syncfs(9</elsewhere>) = 0", ["in/a", "out"]),
+    ("syncfs(3</d>) = -1 EIO (Input/output error)", ["in/a", "out"]),
+    # Of what nobody knows.
+    ("syncfs(9</elsewhere>) = -1 EIO (Input/output error)\nsync() = 0", ["in/a", "out"]),
+    ("sync() = 0", []),
+])
+def test_a_sync_of_a_file_system_is_one_of_what_is_below_its_folder(synced, missing):
+    text = f"""
+openat(AT_FDCWD, "/d", O_RDONLY) = 3</d>
+openat(AT_FDCWD, "/d/in", O_RDONLY|O_DIRECTORY) = 4</d/in>
+openat(AT_FDCWD, "/d/in/a", O_WRONLY|O_CREAT, 0666) = 5</d/in/a>
+openat(AT_FDCWD, "/d/out", O_WRONLY|O_CREAT, 0666) = 6</d/out>
+write(5</d/in/a>, ""..., 10) = 10
+{synced}"""
+    assert sorted(lost(text, before=["/d/in/"])) == missing
+
+
+def test_what_failed_has_not_happened_but_a_write_that_failed_may_have():
+    made = disk("""
+openat(AT_FDCWD, "/d/a", O_WRONLY|O_CREAT, 0666) = 3</d/a>
+write(3</d/a>, ""..., 10) = -1 EIO (Input/output error)
+fsync(3</d/a>) = -1 EIO (Input/output error)
+unlink("/d/a") = -1 EACCES (Permission denied)""")
+    assert [len(made.calls(name, "a")) for name in ("write", "fsync", "unlink")] == [1, 0, 0]
+    assert made.ended("write", "a", made.trace.over) == []
+    assert not made.is_durable(made.calls("write", "a")[0], made.trace.over)
+
+
+def test_a_call_can_be_made_sooner():
+    made = disk(RIGHT)
+    (write,), (rename,), (sync, *_) = made.calls("write", "*"), made.calls("rename", "*"), made.calls("fdatasync", "*")
+    late = made.sooner(sync, write)
+    assert "lacks" in late.lost(late.trace.over)["a"]
+    early = made.sooner(rename, write)
+    assert early.files(early.calls("write", "*")[0].begin) == ["a"] and early.ended("rename", "*", write.begin)
+    assert made.ended("rename", "*", write.begin) == []
+
+
 def test_a_folder_has_a_name_too():
     text = """
 mkdir("/d/in", 0777) = 0
