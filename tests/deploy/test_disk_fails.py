@@ -20,12 +20,18 @@ def strace():
         pytest.skip("strace is missing")
 
 
+def drained(site):
+    """The gateway has been told of everything that it is delivered."""
+    site.gateway.until("has drained", lambda: site.gateway.metric("pithead_spool_records") == 0)
+
+
 @pytest.fixture
 def site(tmp_path):
     with LoopbackSite(tmp_path) as site:
         # The line is there, and with it everything that is made for the first envelope.
         site.send("truck-1", 5)
         site.until_delivered("truck-1", 5)
+        drained(site)
         yield site
 
 
@@ -47,7 +53,7 @@ def mend(broken):
 
 
 def everything_once(site):
-    site.gateway.until("has drained", lambda: site.gateway.metric("pithead_spool_records") == 0)
+    drained(site)
     succeed(program("pithead-decryptor"), "verify", "-c", site.folder / "decryptor.toml")
 
 
