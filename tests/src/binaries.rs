@@ -23,7 +23,7 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Builds them if needed, once per process. Concurrent processes wait for each other on cargo's own lock.
+    /// Builds them if needed, once per process. Concurrent processes wait for each other.
     pub fn get() -> anyhow::Result<&'static Self> {
         static BUILT: OnceLock<Binaries> = OnceLock::new();
         // One build per package set: the gateway's must not see the decryptor's features.
