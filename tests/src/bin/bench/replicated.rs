@@ -33,11 +33,43 @@ pub(crate) struct Arguments {
     /// Only with so many servers: 1, 3.
     #[arg(long, value_delimiter = ',')]
     servers: Vec<usize>,
+    /// Only of this load: `few` are 16 clients with 64 envelopes under way, `fleet` are 256 with 16.
+    #[arg(long)]
+    load: Option<Load>,
 }
 
-const SHAPE: Shape = Shape { size: 1 << 10, clients: 16, window: 64, each: 2_500 };
-/// Plain publishes sync each by itself: a part of the envelopes takes long enough.
-const PLAIN: Shape = Shape { each: 400, ..SHAPE };
+/// Who sends.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+enum Load {
+    Few,
+    Fleet,
+}
+
+impl Load {
+    /// What follows the number of servers in the name of a row.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Few => "",
+            Self::Fleet => "-fleet",
+        }
+    }
+
+    /// What goes through the gateway.
+    fn sealed(self) -> Shape {
+        match self {
+            Self::Few => Shape { size: 1 << 10, clients: 16, window: 64, each: 10_000 },
+            Self::Fleet => Shape { size: 1 << 10, clients: 256, window: 16, each: 1_000 },
+        }
+    }
+
+    /// What is published plainly, which syncs each by itself: a part of the envelopes takes long enough.
+    fn plain(self) -> Shape {
+        match self {
+            Self::Few => Shape { each: 1_000, ..self.sealed() },
+            Self::Fleet => Shape { each: 100, ..self.sealed() },
+        }
+    }
+}
 
 #[derive(Debug, Serialize)]
 struct Facts {
@@ -59,26 +91,32 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         if !arguments.servers.is_empty() && !arguments.servers.contains(&servers) {
             continue;
         }
-        let (mut ours, mut plain) = (Vec::new(), Vec::new());
-        for _ in 0..arguments.rounds {
-            let (run, publishes) = round(binary.clone(), servers).await?;
-            ours.push(run);
-            plain.push(publishes);
+        for load in [Load::Few, Load::Fleet] {
+            if arguments.load.is_some_and(|only| only != load) {
+                continue;
+            }
+            let (mut ours, mut plain) = (Vec::new(), Vec::new());
+            for _ in 0..arguments.rounds {
+                let (run, publishes) = round(binary.clone(), servers, load).await?;
+                ours.push(run);
+                plain.push(publishes);
+            }
+            ours.sort_by(|one, other| one.0.total_cmp(&other.0));
+            let (per_second, facts) = ours.swap_remove(ours.len() / 2);
+            let name = format!("replicated-r{servers}{}", load.suffix());
+            let row = Row::alone(name, per_second, "envelopes/s", facts);
+            row.against(format!("plain publishes, R{servers}"), median(plain)).print(arguments.json)?;
         }
-        ours.sort_by(|one, other| one.0.total_cmp(&other.0));
-        let (per_second, facts) = ours.swap_remove(ours.len() / 2);
-        let row = Row::alone(format!("replicated-r{servers}"), per_second, "envelopes/s", facts);
-        row.against(format!("plain publishes, R{servers}"), median(plain)).print(arguments.json)?;
     }
     Ok(())
 }
 
-/// The gateway, and plain publishes, on servers of their own.
-async fn round(binary: PathBuf, servers: usize) -> anyhow::Result<((f64, Facts), f64)> {
+/// The gateway, and plain publishes, on the same servers.
+async fn round(binary: PathBuf, servers: usize, load: Load) -> anyhow::Result<((f64, Facts), f64)> {
     let folder = tempfile::Builder::new().prefix("pithead-bench-").tempdir()?;
     let options = NatsOptions { servers, ..NatsOptions::default() };
     let nats = Nats::start(binary, folder.path(), options).await?;
-    let plain = publishes(&nats).await?;
+    let plain = publishes(&nats, load.plain()).await?;
     let gateway_lines =
         vec![("spool", "engine = \"jetstream\"".to_owned()), ("spool.jetstream", nats.section())];
     let options = SiteOptions { keys: KeySource::Bundle, gateway_lines, ..SiteOptions::default() };
@@ -90,9 +128,10 @@ async fn round(binary: PathBuf, servers: usize) -> anyhow::Result<((f64, Facts),
             matches!(admin.metric("pithead_spool_owner").await, Ok(1.0))
         })
         .await?;
-    let clients = load::seal(&site, SHAPE, 1).await?;
-    let sent = load::send(site.gateway_address(), clients, SHAPE.window, None).await?;
-    anyhow::ensure!(sent.acknowledged == SHAPE.total() as u64, "{} were answered", sent.acknowledged);
+    let shape = load.sealed();
+    let clients = load::seal(&site, shape, 1).await?;
+    let sent = load::send(site.gateway_address(), clients, shape.window, None).await?;
+    anyhow::ensure!(sent.acknowledged == shape.total() as u64, "{} were answered", sent.acknowledged);
     let admin = site.gateway()?.admin();
     let (records, groups) = (
         admin.metric("pithead_spool_appended_records_total").await?,
@@ -102,17 +141,17 @@ async fn round(binary: PathBuf, servers: usize) -> anyhow::Result<((f64, Facts),
         ack_p50_ms: quantile(&sent.latencies, 0.5) / 1000.0,
         ack_p99_ms: quantile(&sent.latencies, 0.99) / 1000.0,
         envelopes_per_message: rounded(records / groups.max(1.0)),
-        size: SHAPE.size,
-        clients: SHAPE.clients,
-        window: SHAPE.window,
-        envelopes: SHAPE.total(),
+        size: shape.size,
+        clients: shape.clients,
+        window: shape.window,
+        envelopes: shape.total(),
     };
     site.stop().await?;
     Ok(((sent.acknowledged as f64 / sent.seconds, facts), plain))
 }
 
 /// As many clients as the gateway has, each with as many publishes under way.
-async fn publishes(nats: &Nats) -> anyhow::Result<f64> {
+async fn publishes(nats: &Nats, shape: Shape) -> anyhow::Result<f64> {
     let made = stream::Config {
         name: "plain".to_owned(),
         subjects: vec!["plain".to_owned()],
@@ -120,21 +159,21 @@ async fn publishes(nats: &Nats) -> anyhow::Result<f64> {
         ..stream::Config::default()
     };
     let mut clients = Vec::new();
-    for _ in 0..PLAIN.clients {
+    for _ in 0..shape.clients {
         let client = async_nats::connect(nats.client(0).to_string()).await.context("a client")?;
         clients.push(jetstream::new(client));
     }
     clients[0].create_stream(made).await.context("the stream")?;
-    let payload = bytes::Bytes::from(vec![0x5a; PLAIN.size]);
+    let payload = bytes::Bytes::from(vec![0x5a; shape.size]);
     let began = Instant::now();
     let publishing = clients.into_iter().map(|client| {
         let payload = payload.clone();
         tokio::spawn(async move {
-            let each = futures_util::stream::iter(0..PLAIN.each).map(|_| {
+            let each = futures_util::stream::iter(0..shape.each).map(|_| {
                 let (client, payload) = (client.clone(), payload.clone());
                 async move { client.publish("plain", payload).await?.await }
             });
-            let mut answers = each.buffer_unordered(PLAIN.window);
+            let mut answers = each.buffer_unordered(shape.window);
             while let Some(answer) = answers.next().await {
                 answer.context("a publish")?;
             }
@@ -144,5 +183,5 @@ async fn publishes(nats: &Nats) -> anyhow::Result<f64> {
     for task in publishing.collect::<Vec<_>>() {
         task.await??;
     }
-    Ok(PLAIN.total() as f64 / began.elapsed().as_secs_f64())
+    Ok(shape.total() as f64 / began.elapsed().as_secs_f64())
 }
