@@ -27,6 +27,11 @@ pub(crate) struct Disk {
     pub(crate) fail_sync_after: Option<u64>,
     /// Bytes that files can still grow.
     pub(crate) space: Option<u64>,
+    /// Whether room can be had without writing into it.
+    pub(crate) reserves: bool,
+    /// Bytes that were written, to whatever file.
+    #[cfg(test)]
+    pub(crate) written: u64,
     dead: bool,
     /// Syncs do not return while the flag is up.
     pub(crate) hanging: Arc<(Mutex<bool>, Condvar)>,
@@ -87,6 +92,13 @@ impl Disk {
             }
         }
         if self.dead { Err(dead()) } else { Ok(()) }
+    }
+
+    /// Counts a sync that could fail.
+    fn sync_fails(&mut self) -> bool {
+        let fails = self.fail_sync_after == Some(0);
+        self.fail_sync_after = if fails { None } else { self.fail_sync_after.map(|left| left - 1) };
+        fails
     }
 
     fn folder(&mut self, path: &Path) -> io::Result<(&mut Folder, String)> {
@@ -205,6 +217,9 @@ impl CrashFs {
             cut_after: None,
             fail_sync_after: None,
             space: None,
+            reserves: seed % 4 != 0,
+            #[cfg(test)]
+            written: 0,
             dead: false,
             hanging: Arc::default(),
             boot: 0,
@@ -333,6 +348,10 @@ impl FsFile for CrashFile {
             return Err(dead());
         }
         let cut = disk.act();
+        #[cfg(test)]
+        {
+            disk.written += bytes.len() as u64;
+        }
         let Disk { files, space, .. } = &mut *disk;
         let data = files.get_mut(&self.id).ok_or(io::ErrorKind::NotFound)?;
         let at = offset as usize;
@@ -368,17 +387,7 @@ impl FsFile for CrashFile {
         drop(lowered.wait_while(up, |up| *up).expect("no test panics with the lock held"));
         let mut disk = self.disk()?;
         disk.act()?;
-        let fails = match &mut disk.fail_sync_after {
-            Some(0) => {
-                disk.fail_sync_after = None;
-                true
-            }
-            Some(left) => {
-                *left -= 1;
-                false
-            }
-            None => false,
-        };
+        let fails = disk.sync_fails();
         let mut data = disk.files.remove(&self.id).ok_or(io::ErrorKind::NotFound)?;
         for (sector, versions) in std::mem::take(&mut data.dirty) {
             if let (Some(version), true) = (versions.last(), !fails || disk.random(2) == 0) {
@@ -387,5 +396,26 @@ impl FsFile for CrashFile {
         }
         disk.files.insert(self.id, data);
         if fails { Err(io::Error::other("the n-th sync fails")) } else { Ok(()) }
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<bool> {
+        let mut disk = self.disk()?;
+        if !disk.reserves {
+            return Ok(false);
+        }
+        disk.act()?;
+        if disk.sync_fails() {
+            return Err(io::Error::other("the n-th sync fails"));
+        }
+        let Disk { files, space, .. } = &mut *disk;
+        let data = files.get_mut(&self.id).ok_or(io::ErrorKind::NotFound)?;
+        let growth = bytes.saturating_sub(data.seen.len() as u64);
+        if let Some(space) = space {
+            *space = space.checked_sub(growth).ok_or(io::ErrorKind::StorageFull)?;
+        }
+        for bytes_of in [&mut data.seen, &mut data.kept] {
+            bytes_of.resize(bytes_of.len().max(bytes as usize), 0);
+        }
+        Ok(true)
     }
 }

@@ -35,6 +35,9 @@ pub(crate) trait FsFile: Send + Sync {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     fn write_slices_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()>;
     fn sync_data(&self) -> io::Result<()>;
+    /// Makes a new file `bytes` long, with blocks of its own that read as zeroes, and durably so: nothing that is written within it fails
+    /// for want of room. Says whether the file system can; if not, the file is as it was.
+    fn reserve(&self, bytes: u64) -> io::Result<bool>;
 }
 
 pub(crate) struct RealFs;
@@ -185,5 +188,14 @@ impl FsFile for RealFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<bool> {
+        match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            // Why: the length is not data, so a sync of data need not keep it.
+            Ok(()) => self.file.sync_all().map(|()| true),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }

@@ -54,7 +54,7 @@
 //! has to read a page of a recycled segment before it is overwritten.
 //!
 //! ```text
-//! segment   | header page | group | group | ... | old bytes or zeroes |            fixed size, zeroed or recycled
+//! segment   | header page | group | group | ... | old bytes or zeroes |            fixed size, new or recycled
 //!
 //! header     0  magic "PHSPOOL\0"       16  segment number      32  first position
 //!            8  version u16 = 1         24  salt                40  size of the file
@@ -110,7 +110,8 @@
 //! | what | when | why |
 //! |---|---|---|
 //! | group | each commit, each lane touched | a ticket's promise |
-//! | spare, zeroes | every 2 MiB while it is made | so that the blocks are allocated and written when they are overwritten, and a sync of a group commits no metadata (about half the time) |
+//! | spare, length and blocks | once, when it is made | a length is not data, and a sync of a group keeps data alone |
+//! | spare, zeroes | every 2 MiB while it is made | so that the blocks have been written when they are overwritten, and a sync of a group commits no metadata; not where groups are large or the owner waits |
 //! | segment header | before the rename from spare | a file that is called a segment has a header, so an unreadable one is damage and no accident of timing |
 //! | lane folder | after that rename | records are called durable under that name |
 //! | cursor slot | before segments are given back, and at close | after a crash nobody may look for records that are gone |

@@ -79,6 +79,11 @@ pub(crate) struct LaneState {
     pub(crate) spares: VecDeque<Spare>,
     pub(crate) preparing: bool,
     pub(crate) wants_spare: bool,
+    /// The owner waits for the spare that is being made.
+    pub(crate) hurried: bool,
+    /// What was written to this segment since it was begun or opened: groups, and their bytes.
+    pub(crate) groups: u64,
+    pub(crate) group_bytes: u64,
     /// Making one failed; not tried again before the next segment.
     pub(crate) spare_failed: bool,
     pub(crate) poisoned: bool,
@@ -99,6 +104,9 @@ impl LaneState {
             spares: VecDeque::new(),
             preparing: false,
             wants_spare: false,
+            hurried: false,
+            groups: 0,
+            group_bytes: 0,
             spare_failed: false,
             poisoned: false,
         }
@@ -121,7 +129,7 @@ pub(crate) struct Segment {
     pub(crate) spent: bool,
 }
 
-/// A file of zeroes, or an old segment, ready to become the next segment.
+/// A file that reads as zeroes, or an old segment, ready to become the next segment.
 pub(crate) struct Spare {
     pub(crate) name: String,
     pub(crate) file: FileRef,

@@ -298,6 +298,10 @@ mod tests {
         fn sync_data(&self) -> io::Result<()> {
             Err(io::ErrorKind::ReadOnlyFilesystem.into())
         }
+
+        fn reserve(&self, _bytes: u64) -> io::Result<bool> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
     }
 
     #[test]
