@@ -217,7 +217,7 @@ impl CrashFs {
             cut_after: None,
             fail_sync_after: None,
             space: None,
-            reserves: seed % 4 != 0,
+            reserves: !seed.is_multiple_of(4),
             #[cfg(test)]
             written: 0,
             dead: false,
