@@ -191,7 +191,9 @@ impl FsFile for RealFile {
     }
 
     fn reserve(&self, bytes: u64) -> io::Result<bool> {
-        match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        let whole = || rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        // A signal is no failing disk: two of those in a row would end the lane.
+        match rustix::io::retry_on_intr(whole) {
             // Why: the length is not data, so a sync of data need not keep it.
             Ok(()) => self.file.sync_all().map(|()| true),
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(false),

@@ -14,7 +14,7 @@
 //!    one group, and of what lies on disk only the segments are known, by their ends. Disk is bounded by
 //!    [`Options::max_bytes`], and what does not fit is refused before anything is written.
 //!
-//! It knows no network, no crypto and no clock. It has one owner: a thread that does all writing, beside one that zeroes
+//! It knows no network, no crypto and no clock. It has one owner: a thread that does all writing, beside one that makes
 //! segments ahead of time. Callers may be threads or tasks of any executor; [`Ticket`], [`Changed`] and [`Room`] are plain
 //! futures that can also be waited for.
 //!
