@@ -765,6 +765,32 @@ mod tests {
     }
 
     #[test]
+    fn an_append_that_has_overtaken_the_zeroes_does_not_wait_for_the_rest_of_them() {
+        let fs = CrashFs::new(7);
+        let parts = assemble(Arc::new(fs.clone()), Path::new("/spool"), Options::outbox()).unwrap();
+        let (shared, mut owner, mut preparer) = (parts.shared, parts.owner, parts.preparer);
+        shared.lock().lanes[0].wants_spare = true;
+        let hanging = Arc::clone(&fs.disk().hanging);
+        *hanging.0.lock().unwrap() = true;
+        let before = fs.disk().written;
+        std::thread::scope(|scope| {
+            scope.spawn(|| preparer.prepare(0));
+            // Its first step of zeroes hangs.
+            while fs.disk().written == before {
+                std::thread::yield_now();
+            }
+            scope.spawn(|| owner.roll(0).map_err(|_| "no segment").unwrap());
+            while !shared.lock().lanes[0].hurried {
+                std::thread::yield_now();
+            }
+            *hanging.0.lock().unwrap() = false;
+            hanging.1.notify_all();
+        });
+        let written = fs.disk().written - before;
+        assert!(written < 3 << 20, "{written} bytes: one step of zeroes and a header were enough");
+    }
+
+    #[test]
     fn spares_are_zeroed_for_small_groups_and_written_once_for_large_ones() {
         let (written, segment) = written_for_a_spare(1024);
         assert!(written >= segment, "{written} bytes are not all of it");
